@@ -1,0 +1,128 @@
+//! What differs between two snapshots.
+
+use std::sync::Arc;
+
+use crate::instance::Instance;
+use crate::snapshot::Snapshot;
+
+/// One difference between an older and a newer snapshot of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change {
+    /// A service that had no instance has one now.
+    ServiceAppeared(Arc<str>),
+    /// An instance that was not there before.
+    Joined(Arc<Instance>),
+    /// An instance that is there no longer.
+    Left(Arc<Instance>),
+    /// An instance whose address, weight, tags or status are others now. A change of the role alone is not one.
+    Updated {
+        /// As it was.
+        old: Arc<Instance>,
+        /// As it is.
+        new: Arc<Instance>,
+    },
+    /// Another instance is master now, or the same one with another term, or none.
+    MasterChanged {
+        /// The service.
+        service: Arc<str>,
+        /// The master before.
+        old: Option<Arc<Instance>>,
+        /// The master now.
+        new: Option<Arc<Instance>>,
+    },
+    /// A service whose last instance is gone.
+    ServiceDisappeared(Arc<str>),
+}
+
+impl Change {
+    /// All differences between two snapshots of one service, in the order in which the variants are declared.
+    #[must_use]
+    pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if old.instances().is_empty() && !new.instances().is_empty() {
+            changes.push(Change::ServiceAppeared(new.service().clone()));
+        }
+        let joined = new.instances().iter().filter(|instance| old.find(&instance.code).is_none());
+        changes.extend(joined.cloned().map(Change::Joined));
+        let left = old.instances().iter().filter(|instance| new.find(&instance.code).is_none());
+        changes.extend(left.cloned().map(Change::Left));
+        for after in new.instances() {
+            match old.find(&after.code) {
+                Some(before) if !same_but_for_role(before, after) => {
+                    changes.push(Change::Updated { old: before.clone(), new: after.clone() });
+                }
+                _ => {}
+            }
+        }
+        let master_of = |snapshot: &Snapshot| snapshot.master().map(|m| (m.code.clone(), m.role));
+        if master_of(old) != master_of(new) {
+            changes.push(Change::MasterChanged {
+                service: new.service().clone(),
+                old: old.master().cloned(),
+                new: new.master().cloned(),
+            });
+        }
+        if !old.instances().is_empty() && new.instances().is_empty() {
+            changes.push(Change::ServiceDisappeared(new.service().clone()));
+        }
+        changes
+    }
+
+    /// The service that the change is about.
+    #[must_use]
+    pub fn service(&self) -> &Arc<str> {
+        match self {
+            Change::ServiceAppeared(service)
+            | Change::ServiceDisappeared(service)
+            | Change::MasterChanged { service, .. } => service,
+            Change::Joined(instance) | Change::Left(instance) | Change::Updated { new: instance, .. } => {
+                &instance.service
+            }
+        }
+    }
+}
+
+fn same_but_for_role(a: &Arc<Instance>, b: &Arc<Instance>) -> bool {
+    Arc::ptr_eq(a, b) || (a.address == b.address && a.weight == b.weight && a.tags == b.tags && a.status == b.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::{Role, Term};
+
+    fn snapshot(instances: &[(&str, u32, Role)]) -> Snapshot {
+        let instances = instances.iter().map(|&(code, weight, role)| {
+            let mut instance = Instance::new("s").code(code).weight(weight);
+            instance.role = role;
+            Arc::new(instance)
+        });
+        Snapshot::new("s", 0, instances.collect())
+    }
+
+    fn words(old: &Snapshot, new: &Snapshot) -> Vec<String> {
+        let word = |change: Change| match change {
+            Change::ServiceAppeared(_) => "appeared".to_owned(),
+            Change::ServiceDisappeared(_) => "disappeared".to_owned(),
+            Change::Joined(i) => format!("joined {}", i.code),
+            Change::Left(i) => format!("left {}", i.code),
+            Change::Updated { old, new } => format!("updated {} {}->{}", new.code, old.weight, new.weight),
+            Change::MasterChanged { new, .. } => format!("master {:?}", new.map(|i| i.code.to_string())),
+        };
+        Change::between(old, new).into_iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_life_in_changes() {
+        let none = snapshot(&[]);
+        let first = snapshot(&[("a", 1, Role::Master(Term(1)))]);
+        let second = snapshot(&[("a", 2, Role::Master(Term(1))), ("b", 1, Role::Normal)]);
+        let third = snapshot(&[("b", 1, Role::Master(Term(2)))]);
+        assert_eq!(words(&none, &first), ["appeared", "joined a", "master Some(\"a\")"]);
+        assert_eq!(words(&first, &second), ["joined b", "updated a 1->2"]);
+        assert_eq!(words(&second, &third), ["left a", "master Some(\"b\")"]);
+        assert_eq!(words(&third, &none), ["left b", "master None", "disappeared"]);
+        assert!(words(&third, &third).is_empty());
+    }
+}

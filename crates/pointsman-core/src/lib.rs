@@ -1,0 +1,22 @@
+//! The nouns and contracts that every part of Pointsman shares.
+//!
+//! An [`Instance`] registers under the name of its service and holds a [`Role`]. All instances of one service, at one
+//! moment, are a [`Snapshot`]; what differs between two snapshots is a list of [`Change`]s. A [`View`] is where the one
+//! [`ViewWriter`] leaves the newest snapshot for any number of readers. A [`TermGuard`] refuses what a deposed master
+//! still tries to write.
+//!
+//! This crate has no runtime and does no I/O: what depends on it can be tested with values alone.
+
+mod change;
+mod instance;
+mod name;
+mod role;
+mod snapshot;
+mod view;
+
+pub use change::Change;
+pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, Status, check_address};
+pub use name::{InvalidName, MAX_NAME_BYTES, check_name};
+pub use role::{Role, StaleTerm, Term, TermGuard};
+pub use snapshot::{Problem, Snapshot};
+pub use view::{View, ViewWriter};
