@@ -1,1 +1,36 @@
-//! Pointsman.
+//! Registration, election and directory.
+//!
+//! A [`Registry`] is where registrations live: in memory (`memory://`) or on ZooKeeper (`zookeeper://`). An instance
+//! that is registered holds a [`Registration`], which tells its role; who looks for instances asks a [`Directory`], or
+//! for one service a [`Service`], which follow the registry and keep the newest [`Snapshot`](pointsman_core::Snapshot)
+//! at hand, also while the registry is away.
+//!
+//! One way only: a backend sends [events](backend) to the one task that writes a directory; readers see immutable
+//! snapshots. User code never runs on the task that reads the registry.
+
+mod backend;
+mod changes;
+pub mod check;
+mod directory;
+mod disk;
+mod error;
+mod guard;
+mod lease;
+mod memory;
+mod overrides;
+mod registration;
+mod registry;
+mod store;
+mod url;
+mod zookeeper;
+
+pub use changes::Changes;
+pub use directory::{Directory, Freshness, Service};
+pub use error::Error;
+pub use guard::Guard;
+pub use registration::{Registration, Roles};
+pub use registry::{Builder, Registry};
+pub use url::{Acl, parse_duration};
+
+/// What every fallible call of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

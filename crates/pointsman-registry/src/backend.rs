@@ -1,0 +1,79 @@
+//! What a backend does, and the events that it sends to a directory.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pointsman_core::{Instance, Problem};
+use tokio::sync::mpsc;
+
+use crate::Result;
+use crate::overrides::OverrideChange;
+use crate::registration::{End, Task};
+
+/// Where registrations live. Behind the concrete [`Registry`](crate::Registry); chosen by the URL's scheme.
+#[async_trait]
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// Returns once the registry has answered, or says within `timeout` why not.
+    async fn connected(&self, timeout: Option<Duration>) -> Result<()>;
+
+    /// Keeps one instance registered, whatever happens, until the task's commands end. Never gives up.
+    async fn keep(&self, task: Task) -> End;
+
+    /// Sends what `scope` holds, and every change of it, until `events` is closed.
+    async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>);
+
+    /// Changes what an operator has set for an instance.
+    async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()>;
+
+    /// Ends everything. What is still registered is gone afterwards.
+    async fn close(&self);
+
+    /// A name for this registry that is fit for a folder, the same in each process.
+    fn label(&self) -> String;
+}
+
+/// What a directory follows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Scope {
+    /// Every service.
+    All,
+    /// These services, whether they exist yet or not.
+    Services(BTreeSet<Arc<str>>),
+}
+
+impl Scope {
+    pub(crate) fn one(service: &str) -> Self {
+        Scope::Services(BTreeSet::from([service.into()]))
+    }
+
+    pub(crate) fn contains(&self, service: &str) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Services(services) => services.contains(service),
+        }
+    }
+}
+
+/// What a backend tells a directory. A reset carries everything that the scope holds, so that nobody ever sees half a
+/// list; then single services are put as they change.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The connection is lost: what is known may be out of date from now on.
+    Stale,
+    /// All services of the scope that hold anything. Services that are not named hold nothing. Everything is fresh.
+    Reset(Vec<ServiceState>),
+    /// One service, whole, as it is now.
+    Put(ServiceState),
+}
+
+/// One service as the registry holds it, with the operator's overrides applied.
+#[derive(Debug)]
+pub(crate) struct ServiceState {
+    pub(crate) service: Arc<str>,
+    /// The registry's own revision of it: must not fall, or it was read from a server that lags behind.
+    pub(crate) revision: u64,
+    pub(crate) instances: Vec<Arc<Instance>>,
+    pub(crate) problems: Vec<Problem>,
+}

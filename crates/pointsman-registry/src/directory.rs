@@ -1,0 +1,202 @@
+//! The live source of snapshots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::{Instance, Snapshot, View};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::changes::Changes;
+use crate::store::{Loaded, Shared};
+use crate::{Error, Result};
+
+/// Follows one service, several, or all of a registry, and has the newest snapshot of each at hand. Cheap to clone; when
+/// the last clone and the last [`Service`] of it are gone, it follows no longer.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    inner: Arc<Inner>,
+}
+
+/// One service of a [`Directory`]: its snapshots, its master, its changes. It need not exist yet.
+#[derive(Debug, Clone)]
+pub struct Service {
+    name: Arc<str>,
+    view: View,
+    changed: watch::Receiver<u64>,
+    directory: Directory,
+}
+
+/// How far a view can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// It is what the registry holds.
+    Fresh,
+    /// The registry is away, or has not answered yet; this is what it held `age` ago.
+    Stale {
+        /// How long ago the view was last known to be fresh.
+        age: Duration,
+    },
+    /// The registry has suddenly lost many instances, which are still shown.
+    Guarded {
+        /// How long ago the view was last known to be fresh; zero while connected.
+        age: Duration,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    shared: Arc<Shared>,
+    follower: JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Ends the backend's follower, which drops its end of the channel, which ends the store.
+        self.follower.abort();
+    }
+}
+
+impl Inner {
+    pub(crate) fn new(shared: Arc<Shared>, follower: JoinHandle<()>) -> Self {
+        Self { shared, follower }
+    }
+}
+
+impl Directory {
+    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+
+    /// The newest snapshot of a service; an empty one if it does not exist, or is not followed by this directory.
+    #[must_use]
+    pub fn snapshot(&self, service: &str) -> Arc<Snapshot> {
+        self.inner.shared.snapshot(service)
+    }
+
+    /// The newest snapshots of all services that hold anything, in the order of their names.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        let mut snapshots = self.inner.shared.snapshots();
+        snapshots.sort_by(|a, b| a.service().cmp(b.service()));
+        snapshots
+    }
+
+    /// A handle on one service. `None` if this directory does not follow it.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Service> {
+        if !self.inner.shared.scope.contains(name) {
+            return None;
+        }
+        let (view, changed) = self.inner.shared.cell(name);
+        Some(Service { name: name.into(), view, changed, directory: self.clone() })
+    }
+
+    /// All changes from now on, of every service that is followed.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes::of_all(self.clone())
+    }
+
+    /// Whether this directory is connected to its registry: fresh or stale. (Guarded is a matter of each service.)
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        match self.inner.shared.link.borrow().stale_since {
+            None => Freshness::Fresh,
+            Some(since) => Freshness::Stale { age: since.elapsed() },
+        }
+    }
+
+    /// Waits until all is fresh again. Returns at once while it is.
+    pub async fn fresh(&self) {
+        // The sender lives in `self`: no error.
+        let _ = self.inner.shared.link.subscribe().wait_for(|link| link.stale_since.is_none()).await;
+    }
+
+    /// Waits for the first content: from the registry, or else, after `patience`, from disk.
+    pub(crate) async fn loaded(&self, patience: Duration) -> bool {
+        let mut link = self.inner.shared.link.subscribe();
+        let fresh = link.wait_for(|link| link.loaded == Loaded::FromRegistry);
+        if tokio::time::timeout(patience, fresh).await.is_ok() {
+            return true;
+        }
+        self.inner.shared.link.borrow().loaded != Loaded::Nothing
+    }
+}
+
+impl Service {
+    /// The service's name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The newest snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.view.load()
+    }
+
+    /// The master.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMaster`] when there is none now.
+    pub fn master(&self) -> Result<Arc<Instance>> {
+        let no_master = || Error::NoMaster { service: self.name.clone() };
+        self.snapshot().master().cloned().ok_or_else(no_master)
+    }
+
+    /// Where the newest snapshot lies: what a balancer reads.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.view.clone()
+    }
+
+    /// How far the newest snapshot can be trusted.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        match (self.snapshot().is_guarded(), self.directory.freshness()) {
+            (false, freshness) => freshness,
+            (true, Freshness::Stale { age }) => Freshness::Guarded { age },
+            (true, _) => Freshness::Guarded { age: Duration::ZERO },
+        }
+    }
+
+    /// All changes from now on.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes::of_one(self)
+    }
+
+    /// Waits until the newest snapshot satisfies `condition`, and returns it. Returns at once if it does already.
+    pub async fn wait_for(&self, mut condition: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let mut changed = self.changed.clone();
+        loop {
+            changed.mark_unchanged();
+            let snapshot = self.snapshot();
+            if condition(&snapshot) {
+                return snapshot;
+            }
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The directory that this service belongs to.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        let mut changed = self.changed.clone();
+        changed.mark_unchanged();
+        changed
+    }
+}

@@ -1,0 +1,190 @@
+//! Snapshots on disk, so that even a restart during a full outage finds its instances.
+//!
+//! One JSON file a service, replaced in whole (written aside, then renamed), so that a crash leaves the old or the new
+//! one. What cannot be read is skipped with a warning: a stale view is a help, never a condition.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pointsman_core::{Instance, Role, Snapshot, Status, Term};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Scope;
+
+/// A snapshot as it was read from disk.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) at: SystemTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    service: String,
+    revision: u64,
+    saved_at_unix_ms: u64,
+    instances: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    code: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    weight: u32,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tags: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    term: Option<u64>,
+    #[serde(default)]
+    drained: bool,
+}
+
+/// Writes each snapshot. What cannot be written is logged: the disk may be full, and nothing else depends on it.
+pub(crate) fn save(folder: &Path, snapshots: &[Arc<Snapshot>]) {
+    for snapshot in snapshots {
+        let path = folder.join(file_name(snapshot.service()));
+        if let Err(error) = save_one(folder, &path, snapshot) {
+            tracing::warn!(path = %path.display(), %error, "snapshot not saved");
+        }
+    }
+}
+
+fn save_one(folder: &Path, path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
+    if snapshot.is_empty() {
+        return match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    }
+    std::fs::create_dir_all(folder)?;
+    let aside = path.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&aside, serde_json::to_vec(&File::from(snapshot))?)?;
+    std::fs::rename(&aside, path)
+}
+
+/// Reads every snapshot of the scope.
+pub(crate) fn load(folder: &Path, scope: &Scope) -> Vec<Saved> {
+    let paths: Vec<PathBuf> = match scope {
+        Scope::Services(services) => services.iter().map(|service| folder.join(file_name(service))).collect(),
+        Scope::All => {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect()
+        }
+    };
+    paths.iter().filter(|path| path.exists()).filter_map(|path| load_one(path)).collect()
+}
+
+fn load_one(path: &Path) -> Option<Saved> {
+    let read = std::fs::read(path).map_err(|error| error.to_string());
+    match read.and_then(|bytes| serde_json::from_slice::<File>(&bytes).map_err(|error| error.to_string())) {
+        Ok(file) => Some(file.into()),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "snapshot not loaded");
+            None
+        }
+    }
+}
+
+/// The service's name, with everything but letters, digits, `-` and `_` as `%XX`: fit for any file system.
+pub(crate) fn escaped(name: &str) -> String {
+    name.bytes().fold(String::new(), |mut escaped, byte| {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+            escaped.push(char::from(byte));
+        } else {
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+        escaped
+    })
+}
+
+fn file_name(service: &str) -> String {
+    let name = escaped(service);
+    // File names end at 255 bytes on most file systems; a cut name is told apart by a hash of the whole.
+    match name.get(..200) {
+        Some(cut) => format!("{cut}%{:016x}.json", fnv1a(name.as_bytes())),
+        None => format!("{name}.json"),
+    }
+}
+
+/// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in every process, unlike std's hasher.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl From<&Snapshot> for File {
+    fn from(snapshot: &Snapshot) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let entry = |instance: &Arc<Instance>| Entry {
+            code: instance.code.to_string(),
+            address: instance.address.as_deref().map(str::to_owned),
+            weight: instance.weight,
+            tags: instance.tags.clone(),
+            term: instance.role.term().map(|term| term.0),
+            drained: instance.status == Status::Drained,
+        };
+        File {
+            service: snapshot.service().to_string(),
+            revision: snapshot.revision(),
+            saved_at_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
+            instances: snapshot.instances().iter().map(entry).collect(),
+        }
+    }
+}
+
+impl From<File> for Saved {
+    fn from(file: File) -> Self {
+        let service: Arc<str> = file.service.into();
+        let instances = file.instances.into_iter().map(|entry| {
+            let mut instance = Instance::new(service.clone()).code(entry.code).weight(entry.weight);
+            instance.address = entry.address.map(Into::into);
+            instance.tags = entry.tags;
+            instance.role = entry.term.map_or(Role::Normal, |term| Role::Master(Term(term)));
+            instance.status = if entry.drained { Status::Drained } else { Status::Passing };
+            Arc::new(instance)
+        });
+        let snapshot = Snapshot::new(service.clone(), file.revision, instances.collect());
+        Saved { snapshot, at: UNIX_EPOCH + Duration::from_millis(file.saved_at_unix_ms) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(service: &str) -> Snapshot {
+        let mut master = Instance::new(service).code("a").address("h:1").tag("zone", "eu").weight(3);
+        master.role = Role::Master(Term(9));
+        let mut normal = Instance::new(service).code("b");
+        normal.role = Role::Normal;
+        normal.status = Status::Drained;
+        Snapshot::new(service, 5, vec![Arc::new(master), Arc::new(normal)])
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = "长".repeat(80);
+        for service in ["a.b", "A:b", &long] {
+            let saved = snapshot(service);
+            save(folder.path(), &[Arc::new(saved.clone())]);
+            let loaded = load(folder.path(), &Scope::one(service)).pop().unwrap();
+            assert!(loaded.snapshot.same_content(&saved), "{loaded:?}");
+            assert!(loaded.at.elapsed().unwrap() < Duration::from_secs(60));
+        }
+        assert_eq!(load(folder.path(), &Scope::All).len(), 3);
+        save(folder.path(), &[Arc::new(Snapshot::empty("a.b"))]);
+        assert_eq!(load(folder.path(), &Scope::All).len(), 2);
+    }
+
+    #[test]
+    fn a_broken_file_is_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("s.json"), b"{").unwrap();
+        assert!(load(folder.path(), &Scope::one("s")).is_empty());
+        assert!(load(&folder.path().join("none"), &Scope::All).is_empty());
+    }
+}

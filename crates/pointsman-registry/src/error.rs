@@ -1,0 +1,122 @@
+//! What can go wrong, in words for whoever called.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::{InvalidInstance, InvalidName};
+
+/// Why a call on the registry failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The registry's URL cannot be used.
+    #[error("registry url {url:?}: {reason}")]
+    Url {
+        /// The URL, without its secrets.
+        url: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// The instance cannot be registered as it is.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInstance),
+    /// The registration would not fit into the registry.
+    #[error("register {service}/{code}: {bytes} bytes are too much, the limit is {limit}; use fewer or smaller tags")]
+    TooLarge {
+        /// The service.
+        service: Arc<str>,
+        /// The instance's code.
+        code: Arc<str>,
+        /// What it would take.
+        bytes: usize,
+        /// What there is.
+        limit: usize,
+    },
+    /// Another living instance of the service has the code.
+    #[error("register {service}/{code}: the code is already registered, by {holder}")]
+    DuplicateCode {
+        /// The service.
+        service: Arc<str>,
+        /// The code.
+        code: Arc<str>,
+        /// Who has it: address, process, node.
+        holder: String,
+    },
+    /// No registry answered in time.
+    #[error("{tried}: no answer within {waited:?}: {reason}")]
+    Unreachable {
+        /// What was tried.
+        tried: String,
+        /// For how long.
+        waited: Duration,
+        /// What was seen at the last try.
+        reason: String,
+    },
+    /// The connection to the registry is lost; what was asked for may or may not have been carried out.
+    #[error("{step}: {reason}")]
+    Unavailable {
+        /// What was being done.
+        step: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The registry answered, and refuses.
+    #[error("{step}: {reason}")]
+    Refused {
+        /// What was being done.
+        step: String,
+        /// The registry's reason.
+        reason: String,
+    },
+    /// The service has no master now.
+    #[error("service {service} has no master now")]
+    NoMaster {
+        /// The service.
+        service: Arc<str>,
+    },
+    /// Only a master can resign.
+    #[error("{service}/{code} is not master, so it cannot resign")]
+    NotMaster {
+        /// The service.
+        service: Arc<str>,
+        /// The instance's code.
+        code: Arc<str>,
+    },
+    /// An update may change address, weight and tags only.
+    #[error("{service}/{code}: service and code of a living registration cannot be changed; register anew")]
+    Fixed {
+        /// The service.
+        service: Arc<str>,
+        /// The instance's code.
+        code: Arc<str>,
+    },
+    /// A file that a setting names cannot be read.
+    #[error("read {path}: {reason}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The registration, or the registry, has been closed.
+    #[error("{what} is closed")]
+    Closed {
+        /// What is closed.
+        what: String,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later, without anything being changed by the caller.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Error::Unreachable { .. } | Error::Unavailable { .. } | Error::NoMaster { .. })
+    }
+}
+
+impl From<InvalidName> for Error {
+    fn from(error: InvalidName) -> Self {
+        Error::Invalid(error.into())
+    }
+}

@@ -1,0 +1,151 @@
+//! The registry within one process.
+
+mod state;
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::mpsc;
+
+use self::state::{MemberId, State};
+use crate::backend::{Backend, Event, Scope, ServiceState};
+use crate::overrides::OverrideChange;
+use crate::registration::{Command, End, Report, Task};
+use crate::{Error, Result};
+
+/// A registry within one process. Those who connect by the same name share it; with the last of them it is gone.
+pub(crate) struct Memory {
+    name: String,
+    state: Mutex<State<Arc<Mutex<Report>>>>,
+    changed: broadcast::Sender<Arc<str>>,
+}
+
+static NAMED: LazyLock<Mutex<HashMap<String, Weak<Memory>>>> = LazyLock::new(Mutex::default);
+
+/// A follower that falls this many changes behind lists again.
+const CHANGES: usize = 1024;
+
+impl Memory {
+    pub(crate) fn named(name: &str) -> Arc<Self> {
+        let mut named = lock(&NAMED);
+        named.retain(|_, memory| memory.strong_count() > 0);
+        if let Some(existing) = named.get(name).and_then(Weak::upgrade) {
+            return existing;
+        }
+        let memory =
+            Arc::new(Self { name: name.to_owned(), state: Mutex::default(), changed: broadcast::channel(CHANGES).0 });
+        named.insert(name.to_owned(), Arc::downgrade(&memory));
+        memory
+    }
+
+    /// Carries out one change of a service: tells whose role is another now, and wakes the followers.
+    fn change<T>(&self, service: &Arc<str>, change: impl FnOnce(&mut State<Arc<Mutex<Report>>>) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = change(&mut state);
+        for (report, role) in state.take_new_roles() {
+            lock(&report).registered(role, None);
+        }
+        drop(state);
+        // No follower: nobody to wake.
+        let _ = self.changed.send(service.clone());
+        result
+    }
+
+    fn read(&self, service: &str) -> ServiceState {
+        lock(&self.state).read(service)
+    }
+
+    fn read_all(&self, scope: &Scope) -> Vec<ServiceState> {
+        let state = lock(&self.state);
+        state.services().filter(|service| scope.contains(service)).map(|service| state.read(service)).collect()
+    }
+}
+
+#[async_trait]
+impl Backend for Memory {
+    async fn connected(&self, _timeout: Option<Duration>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn keep(&self, task: Task) -> End {
+        let Task { instance, mut commands, report } = task;
+        let (service, code) = (instance.service.clone(), instance.code.clone());
+        let report = Arc::new(Mutex::new(report));
+        let id = match self.change(&service, |state| state.join(instance, report.clone())) {
+            Ok(id) => id,
+            Err(holder) => {
+                let error = Error::DuplicateCode { service, code, holder };
+                return Arc::into_inner(report).map_or(End::Dropped, |report| {
+                    End::Failed(report.into_inner().unwrap_or_else(PoisonError::into_inner), error)
+                });
+            }
+        };
+        // Leaves also when this task is dropped with its runtime.
+        let member = Member { memory: self, service, id };
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Update(instance, reply) => {
+                    self.change(&member.service, |state| state.update(&member.service, member.id, *instance));
+                    let _ = reply.send(Ok(()));
+                }
+                Command::Resign(reply) => {
+                    let resigned = self.change(&member.service, |state| state.resign(&member.service, member.id));
+                    let not_master = || Error::NotMaster { service: member.service.clone(), code: code.clone() };
+                    let _ = reply.send(if resigned { Ok(()) } else { Err(not_master()) });
+                }
+                Command::Close(reply) => return End::Closed(reply, Ok(())),
+            }
+        }
+        End::Dropped
+    }
+
+    async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
+        let mut changed = self.changed.subscribe();
+        if events.send(Event::Reset(self.read_all(&scope))).await.is_err() {
+            return;
+        }
+        loop {
+            let event = match changed.recv().await {
+                Ok(service) if !scope.contains(&service) => continue,
+                Ok(service) => Event::Put(self.read(&service)),
+                Err(RecvError::Lagged(_)) => Event::Reset(self.read_all(&scope)),
+                Err(RecvError::Closed) => return,
+            };
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
+        let service: Arc<str> = service.into();
+        self.change(&service, |state| state.set_override(&service, code, change));
+        Ok(())
+    }
+
+    async fn close(&self) {}
+
+    fn label(&self) -> String {
+        format!("memory-{}", crate::disk::escaped(&self.name))
+    }
+}
+
+/// One registered instance, which leaves when this is dropped.
+struct Member<'a> {
+    memory: &'a Memory,
+    service: Arc<str>,
+    id: MemberId,
+}
+
+impl Drop for Member<'_> {
+    fn drop(&mut self) {
+        self.memory.change(&self.service, |state| state.leave(&self.service, self.id));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

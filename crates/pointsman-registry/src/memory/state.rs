@@ -1,0 +1,186 @@
+//! Who is registered, and who is master: the memory registry's state, without tasks or channels.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use pointsman_core::{Instance, Role, Term};
+
+use crate::backend::ServiceState;
+use crate::overrides::{Override, OverrideChange};
+
+/// The order in which instances have registered, over all services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MemberId(u64);
+
+/// Everything that the memory registry holds. `R` is what each member's roles are reported through.
+#[derive(Debug)]
+pub(crate) struct State<R> {
+    services: HashMap<Arc<str>, Service<R>>,
+    /// Counts every change: the revision, and the terms.
+    clock: u64,
+    new_roles: Vec<(R, Role)>,
+}
+
+#[derive(Debug)]
+struct Service<R> {
+    members: BTreeMap<MemberId, Member<R>>,
+    overrides: HashMap<Arc<str>, Override>,
+    revision: u64,
+}
+
+#[derive(Debug)]
+struct Member<R> {
+    instance: Arc<Instance>,
+    report: R,
+}
+
+impl<R> Default for State<R> {
+    fn default() -> Self {
+        Self { services: HashMap::new(), clock: 0, new_roles: Vec::new() }
+    }
+}
+
+impl<R> Default for Service<R> {
+    fn default() -> Self {
+        Self { members: BTreeMap::new(), overrides: HashMap::new(), revision: 0 }
+    }
+}
+
+impl<R: Clone> State<R> {
+    /// Adds an instance, as master if there is none. `Err` names who has the code already.
+    pub(crate) fn join(&mut self, mut instance: Instance, report: R) -> Result<MemberId, String> {
+        let service = self.services.entry(instance.service.clone()).or_default();
+        if let Some(holder) = service.members.values().find(|member| member.instance.code == instance.code) {
+            let address = holder.instance.address.as_deref().unwrap_or("no address");
+            return Err(format!("an instance of this process ({address})"));
+        }
+        self.clock += 1;
+        let id = MemberId(self.clock);
+        let has_master = service.members.values().any(|member| member.instance.role.is_master());
+        instance.role = if has_master { Role::Normal } else { Role::Master(Term(self.clock)) };
+        self.new_roles.push((report.clone(), instance.role));
+        service.revision = self.clock;
+        service.members.insert(id, Member { instance: Arc::new(instance), report });
+        Ok(id)
+    }
+
+    /// Removes an instance. If it was master, the one that has been registered for the longest takes over.
+    pub(crate) fn leave(&mut self, service: &str, id: MemberId) {
+        let Some(service) = self.services.get_mut(service) else { return };
+        self.clock += 1;
+        service.revision = self.clock;
+        if service.members.remove(&id).is_some_and(|member| member.instance.role.is_master()) {
+            self.new_roles.extend(service.promote(self.clock));
+        }
+    }
+
+    /// Replaces what an instance has registered.
+    pub(crate) fn update(&mut self, service: &str, id: MemberId, mut instance: Instance) {
+        let Some(service) = self.services.get_mut(service) else { return };
+        let Some(member) = service.members.get_mut(&id) else { return };
+        self.clock += 1;
+        service.revision = self.clock;
+        instance.role = member.instance.role;
+        member.instance = Arc::new(instance);
+    }
+
+    /// Hands the mastership over; the old master queues up behind the others. `false` if it is not master.
+    pub(crate) fn resign(&mut self, service: &str, id: MemberId) -> bool {
+        let Some(service) = self.services.get_mut(service) else { return false };
+        let Some(member) = service.members.get_mut(&id).filter(|member| member.instance.role.is_master()) else {
+            return false;
+        };
+        self.clock += 1;
+        service.revision = self.clock;
+        set_role(member, Role::Normal);
+        self.new_roles.push((member.report.clone(), Role::Normal));
+        let successor = service.members.keys().copied().find(|other| *other != id).unwrap_or(id);
+        self.new_roles.extend(service.promote_one(successor, self.clock));
+        true
+    }
+
+    /// Changes what an operator has set.
+    pub(crate) fn set_override(&mut self, service: &Arc<str>, code: &str, change: OverrideChange) {
+        let service = self.services.entry(service.clone()).or_default();
+        self.clock += 1;
+        service.revision = self.clock;
+        let set = service.overrides.get(code).copied().unwrap_or_default().changed(change);
+        if set.is_empty() {
+            service.overrides.remove(code);
+        } else {
+            service.overrides.insert(code.into(), set);
+        }
+    }
+
+    /// Who has a new role since the last call, in order.
+    pub(crate) fn take_new_roles(&mut self) -> Vec<(R, Role)> {
+        std::mem::take(&mut self.new_roles)
+    }
+
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.services.keys()
+    }
+
+    pub(crate) fn read(&self, service: &str) -> ServiceState {
+        let Some((name, service)) = self.services.get_key_value(service) else {
+            return ServiceState { service: service.into(), revision: 0, instances: vec![], problems: vec![] };
+        };
+        let overridden = |member: &Member<R>| {
+            let set = service.overrides.get(&member.instance.code).copied().unwrap_or_default();
+            set.apply(member.instance.clone())
+        };
+        let instances = service.members.values().map(overridden).collect();
+        ServiceState { service: name.clone(), revision: service.revision, instances, problems: vec![] }
+    }
+}
+
+impl<R: Clone> Service<R> {
+    fn promote(&mut self, term: u64) -> Option<(R, Role)> {
+        let first = *self.members.keys().next()?;
+        self.promote_one(first, term)
+    }
+
+    fn promote_one(&mut self, id: MemberId, term: u64) -> Option<(R, Role)> {
+        let member = self.members.get_mut(&id)?;
+        let role = Role::Master(Term(term));
+        set_role(member, role);
+        Some((member.report.clone(), role))
+    }
+}
+
+fn set_role<R>(member: &mut Member<R>, role: Role) {
+    Arc::make_mut(&mut member.instance).role = role;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever happens, a service with members has exactly one master, and terms only rise.
+        #[test]
+        fn one_master_and_rising_terms(steps in proptest::collection::vec((0..4_u8, 0..8_usize), 1..60)) {
+            let mut state = State::default();
+            let mut members = Vec::new();
+            let mut highest = 0;
+            for (step, which) in steps {
+                match step {
+                    0 | 1 => members.push(state.join(Instance::new("s"), ()).unwrap()),
+                    2 if !members.is_empty() => state.leave("s", members.swap_remove(which % members.len())),
+                    3 if !members.is_empty() => { state.resign("s", members[which % members.len()]); }
+                    _ => {}
+                }
+                let read = state.read("s");
+                let terms: Vec<_> = read.instances.iter().filter_map(|i| i.role.term()).collect();
+                prop_assert_eq!(read.instances.len(), members.len());
+                prop_assert_eq!(terms.len(), usize::from(!members.is_empty()));
+                if let Some(term) = terms.first() {
+                    prop_assert!(term.0 >= highest);
+                    highest = term.0;
+                }
+            }
+        }
+    }
+}

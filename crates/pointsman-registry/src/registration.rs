@@ -1,0 +1,260 @@
+//! The guard that keeps one instance registered, and the two ends between it and the backend's task.
+
+use std::sync::Arc;
+
+use pointsman_core::{Instance, Role};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::lease::Lease;
+use crate::{Error, Result};
+
+/// Keeps one instance registered, for as long as it lives and whatever happens to the registry.
+///
+/// A registration ends by [`close`](Registration::close), by drop, or with its process. Dropping it deregisters in the
+/// background; `close` waits until that is done.
+#[derive(Debug)]
+pub struct Registration {
+    instance: Instance,
+    commands: mpsc::UnboundedSender<Command>,
+    roles: Roles,
+}
+
+/// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
+#[derive(Debug, Clone)]
+pub struct Roles {
+    state: watch::Receiver<RoleState>,
+    told: Option<Role>,
+}
+
+impl Registration {
+    /// What is registered, as it was last updated.
+    #[must_use]
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// The role at this moment: compared with the monotonic clock, so that a process that was paused, or cut off in
+    /// silence, gets [`Role::Detached`] even before any task has learned of it.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.roles.role()
+    }
+
+    /// Why the instance is not registered now, although this registration lives; `None` while it is registered.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.roles.trouble()
+    }
+
+    /// Waits for the role to be another than the one told last; the first call returns the first role at once. `None`
+    /// when the registration has ended. Cancellation loses nothing: the next call tells what this one would have told.
+    ///
+    /// Between two calls a role may come and go; what is told is always the newest.
+    pub async fn role_changed(&mut self) -> Option<Role> {
+        self.roles.changed().await
+    }
+
+    /// A handle on the roles, for another task.
+    #[must_use]
+    pub fn roles(&self) -> Roles {
+        Roles { state: self.roles.state.clone(), told: None }
+    }
+
+    /// Changes address, weight or tags of the living registration: `registration.update(|i| i.weight = 5)`.
+    /// Returns once the registry has it. While the registry is away it waits; the newest update is written on return.
+    /// Cancelled, the change may still be carried out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], [`Error::TooLarge`] or [`Error::Fixed`], before anything is written;
+    /// [`Error::Refused`] when the registry refuses; [`Error::Closed`].
+    pub async fn update(&mut self, change: impl FnOnce(&mut Instance)) -> Result<()> {
+        let mut instance = self.instance.clone();
+        change(&mut instance);
+        instance.check()?;
+        let Instance { service, code, .. } = &self.instance;
+        if instance.service != *service || instance.code != *code {
+            return Err(Error::Fixed { service: service.clone(), code: code.clone() });
+        }
+        self.ask(|reply| Command::Update(Box::new(instance.clone()), reply)).await?;
+        self.instance = instance;
+        Ok(())
+    }
+
+    /// Hands the mastership over: at once to the first of the normal instances, if there is one; this instance then is
+    /// a normal one. Without another instance it becomes master again, with a higher term. Returns once the mastership
+    /// is given up.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotMaster`] when it is not master; [`Error::Unavailable`] when the connection was lost meanwhile.
+    pub async fn resign(&self) -> Result<()> {
+        self.ask(Command::Resign).await
+    }
+
+    /// Deregisters, and returns once the registry has carried it out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] when the registry is away: the instance is then removed as soon as it is back, at the
+    /// latest when the session expires.
+    pub async fn close(self) -> Result<()> {
+        self.ask(Command::Close).await
+    }
+
+    async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
+        let closed =
+            || Error::Closed { what: format!("registration {}/{}", self.instance.service, self.instance.code) };
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+}
+
+impl Roles {
+    /// The role at this moment; see [`Registration::role`].
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.state.borrow().role_now()
+    }
+
+    /// Why the instance is not registered now; see [`Registration::trouble`].
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.state.borrow().trouble.clone()
+    }
+
+    /// Waits for another role; see [`Registration::role_changed`].
+    pub async fn changed(&mut self) -> Option<Role> {
+        loop {
+            let state = self.state.borrow_and_update().clone();
+            let role = state.role_now();
+            if self.told != Some(role) {
+                self.told = Some(role);
+                return Some(role);
+            }
+            let ended = async {
+                match state.lease {
+                    Some(lease) if role != Role::Detached => lease.ended().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = self.state.changed() => changed.ok()?,
+                () = ended => {}
+            }
+        }
+    }
+}
+
+/// The backend's end of a registration.
+#[derive(Debug)]
+pub(crate) struct Task {
+    /// What is to be registered. The one input of the backend's state machine.
+    pub(crate) instance: Instance,
+    pub(crate) commands: mpsc::UnboundedReceiver<Command>,
+    pub(crate) report: Report,
+}
+
+/// What the holder of a registration wants. The channel's end means: deregister.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Update(Box<Instance>, Reply),
+    Resign(Reply),
+    Close(Reply),
+}
+
+pub(crate) type Reply = oneshot::Sender<Result<()>>;
+
+/// How a backend tells the holder what has become of the registration.
+#[derive(Debug)]
+pub(crate) struct Report {
+    service: Arc<str>,
+    code: Arc<str>,
+    state: watch::Sender<RoleState>,
+    /// Until the first answer: `Registry::register` waits for it.
+    first: Option<Reply>,
+}
+
+#[derive(Debug, Clone)]
+struct RoleState {
+    role: Role,
+    lease: Option<Lease>,
+    trouble: Option<String>,
+}
+
+impl RoleState {
+    fn role_now(&self) -> Role {
+        match &self.lease {
+            Some(lease) if !lease.holds() => Role::Detached,
+            _ => self.role,
+        }
+    }
+}
+
+impl Report {
+    /// The instance is registered, with that role, for as long as the lease holds (`None`: without a limit).
+    pub(crate) fn registered(&mut self, role: Role, lease: Option<Lease>) {
+        let (service, code) = (&self.service, &self.code);
+        let before = self.state.send_replace(RoleState { role, lease, trouble: None });
+        if before.role != role {
+            tracing::info!(%service, %code, %role, "registered");
+        }
+        if let Some(first) = self.first.take() {
+            let _ = first.send(Ok(()));
+        }
+    }
+
+    /// The instance is alive, but not known to be registered.
+    pub(crate) fn detached(&self, why: &str) {
+        let (service, code) = (&self.service, &self.code);
+        let trouble = Some(why.to_owned());
+        let before = self.state.send_replace(RoleState { role: Role::Detached, lease: None, trouble });
+        if before.role != Role::Detached {
+            tracing::warn!(%service, %code, why, "detached: not known to be registered");
+        }
+    }
+
+    /// Whether the holder still waits for the first answer: then a failure ends the registration, otherwise the backend
+    /// must go on trying.
+    pub(crate) fn is_first(&self) -> bool {
+        self.first.is_some()
+    }
+}
+
+/// How a backend's task ended. Told to the holder only when all that the task held is released.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The registration was dropped.
+    Dropped,
+    /// It was closed.
+    Closed(Reply, Result<()>),
+    /// It never came to be.
+    Failed(Report, Error),
+}
+
+impl End {
+    pub(crate) fn tell(self) {
+        let (reply, result) = match self {
+            End::Dropped => return,
+            End::Closed(reply, result) => (Some(reply), result),
+            End::Failed(report, error) => (report.first, Err(error)),
+        };
+        if let Some(reply) = reply {
+            // Nobody waits any more: nobody to tell.
+            let _ = reply.send(result);
+        }
+    }
+}
+
+/// Both ends of a registration of `instance`, and the answer to wait for.
+pub(crate) fn pair(instance: Instance) -> (Registration, Task, oneshot::Receiver<Result<()>>) {
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let trouble = Some("registering".to_owned());
+    let (sender, state) = watch::channel(RoleState { role: Role::Detached, lease: None, trouble });
+    let (first, answer) = oneshot::channel();
+    let report =
+        Report { service: instance.service.clone(), code: instance.code.clone(), state: sender, first: Some(first) };
+    let registration = Registration { instance: instance.clone(), commands, roles: Roles { state, told: None } };
+    (registration, Task { instance, commands: receiver, report }, answer)
+}

@@ -1,0 +1,311 @@
+//! Where registrations live.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use pointsman_core::{Instance, MAX_WEIGHT, check_name};
+use tokio::sync::mpsc;
+
+use crate::backend::{Backend, Scope};
+use crate::directory::{Directory, Inner as DirectoryInner, Service};
+use crate::guard::Guard;
+use crate::memory::Memory;
+use crate::overrides::OverrideChange;
+use crate::registration::{self, Registration};
+use crate::store::{Shared, Store};
+use crate::url::{Common, Url, redacted};
+use crate::zookeeper::ZooKeeper;
+use crate::{Error, Result};
+
+/// A registry: services register here, and are found. Cheap to clone.
+///
+/// When the last clone, and the last registration and directory of it are gone, its sessions are closed.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    url: String,
+    backend: Arc<dyn Backend>,
+    connect_timeout: Duration,
+    guard: Option<Guard>,
+    snapshots: Option<PathBuf>,
+    directories: Mutex<HashMap<Scope, Weak<DirectoryInner>>>,
+    /// Service and code of each living registration of this process: registering twice is refused, not doubled.
+    held: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
+}
+
+/// Settings of a [`Registry`] before it is connected. A setting made here comes before the URL's option.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    url: String,
+    wait: bool,
+    connect_timeout: Option<Duration>,
+    snapshots: Option<PathBuf>,
+    guard: Option<Option<Guard>>,
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Events on their way from a backend to a directory's store, before the backend has to wait.
+const EVENTS: usize = 256;
+
+impl Registry {
+    /// Connects to the registry at `url`: `memory://NAME` for one within this process, or
+    /// `zookeeper://HOST:PORT,HOST:PORT/PREFIX?OPTIONS`.
+    ///
+    /// Options: `session_timeout` (10s), `connect_timeout` (5s), `auth=digest:USER:PASSWORD` or `auth_file=PATH`, `acl`
+    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `snapshots=FOLDER`, `guard` (`on` or `off`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Url`], and [`Error::Unreachable`] when no server has answered within the connect timeout.
+    pub async fn connect(url: &str) -> Result<Self> {
+        Self::builder(url).connect().await
+    }
+
+    /// Settings that go beyond the URL.
+    #[must_use]
+    pub fn builder(url: &str) -> Builder {
+        Builder { url: url.to_owned(), wait: false, connect_timeout: None, snapshots: None, guard: None }
+    }
+
+    /// Registers an instance and returns once it is registered. From then on it stays so, through reconnections and
+    /// expired sessions, until the registration is closed or dropped. Cancelled, nothing stays registered.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] and [`Error::TooLarge`] before anything is sent; [`Error::DuplicateCode`] when another living
+    /// instance has the code. That takes as long as a dead process's session may last, because a process that died a
+    /// moment ago may be registered still; [`Error::Refused`] when the registry refuses; [`Error::Unavailable`] when it
+    /// cannot be reached within the connect timeout.
+    pub async fn register(&self, instance: Instance) -> Result<Registration> {
+        instance.check()?;
+        let hold = Hold::new(&self.inner, &instance)?;
+        let (registration, task, answer) = registration::pair(instance);
+        let backend = self.inner.backend.clone();
+        tokio::spawn(async move {
+            let end = backend.keep(task).await;
+            drop(hold);
+            end.tell();
+        });
+        let gone = || Error::Closed { what: "registry".to_owned() };
+        answer.await.map_err(|_| gone())??;
+        Ok(registration)
+    }
+
+    /// Follows one service, which need not exist yet; returns once the first snapshot is in. Where a snapshot folder is
+    /// set and the registry does not answer within the connect timeout, that is the one from disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`].
+    pub async fn discover(&self, service: &str) -> Result<Service> {
+        check_name("service", service)?;
+        let directory = self.follow(Scope::one(service)).await?;
+        directory.service(service).ok_or_else(|| Error::Closed { what: "directory".to_owned() })
+    }
+
+    /// Follows several services; otherwise as [`Registry::discover`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::discover`].
+    pub async fn discover_several(&self, services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Directory> {
+        let services: std::collections::BTreeSet<Arc<str>> = services.into_iter().map(Into::into).collect();
+        services.iter().try_for_each(|service| check_name("service", service))?;
+        self.follow(Scope::Services(services)).await
+    }
+
+    /// Follows all services; otherwise as [`Registry::discover`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unreachable`].
+    pub async fn discover_all(&self) -> Result<Directory> {
+        self.follow(Scope::All).await
+    }
+
+    /// Lets an instance get no new claims, until it is undrained; it may register again meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], [`Error::Unavailable`], [`Error::Refused`].
+    pub async fn drain(&self, service: &str, code: &str) -> Result<()> {
+        self.set_override(service, code, OverrideChange::Drain).await
+    }
+
+    /// Ends a drain. Nothing happens if the instance is not drained.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::drain`].
+    pub async fn undrain(&self, service: &str, code: &str) -> Result<()> {
+        self.set_override(service, code, OverrideChange::Undrain).await
+    }
+
+    /// Sets the weight that counts instead of the registered one; `None` lets the registered one count again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::drain`].
+    pub async fn set_weight(&self, service: &str, code: &str, weight: Option<u32>) -> Result<()> {
+        if let Some(weight) = weight.filter(|weight| *weight > MAX_WEIGHT) {
+            return Err(Error::Invalid(pointsman_core::InvalidInstance::Weight(weight)));
+        }
+        self.set_override(service, code, OverrideChange::Weight(weight)).await
+    }
+
+    async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
+        check_name("service", service)?;
+        check_name("code", code)?;
+        self.inner.backend.set_override(service, code, change).await?;
+        tracing::info!(service, code, ?change, "override set");
+        Ok(())
+    }
+
+    /// Closes all sessions. What is still registered is gone from the registry when this returns, or, if the registry
+    /// is away, when its session expires.
+    pub async fn close(self) {
+        self.inner.backend.close().await;
+    }
+
+    /// The URL, without secrets.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    async fn follow(&self, scope: Scope) -> Result<Directory> {
+        let directory = self.directory(scope);
+        if directory.loaded(self.inner.connect_timeout).await {
+            return Ok(directory);
+        }
+        Err(Error::Unreachable {
+            tried: format!("read services from {}", self.inner.url),
+            waited: self.inner.connect_timeout,
+            reason: "no connection, and no snapshot on disk".to_owned(),
+        })
+    }
+
+    /// One directory a scope: whoever follows the same shares it.
+    fn directory(&self, scope: Scope) -> Directory {
+        let inner = &self.inner;
+        let mut directories = lock(&inner.directories);
+        if let Some(existing) = directories.get(&scope).and_then(Weak::upgrade) {
+            return Directory::new(existing);
+        }
+        let shared = Arc::new(Shared::new(scope.clone()));
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let store = Store::new(shared.clone(), inner.guard, inner.snapshots.clone());
+        tokio::spawn(store.run(receiver));
+        let (backend, followed) = (inner.backend.clone(), scope.clone());
+        let follower = tokio::spawn(async move { backend.follow(followed, events).await });
+        let directory = Arc::new(DirectoryInner::new(shared, follower));
+        directories.retain(|_, directory| directory.strong_count() > 0);
+        directories.insert(scope, Arc::downgrade(&directory));
+        Directory::new(directory)
+    }
+}
+
+impl Builder {
+    /// Goes on trying until the registry answers, instead of failing after the connect timeout.
+    #[must_use]
+    pub fn wait(mut self, wait: bool) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// How long to try before [`Error::Unreachable`]. Default 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Keeps snapshots in this folder, and starts from them when the registry cannot be reached. With a folder,
+    /// connecting does not fail because the registry is away.
+    #[must_use]
+    pub fn snapshots(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.snapshots = Some(folder.into());
+        self
+    }
+
+    /// The guard against a mass loss; `None` turns it off. Default [`Guard::default`].
+    #[must_use]
+    pub fn guard(mut self, guard: Option<Guard>) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    /// Connects; see [`Registry::connect`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::connect`].
+    pub async fn connect(self) -> Result<Registry> {
+        let (url, Common { connect_timeout, snapshots, guard }) = Url::parse(&self.url)?;
+        let backend: Arc<dyn Backend> = match url {
+            Url::Memory(name) => Memory::named(&name),
+            Url::ZooKeeper(settings) => Arc::new(ZooKeeper::new(*settings)?),
+        };
+        let connect_timeout = self.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT);
+        let guard_of_url = || if guard == Some(false) { None } else { Some(Guard::default()) };
+        let snapshots = self.snapshots.or(snapshots).map(|folder| folder.join(backend.label()));
+        match backend.connected((!self.wait).then_some(connect_timeout)).await {
+            Err(error) if snapshots.is_some() && error.is_retryable() => {
+                tracing::warn!(%error, "starting from the snapshots on disk, if there are any");
+            }
+            result => result?,
+        }
+        Ok(Registry {
+            inner: Arc::new(Inner {
+                url: redacted(&self.url),
+                backend,
+                connect_timeout,
+                guard: self.guard.unwrap_or_else(guard_of_url),
+                snapshots,
+                directories: Mutex::default(),
+                held: Mutex::default(),
+            }),
+        })
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("url", &self.inner.url).finish_non_exhaustive()
+    }
+}
+
+/// Marks service and code as registered by this process, for as long as the backend's task lives.
+struct Hold {
+    inner: Weak<Inner>,
+    key: (Arc<str>, Arc<str>),
+}
+
+impl Hold {
+    fn new(inner: &Arc<Inner>, instance: &Instance) -> Result<Self> {
+        let key = (instance.service.clone(), instance.code.clone());
+        if !lock(&inner.held).insert(key.clone()) {
+            let holder = format!("this process (pid {})", std::process::id());
+            return Err(Error::DuplicateCode { service: key.0, code: key.1, holder });
+        }
+        Ok(Self { inner: Arc::downgrade(inner), key })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.upgrade() {
+            lock(&inner.held).remove(&self.key);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held cannot have left these maps half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,246 @@
+//! The one writer of a directory: takes a backend's events, leaves snapshots for the readers.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use pointsman_core::{Snapshot, View, ViewWriter};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::backend::{Event, Scope, ServiceState};
+use crate::disk;
+use crate::guard::{Guard, GuardState};
+
+/// What the writer and the readers of one directory share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) scope: Scope,
+    cells: RwLock<HashMap<Arc<str>, Cell>>,
+    /// Rises with every change of any service.
+    pub(crate) version: watch::Sender<u64>,
+    pub(crate) link: watch::Sender<Link>,
+}
+
+/// Whether the directory is connected to its registry.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Link {
+    /// Whether there is anything to show yet: from the registry, or from disk.
+    pub(crate) loaded: Loaded,
+    /// `None` while what is shown is fresh; otherwise when it last was.
+    pub(crate) stale_since: Option<Instant>,
+}
+
+/// Where what is shown came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loaded {
+    Nothing,
+    FromDisk,
+    FromRegistry,
+}
+
+#[derive(Debug)]
+struct Cell {
+    writer: ViewWriter,
+    changed: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub(crate) fn new(scope: Scope) -> Self {
+        let link = Link { loaded: Loaded::Nothing, stale_since: Some(Instant::now()) };
+        let (version, link) = (watch::Sender::new(0), watch::Sender::new(link));
+        Self { scope, cells: RwLock::default(), version, link }
+    }
+
+    /// Follows one service, whether it exists or not.
+    pub(crate) fn cell(&self, service: &str) -> (View, watch::Receiver<u64>) {
+        let mut cells = self.cells.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let cell = cells.entry(service.into()).or_insert_with(|| Cell::new(Snapshot::empty(service)));
+        (cell.writer.view(), cell.changed.subscribe())
+    }
+
+    /// The newest snapshot, without following the service if it does not exist.
+    pub(crate) fn snapshot(&self, service: &str) -> Arc<Snapshot> {
+        let cells = self.cells.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        cells.get(service).map_or_else(|| Arc::new(Snapshot::empty(service)), |cell| cell.writer.load())
+    }
+
+    /// The newest snapshots of all services that hold anything, in no order.
+    pub(crate) fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        let cells = self.cells.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        cells.values().map(|cell| cell.writer.load()).filter(|snapshot| !snapshot.is_empty()).collect()
+    }
+
+    fn store(&self, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        let mut cells = self.cells.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match cells.get_mut(snapshot.service()) {
+            Some(cell) => {
+                cell.writer.store(snapshot.clone());
+                cell.changed.send_modify(|changes| *changes += 1);
+            }
+            None => {
+                cells.insert(snapshot.service().clone(), Cell::new(Snapshot::clone(&snapshot)));
+            }
+        }
+        drop(cells);
+        self.version.send_modify(|version| *version += 1);
+    }
+}
+
+impl Cell {
+    fn new(snapshot: Snapshot) -> Self {
+        Self { writer: ViewWriter::new(snapshot), changed: watch::Sender::new(0) }
+    }
+}
+
+/// The one writer. Lives on a task of its own, so that neither readers nor disk can hold up the backend.
+#[derive(Debug)]
+pub(crate) struct Store {
+    shared: Arc<Shared>,
+    guard: Option<Guard>,
+    folder: Option<PathBuf>,
+    /// What the registry holds, without what a guard adds.
+    held: HashMap<Arc<str>, Held>,
+    unsaved: HashSet<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    raw: Snapshot,
+    guard: GuardState,
+}
+
+/// Changes that come in quick succession are written to disk together.
+const SAVE_AFTER: Duration = Duration::from_millis(250);
+
+impl Store {
+    pub(crate) fn new(shared: Arc<Shared>, guard: Option<Guard>, folder: Option<PathBuf>) -> Self {
+        Self { shared, guard, folder, held: HashMap::new(), unsaved: HashSet::new() }
+    }
+
+    /// Runs until the backend's end of `events` is dropped.
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        self.load_from_disk().await;
+        let mut save_at: Option<Instant> = None;
+        loop {
+            let guard_ends = self.held.values().filter_map(|held| held.guard.until()).min();
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take(event, Instant::now()),
+                    None => break,
+                },
+                () = at(guard_ends) => self.end_guards(Instant::now()),
+                () = at(save_at) => {
+                    save_at = None;
+                    self.save_to_disk().await;
+                }
+            }
+            if !self.unsaved.is_empty() && save_at.is_none() {
+                save_at = Some(Instant::now() + SAVE_AFTER);
+            }
+        }
+        self.save_to_disk().await;
+    }
+
+    fn take(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Stale => self.shared.link.send_modify(|link| {
+                link.stale_since.get_or_insert(now);
+            }),
+            Event::Put(state) => self.put(state, now),
+            Event::Reset(states) => {
+                let named: HashSet<Arc<str>> = states.iter().map(|state| state.service.clone()).collect();
+                for state in states {
+                    self.put(state, now);
+                }
+                let gone: Vec<_> = self.held.keys().filter(|service| !named.contains(*service)).cloned().collect();
+                for service in gone {
+                    let revision = self.held[&service].raw.revision();
+                    self.put(ServiceState { service, revision, instances: vec![], problems: vec![] }, now);
+                }
+                self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
+            }
+        }
+    }
+
+    fn put(&mut self, state: ServiceState, now: Instant) {
+        let ServiceState { service, revision, instances, problems } = state;
+        let held = self.held.entry(service.clone()).or_insert_with(|| {
+            // Before the registry's first word, what disk has told is what was held.
+            Held { raw: Snapshot::clone(&self.shared.snapshot(&service)), guard: GuardState::default() }
+        });
+        let raw = Snapshot::new(service, revision, instances).with_problems(problems);
+        Self::show(&self.shared, self.guard.as_ref(), held, raw, now, &mut self.unsaved);
+    }
+
+    fn end_guards(&mut self, now: Instant) {
+        for held in self.held.values_mut().filter(|held| held.guard.until().is_some_and(|until| until <= now)) {
+            let raw = held.raw.clone();
+            Self::show(&self.shared, self.guard.as_ref(), held, raw, now, &mut self.unsaved);
+        }
+    }
+
+    fn show(
+        shared: &Shared,
+        guard: Option<&Guard>,
+        held: &mut Held,
+        raw: Snapshot,
+        now: Instant,
+        unsaved: &mut HashSet<Arc<str>>,
+    ) {
+        let lost = guard.map(|guard| held.guard.update(guard, &held.raw, &raw, now)).unwrap_or_default();
+        let before = shared.snapshot(raw.service());
+        // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
+        let revision = raw.revision().max(before.revision() + 1);
+        let shown = raw.instances().iter().cloned().chain(lost.iter().cloned()).collect();
+        let next = Snapshot::new(raw.service().clone(), revision, shown)
+            .with_problems(raw.problems().to_vec())
+            .guarded(!lost.is_empty());
+        held.raw = raw;
+        if next.same_content(&before) {
+            return;
+        }
+        if next.is_guarded() && !before.is_guarded() {
+            let (service, lost) = (next.service(), lost.len());
+            tracing::warn!(%service, lost, "mass loss: the lost instances are kept for a while");
+        } else if before.is_guarded() && !next.is_guarded() {
+            tracing::info!(service = %next.service(), instances = next.instances().len(), "guard ended");
+        }
+        unsaved.insert(next.service().clone());
+        shared.store(next);
+    }
+
+    async fn load_from_disk(&mut self) {
+        let Some(folder) = self.folder.clone() else { return };
+        let scope = self.shared.scope.clone();
+        let saved = tokio::task::spawn_blocking(move || disk::load(&folder, &scope)).await.unwrap_or_default();
+        let Some(oldest) = saved.iter().map(|saved| saved.at).min() else { return };
+        for saved in saved {
+            self.shared.store(saved.snapshot);
+        }
+        let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
+        let now = Instant::now();
+        let stale_since = Some(now.checked_sub(age).unwrap_or(now));
+        self.shared.link.send_replace(Link { loaded: Loaded::FromDisk, stale_since });
+    }
+
+    async fn save_to_disk(&mut self) {
+        let Some(folder) = self.folder.clone() else {
+            self.unsaved.clear();
+            return;
+        };
+        let snapshots: Vec<_> = self.unsaved.drain().map(|service| self.shared.snapshot(&service)).collect();
+        if !snapshots.is_empty() {
+            let _ = tokio::task::spawn_blocking(move || disk::save(&folder, &snapshots)).await;
+        }
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

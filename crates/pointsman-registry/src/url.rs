@@ -1,0 +1,351 @@
+//! The registry's URL, and the settings in it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::{Error, Result};
+
+/// What a registry's URL says.
+#[derive(Clone)]
+pub(crate) enum Url {
+    /// `memory://` or `memory://name`: within this process. Whoever connects with the same name shares it.
+    Memory(String),
+    /// `zookeeper://host:port,host:port/prefix?options`.
+    ZooKeeper(Box<ZooKeeperUrl>),
+}
+
+/// A ZooKeeper ensemble, the prefix under which services live there, and how to connect.
+#[derive(Clone)]
+pub(crate) struct ZooKeeperUrl {
+    /// `host:port` each.
+    pub(crate) servers: Vec<String>,
+    /// With a leading slash, without a trailing one, never empty.
+    pub(crate) prefix: String,
+    pub(crate) session_timeout: Duration,
+    pub(crate) acl: Acl,
+    /// `user:password` for digest authentication.
+    pub(crate) digest: Option<String>,
+    pub(crate) tls: Option<Tls>,
+}
+
+/// Who may read and write what Pointsman puts into ZooKeeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Acl {
+    /// Everybody may do everything (`world:anyone:cdrwa`), as go-micro-service has it. The default, for its sake.
+    #[default]
+    Open,
+    /// Everybody may read; only who has authenticated as the same user may write. Needs digest authentication. A
+    /// go-micro-service process cannot become master of a service whose nodes are protected.
+    Protected,
+}
+
+/// TLS towards the registry.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tls {
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// Options that concern every backend.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Common {
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) snapshots: Option<PathBuf>,
+    pub(crate) guard: Option<bool>,
+}
+
+const OPTIONS: &str = "session_timeout, connect_timeout, auth, auth_file, acl, tls, ca, cert, key, snapshots, guard";
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Url {
+    /// Reads a URL.
+    pub(crate) fn parse(text: &str) -> Result<(Self, Common)> {
+        let fail = |reason: String| Error::Url { url: redacted(text), reason };
+        let Some((scheme, rest)) = text.split_once("://") else {
+            let example = "zookeeper://127.0.0.1:2181/micro-service";
+            return Err(fail(format!("has no scheme; a registry's url is memory:// or for example {example}")));
+        };
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let mut options = Options::parse(query).map_err(fail)?;
+        let url = match scheme {
+            "memory" => Url::Memory(place.trim_end_matches('/').to_owned()),
+            "zookeeper" => Url::ZooKeeper(Box::new(ZooKeeperUrl::parse(place, &mut options).map_err(fail)?)),
+            "http" | "https" => {
+                return Err(fail(
+                    "registries over http are served by the agent, which this version does not have \
+                                 yet; use zookeeper://host:port/prefix"
+                        .to_owned(),
+                ));
+            }
+            _ => return Err(fail(format!("unknown scheme {scheme:?}; known are memory and zookeeper"))),
+        };
+        let common = options.common().map_err(fail)?;
+        options.finish().map_err(fail)?;
+        Ok((url, common))
+    }
+}
+
+impl ZooKeeperUrl {
+    fn parse(place: &str, options: &mut Options) -> Result<Self, String> {
+        let (servers, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let servers = servers.split(',').map(server).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            servers,
+            prefix: check_prefix(prefix)?,
+            session_timeout: options.duration("session_timeout")?.unwrap_or(SESSION_TIMEOUT),
+            acl: options.acl()?,
+            digest: options.digest()?,
+            tls: options.tls()?,
+        })
+    }
+}
+
+fn server(text: &str) -> Result<String, String> {
+    if text.contains('@') {
+        return Err("has user information before the host; give it as auth=digest:user:password".to_owned());
+    }
+    let with_port = if text.ends_with(']') || !text.contains(':') { format!("{text}:2181") } else { text.to_owned() };
+    pointsman_core::check_address(&with_port).map_err(|error| format!("server {error}"))?;
+    Ok(with_port)
+}
+
+fn check_prefix(prefix: &str) -> Result<String, String> {
+    let prefix = prefix.trim_matches('/');
+    if prefix.is_empty() {
+        return Err("has no prefix; name the folder of the services, for example /micro-service".to_owned());
+    }
+    for (depth, name) in prefix.split('/').enumerate() {
+        pointsman_core::check_name("prefix", name).map_err(|error| error.to_string())?;
+        if depth == 0 && (name == "zookeeper" || name == "pointsman") {
+            return Err(format!("the prefix /{name} is reserved; choose another, for example /micro-service"));
+        }
+    }
+    Ok(format!("/{prefix}"))
+}
+
+/// The part after `?`, decoded; what has been asked for is taken out, what remains is unknown.
+struct Options(Vec<(String, String)>);
+
+impl Options {
+    fn parse(query: &str) -> Result<Self, String> {
+        let mut options = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = percent_decoded(value).ok_or_else(|| format!("option {name} is not percent-encoded UTF-8"))?;
+            if options.iter().any(|(other, _)| other == name) {
+                return Err(format!("option {name} is given twice"));
+            }
+            options.push((name.to_owned(), value));
+        }
+        Ok(Self(options))
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let index = self.0.iter().position(|(other, _)| other == name)?;
+        Some(self.0.swap_remove(index).1)
+    }
+
+    fn duration(&mut self, name: &str) -> Result<Option<Duration>, String> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match parse_duration(&value) {
+            Ok(duration) if duration.is_zero() => Err(format!("option {name} must be above zero")),
+            Ok(duration) => Ok(Some(duration)),
+            Err(error) => Err(format!("option {name}: {error}")),
+        }
+    }
+
+    fn switch(&mut self, name: &str) -> Result<Option<bool>, String> {
+        match self.take(name).as_deref() {
+            None => Ok(None),
+            Some("on" | "true" | "") => Ok(Some(true)),
+            Some("off" | "false") => Ok(Some(false)),
+            Some(_) => Err(format!("option {name} must be on or off")),
+        }
+    }
+
+    fn acl(&mut self) -> Result<Acl, String> {
+        match self.take("acl").as_deref() {
+            None | Some("open") => Ok(Acl::Open),
+            Some("protected") => Ok(Acl::Protected),
+            Some(_) => Err("option acl must be open or protected".to_owned()),
+        }
+    }
+
+    fn digest(&mut self) -> Result<Option<String>, String> {
+        let of = |text: &str| match text.trim_end().strip_prefix("digest:").unwrap_or(text.trim_end()) {
+            credentials if credentials.contains(':') => Ok(Some(credentials.to_owned())),
+            _ => Err("authentication must be digest:user:password".to_owned()),
+        };
+        match (self.take("auth"), self.take("auth_file")) {
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => Err("give either auth or auth_file".to_owned()),
+            (Some(auth), None) => of(&auth),
+            (None, Some(path)) => {
+                of(&std::fs::read_to_string(&path).map_err(|error| format!("auth_file {path}: {error}"))?)
+            }
+        }
+    }
+
+    fn tls(&mut self) -> Result<Option<Tls>, String> {
+        let switch = self.switch("tls")?;
+        let mut path = |name| self.take(name).map(PathBuf::from);
+        let tls = Tls { ca: path("ca"), cert: path("cert"), key: path("key") };
+        let named = tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some();
+        match switch {
+            Some(false) | None if named => Err("ca, cert and key need tls=on".to_owned()),
+            Some(true) if tls.cert.is_some() != tls.key.is_some() => Err("cert and key go together".to_owned()),
+            Some(true) if tls.ca.is_none() => Err("tls=on needs ca, a PEM file of trusted certificates".to_owned()),
+            Some(true) => Ok(Some(tls)),
+            _ => Ok(None),
+        }
+    }
+
+    fn common(&mut self) -> Result<Common, String> {
+        Ok(Common {
+            connect_timeout: self.duration("connect_timeout")?,
+            snapshots: self.take("snapshots").map(PathBuf::from),
+            guard: self.switch("guard")?,
+        })
+    }
+
+    fn finish(self) -> Result<(), String> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((name, _)) => Err(format!("unknown option {name:?}; known for this scheme are {OPTIONS}")),
+        }
+    }
+}
+
+/// Reads a length of time: a whole number with `ms`, `s`, `m` or `h`.
+///
+/// # Errors
+///
+/// A sentence that says what would be right.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    match number.parse::<u64>().ok().filter(|_| millis > 0).and_then(|number| number.checked_mul(millis)) {
+        Some(millis) => Ok(Duration::from_millis(millis)),
+        None => Err(format!("{text:?} is not a duration; write for example 500ms, 10s or 2m")),
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The URL without what follows `auth=`, and without user information, for messages and logs.
+pub(crate) fn redacted(url: &str) -> String {
+    let (place, query) = match url.split_once('?') {
+        Some((place, query)) => (place, Some(query)),
+        None => (url, None),
+    };
+    let place = match (place.split_once("://"), place.rfind('@')) {
+        (Some((scheme, _)), Some(at)) => format!("{scheme}://***{}", &place[at..]),
+        (None, Some(at)) => format!("***{}", &place[at..]),
+        _ => place.to_owned(),
+    };
+    let Some(query) = query else { return place };
+    let hide = |pair: &str| match pair.split_once('=') {
+        Some(("auth", _)) => "auth=***".to_owned(),
+        _ => pair.to_owned(),
+    };
+    format!("{place}?{}", query.split('&').map(hide).collect::<Vec<_>>().join("&"))
+}
+
+impl fmt::Debug for ZooKeeperUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "zookeeper://{}{}", self.servers.join(","), self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zookeeper(text: &str) -> ZooKeeperUrl {
+        match Url::parse(text).unwrap().0 {
+            Url::ZooKeeper(url) => *url,
+            Url::Memory(_) => panic!("{text} is not a memory url"),
+        }
+    }
+
+    fn error(text: &str) -> String {
+        Url::parse(text).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_full_url() {
+        let url =
+            zookeeper("zookeeper://h1,h2:2182,[::1]:3/a/b/?session_timeout=1500ms&auth=digest:u:p%26w&acl=protected");
+        assert_eq!(url.servers, ["h1:2181", "h2:2182", "[::1]:3"]);
+        assert_eq!(url.prefix, "/a/b");
+        assert_eq!(url.session_timeout, Duration::from_millis(1500));
+        assert_eq!(url.digest.as_deref(), Some("u:p&w"));
+        assert_eq!(url.acl, Acl::Protected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (url, word) in [
+            ("127.0.0.1:2181", "no scheme"),
+            ("consul://h/p", "unknown scheme"),
+            ("zookeeper://h", "no prefix"),
+            ("zookeeper://h/", "no prefix"),
+            ("zookeeper://h:99999/p", "65535"),
+            ("zookeeper://h,,i/p", "no proper host"),
+            ("zookeeper://h/a//b", "empty"),
+            ("zookeeper://h/zookeeper", "reserved"),
+            ("zookeeper://h/pointsman/x", "reserved"),
+            ("zookeeper://h/p?sesion_timeout=1s", "unknown option \"sesion_timeout\""),
+            ("zookeeper://h/p?session_timeout=1", "10s"),
+            ("zookeeper://h/p?session_timeout=0s", "above zero"),
+            ("zookeeper://h/p?session_timeout=1s&session_timeout=1s", "twice"),
+            ("zookeeper://h/p?acl=none", "open or protected"),
+            ("zookeeper://h/p?tls=on", "needs ca"),
+            ("zookeeper://h/p?ca=/x", "tls=on"),
+            ("zookeeper://h/p?auth=digest", "user:password"),
+            ("zookeeper://h/p?auth_file=/does/not/exist", "/does/not/exist"),
+        ] {
+            assert!(error(url).contains(word), "{url}: {}", error(url));
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        for url in ["zookeeper://h/p?auth=digest:u:geheim&x=1", "zookeeper://u:geheim@h/p", "u:geheim@h"] {
+            assert!(!error(url).contains("geheim"), "{}", error(url));
+        }
+        let url = zookeeper("zookeeper://h/p?auth=digest:u:geheim");
+        assert!(!format!("{url:?}").contains("geheim"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in ".*", tail in "[a-z:/,?&=%0-9@]*") {
+            let _ = Url::parse(&text);
+            let _ = Url::parse(&format!("zookeeper://{tail}"));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The registry on ZooKeeper, side by side with go-micro-service.
+
+mod fault;
+mod follow;
+mod keep;
+mod layout;
+mod overrides;
+mod place;
+mod session;
+mod tree;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{OnceCell, mpsc};
+use tokio::time::Instant;
+use zookeeper_client::{Acl, Acls, CreateMode, CreateOptions, Permission};
+
+use self::layout::Layout;
+use self::session::Sessions;
+use crate::backend::{Backend, Event, Scope};
+use crate::overrides::OverrideChange;
+use crate::registration::{End, Task};
+use crate::url::{Acl as AclSetting, ZooKeeperUrl};
+use crate::{Error, Result};
+
+/// One ensemble and one prefix.
+///
+/// Two sessions: registrations hold one-shot watches, directories persistent ones, and ZooKeeper mixes these up when
+/// one session sets both on the same path (ZOOKEEPER-4466). It also keeps a directory's traffic from delaying the
+/// heartbeats that a mastership depends on. Each session is made when it is first needed.
+pub(crate) struct ZooKeeper {
+    settings: Arc<ZooKeeperUrl>,
+    layout: Layout,
+    /// The first session, made to see whether anybody answers; whoever needs one first takes it.
+    first: std::sync::Mutex<Option<Arc<Sessions>>>,
+    registrations: OnceCell<Arc<Sessions>>,
+    directories: OnceCell<Arc<Sessions>>,
+    /// How long a first registration may take to find the registry; set once connected.
+    patience: OnceCell<Option<Duration>>,
+}
+
+impl ZooKeeper {
+    pub(crate) fn new(settings: ZooKeeperUrl) -> Result<Self> {
+        let layout = Layout::new(&settings.prefix);
+        if settings.acl == AclSetting::Protected && settings.digest.is_none() {
+            let reason = "acl=protected needs auth=digest:user:password, or auth_file".to_owned();
+            return Err(Error::Url { url: format!("{settings:?}"), reason });
+        }
+        let settings = Arc::new(settings);
+        let first = std::sync::Mutex::new(Some(Arc::new(Sessions::start(settings.clone())?)));
+        let (registrations, directories, patience) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Ok(Self { settings, layout, first, registrations, directories, patience })
+    }
+
+    async fn registrations(&self) -> Result<&Arc<Sessions>> {
+        self.registrations.get_or_try_init(|| async { self.take_or_start() }).await
+    }
+
+    async fn directories(&self) -> Result<&Arc<Sessions>> {
+        self.directories.get_or_try_init(|| async { self.take_or_start() }).await
+    }
+
+    /// Whichever sessions there are already.
+    async fn any(&self) -> Result<&Arc<Sessions>> {
+        match self.registrations.get().or_else(|| self.directories.get()) {
+            Some(sessions) => Ok(sessions),
+            None => self.directories().await,
+        }
+    }
+
+    fn take_or_start(&self) -> Result<Arc<Sessions>> {
+        let first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        match first {
+            Some(first) => Ok(first),
+            None => Ok(Arc::new(Sessions::start(self.settings.clone())?)),
+        }
+    }
+}
+
+/// Options for creating a node, with the access that the settings ask for.
+fn options(mode: CreateMode, acl: AclSetting) -> CreateOptions<'static> {
+    static PROTECTED: [Acl; 2] =
+        [Acl::new_const(Permission::ALL, "auth", ""), Acl::new_const(Permission::READ, "world", "anyone")];
+    mode.with_acls(match acl {
+        AclSetting::Open => Acls::anyone_all(),
+        AclSetting::Protected => Acls::new(&PROTECTED),
+    })
+}
+
+#[async_trait]
+impl Backend for ZooKeeper {
+    async fn connected(&self, timeout: Option<Duration>) -> Result<()> {
+        let _ = self.patience.set(timeout);
+        let started = Instant::now();
+        let first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let Some(sessions) = first else { return Ok(()) };
+        let up = sessions.up();
+        let reason = match timeout {
+            None => up.await.map(|_| ()),
+            Some(timeout) => {
+                tokio::time::timeout(timeout, up).await.map_or_else(|_| Err(sessions.trouble()), |up| up.map(|_| ()))
+            }
+        };
+        reason.map_err(|reason| Error::Unreachable {
+            tried: format!("connect to {:?}", self.settings),
+            waited: timeout.unwrap_or_else(|| started.elapsed()),
+            reason,
+        })
+    }
+
+    async fn keep(&self, task: Task) -> End {
+        match self.registrations().await {
+            Ok(sessions) => {
+                let patience = self.patience.get().copied().flatten();
+                keep::keep(&self.settings, &self.layout, sessions.link(), patience, task).await
+            }
+            Err(error) => End::Failed(task.report, error),
+        }
+    }
+
+    async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
+        match self.directories().await {
+            Ok(sessions) => follow::follow(&self.layout, &scope, sessions.link(), &events).await,
+            Err(error) => tracing::error!(%error, "directory not followed"),
+        }
+    }
+
+    async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
+        let sessions = self.any().await?;
+        let step = format!("override {service}/{code}");
+        let wait = self.patience.get().copied().flatten().unwrap_or(Duration::MAX);
+        let session = match tokio::time::timeout(wait, sessions.up()).await {
+            Ok(Ok(session)) => session,
+            Ok(Err(reason)) => return Err(Error::Unavailable { step, reason }),
+            Err(_) => return Err(Error::Unavailable { step, reason: sessions.trouble() }),
+        };
+        Ok(overrides::change(&session, &self.layout, self.settings.acl, service, code, change).await?)
+    }
+
+    async fn close(&self) {
+        let first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        for sessions in [first.as_ref(), self.registrations.get(), self.directories.get()].into_iter().flatten() {
+            sessions.close().await;
+        }
+    }
+
+    fn label(&self) -> String {
+        format!("zookeeper-{}", crate::disk::escaped(self.settings.prefix.trim_start_matches('/')))
+    }
+}

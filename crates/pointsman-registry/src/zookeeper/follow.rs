@@ -1,0 +1,258 @@
+//! Follows services for a directory: one persistent recursive watch each, and batches of reads.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use zookeeper_client::{
+    AddWatchMode, Error as ZkError, EventType, MultiReadResult, MultiReader, PersistentWatcher, WatchedEvent,
+};
+
+use super::fault::Fault;
+use super::layout::Layout;
+use super::session::{Link, Session, left, up};
+use super::tree::{BATCH, Dirty, Tree};
+use crate::backend::{Event, Scope};
+
+/// Sends what the scope holds, and every change, until nobody listens or the registry is closed.
+pub(super) async fn follow(
+    layout: &Layout,
+    scope: &Scope,
+    mut link: watch::Receiver<Link>,
+    events: &mpsc::Sender<Event>,
+) {
+    let mut watched: Option<Watched> = None;
+    while let Some(session) = up(&mut link).await {
+        let outcome = tokio::select! {
+            outcome = follow_connection(layout, scope, &session, &mut watched, events) => outcome,
+            () = left(&mut link, &session) => Ok(()),
+            () = events.closed() => return,
+        };
+        if let Err(fault) = &outcome {
+            tracing::warn!(%fault, "directory: reading failed, trying again");
+        }
+        if events.send(Event::Stale).await.is_err() {
+            return;
+        }
+        if outcome.is_err() {
+            // Not lost, but refused or too slow: again, but not at once.
+            tokio::select! {
+                () = tokio::time::sleep(session.timeout() / 4) => {}
+                () = left(&mut link, &session) => {}
+            }
+        }
+    }
+}
+
+/// The watches of one session. They outlive its reconnections: the client sets them again by itself. What happened
+/// meanwhile they do not tell (ZOOKEEPER-4698), so everything is listed anew after each.
+struct Watched {
+    session: i64,
+    events: mpsc::UnboundedReceiver<WatchedEvent>,
+    _pumps: JoinSet<()>,
+}
+
+async fn follow_connection(
+    layout: &Layout,
+    scope: &Scope,
+    session: &Session,
+    watched: &mut Option<Watched>,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Fault> {
+    if watched.as_ref().is_none_or(|watched| watched.session != session.id()) {
+        *watched = Some(watch_all(layout, scope, session).await?);
+    }
+    let Some(watched) = watched else { return Ok(()) };
+    let reader = Reader { layout, session };
+    // After the watches, so that nothing is missed; what is told twice does no harm.
+    let mut tree = reader.load(scope).await?;
+    if events.send(Event::Reset(tree.states())).await.is_err() {
+        return Ok(());
+    }
+    let mut batch = Vec::new();
+    while watched.events.recv_many(&mut batch, BATCH).await > 0 {
+        for service in reader.apply(&mut tree, &mut batch).await? {
+            if events.send(Event::Put(tree.state(&service))).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Err(Fault::new("watch", ZkError::NoWatcher))
+}
+
+async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<Watched, Fault> {
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut pumps = JoinSet::new();
+    let paths = match scope {
+        Scope::All => vec![layout.services.clone(), layout.overrides.clone()],
+        Scope::Services(services) => {
+            services.iter().flat_map(|service| [layout.service(service), layout.overrides_of(service)]).collect()
+        }
+    };
+    for path in paths {
+        let watching = session.client.watch(&path, AddWatchMode::PersistentRecursive);
+        let watcher = session.run(|| format!("watch {path}"), watching).await?;
+        pumps.spawn(pump(watcher, sender.clone()));
+    }
+    Ok(Watched { session: session.id(), events, _pumps: pumps })
+}
+
+/// Brings the events of several watches into one channel.
+async fn pump(mut watcher: PersistentWatcher, sender: mpsc::UnboundedSender<WatchedEvent>) {
+    loop {
+        let event = watcher.changed().await;
+        // After a terminal event the watcher must not be asked again.
+        let last = event.event_type == EventType::Session && event.session_state.is_terminated();
+        if sender.send(event).is_err() || last {
+            return;
+        }
+    }
+}
+
+struct Reader<'a> {
+    layout: &'a Layout,
+    session: &'a Session,
+}
+
+/// What a path is, seen from a layout.
+enum Subject<'p> {
+    Node(&'p str, &'p str),
+    Override(&'p str, &'p str),
+}
+
+impl Reader<'_> {
+    /// Reads everything that the scope holds.
+    async fn load(&self, scope: &Scope) -> Result<Tree, Fault> {
+        // A server that lags behind the one we were connected to before must catch up first.
+        let root = "/";
+        self.session.run(|| "sync".to_owned(), self.session.client.sync(root)).await?;
+        let (services, overridden) = match scope {
+            Scope::Services(services) => {
+                let services: Vec<Arc<str>> = services.iter().cloned().collect();
+                (services.clone(), services)
+            }
+            Scope::All => {
+                let listed = try_join_all([&self.layout.services, &self.layout.overrides].map(|path| self.list(path)));
+                let mut listed = listed.await?.into_iter();
+                (listed.next().unwrap_or_default(), listed.next().unwrap_or_default())
+            }
+        };
+        let mut tree = Tree::default();
+        let nodes = self.children(&services, |service| self.layout.service(service)).await?;
+        self.read_nodes(&mut tree, nodes.iter().map(|(service, node)| (&**service, &**node))).await?;
+        let codes = self.children(&overridden, |service| self.layout.overrides_of(service)).await?;
+        self.read_overrides(&mut tree, codes.iter().map(|(service, code)| (&**service, &**code))).await?;
+        Ok(tree)
+    }
+
+    async fn list(&self, path: &str) -> Result<Vec<Arc<str>>, Fault> {
+        match self.session.run(|| format!("list {path}"), self.session.client.list_children(path)).await {
+            Ok(names) => Ok(names.into_iter().map(Into::into).collect()),
+            Err(fault) if fault.error == ZkError::NoNode => Ok(Vec::new()),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// The children of many folders.
+    async fn children(
+        &self,
+        services: &[Arc<str>],
+        folder: impl Fn(&str) -> String,
+    ) -> Result<Vec<(Arc<str>, String)>, Fault> {
+        let paths = services.iter().map(|service| folder(service));
+        let results = self.read_many(paths, |reader, path| reader.add_get_children(path)).await?;
+        let children = services.iter().zip(results).filter_map(|(service, result)| match result {
+            MultiReadResult::Children { children } => Some((service, children)),
+            _ => None,
+        });
+        Ok(children.flat_map(|(service, names)| names.into_iter().map(|name| (service.clone(), name))).collect())
+    }
+
+    async fn read_nodes<'p>(
+        &self,
+        tree: &mut Tree,
+        nodes: impl Iterator<Item = (&'p str, &'p str)> + Clone,
+    ) -> Result<(), Fault> {
+        let paths = nodes.clone().map(|(service, node)| format!("{}/{service}/{node}", self.layout.services));
+        let results = self.read_many(paths, |reader, path| reader.add_get_data(path)).await?;
+        for ((service, node), result) in nodes.zip(results) {
+            match result {
+                MultiReadResult::Data { data, stat } => tree.put(service, node, &data, &stat),
+                _ => tree.remove(service, node),
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_overrides<'p>(
+        &self,
+        tree: &mut Tree,
+        codes: impl Iterator<Item = (&'p str, &'p str)> + Clone,
+    ) -> Result<(), Fault> {
+        let paths = codes.clone().map(|(service, code)| format!("{}/{service}/{code}", self.layout.overrides));
+        let results = self.read_many(paths, |reader, path| reader.add_get_data(path)).await?;
+        for ((service, code), result) in codes.zip(results) {
+            match result {
+                MultiReadResult::Data { data, .. } => tree.set_override(service, code, Some(&data)),
+                _ => tree.set_override(service, code, None),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads many paths in batches, all of them under way at once; the results are in the order of the paths.
+    async fn read_many(
+        &self,
+        paths: impl Iterator<Item = String>,
+        add: impl Fn(&mut MultiReader<'_>, &str) -> Result<(), ZkError>,
+    ) -> Result<Vec<MultiReadResult>, Fault> {
+        let (mut batches, mut reader, mut count) = (Vec::new(), self.session.client.new_multi_reader(), 0);
+        for path in paths {
+            add(&mut reader, &path).map_err(|error| Fault::new(format!("read {path}"), error))?;
+            count += 1;
+            if count == BATCH {
+                batches.push(reader.commit());
+                count = 0;
+            }
+        }
+        batches.push(reader.commit());
+        let results = self.session.run(|| format!("read {}", self.layout.services), try_join_all(batches)).await?;
+        Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Takes in a batch of events; returns the services that they concern.
+    async fn apply(&self, tree: &mut Tree, batch: &mut Vec<WatchedEvent>) -> Result<HashSet<Box<str>>, Fault> {
+        let (mut nodes, mut overrides, mut concerned) = (Dirty::new(), Dirty::new(), HashSet::new());
+        for event in batch.drain(..).filter(|event| event.event_type != EventType::Session) {
+            let gone = event.event_type == EventType::NodeDeleted;
+            let (dirty, service, name, is_node) = match self.subject(&event.path) {
+                Some(Subject::Node(service, node)) => (&mut nodes, service, node, true),
+                Some(Subject::Override(service, code)) => (&mut overrides, service, code, false),
+                None => continue,
+            };
+            concerned.insert(Box::from(service));
+            let key = (Box::from(service), Box::from(name));
+            if !gone {
+                dirty.insert(key);
+                continue;
+            }
+            // Nothing to read: what comes after this is told by another event.
+            dirty.remove(&key);
+            if is_node { tree.remove(service, name) } else { tree.set_override(service, name, None) }
+        }
+        self.read_nodes(tree, nodes.iter().map(|(service, node)| (&**service, &**node))).await?;
+        self.read_overrides(tree, overrides.iter().map(|(service, code)| (&**service, &**code))).await?;
+        Ok(concerned)
+    }
+
+    fn subject<'p>(&self, path: &'p str) -> Option<Subject<'p>> {
+        let below = |folder: &str| path.strip_prefix(folder)?.strip_prefix('/')?.split_once('/');
+        if let Some((service, node)) = below(&self.layout.services) {
+            return (!node.contains('/')).then_some(Subject::Node(service, node));
+        }
+        let (service, code) = below(&self.layout.overrides)?;
+        (!code.contains('/')).then_some(Subject::Override(service, code))
+    }
+}

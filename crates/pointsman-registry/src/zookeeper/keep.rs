@@ -1,0 +1,555 @@
+//! Keeps one instance registered: the state machine whose only input is what is wanted, and what the registry says.
+//!
+//! Each round of [`Keeper::stay`] looks at everything anew: the own node, whether it still says what it should, and what
+//! to wait for next. So the audit is nothing but another round, and an event nothing but a reason for one.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use pointsman_core::{Instance, Role};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use zookeeper_client::{EventType, OneshotWatcher};
+
+use super::fault::Fault;
+use super::layout::{Layout, MASTER, before};
+use super::place::{Folder, Found, Place, Promotion, any_normal};
+use super::session::{Link, Session, left, up};
+use super::wire::{self, MAX_BYTES};
+use crate::Error;
+use crate::registration::{Command, End, Reply, Report, Task};
+use crate::url::{Acl, ZooKeeperUrl};
+
+/// Keeps the task's instance registered until its commands end.
+pub(super) async fn keep(
+    settings: &ZooKeeperUrl,
+    layout: &Layout,
+    link: watch::Receiver<Link>,
+    patience: Option<Duration>,
+    task: Task,
+) -> End {
+    let Task { instance, commands, report } = task;
+    let keeper = Keeper {
+        path: layout.service(&instance.service),
+        acl: settings.acl,
+        session_timeout: settings.session_timeout,
+        // What nobody else can have need not be looked for, until a create may have been carried out unseen.
+        must_look: !instance.has_generated_code(),
+        instance,
+        link,
+        commands,
+        report,
+        updates: Vec::new(),
+        place: None,
+        created_at: None,
+        sessions: HashSet::new(),
+        vacant_since: None,
+        ending: None,
+    };
+    if let Err(error) = keeper.check_size(&keeper.instance) {
+        return End::Failed(keeper.report, error);
+    }
+    keeper.run(patience).await
+}
+
+struct Keeper {
+    path: String,
+    acl: Acl,
+    session_timeout: Duration,
+    /// What is to be registered.
+    instance: Instance,
+    link: watch::Receiver<Link>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    report: Report,
+    /// Who waits for the newest update to be written.
+    updates: Vec<Reply>,
+    /// Where the instance is registered, as far as is known.
+    place: Option<Place>,
+    created_at: Option<Instant>,
+    /// A node of ours may exist that we do not know of.
+    must_look: bool,
+    /// The sessions in which nodes were created: whatever of ours is found in an older one is a ghost.
+    sessions: HashSet<i64>,
+    /// Since when this normal instance, not being the first, has seen no master.
+    vacant_since: Option<Instant>,
+    /// Set when the registration is to end; with the reply if somebody waits for it.
+    ending: Option<Option<Reply>>,
+}
+
+/// Why a connection's round ended.
+enum Out {
+    /// The connection is lost, or another one.
+    Disconnected,
+    /// The own node is gone: register again.
+    Gone(&'static str),
+    /// The registration is to end.
+    Ending,
+    /// Something went wrong.
+    Failed(Error),
+}
+
+impl From<Fault> for Out {
+    fn from(fault: Fault) -> Self {
+        Out::Failed(fault.into())
+    }
+}
+
+/// What to wait for in order to become master.
+enum Ahead {
+    /// Somebody's node, or the master's: when it goes, look again.
+    Watch(OneshotWatcher),
+    /// Nobody: the mastership is vacant, and it is for this instance to take it.
+    Nobody,
+    /// The queue is not what it was a moment ago: look again at once.
+    Moved,
+}
+
+impl Keeper {
+    async fn run(mut self, patience: Option<Duration>) -> End {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let mut delay = RETRY_DELAY;
+        loop {
+            let Some(session) = self.connection(deadline).await else {
+                return self.end_unconnected();
+            };
+            let out = match self.hold(&session).await {
+                Ok(never) => match never {},
+                Err(out) => out,
+            };
+            match out {
+                Out::Ending => match self.remove(&session).await {
+                    Ok(()) => return self.ended(Ok(())),
+                    // Keeps trying in the background; whoever waits is told.
+                    Err(fault) => self.answer_ending(&fault.to_string()),
+                },
+                Out::Disconnected => {
+                    self.report.detached("connection to the registry lost");
+                    delay = RETRY_DELAY;
+                }
+                Out::Gone(why) => {
+                    self.report.detached(why);
+                    self.place = None;
+                    // Back at once; but not in a race with somebody who keeps deleting.
+                    if self.created_at.is_some_and(|at| at.elapsed() < RETRY_DELAY) {
+                        self.pause(RETRY_DELAY, &session).await;
+                    }
+                }
+                Out::Failed(error) => {
+                    self.must_look = true;
+                    let too_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+                    if self.report.is_first() && (too_late || !error.is_retryable()) {
+                        return End::Failed(self.report, error);
+                    }
+                    self.report.detached(&error.to_string());
+                    self.pause(delay.mul_f64(fastrand::f64()), &session).await;
+                    delay = (delay * 2).min(LONGEST_RETRY_DELAY);
+                }
+            }
+        }
+    }
+
+    /// Waits for a connection. `None` if none is needed, or none will come.
+    async fn connection(&mut self, deadline: Option<Instant>) -> Option<Session> {
+        loop {
+            let mut link = self.link.clone();
+            let expired = async {
+                match deadline.filter(|_| self.report.is_first()) {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                session = up(&mut link) => return session,
+                () = expired => return None,
+                command = self.commands.recv(), if self.ending.is_none() => {
+                    self.take(command);
+                    if self.ending.is_some() {
+                        let reason = "no connection to the registry; it will be removed on return, or with its session";
+                        self.answer_ending(reason);
+                        if self.place.is_none() && !self.must_look {
+                            return None;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn end_unconnected(mut self) -> End {
+        if self.ending.is_some() {
+            return self.ended(Ok(()));
+        }
+        let step = format!("register {}/{}", self.instance.service, self.instance.code);
+        let reason = match &*self.link.borrow() {
+            Link::Down(reason) => reason.to_string(),
+            Link::Up(_) | Link::Closed => "the registry is closed".to_owned(),
+        };
+        if self.report.is_first() {
+            return End::Failed(self.report, Error::Unavailable { step, reason });
+        }
+        self.report.detached(&reason);
+        self.ending = Some(None);
+        self.ended(Ok(()))
+    }
+
+    fn ended(self, result: Result<(), Error>) -> End {
+        match self.ending.flatten() {
+            Some(reply) => End::Closed(reply, result),
+            None => End::Dropped,
+        }
+    }
+
+    /// Tells whoever waits for the end that it will take longer.
+    fn answer_ending(&mut self, reason: &str) {
+        if let Some(waiting) = &mut self.ending
+            && let Some(reply) = waiting.take()
+        {
+            let step = format!("deregister {}/{}", self.instance.service, self.instance.code);
+            let _ = reply.send(Err(Error::Unavailable { step, reason: reason.to_owned() }));
+        }
+    }
+
+    /// Takes a command in. What it asks for is done in the next round.
+    fn take(&mut self, command: Option<Command>) {
+        match command {
+            None => self.ending = Some(None),
+            Some(Command::Close(reply)) => self.ending = Some(Some(reply)),
+            Some(Command::Update(instance, reply)) => match self.check_size(&instance) {
+                Ok(()) => {
+                    self.instance = *instance;
+                    self.updates.push(reply);
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+            Some(Command::Resign(reply)) => {
+                let _ = reply.send(Err(self.not_master()));
+            }
+        }
+    }
+
+    fn not_master(&self) -> Error {
+        Error::NotMaster { service: self.instance.service.clone(), code: self.instance.code.clone() }
+    }
+
+    fn data(&self) -> Vec<u8> {
+        wire::encode(&self.instance, self.session_timeout)
+    }
+
+    fn check_size(&self, instance: &Instance) -> Result<(), Error> {
+        let bytes = wire::encode(instance, self.session_timeout).len();
+        if bytes <= MAX_BYTES {
+            return Ok(());
+        }
+        let (service, code) = (instance.service.clone(), instance.code.clone());
+        Err(Error::TooLarge { service, code, bytes, limit: MAX_BYTES })
+    }
+
+    fn folder<'a>(&self, session: &'a Session, path: &'a str) -> Folder<'a> {
+        Folder { session, path, acl: self.acl }
+    }
+
+    /// Registers by this connection, and stays registered until something ends that.
+    async fn hold(&mut self, session: &Session) -> Result<std::convert::Infallible, Out> {
+        if self.ending.is_some() {
+            return Err(Out::Ending);
+        }
+        let path = self.path.clone();
+        let folder = self.folder(session, &path);
+        if self.place.as_ref().is_none_or(|place| place.session != session.id()) {
+            self.must_look |= self.place.is_some();
+            self.place = None;
+            let place = match self.find_own(&folder).await? {
+                Some(place) => place,
+                None => self.create(&folder).await?,
+            };
+            self.report.registered(place.role(), Some(session.lease.clone()));
+            self.place = Some(place);
+        }
+        loop {
+            self.stay(&folder).await?;
+        }
+    }
+
+    /// Finds the node of ours that exists already; removes ghosts; waits for a stranger with our code to go.
+    async fn find_own(&mut self, folder: &Folder<'_>) -> Result<Option<Place>, Out> {
+        while self.must_look {
+            let session = folder.session.id();
+            let found = folder.find(&self.instance.service, &self.instance.code).await?;
+            let (mut own, others): (Vec<Found>, Vec<Found>) =
+                found.into_iter().partition(|f| f.place.session == session);
+            let (ghosts, strangers): (Vec<Found>, Vec<Found>) =
+                others.into_iter().partition(|f| self.sessions.contains(&f.place.session));
+            // A ghost that is master is left to its session's end: to delete it by name could hit its successor.
+            for ghost in ghosts.iter().filter(|ghost| ghost.place.name != MASTER) {
+                folder.delete(&ghost.place.name).await?;
+            }
+            // A stranger that came later than ours is the one to give way.
+            let oldest_own = own.iter().map(|found| found.place.czxid).min().unwrap_or(i64::MAX);
+            if let Some(stranger) = strangers.into_iter().find(|stranger| stranger.place.czxid < oldest_own) {
+                for found in own {
+                    folder.delete(&found.place.name).await?;
+                }
+                self.outwait(folder, stranger).await?;
+                continue;
+            }
+            self.must_look = false;
+            own.sort_by_key(|found| (found.place.name != MASTER, found.place.czxid));
+            let mut own = own.into_iter();
+            let first = own.next();
+            for double in own {
+                folder.delete(&double.place.name).await?;
+            }
+            return Ok(first.map(|found| found.place));
+        }
+        Ok(None)
+    }
+
+    /// Waits until a stranger's node is gone: it may be of a process that died a moment ago, perhaps of our own
+    /// predecessor. Half as long again as its session can last, then it must be alive.
+    async fn outwait(&mut self, folder: &Folder<'_>, stranger: Found) -> Result<(), Out> {
+        let (exists, gone) = folder.watch(&stranger.place.name).await?;
+        if !exists {
+            return Ok(());
+        }
+        let longest = stranger.session_timeout.unwrap_or_default().max(folder.session.timeout());
+        let patience = tokio::time::sleep(longest * 3 / 2);
+        tokio::pin!(patience);
+        let mut gone = std::pin::pin!(gone.changed());
+        loop {
+            tokio::select! {
+                _ = &mut gone => return Ok(()),
+                () = &mut patience => break,
+                () = left(&mut self.link, folder.session) => return Err(Out::Disconnected),
+                command = self.commands.recv() => {
+                    self.take(command);
+                    if self.ending.is_some() {
+                        return Err(Out::Ending);
+                    }
+                }
+            }
+        }
+        let Instance { service, code, .. } = &self.instance;
+        let holder = stranger.holder;
+        Err(Out::Failed(Error::DuplicateCode { service: service.clone(), code: code.clone(), holder }))
+    }
+
+    /// Creates the own node: as master if the service has nobody else, or else at the end of the queue.
+    async fn create(&mut self, folder: &Folder<'_>) -> Result<Place, Out> {
+        let data = self.data();
+        self.sessions.insert(folder.session.id());
+        // From here until the place is known, a node may exist that we have no reply for.
+        let look_again = !self.instance.has_generated_code();
+        self.must_look = true;
+        for _ in 0..CREATE_ATTEMPTS {
+            let vacant = !folder.has_master().await? && !any_normal(&folder.names().await?);
+            let mut place = if vacant { folder.create_master(&data).await? } else { None };
+            if place.is_none() {
+                place = folder.create_normal(&data).await?;
+            }
+            let Some(place) = place else {
+                folder.make().await?;
+                continue;
+            };
+            self.must_look = false;
+            self.created_at = Some(Instant::now());
+            if look_again {
+                // Another process with the same code may have looked when we did.
+                self.must_look = true;
+                return self.find_own(folder).await?.ok_or(Out::Gone("the own node vanished while it was created"));
+            }
+            return Ok(place);
+        }
+        let step = format!("register {}/{}", self.instance.service, self.instance.code);
+        Err(Out::Failed(Error::Unavailable { step, reason: "the service's folder keeps vanishing".to_owned() }))
+    }
+
+    /// One round: everything is looked at, then the next event is waited for.
+    async fn stay(&mut self, folder: &Folder<'_>) -> Result<(), Out> {
+        let Some(place) = self.place.clone() else { return Err(Out::Gone("the own node is not known")) };
+        let own = self.own(folder, &place).await?;
+        let ahead = match place.role() {
+            Role::Normal => self.ahead(folder, &place).await?,
+            Role::Master(_) | Role::Detached => None,
+        };
+        let ahead = match ahead {
+            Some(Ahead::Moved) => return Ok(()),
+            Some(Ahead::Nobody) => return self.promote(folder, &place).await,
+            Some(Ahead::Watch(watcher)) => Some(watcher),
+            None => None,
+        };
+        self.report.registered(place.role(), Some(folder.session.lease.clone()));
+        self.wait(folder, &place, own, ahead).await
+    }
+
+    /// Checks that the own node is there, is ours, and says what it should; mends it if it does not.
+    async fn own(&mut self, folder: &Folder<'_>, place: &Place) -> Result<OneshotWatcher, Out> {
+        loop {
+            let Some((data, stat, watcher)) = folder.watch_data(&place.name).await? else {
+                return Err(Out::Gone("the own node was deleted"));
+            };
+            if stat.ephemeral_owner != place.session || stat.czxid != place.czxid {
+                return Err(Out::Gone("the own node was replaced by another's"));
+            }
+            let wanted = self.data();
+            if data == wanted {
+                for reply in self.updates.drain(..) {
+                    let _ = reply.send(Ok(()));
+                }
+                return Ok(watcher);
+            }
+            if self.updates.is_empty() {
+                let (service, code) = (&self.instance.service, &self.instance.code);
+                tracing::warn!(%service, %code, node = place.name, "the own node was changed by somebody: restored");
+            }
+            drop(watcher);
+            folder.write(&place.name, &wanted, stat.version).await?;
+        }
+    }
+
+    async fn ahead(&mut self, folder: &Folder<'_>, place: &Place) -> Result<Option<Ahead>, Out> {
+        let names = folder.names().await?;
+        let vacant = !names.iter().any(|name| name == MASTER);
+        let Some(ahead) = before(&names, &place.name) else {
+            self.vacant_since = None;
+            let (taken, watcher) = folder.watch(MASTER).await?;
+            return Ok(Some(if taken { Ahead::Watch(watcher) } else { Ahead::Nobody }));
+        };
+        // Not ours to take, unless whoever is ahead has had its time and done nothing: a process that hangs, or a node
+        // that nobody serves. Safe, because the create decides.
+        match (vacant, self.vacant_since) {
+            (false, _) => self.vacant_since = None,
+            (true, None) => self.vacant_since = Some(Instant::now()),
+            (true, Some(since)) if since.elapsed() >= grace(folder.session) => return Ok(Some(Ahead::Nobody)),
+            (true, Some(_)) => {}
+        }
+        let (exists, watcher) = folder.watch(ahead).await?;
+        Ok(Some(if exists { Ahead::Watch(watcher) } else { Ahead::Moved }))
+    }
+
+    async fn promote(&mut self, folder: &Folder<'_>, place: &Place) -> Result<(), Out> {
+        match folder.promote(&place.name, &self.data()).await? {
+            Promotion::Won(place) => {
+                self.vacant_since = None;
+                self.report.registered(place.role(), Some(folder.session.lease.clone()));
+                self.place = Some(place);
+                Ok(())
+            }
+            Promotion::Lost => Ok(()),
+            Promotion::Gone => Err(Out::Gone("the own node was deleted")),
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        folder: &Folder<'_>,
+        place: &Place,
+        own: OneshotWatcher,
+        ahead: Option<OneshotWatcher>,
+    ) -> Result<(), Out> {
+        let session = folder.session;
+        let next_audit = self.next_audit(session);
+        let ahead = async {
+            match ahead {
+                Some(watcher) => watcher.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = own.changed() => match event.event_type {
+                EventType::NodeDeleted => Err(Out::Gone("the own node was deleted")),
+                _ => Ok(()),
+            },
+            _ = ahead => Ok(()),
+            () = left(&mut self.link, session) => Err(Out::Disconnected),
+            () = session.lease.ended() => self.lapsed(session).await,
+            () = tokio::time::sleep(next_audit) => Ok(()),
+            command = self.commands.recv() => match command {
+                Some(Command::Resign(reply)) if place.role().is_master() => self.resign(folder, reply).await,
+                command => {
+                    self.take(command);
+                    if self.ending.is_some() { Err(Out::Ending) } else { Ok(()) }
+                }
+            }
+        }
+    }
+
+    /// No heartbeat has come back in time: detached, until one does.
+    async fn lapsed(&mut self, session: &Session) -> Result<(), Out> {
+        self.report.detached("no heartbeat from the registry in time");
+        tokio::select! {
+            () = session.lease.held() => Ok(()),
+            () = left(&mut self.link, session) => Err(Out::Disconnected),
+        }
+    }
+
+    /// When to look at everything again although nothing has happened; sooner while the mastership is vacant.
+    fn next_audit(&self, session: &Session) -> Duration {
+        match self.vacant_since {
+            // Spread, so that those who wait do not all try at once.
+            Some(since) => {
+                (grace(session) + session.timeout().mul_f64(fastrand::f64() / 4.0)).saturating_sub(since.elapsed())
+            }
+            None => session.timeout() + session.timeout().mul_f64(fastrand::f64()),
+        }
+    }
+
+    async fn resign(&mut self, folder: &Folder<'_>, reply: Reply) -> Result<(), Out> {
+        match folder.demote(&self.data()).await {
+            Ok(Some(place)) => {
+                self.report.registered(place.role(), Some(folder.session.lease.clone()));
+                self.place = Some(place);
+                let _ = reply.send(Ok(()));
+                Ok(())
+            }
+            Ok(None) => {
+                let _ = reply.send(Err(self.not_master()));
+                Err(Out::Gone("the own node was deleted"))
+            }
+            Err(fault) => {
+                let error = Error::from(fault);
+                let _ = reply.send(Err(error.clone()));
+                // The transaction may have been carried out: look for the place anew.
+                self.place = None;
+                Err(Out::Failed(error))
+            }
+        }
+    }
+
+    /// Deletes whatever is ours.
+    async fn remove(&mut self, session: &Session) -> Result<(), Fault> {
+        let path = self.path.clone();
+        let folder = self.folder(session, &path);
+        if let Some(place) = self.place.as_ref().filter(|place| place.session == session.id()) {
+            folder.delete(&place.name).await?;
+        }
+        if self.must_look {
+            for found in folder.find(&self.instance.service, &self.instance.code).await? {
+                if found.place.session == session.id() {
+                    folder.delete(&found.place.name).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits before the next attempt, unless the connection changes or a command comes.
+    async fn pause(&mut self, delay: Duration, session: &Session) {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = left(&mut self.link, session) => {}
+            command = self.commands.recv(), if self.ending.is_none() => self.take(command),
+        }
+    }
+}
+
+/// How long whoever is ahead in the queue may leave the mastership vacant.
+fn grace(session: &Session) -> Duration {
+    session.timeout() / 2
+}
+
+/// A folder may be deleted between its creation and that of the node in it; so often in a row only on purpose.
+const CREATE_ATTEMPTS: usize = 8;
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY_DELAY: Duration = Duration::from_secs(5);

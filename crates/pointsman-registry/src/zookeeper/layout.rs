@@ -1,0 +1,59 @@
+//! Where things are.
+
+/// The paths under one prefix: go-micro-service's for what it reads too, and ours under `/pointsman` for what it must
+/// not see, because it takes every child of the prefix for a service and every child of a service for an instance.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    /// `/micro-service`
+    pub(super) services: String,
+    /// `/pointsman/micro-service/overrides`
+    pub(super) overrides: String,
+}
+
+/// The name of the master's node.
+pub(super) const MASTER: &str = "master";
+const NORMAL: &str = "normal";
+
+impl Layout {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { services: prefix.to_owned(), overrides: format!("/pointsman{prefix}/overrides") }
+    }
+
+    pub(super) fn service(&self, service: &str) -> String {
+        format!("{}/{service}", self.services)
+    }
+
+    pub(super) fn overrides_of(&self, service: &str) -> String {
+        format!("{}/{service}", self.overrides)
+    }
+}
+
+/// The path to create a normal node at; the server adds ten digits.
+pub(super) fn normal_prefix(folder: &str) -> String {
+    format!("{folder}/{NORMAL}")
+}
+
+/// The number of a normal node: its place in the queue for the mastership. `None` for any other node's name.
+pub(super) fn number(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(NORMAL)?;
+    (digits.len() >= 10 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// The normal node right before `name` in the queue. `None` if `name` is the first.
+pub(super) fn before<'a>(names: &'a [String], name: &str) -> Option<&'a str> {
+    let own = number(name)?;
+    names.iter().filter_map(|other| Some((number(other)?, &**other))).filter(|(n, _)| *n < own).max().map(|(_, n)| n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_is_in_order_of_numbers_and_ignores_other_names() {
+        let names = ["master", "normal0000000010", "x", "normal0000000002", "normalx", "normal1"].map(str::to_owned);
+        assert_eq!(before(&names, "normal0000000010"), Some("normal0000000002"));
+        assert_eq!(before(&names, "normal0000000002"), None);
+        assert_eq!(before(&names, "normal0000000011"), Some("normal0000000010"));
+    }
+}

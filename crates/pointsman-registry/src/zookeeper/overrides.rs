@@ -1,0 +1,53 @@
+//! Where an operator's settings lie: `/pointsman/<prefix>/overrides/<service>/<code>`, persistent.
+
+use zookeeper_client::{CreateMode, Error as ZkError};
+
+use super::fault::Fault;
+use super::layout::Layout;
+use super::options;
+use super::session::Session;
+use crate::overrides::{Override, OverrideChange};
+use crate::url::Acl;
+
+/// Changes what is set, however many operators do so at once: read, change, write if nobody else has.
+pub(super) async fn change(
+    session: &Session,
+    layout: &Layout,
+    acl: Acl,
+    service: &str,
+    code: &str,
+    change: OverrideChange,
+) -> Result<(), Fault> {
+    let folder = layout.overrides_of(service);
+    let path = format!("{folder}/{code}");
+    let client = &session.client;
+    loop {
+        let read = match session.run(|| format!("read {path}"), client.get_data(&path)).await {
+            Ok((data, stat)) => Some((serde_json::from_slice::<Override>(&data).unwrap_or_default(), stat.version)),
+            Err(fault) if fault.error == ZkError::NoNode => None,
+            Err(fault) => return Err(fault),
+        };
+        let set = read.map(|(set, _)| set).unwrap_or_default().changed(change);
+        let data = serde_json::to_vec(&set).unwrap_or_default();
+        let step = || format!("write {path}");
+        let written = match read {
+            None if set.is_empty() => return Ok(()),
+            None => {
+                let persistent = options(CreateMode::Persistent, acl);
+                match session.run(step, client.create(&path, &data, &persistent)).await {
+                    Err(fault) if fault.error == ZkError::NoNode => {
+                        session.run(|| format!("create {folder}"), client.mkdir(&folder, &persistent)).await?;
+                        continue;
+                    }
+                    result => result.map(|_| ()),
+                }
+            }
+            Some((_, version)) if set.is_empty() => session.run(step, client.delete(&path, Some(version))).await,
+            Some((_, version)) => session.run(step, client.set_data(&path, &data, Some(version))).await.map(|_| ()),
+        };
+        match written {
+            Err(fault) if matches!(fault.error, ZkError::NodeExists | ZkError::NoNode | ZkError::BadVersion) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! An instance's place: the one node under which it is registered, and the single steps that get it there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::{Role, Term};
+use zookeeper_client::{
+    CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, OneshotWatcher, Stat,
+};
+
+use super::fault::Fault;
+use super::layout::{MASTER, normal_prefix, number};
+use super::session::Session;
+use super::{options, wire};
+use crate::url::Acl;
+
+/// The node under which an instance is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The session that owns it.
+    pub(super) session: i64,
+    /// Its name within the service's folder.
+    pub(super) name: String,
+    /// When it was created, in the registry's count.
+    pub(super) czxid: i64,
+}
+
+impl Place {
+    pub(super) fn role(&self) -> Role {
+        if self.name == MASTER { Role::Master(Term(self.czxid.unsigned_abs())) } else { Role::Normal }
+    }
+}
+
+/// A node that carries the own code.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) place: Place,
+    /// For messages: who it is.
+    pub(super) holder: String,
+    pub(super) session_timeout: Option<Duration>,
+}
+
+/// One service's folder, seen through one session. Every step takes at most the session timeout.
+pub(super) struct Folder<'a> {
+    pub(super) session: &'a Session,
+    pub(super) path: &'a str,
+    pub(super) acl: Acl,
+}
+
+/// What came of an attempt to take the mastership.
+pub(super) enum Promotion {
+    Won(Place),
+    /// Somebody else was faster.
+    Lost,
+    /// The own normal node, or the folder, is gone.
+    Gone,
+}
+
+impl Folder<'_> {
+    fn at(&self, name: &str) -> String {
+        format!("{}/{name}", self.path)
+    }
+
+    /// The names of all nodes; none if the folder does not exist.
+    pub(super) async fn names(&self) -> Result<Vec<String>, Fault> {
+        let listing = self.session.client.list_children(self.path);
+        match self.session.run(|| format!("list {}", self.path), listing).await {
+            Err(fault) if fault.error == ZkError::NoNode => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    /// Creates the folder and all above it.
+    pub(super) async fn make(&self) -> Result<(), Fault> {
+        let directory = options(CreateMode::Persistent, self.acl);
+        let making = self.session.client.mkdir(self.path, &directory);
+        self.session.run(|| format!("create {}", self.path), making).await
+    }
+
+    /// Whether there is a master.
+    pub(super) async fn has_master(&self) -> Result<bool, Fault> {
+        let path = self.at(MASTER);
+        let stat = self.session.run(|| format!("look at {path}"), self.session.client.check_stat(&path)).await?;
+        Ok(stat.is_some())
+    }
+
+    /// Creates the master's node; `None` if there is one, or no folder.
+    pub(super) async fn create_master(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
+        self.create(&self.at(MASTER), CreateMode::Ephemeral, data, |_| MASTER.to_owned()).await
+    }
+
+    /// Creates a normal node; `None` if there is no folder.
+    pub(super) async fn create_normal(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
+        let name = |sequence| format!("normal{sequence}");
+        self.create(&normal_prefix(self.path), CreateMode::EphemeralSequential, data, name).await
+    }
+
+    async fn create(
+        &self,
+        path: &str,
+        mode: CreateMode,
+        data: &[u8],
+        name: impl FnOnce(zookeeper_client::CreateSequence) -> String,
+    ) -> Result<Option<Place>, Fault> {
+        let options = options(mode, self.acl);
+        let creating = self.session.client.create(path, data, &options);
+        match self.session.run(|| format!("create {path}"), creating).await {
+            Ok((stat, sequence)) => Ok(Some(self.place(name(sequence), &stat))),
+            Err(fault) if matches!(fault.error, ZkError::NodeExists | ZkError::NoNode) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn place(&self, name: String, stat: &Stat) -> Place {
+        Place { session: self.session.id(), name, czxid: stat.czxid }
+    }
+
+    /// What the node says, whose it is, and a watch on it; `None` if it is gone.
+    pub(super) async fn watch_data(&self, name: &str) -> Result<Option<(Vec<u8>, Stat, OneshotWatcher)>, Fault> {
+        let path = self.at(name);
+        let reading = self.session.client.get_and_watch_data(&path);
+        match self.session.run(|| format!("read {path}"), reading).await {
+            Ok(read) => Ok(Some(read)),
+            Err(fault) if fault.error == ZkError::NoNode => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Whether the node exists, and a watch on it.
+    pub(super) async fn watch(&self, name: &str) -> Result<(bool, OneshotWatcher), Fault> {
+        let path = self.at(name);
+        let looking = self.session.client.check_and_watch_stat(&path);
+        let (stat, watcher) = self.session.run(|| format!("watch {path}"), looking).await?;
+        Ok((stat.is_some(), watcher))
+    }
+
+    /// Replaces what the node says. `false` if it is gone, or has been changed since it was read.
+    pub(super) async fn write(&self, name: &str, data: &[u8], version: i32) -> Result<bool, Fault> {
+        let path = self.at(name);
+        let writing = self.session.client.set_data(&path, data, Some(version));
+        match self.session.run(|| format!("write {path}"), writing).await {
+            Ok(_) => Ok(true),
+            Err(fault) if matches!(fault.error, ZkError::NoNode | ZkError::BadVersion) => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Deletes a node, whether it is still there or not.
+    pub(super) async fn delete(&self, name: &str) -> Result<(), Fault> {
+        let path = self.at(name);
+        match self.session.run(|| format!("delete {path}"), self.session.client.delete(&path, None)).await {
+            Err(fault) if fault.error != ZkError::NoNode => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    /// From normal to master in one transaction, so that nobody ever sees the instance twice, or not at all.
+    pub(super) async fn promote(&self, own: &str, data: &[u8]) -> Result<Promotion, Fault> {
+        let ephemeral = options(CreateMode::Ephemeral, self.acl);
+        let mut writer = self.session.client.new_multi_writer();
+        let built =
+            writer.add_create(&self.at(MASTER), data, &ephemeral).and_then(|()| writer.add_delete(&self.at(own), None));
+        match self.commit(built.map(|()| writer), "become master of").await? {
+            Ok(results) => Ok(Promotion::Won(self.created(&results, MASTER.to_owned()).await?)),
+            Err(MultiWriteError::OperationFailed { index: 0, source: ZkError::NodeExists }) => Ok(Promotion::Lost),
+            Err(MultiWriteError::OperationFailed { source: ZkError::NoNode, .. }) => Ok(Promotion::Gone),
+            Err(error) => Err(self.failed("become master of", error)),
+        }
+    }
+
+    /// From master to the end of the queue, in one transaction. `None` if the own node is gone.
+    pub(super) async fn demote(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
+        let sequential = options(CreateMode::EphemeralSequential, self.acl);
+        let mut writer = self.session.client.new_multi_writer();
+        let built = writer
+            .add_delete(&self.at(MASTER), None)
+            .and_then(|()| writer.add_create(&normal_prefix(self.path), data, &sequential));
+        match self.commit(built.map(|()| writer), "resign from").await? {
+            Ok(results) => {
+                let path = results.iter().find_map(|result| match result {
+                    MultiWriteResult::Create { path, .. } => path.rsplit('/').next().map(str::to_owned),
+                    _ => None,
+                });
+                Ok(Some(self.created(&results, path.unwrap_or_default()).await?))
+            }
+            Err(MultiWriteError::OperationFailed { source: ZkError::NoNode, .. }) => Ok(None),
+            Err(error) => Err(self.failed("resign from", error)),
+        }
+    }
+
+    async fn commit(
+        &self,
+        writer: Result<zookeeper_client::MultiWriter<'_>, ZkError>,
+        what: &str,
+    ) -> Result<Result<Vec<MultiWriteResult>, MultiWriteError>, Fault> {
+        let mut writer = writer.map_err(|error| Fault::new(format!("{what} {}", self.path), error))?;
+        match tokio::time::timeout(self.session.timeout(), writer.commit()).await {
+            Ok(result) => Ok(result),
+            Err(_) => Err(Fault::new(format!("{what} {}", self.path), ZkError::Timeout)),
+        }
+    }
+
+    fn failed(&self, what: &str, error: MultiWriteError) -> Fault {
+        Fault::new(format!("{what} {}", self.path), error.into())
+    }
+
+    /// The place that a transaction has made. Its stat is not in every server's reply (ZOOKEEPER-4026), so it may have
+    /// to be asked for.
+    async fn created(&self, results: &[MultiWriteResult], name: String) -> Result<Place, Fault> {
+        let known = results.iter().find_map(|result| match result {
+            MultiWriteResult::Create { stat, .. } if !stat.is_invalid() && stat.czxid > 0 => Some(*stat),
+            _ => None,
+        });
+        if let Some(stat) = known {
+            return Ok(self.place(name, &stat));
+        }
+        let path = self.at(&name);
+        match self.session.run(|| format!("look at {path}"), self.session.client.check_stat(&path)).await? {
+            Some(stat) if stat.ephemeral_owner == self.session.id() => Ok(self.place(name, &stat)),
+            // Gone again already: the same as if the reply had been lost.
+            _ => Err(Fault::new(format!("look at {path}"), ZkError::NoNode)),
+        }
+    }
+
+    /// All nodes that carry the code.
+    pub(super) async fn find(&self, service: &Arc<str>, code: &str) -> Result<Vec<Found>, Fault> {
+        let mut found = Vec::new();
+        for names in self.names().await?.chunks(super::tree::BATCH) {
+            let mut reader = self.session.client.new_multi_reader();
+            for name in names {
+                let path = self.at(name);
+                reader.add_get_data(&path).map_err(|error| Fault::new(format!("read {path}"), error))?;
+            }
+            let results = self.session.run(|| format!("read {}", self.path), reader.commit()).await?;
+            for (name, result) in names.iter().zip(results) {
+                let MultiReadResult::Data { data, stat } = result else { continue };
+                let Ok(parsed) = wire::decode(service, &data) else { continue };
+                if *parsed.instance.code != *code {
+                    continue;
+                }
+                let address = parsed.instance.address.as_deref().unwrap_or("an instance without address");
+                let owner = stat.ephemeral_owner;
+                found.push(Found {
+                    place: Place { session: owner, name: name.clone(), czxid: stat.czxid },
+                    holder: format!("{address} (node {}, session {owner:#x})", self.at(name)),
+                    session_timeout: parsed.session_timeout,
+                });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether any of the names is a normal node that takes part in the election.
+pub(super) fn any_normal(names: &[String]) -> bool {
+    names.iter().any(|name| number(name).is_some())
+}

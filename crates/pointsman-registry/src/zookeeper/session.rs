@@ -1,0 +1,320 @@
+//! One session with the ensemble at a time, for as long as it takes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use zookeeper_client::{
+    Client, Connector, SessionId, SessionInfo, SessionState, TlsCa, TlsCerts, TlsIdentity, TlsOptions,
+};
+
+use super::fault::{Fault, within};
+use crate::lease::Lease;
+use crate::url::{Tls, ZooKeeperUrl};
+use crate::{Error, Result};
+
+/// Keeps a session alive: connects, sends heartbeats, and when a session is lost makes the next one. Never gives up.
+pub(super) struct Sessions {
+    link: watch::Receiver<Link>,
+    stop: watch::Sender<bool>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How things stand with the ensemble.
+#[derive(Debug, Clone)]
+pub(super) enum Link {
+    /// No connection, and why.
+    Down(Arc<str>),
+    /// Connected.
+    Up(Session),
+    /// Closed by us, for good.
+    Closed,
+}
+
+/// A connection within a session. Each reconnection of the same session is another `epoch`, with a lease of its own.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub(super) client: Client,
+    pub(super) epoch: u64,
+    pub(super) lease: Lease,
+}
+
+impl Session {
+    pub(super) fn id(&self) -> i64 {
+        self.client.session_id().0
+    }
+
+    /// The negotiated session timeout, which is also the longest that one operation may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.client.session_timeout()
+    }
+
+    /// Carries out one operation in time.
+    pub(super) async fn run<T>(
+        &self,
+        step: impl FnOnce() -> String,
+        operation: impl Future<Output = Result<T, impl Into<zookeeper_client::Error>>>,
+    ) -> Result<T, Fault> {
+        within(self.timeout(), step, operation).await
+    }
+}
+
+impl Sessions {
+    /// Starts connecting.
+    pub(super) fn start(settings: Arc<ZooKeeperUrl>) -> Result<Self> {
+        let connector = connector(&settings)?;
+        let (sender, link) = watch::channel(Link::Down("connecting".into()));
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(run(settings, connector, sender, stopped));
+        Ok(Self { link, stop, task: Mutex::new(Some(task)) })
+    }
+
+    pub(super) fn link(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// Waits until connected. `Err` says why that will not be.
+    pub(super) async fn up(&self) -> Result<Session, String> {
+        up(&mut self.link.clone()).await.ok_or_else(|| "the registry is closed".to_owned())
+    }
+
+    /// Why there is no connection.
+    pub(super) fn trouble(&self) -> String {
+        match &*self.link.borrow() {
+            Link::Down(reason) => reason.to_string(),
+            Link::Up(_) => "connected".to_owned(),
+            Link::Closed => "closed".to_owned(),
+        }
+    }
+
+    /// Closes the session, and returns when the server has confirmed it, or cannot be reached.
+    pub(super) async fn close(&self) {
+        self.stop.send_replace(true);
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+}
+
+/// Waits until connected; `None` when closed.
+pub(super) async fn up(link: &mut watch::Receiver<Link>) -> Option<Session> {
+    let state = link.wait_for(|link| !matches!(link, Link::Down(_))).await.ok()?;
+    match &*state {
+        Link::Up(session) => Some(session.clone()),
+        Link::Down(_) | Link::Closed => None,
+    }
+}
+
+/// Returns when `session` is no longer the current connection.
+pub(super) async fn left(link: &mut watch::Receiver<Link>, session: &Session) {
+    let _ = link.wait_for(|link| !matches!(link, Link::Up(current) if current.epoch == session.epoch)).await;
+}
+
+fn connector(settings: &ZooKeeperUrl) -> Result<Connector> {
+    // One pass over all servers at a time: the waiting in between, and the reasons, are ours.
+    let mut connector = Client::connector().with_session_timeout(settings.session_timeout).with_fail_eagerly();
+    if let Some(digest) = &settings.digest {
+        connector = connector.with_auth("digest", digest.as_bytes());
+    }
+    if let Some(tls) = &settings.tls {
+        connector = connector.with_tls(tls_options(settings, tls)?);
+    }
+    Ok(connector)
+}
+
+fn tls_options(settings: &ZooKeeperUrl, tls: &Tls) -> Result<TlsOptions> {
+    let read = |path: &std::path::PathBuf| {
+        let failed = |error: std::io::Error| Error::File { path: path.clone(), reason: error.to_string() };
+        std::fs::read_to_string(path).map_err(failed)
+    };
+    let unusable = |what: &str, error: zookeeper_client::Error| Error::Url {
+        url: format!("{settings:?}"),
+        reason: format!("{what}: {error}"),
+    };
+    let mut certs = TlsCerts::builder();
+    if let Some(ca) = &tls.ca {
+        certs = certs.with_ca(TlsCa::from_pem(&read(ca)?).map_err(|error| unusable("ca", error))?);
+    }
+    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+        let identity =
+            TlsIdentity::from_pem(&read(cert)?, &read(key)?).map_err(|error| unusable("cert, key", error))?;
+        certs = certs.with_identity(identity);
+    }
+    Ok(TlsOptions::new().with_certs(certs.build().map_err(|error| unusable("tls", error))?))
+}
+
+async fn run(
+    settings: Arc<ZooKeeperUrl>,
+    connector: Connector,
+    link: watch::Sender<Link>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut epoch = 0;
+    let mut delay = FIRST_DELAY;
+    // Kept after the client has given a session up: the server may still have it, and with it what we registered.
+    let mut last: Option<SessionInfo> = None;
+    loop {
+        let client = tokio::select! {
+            client = connect(&settings, connector.clone(), last.clone()) => client,
+            () = stopped(&mut stop) => break,
+        };
+        match client {
+            Ok(client) => {
+                delay = FIRST_DELAY;
+                last = Some(client.session().clone());
+                tokio::select! {
+                    () = serve(&client, &link, &mut epoch) => {}
+                    () = stopped(&mut stop) => {
+                        close(client, &link).await;
+                        return;
+                    }
+                }
+            }
+            Err(zookeeper_client::Error::SessionExpired) if last.is_some() => {
+                tracing::warn!("session expired: a new one follows");
+                last = None;
+                continue;
+            }
+            Err(error) => {
+                let reason = explain(&settings, &error).await;
+                tracing::debug!(%reason, "not connected");
+                down(&link, &reason);
+            }
+        }
+        // Full jitter, so that a fleet does not come back all at once.
+        let pause = delay.mul_f64(fastrand::f64());
+        delay = (delay * 2).min(LONGEST_DELAY);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stopped(&mut stop) => break,
+        }
+    }
+    link.send_replace(Link::Closed);
+}
+
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(3);
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A dropped sender is a dropped registry: the same.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn down(link: &watch::Sender<Link>, reason: &str) {
+    link.send_replace(Link::Down(reason.into()));
+}
+
+async fn connect(
+    settings: &ZooKeeperUrl,
+    mut connector: Connector,
+    last: Option<SessionInfo>,
+) -> Result<Client, zookeeper_client::Error> {
+    if let Some(session) = last {
+        connector = connector.with_session(session);
+    }
+    let servers = settings.servers.join(",");
+    let connecting = async {
+        if settings.tls.is_some() {
+            connector.secure_connect(&servers).await
+        } else {
+            connector.connect(&servers).await
+        }
+    };
+    match tokio::time::timeout(settings.session_timeout, connecting).await {
+        Ok(client) => client,
+        Err(_) => Err(zookeeper_client::Error::Timeout),
+    }
+}
+
+/// Why no server could be connected to, one by one: the client itself says only that there was none.
+async fn explain(settings: &ZooKeeperUrl, error: &zookeeper_client::Error) -> String {
+    let mut reasons = Vec::new();
+    for server in &settings.servers {
+        let limit = Duration::from_millis(500);
+        let reason = match tokio::time::timeout(limit, tokio::net::TcpStream::connect(server)).await {
+            Ok(Ok(_)) => match settings.tls {
+                Some(_) => {
+                    "accepts connections, but no session could be made (is it a TLS port with this ca?)".to_owned()
+                }
+                None => "accepts connections, but no session could be made (is it ZooKeeper, and has it a quorum?)"
+                    .to_owned(),
+            },
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        reasons.push(format!("{server}: {reason}"));
+    }
+    match error {
+        zookeeper_client::Error::NoHosts | zookeeper_client::Error::Timeout => reasons.join("; "),
+        error => format!("{error} ({})", reasons.join("; ")),
+    }
+}
+
+/// Serves one client until its session ends.
+async fn serve(client: &Client, link: &watch::Sender<Link>, epoch: &mut u64) {
+    let mut states = client.state_watcher();
+    let mut state = client.state();
+    let id = SessionId(client.session_id().0);
+    loop {
+        match state {
+            SessionState::SyncConnected => {
+                *epoch += 1;
+                let session = Session { client: client.clone(), epoch: *epoch, lease: Lease::new() };
+                tokio::select! {
+                    next = states.changed() => state = next,
+                    never = heartbeat(&session, link) => match never {},
+                }
+                // First of all: nobody holds a role by this connection any more.
+                session.lease.end();
+                down(link, "connection lost");
+                tracing::info!(session = %id, %state, "disconnected");
+            }
+            state if state.is_terminated() => {
+                tracing::warn!(session = %id, %state, "session given up");
+                return;
+            }
+            _ => state = states.changed().await,
+        }
+    }
+}
+
+/// Renews the session's lease for as long as the leader confirms the session, and announces it after the first time.
+///
+/// `sync` goes through the leader, which refuses it for a session that it does not know: so a reply to what was sent at
+/// `t` says that the leader knew the session at `t` or later. It may not have heard of all our traffic yet: followers tell
+/// it once in half a tick. A session timeout is at least two ticks, so the leader expires the session no earlier than
+/// `t` + 3/4 of the timeout; the lease ends at 2/3.
+async fn heartbeat(session: &Session, link: &watch::Sender<Link>) -> std::convert::Infallible {
+    let timeout = session.timeout();
+    let mut announced = false;
+    loop {
+        let sent = Instant::now();
+        match within(timeout, || "heartbeat".to_owned(), session.client.sync("/")).await {
+            Ok(()) => {
+                session.lease.extend(sent + timeout * 2 / 3);
+                if !announced {
+                    announced = true;
+                    tracing::info!(session = %session.client.session_id(), ?timeout, "connected");
+                    link.send_replace(Link::Up(session.clone()));
+                }
+            }
+            Err(fault) => tracing::debug!(%fault, "no answer"),
+        }
+        tokio::time::sleep_until(sent + timeout / 6).await;
+    }
+}
+
+/// Drops the last handles on the client and waits for the server's confirmation.
+async fn close(client: Client, link: &watch::Sender<Link>) {
+    let mut states = client.state_watcher();
+    // Registrations and directories drop theirs when they see this.
+    link.send_replace(Link::Closed);
+    drop(client);
+    let closed = async { while !states.changed().await.is_terminated() {} };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+}
+
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,0 +1,259 @@
+//! What every backend must do: a backend is done when this suite passes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::{Change, Instance, Role, Snapshot, Status, Term, TermGuard};
+use pointsman_registry::{Error, Freshness, Registration, Registry, Service};
+
+/// Far longer than anything here takes: a deadline, not a wait.
+const SOON: Duration = Duration::from_secs(20);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+async fn until(what: &str, service: &Service, condition: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
+    soon(what, service.wait_for(condition)).await
+}
+
+async fn until_role(what: &str, registration: &mut Registration, wanted: impl Fn(Role) -> bool) -> Role {
+    let waiting = async {
+        loop {
+            let role = registration.role_changed().await.expect("the registration lives");
+            if wanted(role) {
+                return role;
+            }
+        }
+    };
+    soon(what, waiting).await
+}
+
+fn term(role: Role) -> Term {
+    role.term().expect("a master")
+}
+
+fn codes(snapshot: &Snapshot) -> Vec<&str> {
+    snapshot.instances().iter().map(|instance| &*instance.code).collect()
+}
+
+async fn the_first_is_master_and_the_others_are_normal(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("testserver").await.unwrap();
+    assert!(service.snapshot().is_empty());
+    assert!(matches!(service.master(), Err(Error::NoMaster { .. })));
+    let instance = Instance::new("testserver").address("127.0.0.1:50000").weight(3).tag("zone", "eu-1");
+    let mut a = registry.register(instance).await.unwrap();
+    let mut b = registry.register(Instance::new("testserver").code("b")).await.unwrap();
+    assert!(soon("role of a", a.role_changed()).await.unwrap().is_master());
+    assert_eq!(soon("role of b", b.role_changed()).await, Some(Role::Normal));
+    let snapshot = until("both", &service, |s| s.instances().len() == 2 && s.master().is_some()).await;
+    let master = snapshot.master().unwrap();
+    assert_eq!(master.code, a.instance().code);
+    assert_eq!((master.address.as_deref(), master.weight), (Some("127.0.0.1:50000"), 3));
+    assert_eq!(master.tags["zone"], "eu-1");
+    assert_eq!(master.role, a.role());
+    let normal = snapshot.find("b").unwrap();
+    assert_eq!((normal.address.as_deref(), normal.weight, normal.role), (None, 1, Role::Normal));
+    assert_eq!(service.freshness(), Freshness::Fresh);
+}
+
+async fn when_the_master_leaves_the_next_takes_over_with_a_higher_term(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let guard = TermGuard::new();
+    let a = registry.register(Instance::new("s")).await.unwrap();
+    let mut b = registry.register(Instance::new("s").code("b")).await.unwrap();
+    let mut c = registry.register(Instance::new("s").code("c")).await.unwrap();
+    let zombie = term(a.role());
+    guard.check(zombie).unwrap();
+    a.close().await.unwrap();
+    let role = until_role("b is master", &mut b, Role::is_master).await;
+    guard.check(term(role)).unwrap();
+    assert!(guard.check(zombie).is_err(), "the zombie's write is refused");
+    assert_eq!(c.role(), Role::Normal);
+    let service = registry.discover("s").await.unwrap();
+    let snapshot = until("two left", &service, |s| s.instances().len() == 2).await;
+    assert_eq!(snapshot.master().unwrap().role, role);
+    drop(b);
+    let last = until_role("c is master", &mut c, Role::is_master).await;
+    guard.check(term(last)).unwrap();
+}
+
+async fn resigning_hands_over_at_once(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let first = term(a.role());
+    a.resign().await.unwrap();
+    let again = until_role("alone, it is master again", &mut a, |r| r.term().is_some_and(|t| t > first)).await;
+    let mut b = registry.register(Instance::new("s").code("b")).await.unwrap();
+    assert!(matches!(b.resign().await, Err(Error::NotMaster { .. })));
+    a.resign().await.unwrap();
+    let role = until_role("b is master", &mut b, Role::is_master).await;
+    assert!(term(role) > term(again));
+    until_role("a is normal", &mut a, |role| role == Role::Normal).await;
+    let service = registry.discover("s").await.unwrap();
+    let snapshot = until("both", &service, |s| s.master().is_some_and(|m| &*m.code == "b")).await;
+    assert_eq!(codes(&snapshot), ["a", "b"]);
+}
+
+async fn a_living_registration_is_updated(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let role = a.role();
+    a.update(|instance| instance.weight = 7).await.unwrap();
+    a.update(|instance| {
+        instance.tags.insert("zone".to_owned(), "eu-2".to_owned());
+        instance.address = Some("h:1".into());
+    })
+    .await
+    .unwrap();
+    let snapshot = until("updated", &service, |s| s.find("a").is_some_and(|i| i.tags.contains_key("zone"))).await;
+    let instance = snapshot.find("a").unwrap();
+    assert_eq!((instance.weight, instance.address.as_deref(), instance.role), (7, Some("h:1"), role));
+    assert!(matches!(a.update(|i| i.code = "b".into()).await, Err(Error::Fixed { .. })));
+    assert!(matches!(a.update(|i| i.weight = u32::MAX).await, Err(Error::Invalid(_))));
+    assert_eq!(a.instance().weight, 7);
+}
+
+async fn what_an_operator_sets_survives_the_instance(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let a = registry.register(Instance::new("s").code("a").weight(2)).await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    registry.set_weight("s", "a", Some(9)).await.unwrap();
+    let set = |i: &Arc<Instance>| (i.weight, i.status) == (9, Status::Drained);
+    until("set", &service, |s| s.find("a").is_some_and(set)).await;
+    a.close().await.unwrap();
+    until("gone", &service, |s| s.instances().is_empty()).await;
+    let _a = registry.register(Instance::new("s").code("a").weight(2)).await.unwrap();
+    until("set still", &service, |s| s.find("a").is_some_and(set)).await;
+    registry.undrain("s", "a").await.unwrap();
+    registry.set_weight("s", "a", None).await.unwrap();
+    registry.undrain("s", "nobody").await.unwrap();
+    let unset = |i: &Arc<Instance>| (i.weight, i.status) == (2, Status::Passing);
+    until("unset", &service, |s| s.find("a").is_some_and(unset)).await;
+}
+
+async fn bad_names_are_refused_before_anything_is_written(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    for name in ["", ".", "..", "a/b", "a+", "a#", "$SYS", "a\0", &"x".repeat(256)] {
+        let error = registry.register(Instance::new(name)).await.map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("1 to 255 bytes"), "{error}");
+        assert!(registry.register(Instance::new("s").code(name)).await.is_err());
+        assert!(registry.discover(name).await.is_err());
+        assert!(registry.drain("s", name).await.is_err());
+    }
+    assert!(registry.register(Instance::new("s").address("h:70000")).await.is_err());
+    assert!(registry.discover_all().await.unwrap().snapshots().is_empty());
+}
+
+async fn the_same_code_twice_is_refused_and_free_again_afterwards(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let error = registry.register(Instance::new("s").code("a")).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::DuplicateCode { .. }), "{error}");
+    let _other = registry.register(Instance::new("other").code("a")).await.unwrap();
+    a.close().await.unwrap();
+    let again = registry.register(Instance::new("s").code("a")).await.unwrap();
+    assert!(again.role().is_master());
+}
+
+async fn changes_are_told_as_they_happen(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let all = registry.discover_all().await.unwrap();
+    let mut changes = all.changes();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        told.push(soon("three changes", changes.next()).await);
+    }
+    assert!(matches!(&told[0], Change::ServiceAppeared(service) if &**service == "s"), "{told:?}");
+    assert!(matches!(&told[1], Change::Joined(instance) if &*instance.code == "a"), "{told:?}");
+    assert!(matches!(&told[2], Change::MasterChanged { old: None, new: Some(_), .. }), "{told:?}");
+    a.update(|instance| instance.weight = 5).await.unwrap();
+    let told = soon("updated", changes.next()).await;
+    assert!(matches!(&told, Change::Updated { old, new } if (old.weight, new.weight) == (1, 5)), "{told:?}");
+    a.close().await.unwrap();
+    let told = soon("left", changes.next()).await;
+    assert!(matches!(&told, Change::Left(_)), "{told:?}");
+    soon("no master", changes.next()).await;
+    let told = soon("disappeared", changes.next()).await;
+    assert!(matches!(&told, Change::ServiceDisappeared(_)), "{told:?}");
+}
+
+async fn several_services_are_followed_and_no_others(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let some = registry.discover_several(["a", "b"]).await.unwrap();
+    let (a, b) = (some.service("a").unwrap(), some.service("b").unwrap());
+    assert!(some.service("c").is_none());
+    let revision = a.snapshot().revision();
+    let _b = registry.register(Instance::new("b")).await.unwrap();
+    let _c = registry.register(Instance::new("c")).await.unwrap();
+    until("b", &b, |s| s.master().is_some()).await;
+    let all = registry.discover_all().await.unwrap();
+    let names: Vec<_> = all.snapshots().iter().map(|s| s.service().to_string()).collect();
+    assert_eq!(names, ["b", "c"]);
+    assert_eq!(a.snapshot().revision(), revision, "others' churn does not touch it");
+}
+
+async fn many_instances_come_and_go(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let registering = (0..40).map(|n| registry.register(Instance::new("s").code(format!("{n:02}"))));
+    let mut all: Vec<_> = futures_util::future::try_join_all(registering).await.unwrap();
+    let snapshot = until("all", &service, |s| s.instances().len() == 40 && s.master().is_some()).await;
+    assert_eq!(snapshot.instances().iter().filter(|i| i.role.is_master()).count(), 1);
+    let mut guard = Term(0);
+    while !all.is_empty() {
+        let master = all.iter().position(|r| r.role().is_master());
+        let Some(master) = master else {
+            // The next one is about to learn of it.
+            soon("a master", futures_util::future::select_all(all.iter_mut().map(|r| Box::pin(r.role_changed()))))
+                .await;
+            continue;
+        };
+        let leaving = all.swap_remove(master);
+        assert!(term(leaving.role()) > guard, "terms only rise");
+        guard = term(leaving.role());
+        leaving.close().await.unwrap();
+        if all.len() < 35 {
+            break;
+        }
+    }
+    drop(all);
+    until("nobody", &service, |s| s.instances().is_empty()).await;
+}
+
+macro_rules! conformance {
+    ($($name:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(format!("memory://{}?guard=off", stringify!($name))).await;
+            })*
+        }
+        mod zookeeper {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let server = pointsman_testkit::ZooKeeper::shared().await;
+                let prefix = pointsman_testkit::unique_prefix();
+                let url = format!("zookeeper://{}/{}?guard=off", server.address(), prefix.trim_matches('/'));
+                super::$name(url).await;
+            })*
+        }
+    };
+}
+
+conformance! {
+    the_first_is_master_and_the_others_are_normal
+    when_the_master_leaves_the_next_takes_over_with_a_higher_term
+    resigning_hands_over_at_once
+    a_living_registration_is_updated
+    what_an_operator_sets_survives_the_instance
+    bad_names_are_refused_before_anything_is_written
+    the_same_code_twice_is_refused_and_free_again_afterwards
+    changes_are_told_as_they_happen
+    several_services_are_followed_and_no_others
+    many_instances_come_and_go
+}
