@@ -5,10 +5,14 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
+mod foreign;
 mod process;
+mod proxy;
 mod session;
 mod zookeeper;
 
+pub use foreign::{Foreign, ForeignInstance, ForeignOptions, ForeignRole, ForeignView, read_as_foreign};
+pub use proxy::{CuttingProxy, Op, OrderedCut};
 pub use zookeeper::{ZooKeeper, ZooKeeperOptions};
 
 /// A prefix that no other test uses: `/t-<random>`.

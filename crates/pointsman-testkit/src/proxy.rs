@@ -1,0 +1,375 @@
+//! A TCP proxy in front of a server, which cuts where a test says so.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::zookeeper::free_port;
+
+/// A TCP proxy on loopback. It knows the frames of ZooKeeper's protocol, and passes everything else on as it is.
+///
+/// It runs in a thread of its own, so that a test that blocks, or that pauses its time, does not hold it up.
+#[derive(Debug)]
+pub struct CuttingProxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// A request of ZooKeeper's protocol that changes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Op {
+    /// Any kind of create.
+    Create,
+    /// A transaction.
+    Multi,
+    /// Either of the two.
+    CreateOrMulti,
+    /// A delete outside of a transaction.
+    Delete,
+    /// A change of data outside of a transaction.
+    SetData,
+}
+
+/// A cut that has been ordered and will happen at the next request that fits.
+#[derive(Debug)]
+pub struct OrderedCut(oneshot::Receiver<()>);
+
+impl OrderedCut {
+    /// Returns when it has happened.
+    ///
+    /// # Panics
+    /// When it has not happened within 20 seconds, or when another order has taken its place.
+    pub async fn happened(self) {
+        let happened = timeout(Duration::from_secs(20), self.0).await;
+        happened.expect("the request that was to be cut did not come").expect("another order took this one's place");
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    upstream: SocketAddr,
+    state: watch::Sender<State>,
+    order: Mutex<Option<Order>>,
+    accepted: AtomicUsize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    mode: Mode,
+    /// Counts cuts: a connection ends when it is no longer the one under which it was accepted.
+    epoch: u64,
+    delay: Duration,
+    closed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Open,
+    Cut,
+    Blackhole,
+}
+
+#[derive(Debug)]
+struct Order {
+    op: Op,
+    /// What the request has to contain, such as a path.
+    contains: String,
+    moment: Moment,
+    done: oneshot::Sender<()>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    BeforeForwarding,
+    AfterCommit,
+}
+
+impl CuttingProxy {
+    /// Starts a proxy in front of `upstream`, open.
+    #[must_use]
+    pub fn start(upstream: SocketAddr) -> CuttingProxy {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let state = State { mode: Mode::Open, epoch: 0, delay: Duration::ZERO, closed: false };
+        let shared = Arc::new(Shared {
+            upstream,
+            state: watch::Sender::new(state),
+            order: Mutex::default(),
+            accepted: AtomicUsize::new(0),
+        });
+        let (listening, is_listening) = std::sync::mpsc::channel();
+        let proxy = CuttingProxy { address, shared: shared.clone() };
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(accept(address, shared, listening));
+        });
+        is_listening.recv().expect("the proxy listens");
+        proxy
+    }
+
+    /// `127.0.0.1:port`; the same for all of its life.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Closes all connections and refuses new ones until [`mend`](CuttingProxy::mend).
+    pub fn cut(&self) {
+        self.change(|state| {
+            state.mode = Mode::Cut;
+            state.epoch += 1;
+        });
+    }
+
+    /// Closes all connections; new ones are welcome.
+    pub fn cut_once(&self) {
+        self.change(|state| state.epoch += 1);
+    }
+
+    /// Forwards nothing more in either direction and closes nothing; new connections are accepted and stay silent.
+    pub fn blackhole(&self) {
+        self.change(|state| state.mode = Mode::Blackhole);
+    }
+
+    /// Ends [`cut`](CuttingProxy::cut) and [`blackhole`](CuttingProxy::blackhole). What a blackhole has held back goes on its
+    /// way now, as after a partition of the network.
+    pub fn mend(&self) {
+        self.change(|state| state.mode = Mode::Open);
+    }
+
+    /// Holds every frame up for so long, in each direction.
+    pub fn delay(&self, delay: Duration) {
+        self.change(|state| state.delay = delay);
+    }
+
+    /// The next request of this kind is carried out by the server, then its answer is swallowed and its connection cut. One
+    /// that the server refuses does not count and is answered as usual.
+    pub fn cut_after_commit(&self, op: Op) -> OrderedCut {
+        self.cut_after_commit_of(op, "")
+    }
+
+    /// The same for a request that contains `text`, such as part of a path.
+    pub fn cut_after_commit_of(&self, op: Op, text: &str) -> OrderedCut {
+        self.order(op, text, Moment::AfterCommit)
+    }
+
+    /// The next request of this kind that contains `text` never reaches the server: its connection is cut.
+    pub fn cut_before(&self, op: Op, text: &str) -> OrderedCut {
+        self.order(op, text, Moment::BeforeForwarding)
+    }
+
+    /// How many connections it has accepted so far.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        self.shared.state.send_modify(change);
+    }
+
+    fn order(&self, op: Op, text: &str, moment: Moment) -> OrderedCut {
+        let (done, happened) = oneshot::channel();
+        *self.shared.order.lock().unwrap() = Some(Order { op, contains: text.to_owned(), moment, done });
+        OrderedCut(happened)
+    }
+}
+
+impl Drop for CuttingProxy {
+    fn drop(&mut self) {
+        self.change(|state| {
+            state.closed = true;
+            state.epoch += 1;
+        });
+    }
+}
+
+async fn accept(address: SocketAddr, shared: Arc<Shared>, listening: std::sync::mpsc::Sender<()>) {
+    let mut listening = Some(listening);
+    let mut state = shared.state.subscribe();
+    loop {
+        let now = *state.borrow_and_update();
+        if now.closed {
+            return;
+        }
+        if now.mode == Mode::Cut {
+            let _ = state.changed().await;
+            continue;
+        }
+        let listener = TcpListener::bind(address).await.expect("the proxy's port");
+        if let Some(listening) = listening.take() {
+            listening.send(()).unwrap();
+        }
+        let stay_open = state.wait_for(|state| state.closed || state.mode == Mode::Cut);
+        tokio::select! {
+            biased;
+            _ = stay_open => {}
+            () = accept_all(&listener, &shared) => {}
+        }
+    }
+}
+
+async fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
+    loop {
+        let Ok((client, _)) = listener.accept().await else { continue };
+        shared.accepted.fetch_add(1, Ordering::Relaxed);
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let mut state = shared.state.subscribe();
+            let epoch = state.borrow().epoch;
+            let cut = state.wait_for(|state| state.epoch != epoch);
+            tokio::select! {
+                biased;
+                _ = cut => {}
+                () = serve(client, &shared) => {}
+            }
+        });
+    }
+}
+
+async fn serve(client: TcpStream, shared: &Shared) {
+    shared.passage().await;
+    let Ok(server) = TcpStream::connect(shared.upstream).await else { return };
+    drop(client.set_nodelay(true));
+    drop(server.set_nodelay(true));
+    let (client_read, client_write) = client.into_split();
+    let (server_read, server_write) = server.into_split();
+    let awaited = Mutex::new(None);
+    tokio::select! {
+        () = forward(client_read, server_write, shared, |frame| request(shared, &awaited, frame)) => {}
+        () = forward(server_read, client_write, shared, |frame| reply(shared, &awaited, frame)) => {}
+    }
+    shared.passage().await;
+}
+
+/// What is to be done with a frame.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Forward,
+    Cut,
+}
+
+/// An order whose request is on its way to the server, by its number.
+type Awaited = Mutex<Option<(i32, Order)>>;
+
+/// Looks at a request: does the order mean it?
+fn request(shared: &Shared, awaited: &Awaited, frame: &[u8]) -> Verdict {
+    let (Some(xid), Some(op)) = (number(frame, 0), number(frame, 4)) else { return Verdict::Forward };
+    let mut order = shared.order.lock().unwrap();
+    if !order.as_ref().is_some_and(|order| order.op.is(op) && contains(frame, &order.contains)) {
+        return Verdict::Forward;
+    }
+    match order.take() {
+        Some(order) if order.moment == Moment::BeforeForwarding => {
+            let _ = order.done.send(());
+            Verdict::Cut
+        }
+        Some(order) => {
+            *awaited.lock().unwrap() = Some((xid, order));
+            Verdict::Forward
+        }
+        None => Verdict::Forward,
+    }
+}
+
+/// Looks at a reply: does it answer the request that was ordered to be cut?
+fn reply(shared: &Shared, awaited: &Awaited, frame: &[u8]) -> Verdict {
+    let mut awaited = awaited.lock().unwrap();
+    if awaited.as_ref().is_none_or(|(xid, _)| number(frame, 0) != Some(*xid)) {
+        return Verdict::Forward;
+    }
+    // xid, zxid, error
+    match awaited.take() {
+        Some((_, order)) if number(frame, 12) == Some(0) => {
+            let _ = order.done.send(());
+            Verdict::Cut
+        }
+        // Refused: the order waits for the next one, unless a newer order has taken its place.
+        Some((_, order)) => {
+            shared.order.lock().unwrap().get_or_insert(order);
+            Verdict::Forward
+        }
+        None => Verdict::Forward,
+    }
+}
+
+fn number(frame: &[u8], at: usize) -> Option<i32> {
+    frame.get(at..at + 4)?.try_into().ok().map(i32::from_be_bytes)
+}
+
+fn contains(frame: &[u8], text: &str) -> bool {
+    text.is_empty() || frame.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+impl Op {
+    fn is(self, op: i32) -> bool {
+        let create = matches!(op, 1 | 15 | 19 | 21);
+        match self {
+            Op::Create => create,
+            Op::Multi => op == 14,
+            Op::CreateOrMulti => create || op == 14,
+            Op::Delete => matches!(op, 2 | 20),
+            Op::SetData => op == 5,
+        }
+    }
+}
+
+impl Shared {
+    /// Returns when frames may pass.
+    async fn passage(&self) {
+        let delay = self.state.borrow().delay;
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        let _ = self.state.subscribe().wait_for(|state| state.mode != Mode::Blackhole).await;
+    }
+}
+
+/// Forwards one direction, frame by frame; the first frame of a connection has no header and is not judged. Returns at its end.
+async fn forward(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    shared: &Shared,
+    judge: impl Fn(&[u8]) -> Verdict,
+) {
+    let mut first = true;
+    while let Ok(length) = from.read_u32().await {
+        if length > 64 << 20 {
+            // Not a length: TLS, or a four-letter command.
+            shared.passage().await;
+            if to.write_u32(length).await.is_ok() {
+                forward_bytes(from, to, shared).await;
+            }
+            return;
+        }
+        let mut frame = vec![0; length as usize];
+        if from.read_exact(&mut frame).await.is_err() {
+            return;
+        }
+        shared.passage().await;
+        if !first && judge(&frame) == Verdict::Cut {
+            return;
+        }
+        first = false;
+        let whole = [&length.to_be_bytes()[..], &frame].concat();
+        if to.write_all(&whole).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn forward_bytes(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, shared: &Shared) {
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        shared.passage().await;
+        if to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+}
