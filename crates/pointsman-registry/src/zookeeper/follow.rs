@@ -46,10 +46,10 @@ pub(super) async fn follow(
     }
 }
 
-/// The watches of one session. They outlive its reconnections: the client sets them again by itself. What happened
-/// meanwhile they do not tell (ZOOKEEPER-4698), so everything is listed anew after each.
+/// The watches of one connection. After a reconnection they are set anew and everything is listed: what happened
+/// meanwhile a watch does not tell (ZOOKEEPER-4698), and zookeeper-client 0.11.2 does not set persistent watches again
+/// (`resend_watches` sends only one-shot ones).
 struct Watched {
-    session: i64,
     events: mpsc::UnboundedReceiver<WatchedEvent>,
     _pumps: JoinSet<()>,
 }
@@ -61,10 +61,8 @@ async fn follow_connection(
     watched: &mut Option<Watched>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), Fault> {
-    if watched.as_ref().is_none_or(|watched| watched.session != session.id()) {
-        *watched = Some(watch_all(layout, scope, session).await?);
-    }
-    let Some(watched) = watched else { return Ok(()) };
+    // The old watches are dropped after the new ones are set, so that their removal cannot hit these.
+    let watched = watched.insert(watch_all(layout, scope, session).await?);
     let reader = Reader { layout, session };
     // After the watches, so that nothing is missed; what is told twice does no harm.
     let mut tree = reader.load(scope).await?;
@@ -96,7 +94,7 @@ async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<
         let watcher = session.run(|| format!("watch {path}"), watching).await?;
         pumps.spawn(pump(watcher, sender.clone()));
     }
-    Ok(Watched { session: session.id(), events, _pumps: pumps })
+    Ok(Watched { events, _pumps: pumps })
 }
 
 /// Brings the events of several watches into one channel.

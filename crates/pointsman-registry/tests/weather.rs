@@ -1,0 +1,415 @@
+//! Bad weather on a real ZooKeeper: what goes wrong in production, from outside, one at a time.
+
+mod support;
+
+use std::time::Duration;
+
+use pointsman_core::{Instance, Role, TermGuard};
+use pointsman_registry::{Error, Freshness, Registry};
+use pointsman_testkit::ZooKeeper;
+use support::{EPHEMERAL, Fleet, OPEN, SEQUENTIAL, soon, until_role, url};
+use zookeeper_client::Client;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_and_its_instance_comes_back() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 3).await;
+    fleet.settled("start").await;
+    for code in ["a", "b", "c", "a"] {
+        let (_, session) = fleet.node_of(code).await;
+        server.expire(session).await;
+        let index = fleet.members.iter().position(|m| &*m.registration.instance().code == code).unwrap();
+        let mut roles = fleet.members[index].registration.roles();
+        // It learns of it, whether it was asked in between or not.
+        soon("detached", async { while roles.changed().await != Some(Role::Detached) {} }).await;
+        fleet.settled(&format!("session of {code} ended")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_deleted_by_hand_are_restored() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 3).await;
+    fleet.settled("start").await;
+    let (normal, _) = fleet.node_of("c").await;
+    fleet.raw.delete(&fleet.path(&normal), None).await.unwrap();
+    let moved = |s: &pointsman_core::Snapshot| s.instances().len() == 3 && s.find("c").is_some();
+    soon("c is back", fleet.service.wait_for(|s| !moved(s))).await;
+    fleet.settled("normal deleted").await;
+    let before = fleet.master().registration.role();
+    fleet.raw.delete(&fleet.path("master"), None).await.unwrap();
+    soon("another master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != before))).await;
+    fleet.settled("master deleted").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_folder_is_made_again() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 3).await;
+    fleet.settled("start").await;
+    let before = fleet.master().registration.role();
+    // They come back faster than the folder can be emptied: so often, until it is gone, or everybody has moved.
+    for _ in 0..5 {
+        for node in fleet.nodes().await.keys() {
+            let _ = fleet.raw.delete(&fleet.path(node), None).await;
+        }
+        if fleet.raw.delete(&format!("{}/s", fleet.prefix), None).await.is_ok() {
+            break;
+        }
+    }
+    soon("another master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != before))).await;
+    fleet.settled("folder deleted").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_data_is_restored_and_failover_lives() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 3).await;
+    fleet.settled("start").await;
+    // Defect 1 of go-micro-service: after this every normal spins, and failover is dead.
+    fleet.raw.set_data(&fleet.path("master"), b"nonsense", None).await.unwrap();
+    let (normal, _) = fleet.node_of("b").await;
+    fleet.raw.set_data(&fleet.path(&normal), b"{}", None).await.unwrap();
+    let mut whole = None;
+    soon("the directory has seen both", async {
+        while whole.is_none() {
+            let restored = fleet.service.wait_for(|s| s.instances().len() == 3 && s.problems().is_empty()).await;
+            whole = fleet.nodes().await.values().all(|(code, _)| code.len() == 1).then_some(restored);
+        }
+    })
+    .await;
+    fleet.settled("data changed").await;
+    let master = fleet.members.remove(0);
+    master.registration.close().await.unwrap();
+    fleet.settled("failover").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_comes_back_and_nothing_is_listed_twice() {
+    let mut server = ZooKeeper::start().await;
+    let mut fleet = Fleet::start(&server.address(), &server, 3).await;
+    fleet.settled("start").await;
+    let master = fleet.master().registration.role();
+    server.kill();
+    for index in 0..3 {
+        until_role("detached", &mut fleet.members[index].registration, |role| role == Role::Detached).await;
+    }
+    // No lookup fails meanwhile.
+    assert_eq!(fleet.service.master().unwrap().role, master);
+    soon("stale", async {
+        let mut link = fleet.service.changes();
+        let _ = tokio::time::timeout(Duration::from_millis(1), link.next()).await;
+        while fleet.service.freshness() == Freshness::Fresh {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(fleet.service.snapshot().instances().len(), 3);
+    server.restart().await;
+    soon("fresh", fleet.service.directory().fresh()).await;
+    fleet.settled("server killed").await;
+    assert_eq!(fleet.master().registration.role(), master, "the same sessions, the same master, the same term");
+    // The watches of before are at work again.
+    fleet.join(&server.address(), "d").await;
+    fleet.settled("joined after the restart").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_longer_than_every_session_is_survived_by_the_sessions() {
+    let mut server = ZooKeeper::start().await;
+    let mut fleet = Fleet::start(&server.address(), &server, 3).await;
+    fleet.settled("start").await;
+    let master = fleet.master().registration.role();
+    server.kill();
+    // Longer than 7/5 of the session timeout, after which the client itself gives the session up. There is no event to
+    // wait for: what is tested is that much time.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(fleet.service.master().unwrap().role, master);
+    let mut late = fleet.members[0].registration.roles();
+    assert_eq!(late.changed().await, Some(Role::Detached));
+    server.restart().await;
+    fleet.raw = server.client().await;
+    fleet.settled("a long outage").await;
+    assert_eq!(fleet.master().registration.role(), master, "the server still had the sessions");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_server_ends_roles_by_the_local_deadline() {
+    let server = ZooKeeper::start().await;
+    let mut fleet = Fleet::start(&server.address(), &server, 2).await;
+    fleet.settled("start").await;
+    server.pause();
+    until_role("detached", &mut fleet.members[0].registration, |role| role == Role::Detached).await;
+    server.resume();
+    fleet.settled("a hung server").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_and_foreign_nodes_harm_nobody() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 2).await;
+    let big = vec![b' '; 1024 * 1024 - 200];
+    let nodes: [(&str, &[u8]); 8] = [
+        ("normal-broken", b"{\"serverip\":"),
+        ("not-utf8", b"{\"serveruniquecode\":\"\xff\xfe\"}"),
+        ("big", &big),
+        ("port", br#"{"serverip":"h","serverport":70000,"serveruniquecode":"p","weight":1}"#),
+        ("negative", br#"{"serverip":"h","serverport":1,"serveruniquecode":"n","weight":-5}"#),
+        ("slash", br#"{"serverip":"h","serverport":1,"serveruniquecode":"x/+#$","weight":1}"#),
+        ("unknown", br#"{"serverip":"h","serverport":2,"serveruniquecode":"u","weight":1,"more":[1]}"#),
+        ("other", b"[1,2,3]"),
+    ];
+    for (name, data) in nodes {
+        fleet.raw.create(&fleet.path(name), data, &OPEN).await.unwrap();
+    }
+    fleet.raw.mkdir(&format!("{}/bad#name+", fleet.prefix), &OPEN).await.unwrap();
+    fleet.raw.create(&format!("{}/bad#name+/master", fleet.prefix), b"{}", &OPEN).await.unwrap();
+    let snapshot = soon("all seen", fleet.service.wait_for(|s| s.problems().len() == 7)).await;
+    let codes: Vec<_> = snapshot.instances().iter().map(|i| (&*i.code, i.weight)).collect();
+    assert_eq!(codes, [("a", 1), ("b", 1), ("n", 0), ("u", 1)]);
+    assert_eq!(snapshot.problems().iter().filter(|problem| problem.skipped).count(), 6);
+    // The whole prefix, with the folder that nobody can name.
+    let registry = Registry::connect(&url(&server.address(), &fleet.prefix, "")).await.unwrap();
+    let all = registry.discover_all().await.unwrap();
+    let bad = all.snapshots().into_iter().find(|s| &**s.service() == "bad#name+").unwrap();
+    assert!(bad.instances().is_empty() && bad.problems()[0].reason.contains('#'));
+    // And election goes on among them.
+    let master = fleet.members.remove(0);
+    master.registration.close().await.unwrap();
+    until_role("b is master", &mut fleet.members[0].registration, Role::is_master).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_of_a_living_process_is_refused_and_that_of_a_dead_one_taken_over() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 2).await;
+    let other = Registry::connect(&url(&server.address(), &fleet.prefix, "")).await.unwrap();
+    let error = other.register(Instance::new("s").code("a").address("h:9")).await.map(|_| ()).unwrap_err();
+    let Error::DuplicateCode { holder, .. } = &error else { panic!("{error}") };
+    assert!(holder.contains("127.0.0.1:50000") && holder.contains("/master"), "{holder}");
+    fleet.settled("a duplicate").await;
+    // A process that died a moment ago: its session stands, nobody serves it.
+    let dead = server.client().await;
+    dead.create(&fleet.path("normal"), br#"{"serveruniquecode":"z","weight":1}"#, &SEQUENTIAL).await.unwrap();
+    let session = dead.session_id().0;
+    let registering =
+        tokio::spawn(async move { other.register(Instance::new("s").code("z")).await.map(|r| (r, other)) });
+    let z = fleet.service.wait_for(|s| s.find("z").is_some());
+    soon("the ghost is listed", z).await;
+    server.expire(session).await;
+    let (registration, registry) = soon("taken over", registering).await.unwrap().unwrap();
+    fleet.members.push(support::Member { registry, registration });
+    fleet.settled("a restart after kill -9").await;
+    drop(dead);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_newcomers_with_one_code_leave_one() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let connect = || async { Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap() };
+    let (one, two) = tokio::join!(connect(), connect());
+    let instance = || Instance::new("s").code("same");
+    let (first, second) = tokio::join!(one.register(instance()), two.register(instance()));
+    assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
+    let service = one.discover("s").await.unwrap();
+    soon("it is listed", service.wait_for(|s| s.instances().len() == 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_predecessor_that_does_not_act_is_passed_over() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 1).await;
+    // Nodes in the queue that nobody serves: from a foreign session, and one that will never go.
+    let idle: Client = server.client().await;
+    idle.create(&fleet.path("normal"), br#"{"serveruniquecode":"idle","weight":1}"#, &SEQUENTIAL).await.unwrap();
+    idle.create(&fleet.path("normal0000000000"), b"{}", &OPEN).await.unwrap();
+    fleet.join(&server.address(), "b").await;
+    fleet.join(&server.address(), "c").await;
+    let master = fleet.members.remove(0);
+    let old = master.registration.role();
+    master.registration.close().await.unwrap();
+    let snapshot = soon("a master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != old))).await;
+    assert!(["b", "c"].contains(&&*snapshot.master().unwrap().code));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombies_write_is_refused() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 2).await;
+    let (storage, zombie) = (TermGuard::new(), fleet.role(0).term().unwrap());
+    storage.check(zombie).unwrap();
+    let (_, session) = fleet.node_of("a").await;
+    server.expire(session).await;
+    let role = until_role("b takes over", &mut fleet.members[1].registration, Role::is_master).await;
+    storage.check(role.term().unwrap()).unwrap();
+    assert!(storage.check(zombie).is_err());
+    fleet.settled("takeover").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_hundred_instances_register_again_after_a_restart() {
+    let mut server = ZooKeeper::start().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let watcher = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let service = watcher.discover("s").await.unwrap();
+    // Thirty processes of ten instances each.
+    let mut registries = Vec::new();
+    for _ in 0..30 {
+        registries.push(Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap());
+    }
+    let registering = (0..300).map(|n| registries[n % 30].register(Instance::new("s").code(format!("{n:03}"))));
+    let all = soon("registered", futures_util::future::try_join_all(registering)).await.unwrap();
+    soon("all listed", service.wait_for(|s| s.instances().len() == 300)).await;
+    let raw = server.client().await;
+    let folder = format!("{prefix}/s");
+    let mut sessions: Vec<i64> = Vec::new();
+    for name in raw.list_children(&folder).await.unwrap() {
+        sessions.push(raw.check_stat(&format!("{folder}/{name}")).await.unwrap().unwrap().ephemeral_owner);
+    }
+    sessions.sort_unstable();
+    sessions.dedup();
+    assert_eq!(sessions.len(), 30);
+    server.restart().await;
+    for session in sessions {
+        server.expire(session).await;
+    }
+    for registration in &all {
+        let mut roles = registration.roles();
+        soon("attached", async { while roles.changed().await.unwrap() == Role::Detached {} }).await;
+    }
+    soon("all listed again", service.wait_for(|s| s.instances().len() == 300 && s.master().is_some())).await;
+    let raw = server.client().await;
+    assert_eq!(raw.list_children(&folder).await.unwrap().len(), 300, "each exactly once");
+    assert_eq!(all.iter().filter(|r| r.role().is_master()).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_there_is_said_within_the_connect_timeout() {
+    for (address, word) in [("127.0.0.1:1", "refused"), ("127.0.0.1:1,127.0.0.1:2", "127.0.0.1:2")] {
+        let started = std::time::Instant::now();
+        let url = format!("zookeeper://{address}/p?connect_timeout=700ms");
+        let error = Registry::connect(&url).await.map(|_| ()).unwrap_err();
+        assert!(started.elapsed() < Duration::from_secs(3));
+        assert!(matches!(error, Error::Unreachable { .. }));
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_gets_the_registry_when_it_is_there() {
+    let mut server = ZooKeeper::start().await;
+    server.kill();
+    let url = url(&server.address(), "/p", "&connect_timeout=200ms");
+    let waiting = tokio::spawn(Registry::builder(&url).wait(true).connect());
+    assert!(Registry::connect(&url).await.is_err());
+    server.restart().await;
+    let registry = soon("connected", waiting).await.unwrap().unwrap();
+    registry.register(Instance::new("s")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_during_a_full_outage_finds_its_instances_on_disk() {
+    let mut server = ZooKeeper::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let prefix = pointsman_testkit::unique_prefix();
+    let url = url(&server.address(), &prefix, "&connect_timeout=500ms");
+    let registry = Registry::builder(&url).snapshots(folder.path()).connect().await.unwrap();
+    let instance = registry.register(Instance::new("s").code("a").address("h:1")).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    soon("listed", service.wait_for(|s| s.master().is_some())).await;
+    drop(service);
+    server.kill();
+    // Another process, later.
+    let later = Registry::builder(&url).snapshots(folder.path()).connect().await.unwrap();
+    let found = soon("from disk", later.discover("s")).await.unwrap();
+    assert_eq!(found.master().unwrap().address.as_deref(), Some("h:1"));
+    assert!(matches!(found.freshness(), Freshness::Stale { .. }), "{:?}", found.freshness());
+    assert!(matches!(later.discover("never-seen").await, Err(Error::Unreachable { .. })));
+    server.restart().await;
+    soon("fresh", found.directory().fresh()).await;
+    drop(instance);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_loss_is_guarded() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=2s", server.address());
+    let watcher = Registry::connect(&url).await.unwrap();
+    let service = watcher.discover("s").await.unwrap();
+    let fleet = Registry::connect(&url).await.unwrap();
+    let registering = (0..8).map(|n| fleet.register(Instance::new("s").code(format!("{n}"))));
+    let all = futures_util::future::try_join_all(registering).await.unwrap();
+    soon("all", service.wait_for(|s| s.instances().len() == 8)).await;
+    fleet.close().await;
+    let guarded = soon("guarded", service.wait_for(pointsman_core::Snapshot::is_guarded)).await;
+    assert!(guarded.instances().len() >= 7, "{guarded:?}");
+    assert!(matches!(service.freshness(), Freshness::Guarded { .. }));
+    drop(all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_is_protected_where_it_is_asked_for() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let secret = url(&server.address(), &prefix, "&auth=digest:ops:geheim&acl=protected");
+    let registry = Registry::connect(&secret).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    let stranger = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let refused = stranger.register(Instance::new("s").code("x")).await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused, Error::Refused { .. }), "{refused}");
+    assert!(matches!(stranger.undrain("s", "a").await, Err(Error::Refused { .. })));
+    let service = stranger.discover("s").await.unwrap();
+    assert!(service.snapshot().find("a").is_some(), "reading is free");
+    let friend = Registry::connect(&secret).await.unwrap();
+    let mut b = friend.register(Instance::new("s").code("b")).await.unwrap();
+    a.close().await.unwrap();
+    until_role("b takes over", &mut b, Role::is_master).await;
+    assert!(!format!("{registry:?}").contains("geheim"));
+    assert!(Registry::connect(&url(&server.address(), &prefix, "&acl=protected")).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_is_refused_before_it_is_written() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 1).await;
+    let registry = fleet.members[0].registry.clone();
+    let error = registry.register(Instance::new("s").tag("x", "y".repeat(200_000))).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    let update = fleet.members[0].registration.update(|i| drop(i.tags.insert("x".into(), "y".repeat(200_000)))).await;
+    assert!(matches!(update, Err(Error::TooLarge { .. })));
+    fleet.settled("too much").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_takes_everything_with_it_at_once() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 2).await;
+    fleet.settled("start").await;
+    let Some(first) = (!fleet.members.is_empty()).then(|| fleet.members.remove(0)) else { return };
+    first.registry.close().await;
+    let others = fleet.nodes().await;
+    assert!(others.values().all(|(code, _)| code == "b"), "{others:?}");
+    fleet.settled("a registry closed").await;
+    let mut roles = first.registration.roles();
+    soon("detached", async { while roles.changed().await == Some(Role::Master(pointsman_core::Term(0))) {} }).await;
+    assert!(matches!(first.registration.close().await, Ok(()) | Err(Error::Closed { .. } | Error::Unavailable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ephemeral_of_a_stranger_at_master_is_respected() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let stranger = server.client().await;
+    stranger.mkdir(&format!("{prefix}/s"), &OPEN).await.unwrap();
+    let data = br#"{"serverip":"h","serverport":1,"serveruniquecode":"go","weight":1}"#;
+    stranger.create(&format!("{prefix}/s/master"), data, &EPHEMERAL).await.unwrap();
+    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    assert_eq!(a.role(), Role::Normal);
+    drop(stranger);
+    until_role("a takes over", &mut a, Role::is_master).await;
+}
