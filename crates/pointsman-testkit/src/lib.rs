@@ -5,14 +5,20 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
+mod ensemble;
 mod foreign;
+mod network;
 mod process;
 mod proxy;
 mod session;
+mod tls;
 mod zookeeper;
 
+pub use ensemble::Ensemble;
 pub use foreign::{Foreign, ForeignInstance, ForeignOptions, ForeignRole, ForeignView, read_as_foreign};
+pub use network::PartitionableEnsemble;
 pub use proxy::{CuttingProxy, Op, OrderedCut};
+pub use tls::TlsFiles;
 pub use zookeeper::{ZooKeeper, ZooKeeperOptions};
 
 /// A prefix that no other test uses: `/t-<random>`.

@@ -87,7 +87,6 @@ impl Drop for Process {
 }
 
 /// Runs a short command to its end; panics with its output when it fails.
-#[allow(dead_code)]
 pub(crate) fn run(command: &[&str]) {
     let output = Command::new(command[0]).args(&command[1..]).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", command.join(" ")));

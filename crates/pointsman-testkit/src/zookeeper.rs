@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use zookeeper_client::Client;
 
 use crate::process::Process;
+use crate::tls::TlsFiles;
 
 /// How long a server may take to serve.
 const START_DEADLINE: Duration = Duration::from_secs(40);
@@ -41,12 +42,13 @@ pub struct ZooKeeper {
 pub struct ZooKeeperOptions {
     tick: Duration,
     full_speed: bool,
+    tls: bool,
     extra: Vec<(String, String)>,
 }
 
 impl Default for ZooKeeperOptions {
     fn default() -> ZooKeeperOptions {
-        ZooKeeperOptions { tick: Duration::from_millis(200), full_speed: false, extra: Vec::new() }
+        ZooKeeperOptions { tick: Duration::from_millis(200), full_speed: false, tls: false, extra: Vec::new() }
     }
 }
 
@@ -62,6 +64,13 @@ impl ZooKeeperOptions {
     #[must_use]
     pub fn full_speed(mut self) -> ZooKeeperOptions {
         self.full_speed = true;
+        self
+    }
+
+    /// A second port that speaks TLS; see [`ZooKeeper::tls`] and [`ZooKeeper::secure_address`].
+    #[must_use]
+    pub fn tls(mut self) -> ZooKeeperOptions {
+        self.tls = true;
         self
     }
 
@@ -119,6 +128,24 @@ impl ZooKeeper {
     #[must_use]
     pub fn socket_address(&self) -> SocketAddr {
         self.config.address
+    }
+
+    /// `127.0.0.1:port` of the port that speaks TLS; the certificate names `localhost` and 127.0.0.1.
+    ///
+    /// # Panics
+    /// When the server was not asked for [`tls`](ZooKeeperOptions::tls).
+    #[must_use]
+    pub fn secure_address(&self) -> String {
+        self.config.tls.as_ref().expect("a server with TLS").0.to_string()
+    }
+
+    /// The certificates for [`secure_address`](ZooKeeper::secure_address). A client may show one, and need not.
+    ///
+    /// # Panics
+    /// When the server was not asked for [`tls`](ZooKeeperOptions::tls).
+    #[must_use]
+    pub fn tls(&self) -> &TlsFiles {
+        &self.config.tls.as_ref().expect("a server with TLS").1
     }
 
     /// A session of the bare client crate, with a session timeout of ten seconds.
@@ -223,6 +250,7 @@ pub(crate) struct ServerConfig {
     address: SocketAddr,
     folder: TempDir,
     full_speed: bool,
+    tls: Option<(SocketAddr, TlsFiles)>,
 }
 
 impl ServerConfig {
@@ -242,11 +270,16 @@ impl ServerConfig {
             10_000 / tick,
             (2_000 / tick).max(2),
         );
+        let tls = options.tls.then(|| {
+            let (port, files) = (free_port(), TlsFiles::create(folder.path()));
+            text += &secure_lines(port, &files);
+            (SocketAddr::new(address.ip(), port), files)
+        });
         for (key, value) in &options.extra {
             writeln!(text, "{key}={value}").unwrap();
         }
         fs::write(folder.path().join("zoo.cfg"), text).unwrap();
-        ServerConfig { address, folder, full_speed: options.full_speed }
+        ServerConfig { address, folder, full_speed: options.full_speed, tls }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -287,6 +320,17 @@ impl ServerConfig {
         command.push(self.folder.path().join("zoo.cfg").display().to_string());
         command
     }
+}
+
+/// The lines of a configuration that open a port for TLS.
+fn secure_lines(port: u16, files: &TlsFiles) -> String {
+    format!(
+        "secureClientPort={port}\nserverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
+         ssl.keyStore.location={}\nssl.keyStore.type=PEM\nssl.trustStore.location={}\nssl.trustStore.type=PEM\n\
+         ssl.clientAuth=want\n",
+        files.server.display(),
+        files.ca.display()
+    )
 }
 
 /// A port that nobody listens on, below the range from which the kernel takes the ports of outgoing connections: no
