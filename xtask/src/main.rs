@@ -1,3 +1,82 @@
-//! The project's own tasks.
+//! The project's own tasks: `cargo xtask`.
 
-fn main() {}
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod needs;
+mod run;
+
+use std::process::ExitCode;
+
+use run::{Failure, cargo, cargo_with};
+
+const USAGE: &str = "\
+The project's own tasks.
+
+Usage: cargo xtask <TASK>
+
+Tasks:
+  test [ARGUMENTS]             install what the tests need and is missing (Debian packages), then run all tests;
+                               the arguments go to `cargo test`, as in `cargo xtask test -p pointsman-core -- names`
+  check                        formatting, lints, documentation; builds all examples and benches
+  ci                           check, then test: all that continuous integration does
+  bench pick [ARGUMENTS]       measure picks against the peers
+  bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
+  bench all                    both
+";
+
+const BENCHES: [&str; 2] = ["pick", "registry"];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments[..] {
+        ["test", ref rest @ ..] => test(rest),
+        ["check"] => check(),
+        ["ci"] => check().and_then(|()| test(&[])),
+        ["bench", "all"] => BENCHES.into_iter().try_for_each(|name| bench(name, &[])),
+        ["bench", name, ref rest @ ..] if BENCHES.contains(&name) => bench(name, rest),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => Err(wrong_usage(&arguments)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn wrong_usage(arguments: &[&str]) -> Failure {
+    let wrong = match arguments {
+        [] => "no task given".to_owned(),
+        ["bench"] => "bench: which one?".to_owned(),
+        _ => format!("no such task: {}", arguments.join(" ")),
+    };
+    Failure { message: format!("{wrong}\n\n{}", USAGE.trim_end()), code: 2 }
+}
+
+fn test(arguments: &[&str]) -> Result<(), Failure> {
+    needs::install_missing()?;
+    let chosen = |argument: &&str| ["-p", "--package", "--workspace", "--manifest-path"].contains(argument);
+    let all: &[&str] = if arguments.iter().any(chosen) { &[] } else { &["--workspace"] };
+    cargo(&[&["test"], all, arguments].concat())
+}
+
+fn check() -> Result<(), Failure> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
+    cargo_with(&[("RUSTDOCFLAGS", "--deny warnings")], &["doc", "--workspace", "--no-deps"])?;
+    cargo(&["build", "--workspace", "--bins", "--examples", "--benches"])
+}
+
+fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
+    if name == "registry" {
+        needs::install_missing()?;
+    }
+    let run = ["run", "--release", "--package", "pointsman-bench", "--bin", name, "--"];
+    cargo(&[&run, arguments].concat())
+}

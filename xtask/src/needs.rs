@@ -1,0 +1,63 @@
+//! What the tests need besides Rust, and Debian's packages that have it.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::run::{Failure, run};
+
+/// A command in `PATH`, or a file by its whole path; and the package that has it.
+const NEEDS: [(&str, &str); 5] = [
+    ("java", "default-jre-headless"),
+    ("/usr/share/java/zookeeper.jar", "libzookeeper-java"),
+    ("/usr/share/java/slf4j-simple.jar", "libslf4j-java"),
+    // Partitions of the network.
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+];
+
+/// Installs what is missing; does nothing when nothing is.
+pub(crate) fn install_missing() -> Result<(), Failure> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|&(_, package)| package).collect();
+    let what: Vec<&str> = missing.iter().map(|&(need, _)| need).collect();
+    println!("xtask: the tests need {}; installing {}", what.join(", "), packages.join(" "));
+    apt_get(&["update"])?;
+    apt_get(&[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())?;
+    match self::missing().first() {
+        None => Ok(()),
+        Some((need, package)) => Err(Failure::new(format!("{package} is installed, and yet there is no {need}"))),
+    }
+}
+
+fn missing() -> Vec<(&'static str, &'static str)> {
+    NEEDS.into_iter().filter(|(need, _)| !is_there(need)).collect()
+}
+
+fn is_there(need: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Somebody who is not root may have no sbin in the path.
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    // Joining a whole path leaves just that.
+    folders.into_iter().any(|folder| folder.join(Path::new(need)).exists())
+}
+
+fn apt_get(arguments: &[&str]) -> Result<(), Failure> {
+    if !is_there("apt-get") {
+        return Err(Failure::new("there is no apt-get here: please install what is missing by hand"));
+    }
+    let sudo = !is_root() && is_there("sudo");
+    let mut command = Command::new(if sudo { "sudo" } else { "apt-get" });
+    if sudo {
+        command.args(["-n", "--preserve-env=DEBIAN_FRONTEND", "apt-get"]);
+    }
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    let sudo = if sudo { "sudo " } else { "" };
+    run(&format!("{sudo}apt-get {}", arguments.join(" ")), &mut command)
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n")
+}
