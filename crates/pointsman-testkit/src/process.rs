@@ -70,7 +70,7 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// SIGKILL for all of the group; the watchdog goes first of all, so that it removes no folder.
+    /// SIGKILL for all of the group, so that the watchdog has no time to remove the folder.
     fn drop(&mut self) {
         let group = Pid::from_child(&self.watchdog);
         let _ = kill_process_group(group, Signal::KILL);
