@@ -43,6 +43,9 @@ pub(crate) fn url(address: &str, prefix: &str, options: &str) -> String {
 impl Fleet {
     /// Starts `count` instances through `address`, watched through `directly`.
     pub(crate) async fn start(address: &str, server: &ZooKeeper, count: usize) -> Self {
+        // For whoever looks into a failure: RUST_LOG=debug.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let prefix = pointsman_testkit::unique_prefix();
         let watcher = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
         let service = watcher.discover("s").await.unwrap();
@@ -116,6 +119,9 @@ impl Fleet {
             .await
             .unwrap_or_else(|_| panic!("{after}: the directory does not settle: {:?}", self.service.snapshot()));
         let master = snapshot.master().unwrap();
+        // The directory may know of it before the instance itself does.
+        let of_master = self.members.iter_mut().find(|m| m.registration.instance().code == master.code).unwrap();
+        until_role(&format!("{after}: the master knows"), &mut of_master.registration, |r| r == master.role).await;
         let nodes = self.nodes().await;
         let mut registered: Vec<&str> = nodes.values().map(|(code, _)| &**code).collect();
         registered.sort_unstable();

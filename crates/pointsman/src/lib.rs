@@ -1,1 +1,47 @@
-//! Pointsman.
+//! Services of a fleet register themselves; of each service exactly one instance is master; callers find the instances
+//! and are balanced over them.
+//!
+//! ```
+//! use pointsman::{Algorithm, Instance, Registry, Role};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! // `memory://` is a registry within this process; a fleet uses `zookeeper://host1,host2,host3/micro-service`.
+//! let registry = Registry::connect("memory://example").await?;
+//!
+//! // A service registers itself, and learns its role.
+//! let instance = Instance::new("testserver").address("127.0.0.1:50000").weight(3).tag("zone", "eu-1");
+//! let mut registration = registry.register(instance).await?;
+//! if let Some(Role::Master(term)) = registration.role_changed().await {
+//!     println!("master now: everything written carries term {term}");
+//! }
+//!
+//! // A caller finds the master, or is balanced over the normal instances.
+//! let service = registry.discover("testserver").await?;
+//! println!("master is {:?}", service.master()?.address);
+//! let balancer = service.balancer(Algorithm::LeastConnections);
+//! let claim = balancer.pick("/data/video")?;
+//! println!("calling {:?}", claim.address());
+//!
+//! registration.close().await?;
+//! # Ok(())
+//! # }
+//! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+//! ```
+
+mod registry;
+#[cfg(feature = "tower")]
+pub mod tower;
+
+pub use pointsman_balance::{
+    Algorithm, Balancer, Builder as BalancerBuilder, Claim, Ejection, Explanation, Loads, Outcome, PickError,
+    UnknownAlgorithm,
+};
+pub use pointsman_core::{
+    Change, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot, StaleTerm,
+    Status, Term, TermGuard, View, check_address, check_name,
+};
+pub use pointsman_registry::{
+    Acl, Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,
+    parse_duration,
+};
+pub use registry::{Builder, Registry, Service};

@@ -1,0 +1,192 @@
+//! Connections that are cut, at the worst moments, between instances and a real ZooKeeper.
+
+mod support;
+
+use pointsman_core::{Instance, Role};
+use pointsman_registry::Registry;
+use pointsman_testkit::{CuttingProxy, Op, ZooKeeper};
+use support::{Fleet, Member, soon, until_role, url};
+
+async fn detached(fleet: &mut Fleet, why: &str) {
+    for member in &mut fleet.members {
+        until_role(why, &mut member.registration, |role| role == Role::Detached).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_connection_costs_neither_session_nor_term() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 3).await;
+    fleet.settled("start").await;
+    let (master, before) = (fleet.master().registration.role(), fleet.nodes().await);
+    proxy.cut();
+    detached(&mut fleet, "cut").await;
+    proxy.mend();
+    fleet.settled("cut").await;
+    assert_eq!(fleet.master().registration.role(), master, "master with the same term again");
+    assert_eq!(fleet.nodes().await, before, "the same nodes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_longer_than_the_session_hands_the_mastership_over() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 1).await;
+    fleet.join(&server.address(), "b").await;
+    fleet.settled("start").await;
+    let old = fleet.role(0);
+    proxy.cut();
+    let role = until_role("b takes over", &mut fleet.members[1].registration, Role::is_master).await;
+    assert!(role.term() > old.term());
+    assert_eq!(fleet.role(0), Role::Detached, "the old one has stopped by itself before that");
+    proxy.mend();
+    fleet.settled("a long cut").await;
+    assert_eq!(fleet.role(0), Role::Normal);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_network_ends_the_mastership_before_the_next_one_begins() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 1).await;
+    fleet.join(&server.address(), "b").await;
+    fleet.settled("start").await;
+    let old = fleet.members[0].registration.roles();
+    proxy.blackhole();
+    // Asked at the moment at which the next one has become master.
+    until_role("b takes over", &mut fleet.members[1].registration, Role::is_master).await;
+    assert_eq!(old.role(), Role::Detached);
+    proxy.mend();
+    fleet.settled("a silent network").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_reply_is_lost_is_found_again() {
+    let server = ZooKeeper::shared().await;
+    for (others, op, text) in [(0, Op::Create, "/s/master"), (1, Op::Create, "/s/normal")] {
+        let mut fleet = Fleet::start(&server.address(), server, others).await;
+        let proxy = CuttingProxy::start(server.socket_address());
+        let registry = Registry::connect(&url(&proxy.address(), &fleet.prefix, "")).await.unwrap();
+        let cut = proxy.cut_after_commit_of(op, text);
+        // Once with a code of the user's, once with a generated one.
+        let instance = if others == 0 { Instance::new("s") } else { Instance::new("s").code("mine") };
+        let registration = soon("registered", registry.register(instance)).await.unwrap();
+        cut.happened().await;
+        fleet.members.push(Member { registry, registration });
+        fleet.settled(text).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_whose_reply_is_lost_is_found_again() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 1).await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    fleet.join(&proxy.address(), "b").await;
+    fleet.join(&server.address(), "c").await;
+    fleet.settled("start").await;
+    let cut = proxy.cut_after_commit(Op::Multi);
+    let master = fleet.members.remove(0);
+    master.registration.close().await.unwrap();
+    cut.happened().await;
+    fleet.settled("a takeover without a reply").await;
+    assert!(fleet.role(0).is_master(), "it was carried out, so it counts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resignation_whose_reply_is_lost_is_found_again() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 1).await;
+    fleet.join(&server.address(), "b").await;
+    fleet.settled("start").await;
+    let cut = proxy.cut_after_commit(Op::Multi);
+    assert!(fleet.members[0].registration.resign().await.is_err(), "nobody knows whether it was carried out");
+    cut.happened().await;
+    until_role("b is master", &mut fleet.members[1].registration, Role::is_master).await;
+    fleet.settled("a resignation without a reply").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_during_a_cut_is_written_afterwards() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 2).await;
+    fleet.settled("start").await;
+    proxy.cut();
+    detached(&mut fleet, "cut").await;
+    let mut member = fleet.members.remove(0);
+    let updating = tokio::spawn(async move {
+        member.registration.update(|instance| instance.weight = 9).await.unwrap();
+        member
+    });
+    proxy.mend();
+    fleet.members.insert(0, soon("updated", updating).await.unwrap());
+    fleet.settled("updated").await;
+    let weight = |s: &pointsman_core::Snapshot| s.find("a").is_some_and(|i| i.weight == 9);
+    soon("seen", fleet.service.wait_for(weight)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_during_a_cut_it_is_removed_afterwards() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 2).await;
+    // A second registration in the same session keeps that alive.
+    let other = fleet.members[1].registry.register(Instance::new("other")).await.unwrap();
+    fleet.settled("start").await;
+    proxy.cut();
+    detached(&mut fleet, "cut").await;
+    let member = fleet.members.remove(1);
+    let error = member.registration.close().await.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("removed on return"), "{error}");
+    proxy.mend();
+    soon("removed", fleet.service.wait_for(|s| s.find("b").is_none())).await;
+    fleet.settled("closed while cut").await;
+    assert_ne!(other.role(), Role::Detached);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_directory_sees_what_happened_while_it_was_cut() {
+    let server = ZooKeeper::shared().await;
+    let mut fleet = Fleet::start(&server.address(), server, 3).await;
+    fleet.settled("start").await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let reader = Registry::connect(&url(&proxy.address(), &fleet.prefix, "")).await.unwrap();
+    let service = reader.discover("s").await.unwrap();
+    soon("all", service.wait_for(|s| s.instances().len() == 3)).await;
+    for round in 0..3 {
+        proxy.cut();
+        let gone = fleet.members.remove(0);
+        gone.registration.close().await.unwrap();
+        fleet.join(&server.address(), &format!("new-{round}")).await;
+        proxy.mend();
+        let code = format!("new-{round}");
+        let seen = service.wait_for(|s| s.instances().len() == 3 && s.find(&code).is_some());
+        soon("what happened meanwhile", seen).await;
+        fleet.settled("directory cut").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_cuts_in_a_row_leave_everything_in_order() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 4).await;
+    fleet.settled("start").await;
+    for _ in 0..20 {
+        let accepted = proxy.accepted();
+        proxy.cut_once();
+        let new_connection = async {
+            while proxy.accepted() == accepted {
+                tokio::task::yield_now().await;
+            }
+        };
+        if tokio::time::timeout(support::SOON, new_connection).await.is_err() {
+            let state = |m: &Member| (m.registration.role(), m.registration.trouble());
+            panic!("no new connection: {:?}", fleet.members.iter().map(state).collect::<Vec<_>>());
+        }
+    }
+    fleet.settled("many cuts").await;
+}

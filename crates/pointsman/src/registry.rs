@@ -1,0 +1,119 @@
+//! The registry with the balancer at hand: the two crates know nothing of one another.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pointsman_balance::{Algorithm, Balancer};
+use pointsman_registry::{Guard, Result};
+
+/// A registry: services register here, and are found. Cheap to clone.
+///
+/// Everything that [`pointsman_registry::Registry`] offers, and services that can be balanced over.
+#[derive(Debug, Clone)]
+pub struct Registry(pointsman_registry::Registry);
+
+impl Registry {
+    /// Connects; see [`pointsman_registry::Registry::connect`] for the URL.
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub async fn connect(url: &str) -> Result<Self> {
+        pointsman_registry::Registry::connect(url).await.map(Self)
+    }
+
+    /// Settings that go beyond the URL.
+    #[must_use]
+    pub fn builder(url: &str) -> Builder {
+        Builder(pointsman_registry::Registry::builder(url))
+    }
+
+    /// Follows one service; see [`pointsman_registry::Registry::discover`].
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub async fn discover(&self, service: &str) -> Result<Service> {
+        self.0.discover(service).await.map(Service)
+    }
+
+    /// Closes all sessions; see [`pointsman_registry::Registry::close`].
+    pub async fn close(self) {
+        self.0.close().await;
+    }
+}
+
+impl Deref for Registry {
+    type Target = pointsman_registry::Registry;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+/// Settings of a [`Registry`] before it is connected.
+#[derive(Debug, Clone)]
+pub struct Builder(pointsman_registry::Builder);
+
+impl Builder {
+    /// Goes on trying until the registry answers, instead of failing after the connect timeout.
+    #[must_use]
+    pub fn wait(self, wait: bool) -> Self {
+        Self(self.0.wait(wait))
+    }
+
+    /// How long to try. Default 5 s.
+    #[must_use]
+    pub fn connect_timeout(self, timeout: Duration) -> Self {
+        Self(self.0.connect_timeout(timeout))
+    }
+
+    /// Keeps snapshots in this folder; see [`pointsman_registry::Builder::snapshots`].
+    #[must_use]
+    pub fn snapshots(self, folder: impl Into<PathBuf>) -> Self {
+        Self(self.0.snapshots(folder))
+    }
+
+    /// The guard against a mass loss; `None` turns it off.
+    #[must_use]
+    pub fn guard(self, guard: Option<Guard>) -> Self {
+        Self(self.0.guard(guard))
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::connect`].
+    pub async fn connect(self) -> Result<Registry> {
+        self.0.connect().await.map(Registry)
+    }
+}
+
+/// One service: its snapshots, its master, its changes, and balancers over its instances.
+#[derive(Debug, Clone)]
+pub struct Service(pointsman_registry::Service);
+
+impl Service {
+    /// A balancer over the instances of this service, as they change. It has loads and health of its own; balancers that
+    /// are to share them are made with [`Balancer::builder`].
+    #[must_use]
+    pub fn balancer(&self, algorithm: Algorithm) -> Balancer {
+        Balancer::new(self.view(), algorithm)
+    }
+}
+
+impl From<pointsman_registry::Service> for Service {
+    fn from(service: pointsman_registry::Service) -> Self {
+        Self(service)
+    }
+}
+
+impl Deref for Service {
+    type Target = pointsman_registry::Service;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
