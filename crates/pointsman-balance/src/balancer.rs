@@ -1,0 +1,364 @@
+//! A view and an algorithm: `pick` gives a claim.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use pointsman_core::{Snapshot, View};
+
+use crate::algorithm::Algorithm;
+use crate::chance::Chance;
+use crate::claim::Claim;
+use crate::error::PickError;
+use crate::explanation::Explanation;
+use crate::health::Ejection;
+use crate::loads::Loads;
+use crate::roster::{Roster, Rules};
+use crate::seat::Seat;
+use crate::table::{Draw, Table, with_last_used};
+
+/// Picks instances of one service by one algorithm. Cheap to clone; the clones are one balancer.
+///
+/// ```
+/// use std::sync::Arc;
+/// use pointsman_balance::{Algorithm, Balancer};
+/// use pointsman_core::{Instance, Snapshot, View};
+///
+/// let instances = ["127.0.0.1:50001", "127.0.0.1:50002"].map(|at| Arc::new(Instance::new("s").address(at)));
+/// let view = View::fixed(Snapshot::new("s", 1, instances.to_vec()));
+/// let balancer = Balancer::new(view, Algorithm::LeastConnections);
+///
+/// let claim = balancer.pick("/data/video")?;
+/// let reply: Result<(), std::io::Error> = Ok(()); // of a call to claim.address()
+/// claim.report(&reply);
+/// # Ok::<(), pointsman_balance::PickError>(())
+/// ```
+///
+/// As long as nothing changes, a pick reads a table that was prepared before: it takes no lock (least connections excepted,
+/// see there), allocates nothing, and asks no clock (unless somebody is ejected or warming up, or the algorithm measures
+/// latencies). The first pick after a change prepares the next table; others go on with the old one meanwhile.
+#[derive(Clone)]
+pub struct Balancer {
+    inner: Arc<Inner>,
+}
+
+/// Sets up a [`Balancer`]; from [`Balancer::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct Builder {
+    view: View,
+    algorithm: Algorithm,
+    seed: Option<u64>,
+    rules: Rules,
+    ejection: Option<Ejection>,
+    loads: Option<Loads>,
+}
+
+struct Inner {
+    /// Tells the tables of balancers apart.
+    number: u64,
+    view: View,
+    algorithm: Algorithm,
+    rules: Rules,
+    loads: Loads,
+    chance: Chance,
+    turn: Turn,
+    table: ArcSwapOption<Table>,
+    /// Held by the one that prepares the next table.
+    preparing: Mutex<()>,
+}
+
+/// The number of the next turn, on a cache line of its own: every pick in turn writes it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Turn(AtomicU64);
+
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+impl Balancer {
+    /// A balancer with the defaults of [`Builder`].
+    #[must_use]
+    pub fn new(view: View, algorithm: Algorithm) -> Self {
+        Self::builder(view).algorithm(algorithm).build()
+    }
+
+    /// Sets up a balancer over the instances in `view`.
+    pub fn builder(view: View) -> Builder {
+        Builder {
+            view,
+            algorithm: Algorithm::default(),
+            seed: None,
+            rules: Rules { fall_back_to_master: true, slow_start: None },
+            ejection: Some(Ejection::default()),
+            loads: None,
+        }
+    }
+
+    /// Picks an instance. The key (a client's address, a URL, a topic) decides only with the hashes; the other algorithms
+    /// take no notice of it.
+    ///
+    /// # Errors
+    ///
+    /// [`PickError`], when no instance can take work. Never blocks, never panics.
+    #[inline]
+    pub fn pick(&self, key: impl AsRef<[u8]>) -> Result<Claim, PickError> {
+        self.claim(key.as_ref(), None)
+    }
+
+    /// As [`Balancer::pick`], without a key: with the hashes, one by chance.
+    ///
+    /// # Errors
+    ///
+    /// As [`Balancer::pick`].
+    pub fn pick_any(&self) -> Result<Claim, PickError> {
+        if self.inner.algorithm.uses_key() {
+            self.claim(&self.inner.chance.next().to_le_bytes(), None)
+        } else {
+            self.claim(&[], None)
+        }
+    }
+
+    /// As [`Balancer::pick`], at a given time: slow start, ejections and latencies go by it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Balancer::pick`].
+    pub fn pick_at(&self, key: impl AsRef<[u8]>, now: Instant) -> Result<Claim, PickError> {
+        self.claim(key.as_ref(), Some(now))
+    }
+
+    /// Picks an instance whose code is not in `excluded`: for trying again elsewhere. O(n).
+    ///
+    /// # Errors
+    ///
+    /// As [`Balancer::pick`]; [`PickError::AllExcluded`] when there is no other. The master does not step in for that.
+    pub fn pick_excluding(&self, key: impl AsRef<[u8]>, excluded: &[impl AsRef<str>]) -> Result<Claim, PickError> {
+        // Read out first: what the caller's type does in `as_ref` must not run under a lock.
+        let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
+        let passes = |seat: &Seat| !excluded.contains(&&*seat.instance.code);
+        let mut now = None;
+        let seat =
+            self.with_table(&mut now, |table, now| table.claim_if(&mut self.inner.draw(key.as_ref(), now), &passes))?;
+        Ok(self.inner.made(seat, now))
+    }
+
+    /// Who would be picked for this key, out of whom, and why; nothing is picked, and the turn stays where it is. Where
+    /// chance decides and there is no seed, the next pick may fall otherwise.
+    #[must_use]
+    pub fn explain(&self, key: impl AsRef<[u8]>) -> Explanation {
+        self.explain_at(key, Instant::now())
+    }
+
+    /// As [`Balancer::explain`], at a given time.
+    #[must_use]
+    pub fn explain_at(&self, key: impl AsRef<[u8]>, now: Instant) -> Explanation {
+        self.explain_excluding_at::<&str>(key, &[], now)
+    }
+
+    /// As [`Balancer::explain_at`], for [`Balancer::pick_excluding`].
+    #[must_use]
+    pub fn explain_excluding_at<C: AsRef<str>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        excluded: &[C],
+        now: Instant,
+    ) -> Explanation {
+        let inner = &*self.inner;
+        let turn = AtomicU64::new(inner.turn.0.load(Ordering::Relaxed));
+        let chance = inner.chance.peek();
+        let ranking = &inner.loads.shared().ranking;
+        let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
+        let excludes = |seat: &Seat| excluded.contains(&&*seat.instance.code);
+        let explain = |table: &Table, clock: &mut Option<Instant>| {
+            let mut draw = Draw { key: key.as_ref(), turn: &turn, chance: &chance, ranking, now: clock };
+            let chosen = table.peek_if(&mut draw, &|seat| !excludes(seat));
+            Explanation::new(&table.roster, inner.algorithm, chosen, &excludes, now)
+        };
+        self.with_table(&mut Some(now), explain)
+    }
+
+    /// The algorithm.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.inner.algorithm
+    }
+
+    /// The newest snapshot of the service.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.inner.view.load()
+    }
+
+    /// The service's name.
+    #[must_use]
+    pub fn service(&self) -> Arc<str> {
+        self.snapshot().service().clone()
+    }
+
+    /// The loads, to be shared with another balancer over the same service.
+    #[must_use]
+    pub fn loads(&self) -> &Loads {
+        &self.inner.loads
+    }
+
+    /// How many claims are in flight at each instance, in the order of the codes.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<(Arc<str>, usize)> {
+        // So that also who has joined since the last pick is listed.
+        self.with_table(&mut None, |_, _| {});
+        self.inner.loads.all_in_flight()
+    }
+
+    #[inline]
+    fn claim(&self, key: &[u8], mut now: Option<Instant>) -> Result<Claim, PickError> {
+        let seat = self.with_table(&mut now, |table, now| table.claim(&mut self.inner.draw(key, now)))?;
+        Ok(self.inner.made(seat, now))
+    }
+
+    /// Runs `with` on a table that holds now, or, while another thread prepares it, on the one before.
+    #[inline]
+    fn with_table<T>(&self, now: &mut Option<Instant>, with: impl FnOnce(&Table, &mut Option<Instant>) -> T) -> T {
+        let inner = &*self.inner;
+        let clock = std::cell::Cell::new(*now);
+        let holds = |table: &Table| {
+            let mut now = clock.get();
+            let holds = table.roster.stamp.holds(&inner.view, &inner.loads, &mut now);
+            clock.set(now);
+            holds
+        };
+        let fetch = || inner.fetch(clock.get());
+        with_last_used(inner.number, holds, fetch, |table| {
+            *now = clock.get();
+            with(table, now)
+        })
+    }
+}
+
+impl Inner {
+    #[inline]
+    fn draw<'a>(&'a self, key: &'a [u8], now: &'a mut Option<Instant>) -> Draw<'a> {
+        let ranking = &self.loads.shared().ranking;
+        Draw { key, turn: &self.turn.0, chance: &self.chance, ranking, now }
+    }
+
+    /// Makes a claim of a seat that is held for it.
+    #[inline]
+    fn made(&self, seat: Arc<Seat>, now: Option<Instant>) -> Claim {
+        let ranking = &self.loads.shared().ranking;
+        let ranked = self.algorithm == Algorithm::LeastConnections || (ranking.is_active() && ranking.enter(&seat));
+        let measured = self.algorithm == Algorithm::PeakEwma;
+        let started = if measured { Some(now.unwrap_or_else(Instant::now)) } else { None };
+        Claim::new(seat, started, ranked)
+    }
+
+    /// The table that all threads share, prepared anew if it does not hold and nobody else is at it; and whether it holds.
+    fn fetch(&self, mut now: Option<Instant>) -> (Arc<Table>, bool) {
+        let current = self.table.load_full();
+        let mut holds = |table: &Arc<Table>| table.roster.stamp.holds(&self.view, &self.loads, &mut now);
+        match current {
+            Some(table) if holds(&table) => (table, true),
+            Some(old) => match self.preparing.try_lock() {
+                Ok(_one) => (self.prepare(now), true),
+                Err(TryLockError::Poisoned(_one)) => (self.prepare(now), true),
+                Err(TryLockError::WouldBlock) => (old, false),
+            },
+            None => {
+                // The very first: all have to wait for it.
+                let _one = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+                (self.prepare(now), true)
+            }
+        }
+    }
+
+    /// To be called by the holder of `preparing`.
+    fn prepare(&self, mut now: Option<Instant>) -> Arc<Table> {
+        let old = self.table.load_full();
+        if let Some(table) = old.as_ref().filter(|table| table.roster.stamp.holds(&self.view, &self.loads, &mut now)) {
+            return table.clone();
+        }
+        let now = now.unwrap_or_else(Instant::now);
+        let mut accounts = self.loads.lock();
+        let roster = Roster::draw_up(&self.view, &mut accounts, &self.loads, self.rules, now);
+        let ranking = &self.loads.shared().ranking;
+        let table = Arc::new(Table::new(self.number, roster, self.algorithm, ranking, old.as_deref()));
+        drop(accounts);
+        self.table.store(Some(table.clone()));
+        table
+    }
+}
+
+impl fmt::Debug for Balancer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balancer")
+            .field("service", &self.service())
+            .field("algorithm", &self.inner.algorithm)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// How to choose. Default: round robin.
+    pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// Lets chance come from this seed, so that the picks of one thread can be replayed. Default: each thread's own
+    /// generator, seeded by the operating system.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Whether the master takes the work where no normal instance can. Default: it does.
+    pub fn fall_back_to_master(mut self, on: bool) -> Self {
+        self.rules.fall_back_to_master = on;
+        self
+    }
+
+    /// Lets an instance that joins start with a tenth of its weight, and reach it linearly in this time. Default: off, zero
+    /// turns it off again. The instances of the first snapshot are warm. With round robin and random everybody has the
+    /// weight 1. The hashes take no notice, because keys would move away and back.
+    pub fn slow_start(mut self, window: Duration) -> Self {
+        self.rules.slow_start = Some(window).filter(|window| !window.is_zero());
+        self
+    }
+
+    /// By what rule instances are ejected; `None` for never. Default: [`Ejection::default`]. Without effect where loads are
+    /// shared: [`Loads::with_ejection`] says it for them.
+    pub fn ejection(mut self, ejection: impl Into<Option<Ejection>>) -> Self {
+        self.ejection = ejection.into();
+        self
+    }
+
+    /// Shares the claims in flight, the latencies and the ejections with other balancers over the same service. Those that
+    /// share should also agree on the slow start.
+    pub fn loads(mut self, loads: Loads) -> Self {
+        self.loads = Some(loads);
+        self
+    }
+
+    /// The balancer.
+    #[must_use]
+    pub fn build(self) -> Balancer {
+        let ejection = self.ejection;
+        let loads = self.loads.unwrap_or_else(|| Loads::with_ejection(ejection));
+        let inner = Inner {
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            view: self.view,
+            algorithm: self.algorithm,
+            rules: self.rules,
+            loads,
+            chance: Chance::new(self.seed),
+            turn: Turn::default(),
+            table: ArcSwapOption::empty(),
+            preparing: Mutex::new(()),
+        };
+        let balancer = Balancer { inner: Arc::new(inner) };
+        // Who is there now is warm, also if the first pick comes only after the next snapshot.
+        balancer.with_table(&mut None, |_, _| {});
+        balancer
+    }
+}

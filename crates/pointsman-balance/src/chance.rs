@@ -1,0 +1,65 @@
+//! Where chance comes from: a seed, or each thread's own generator.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The increment of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A source of random numbers that threads may share.
+#[derive(Debug)]
+pub(crate) enum Chance {
+    /// Each thread's own generator: nothing is shared, so nothing is contended.
+    PerThread,
+    /// SplitMix64 over a shared counter: replayable where one thread picks.
+    Seeded(AtomicU64),
+}
+
+impl Chance {
+    pub(crate) fn new(seed: Option<u64>) -> Self {
+        seed.map_or(Chance::PerThread, |seed| Chance::Seeded(AtomicU64::new(seed)))
+    }
+
+    /// 64 random bits.
+    pub(crate) fn next(&self) -> u64 {
+        match self {
+            Chance::PerThread => fastrand::u64(..),
+            Chance::Seeded(state) => mix(state.fetch_add(GOLDEN, Ordering::Relaxed)),
+        }
+    }
+
+    /// A copy that, where there is a seed, will give the same numbers, and disturbs nobody.
+    pub(crate) fn peek(&self) -> Self {
+        match self {
+            Chance::PerThread => Chance::PerThread,
+            Chance::Seeded(state) => Chance::Seeded(AtomicU64::new(state.load(Ordering::Relaxed))),
+        }
+    }
+}
+
+/// Maps 64 (or the upper 32) random bits to `0..bound` by multiplication (Lemire 2019); the bias is below bound ÷ 2^32.
+pub(crate) fn below(bits: u64, bound: usize) -> usize {
+    (((bits >> 32) * bound as u64) >> 32) as usize
+}
+
+fn mix(state: u64) -> u64 {
+    let mut z = state.wrapping_add(GOLDEN);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_is_replayed_and_peeking_does_not_disturb() {
+        let (a, b) = (Chance::new(Some(7)), Chance::new(Some(7)));
+        for _ in 0..10 {
+            let ahead = a.peek().next();
+            assert_eq!(a.next(), ahead);
+            assert_eq!(b.next(), ahead);
+        }
+        assert_ne!(Chance::new(Some(8)).next(), Chance::new(Some(7)).next());
+    }
+}

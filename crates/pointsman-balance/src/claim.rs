@@ -1,0 +1,109 @@
+//! A picked instance, counted as in flight until it is dropped.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use pointsman_core::Instance;
+
+use crate::health::Outcome;
+use crate::seat::Seat;
+
+/// A picked instance. It counts as in flight there until the claim is dropped, on whatever path; so keep it as long as the
+/// call lasts, a streamed body included.
+///
+/// A claim belongs to the instance's code, not to a place in a list: it stays right when instances come and go, and when the
+/// instance itself leaves and returns.
+#[must_use = "a claim counts as in flight only while it is held"]
+pub struct Claim {
+    seat: Arc<Seat>,
+    /// When it was made; only where latencies matter, because asking the clock costs as much as a pick.
+    started: Option<Instant>,
+    reported: AtomicBool,
+    /// Whether it was entered in the ranking.
+    ranked: bool,
+}
+
+impl Claim {
+    pub(crate) fn new(seat: Arc<Seat>, started: Option<Instant>, ranked: bool) -> Self {
+        Self { seat, started, reported: AtomicBool::new(false), ranked }
+    }
+
+    /// The instance, as it was when it was picked.
+    #[must_use]
+    pub fn instance(&self) -> &Arc<Instance> {
+        &self.seat.instance
+    }
+
+    /// The address to call, `host:port`; `None` for an instance that is reached by its code.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        self.instance().address.as_deref()
+    }
+
+    /// The instance's code.
+    #[must_use]
+    pub fn code(&self) -> &Arc<str> {
+        &self.instance().code
+    }
+
+    /// Says how the call went: a [`Result`] by reference, or an [`Outcome`]. This is what instances are ejected by, and,
+    /// with [`Algorithm::PeakEwma`](crate::Algorithm::PeakEwma), ends the measurement of the latency. Only the first
+    /// report counts. The claim stays in flight until it is dropped.
+    pub fn report(&self, outcome: impl Into<Outcome>) {
+        self.end(outcome.into(), None);
+    }
+
+    /// As [`Claim::report`], at a given time.
+    pub fn report_at(&self, outcome: impl Into<Outcome>, now: Instant) {
+        self.end(outcome.into(), Some(now));
+    }
+
+    fn end(&self, outcome: Outcome, now: Option<Instant>) {
+        if self.reported.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let person = &self.seat.person;
+        person.shared.alarm.note(&person.failures, outcome, now);
+        if let Some(started) = self.started {
+            let now = now.unwrap_or_else(Instant::now);
+            let (latency, ticks) = (now.saturating_duration_since(started), person.shared.ticks(now));
+            match outcome {
+                Outcome::Success => person.ewma.observe(latency, ticks),
+                Outcome::Failure => person.ewma.observe_at_least(latency, ticks),
+            }
+        }
+    }
+
+    #[cold]
+    fn settle(&mut self) {
+        if let Some(started) = self.started.filter(|_| !*self.reported.get_mut()) {
+            // Given up: the call would have taken at least this long.
+            let (person, now) = (&self.seat.person, Instant::now());
+            person.ewma.observe_at_least(now.saturating_duration_since(started), person.shared.ticks(now));
+        }
+        if self.ranked {
+            self.seat.person.shared.ranking.leave(&self.seat);
+        }
+    }
+}
+
+impl Drop for Claim {
+    #[inline]
+    fn drop(&mut self) {
+        if self.ranked || self.started.is_some() {
+            self.settle();
+        }
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim")
+            .field("service", &self.instance().service)
+            .field("code", self.code())
+            .field("address", &self.address())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,192 @@
+//! Passive ejection: who keeps failing gets no calls for a while.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// When an instance is ejected because of the outcomes reported for it, and for how long.
+///
+/// The rules and the defaults are those of Envoy's outlier detection (`consecutive_5xx`, `interval`,
+/// `base_ejection_time`, `max_ejection_time`, `max_ejection_percent`) and of its panic threshold
+/// (`healthy_panic_threshold`). Two differences: an instance is let in again at the very moment its time is over, and not
+/// at the next sweep; and no timer runs, because the next pick looks at the clock while somebody is ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ejection {
+    /// So many failures in a row eject. Default 5.
+    pub consecutive_failures: u32,
+    /// The sweep: for each such time that an instance stays in after an ejection, one earlier ejection is forgiven. Default
+    /// 10 s.
+    pub interval: Duration,
+    /// The first ejection lasts so long, the second twice as long, and so on. Default 30 s.
+    pub base_time: Duration,
+    /// No ejection lasts longer. Default 300 s.
+    pub max_time: Duration,
+    /// At most this share of the instances that may be given work is ejected at a time, but always at least one. Default
+    /// 10.
+    pub max_percent: u32,
+    /// When fewer than this share would remain, all are used, ejected or not. Default 50; 0 turns it off except for the
+    /// last one, who is never ejected in effect.
+    pub panic_percent: u32,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 5,
+            interval: Duration::from_secs(10),
+            base_time: Duration::from_secs(30),
+            max_time: Duration::from_secs(300),
+            max_percent: 10,
+            panic_percent: 50,
+        }
+    }
+}
+
+impl Ejection {
+    /// How many of `candidates` may be ejected at a time.
+    pub(crate) fn limit(&self, candidates: usize) -> usize {
+        (candidates * self.max_percent as usize / 100).max(1)
+    }
+
+    /// Whether so few are left that ejection is disregarded.
+    pub(crate) fn panics(&self, healthy: usize, candidates: usize) -> bool {
+        healthy == 0 || healthy * 100 < candidates * self.panic_percent as usize
+    }
+}
+
+/// How a call went that was made on a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The instance answered.
+    Success,
+    /// It did not, or with an error that is the instance's fault. The client's faults are not failures.
+    Failure,
+}
+
+impl<T, E> From<&Result<T, E>> for Outcome {
+    fn from(result: &Result<T, E>) -> Self {
+        if result.is_ok() { Outcome::Success } else { Outcome::Failure }
+    }
+}
+
+/// What all seats of a service share, and claims reach without the lock: the sign that a table has to be prepared anew.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    /// Rises when an instance has failed often enough to be judged.
+    epoch: AtomicU64,
+    threshold: u32,
+}
+
+impl Alarm {
+    pub(crate) fn new(ejection: Option<Ejection>) -> Self {
+        let threshold = ejection.map_or(u32::MAX, |ejection| ejection.consecutive_failures.max(1));
+        Self { epoch: AtomicU64::new(0), threshold }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Counts an outcome into an instance's failures in a row, and raises the alarm at the threshold.
+    pub(crate) fn note(&self, failures: &Failures, outcome: Outcome, now: Option<Instant>) {
+        match outcome {
+            // The load spares healthy instances, which is nearly all of them, a contended write.
+            Outcome::Success if failures.in_a_row.load(Ordering::Relaxed) == 0 => {}
+            Outcome::Success => failures.in_a_row.store(0, Ordering::Relaxed),
+            Outcome::Failure => {
+                if failures.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1) == self.threshold {
+                    failures.set_last(Some(now.unwrap_or_else(Instant::now)));
+                    self.epoch.fetch_add(1, Ordering::Release);
+                }
+            }
+        }
+    }
+
+    /// If there are so many failures in a row that they are to be judged: when the last of them was. Counts anew.
+    pub(crate) fn take(&self, failures: &Failures) -> Option<Instant> {
+        if failures.in_a_row.load(Ordering::Relaxed) < self.threshold {
+            return None;
+        }
+        failures.in_a_row.store(0, Ordering::Relaxed);
+        failures.set_last(None)
+    }
+}
+
+/// The failures of one instance.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    in_a_row: AtomicU32,
+    /// When the threshold was reached: the next pick, which judges it, may be long after.
+    last: Mutex<Option<Instant>>,
+}
+
+impl Failures {
+    /// Counts anew.
+    pub(crate) fn reset(&self) {
+        self.in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    fn set_last(&self, at: Option<Instant>) -> Option<Instant> {
+        std::mem::replace(&mut *self.last.lock().unwrap_or_else(PoisonError::into_inner), at)
+    }
+}
+
+/// The ejections of one instance.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    until: Option<Instant>,
+    times: u32,
+}
+
+impl Record {
+    /// Until when it is ejected, if it is.
+    pub(crate) fn ejected_until(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| now < *until)
+    }
+
+    /// Ejects it, for a multiple of the base time.
+    pub(crate) fn eject(&mut self, rule: &Ejection, now: Instant) {
+        if let Some(until) = self.until {
+            let good = now.saturating_duration_since(until).as_nanos();
+            let forgiven = good / rule.interval.as_nanos().max(1);
+            self.times = self.times.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX));
+        }
+        self.times = self.times.saturating_add(1);
+        let time = rule.base_time.saturating_mul(self.times).min(rule.max_time.max(rule.base_time));
+        self.until = Some(now + time);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn each_ejection_is_longer_and_good_time_is_forgiving() {
+        let (rule, start) = (Ejection::default(), Instant::now());
+        let mut record = Record::default();
+        record.eject(&rule, start);
+        assert_eq!(record.ejected_until(start), Some(start + 30 * SECOND));
+        assert_eq!(record.ejected_until(start + 30 * SECOND), None);
+        record.eject(&rule, start + 31 * SECOND);
+        assert_eq!(record.ejected_until(start + 31 * SECOND), Some(start + 91 * SECOND));
+        // 25 s good: two of two earlier ejections are forgiven.
+        record.eject(&rule, start + 116 * SECOND);
+        assert_eq!(record.ejected_until(start + 116 * SECOND), Some(start + 146 * SECOND));
+        for _ in 0..50 {
+            record.eject(&rule, start + 146 * SECOND);
+        }
+        assert_eq!(record.ejected_until(start + 146 * SECOND), Some(start + 446 * SECOND));
+    }
+
+    #[test]
+    fn the_limits_of_envoy() {
+        let rule = Ejection::default();
+        assert_eq!([1, 9, 10, 19, 20, 1000].map(|n| rule.limit(n)), [1, 1, 1, 1, 2, 100]);
+        assert!(rule.panics(0, 1) && !rule.panics(1, 2) && rule.panics(1, 3));
+    }
+}

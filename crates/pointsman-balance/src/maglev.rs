@@ -1,0 +1,199 @@
+//! Consistent hashing by a prepared table.
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// The seeds are part of the contract: every process and every version must build the same table. Never change them.
+const OFFSET_SEED: u64 = 0x706f_696e_7473_6d61;
+const SKIP_SEED: u64 = 0x6e5f_6d61_676c_6576;
+
+/// The table sizes of the paper, both prime. Up to 1,024 instances the small one leaves each at least 64 places; the step
+/// to the large one moves keys once.
+const SMALL: usize = 65_537;
+const LARGE: usize = 655_373;
+const SMALL_UP_TO: usize = 1_024;
+
+/// A Maglev table (Eisenbud et al.: "Maglev: A fast and reliable software network load balancer", NSDI 2016, section 3.4).
+///
+/// Each member prefers the table's places in an order of its own, made from the hash of its code; members take turns in
+/// choosing the next free place, heavier ones more often (as in Envoy: a member has a turn whenever its accumulated
+/// weight, relative to the heaviest, reaches 1). A look-up is one hash and one array access. When one of n members leaves,
+/// its keys move, 1/n of all, and few others.
+#[derive(Debug)]
+pub(crate) struct Maglev {
+    /// The index of a member for each place.
+    places: Places,
+}
+
+/// Two bytes a place keep the small table within 128 KiB.
+#[derive(Debug)]
+enum Places {
+    Small(Box<[u16]>),
+    Large(Box<[u32]>),
+}
+
+/// The hash of a key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyHash(u64);
+
+impl KeyHash {
+    pub(crate) fn of(key: &[u8]) -> Self {
+        Self(xxh3_64_with_seed(key, 0))
+    }
+}
+
+impl Maglev {
+    /// A table of members given as (code, weight), each weight above 0, in the order of their codes.
+    pub(crate) fn new(members: &[(&str, u32)]) -> Self {
+        let places = if members.len() <= SMALL_UP_TO {
+            Places::Small(populate(members, SMALL).into_iter().map(|member| member as u16).collect())
+        } else {
+            Places::Large(populate(members, LARGE).into())
+        };
+        Self { places }
+    }
+
+    /// The member at the key's place.
+    #[inline]
+    pub(crate) fn get(&self, key: KeyHash) -> usize {
+        match &self.places {
+            Places::Small(places) => usize::from(places[place(key, SMALL)]),
+            Places::Large(places) => places[place(key, LARGE)] as usize,
+        }
+    }
+
+    /// The members at the key's place and at those after it, round the table: where to go when the first cannot be had.
+    /// Neighbouring places belong to unrelated members, so the keys of one that is missing spread over all others.
+    pub(crate) fn probe(&self, key: KeyHash) -> impl Iterator<Item = usize> + '_ {
+        let (start, size) = match &self.places {
+            Places::Small(_) => (place(key, SMALL), SMALL),
+            Places::Large(_) => (place(key, LARGE), LARGE),
+        };
+        (start..size).chain(0..start).map(|place| match &self.places {
+            Places::Small(places) => usize::from(places[place]),
+            Places::Large(places) => places[place] as usize,
+        })
+    }
+}
+
+/// Scales the upper 32 bits to the table by multiplication, which is cheaper than a division.
+#[inline]
+fn place(key: KeyHash, size: usize) -> usize {
+    crate::chance::below(key.0, size)
+}
+
+fn populate(members: &[(&str, u32)], size: usize) -> Vec<u32> {
+    const FREE: u32 = u32::MAX;
+    let mut places = vec![FREE; size];
+    let Some(heaviest) = members.iter().map(|member| u64::from(member.1)).max() else { return places };
+    let mut walks: Vec<Walk> = members.iter().map(|(code, _)| Walk::of(code, size)).collect();
+    let mut credit = vec![0u64; members.len()];
+    let mut left = size;
+    loop {
+        for (index, (_, weight)) in members.iter().enumerate() {
+            credit[index] += u64::from(*weight);
+            if credit[index] < heaviest {
+                continue;
+            }
+            credit[index] -= heaviest;
+            let walk = &mut walks[index];
+            while places[walk.at] != FREE {
+                walk.step(size);
+            }
+            places[walk.at] = index as u32;
+            left -= 1;
+            if left == 0 {
+                return places;
+            }
+        }
+    }
+}
+
+/// Where a member stands in its order of preference: `(offset + k × skip) mod size`.
+struct Walk {
+    at: usize,
+    skip: usize,
+}
+
+impl Walk {
+    fn of(code: &str, size: usize) -> Self {
+        let hash = |seed, modulus: usize| (xxh3_64_with_seed(code.as_bytes(), seed) % modulus as u64) as usize;
+        Self { at: hash(OFFSET_SEED, size), skip: 1 + hash(SKIP_SEED, size - 1) }
+    }
+
+    fn step(&mut self, size: usize) {
+        self.at += self.skip;
+        if self.at >= size {
+            self.at -= size;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes(n: usize) -> Vec<String> {
+        (0..n).map(|i| format!("code-{i:04}")).collect()
+    }
+
+    fn members(codes: &[String]) -> Vec<(&str, u32)> {
+        codes.iter().map(|code| (code.as_str(), 1)).collect()
+    }
+
+    fn moved(before: &[(&str, u32)], after: &[(&str, u32)]) -> f64 {
+        let (old, new) = (Maglev::new(before), Maglev::new(after));
+        let differs = |i: &u32| {
+            let key = KeyHash::of(&i.to_le_bytes());
+            before[old.get(key)].0 != after[new.get(key)].0
+        };
+        (0..20_000u32).filter(differs).count() as f64 / 20_000.0
+    }
+
+    #[test]
+    fn one_that_leaves_moves_little_more_than_its_own_keys() {
+        for n in [2, 10, 100] {
+            let codes = codes(n);
+            let all = members(&codes);
+            let mut rest = all.clone();
+            rest.remove(n / 2);
+            let share = moved(&all, &rest);
+            assert!(share < 1.0 / n as f64 + 0.04, "{n}: {share}");
+        }
+    }
+
+    #[test]
+    fn shares_are_even_and_follow_weights() {
+        let codes = codes(10);
+        let mut all = members(&codes);
+        all[3].1 = 5;
+        let maglev = Maglev::new(&all);
+        let mut counts = [0u32; 10];
+        for i in 0..140_000u32 {
+            counts[maglev.get(KeyHash::of(&i.to_le_bytes()))] += 1;
+        }
+        for (index, count) in counts.into_iter().enumerate() {
+            let expected = if index == 3 { 50_000 } else { 10_000 };
+            assert!(count.abs_diff(expected) < expected / 20, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_is_the_same_in_every_version() {
+        let codes = codes(7);
+        let maglev = Maglev::new(&members(&codes));
+        let chosen: Vec<_> = (0..24u32).map(|i| maglev.get(KeyHash::of(format!("key-{i}").as_bytes()))).collect();
+        assert_eq!(chosen, PINNED);
+    }
+
+    /// If this has to be changed, then processes of two versions disagree about who serves which key.
+    const PINNED: [usize; 24] = [6, 2, 1, 1, 0, 3, 5, 0, 1, 0, 6, 6, 4, 0, 1, 4, 4, 1, 2, 2, 6, 3, 5, 1];
+
+    #[test]
+    fn probing_visits_everybody() {
+        let codes = codes(1500);
+        let maglev = Maglev::new(&members(&codes));
+        let seen: std::collections::HashSet<_> = maglev.probe(KeyHash::of(b"x")).collect();
+        assert_eq!(seen.len(), 1500);
+        assert_eq!(maglev.probe(KeyHash::of(b"x")).next(), Some(maglev.get(KeyHash::of(b"x"))));
+    }
+}

@@ -1,0 +1,214 @@
+//! Who has the least in flight.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::seat::{Keep, Seat};
+
+/// Keeps the instances of a service ranked by claims in flight ÷ weight: exact, not sampled.
+///
+/// A tournament tree: each inner node names the better of its two children, so the root names the best, and a claim or a
+/// release plays the log2(n) matches on the way up again. Both happen under one lock, for some ten nanoseconds; that is why
+/// the lock is a plain mutex, and why nobody calls out while holding it.
+///
+/// Ties (an idle service is one great tie) go round in proportion to the weights, by start-time fair queueing (Goyal, Vin,
+/// Cheng, SIGCOMM 1996): each claim moves an instance's tag on by 1 ÷ weight, the lowest tag wins, and a tag never lags
+/// behind that of the last winner, so that nobody is flooded for having been busy for long.
+#[derive(Debug, Default)]
+pub(crate) struct Ranking {
+    tree: Mutex<Tree>,
+    /// Whether some balancer ranks. While none does, claims need not be entered.
+    active: AtomicBool,
+}
+
+/// One of the instances to be ranked.
+pub(crate) struct Runner {
+    pub(crate) seat: Keep,
+    pub(crate) weight: f64,
+}
+
+impl Ranking {
+    /// The leaf of an instance that is not in the tree.
+    pub(crate) const NOWHERE: u32 = u32::MAX;
+
+    /// Whether claims have to be entered by [`Ranking::enter`].
+    #[inline]
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Ranks these instances from now on. Others stay in the tree, unranked, while claims on them are entered.
+    pub(crate) fn set(&self, runners: Vec<Runner>) {
+        self.active.store(true, Ordering::Relaxed);
+        self.lock().set(runners);
+    }
+
+    /// Claims the best. `None` when nobody is ranked.
+    pub(crate) fn claim(&self) -> Option<Arc<Seat>> {
+        let mut tree = self.lock();
+        let leaf = tree.best()?;
+        Some(tree.claim(leaf))
+    }
+
+    /// Claims the best of those whose seat passes. O(n).
+    pub(crate) fn claim_if(&self, passes: impl Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
+        let mut tree = self.lock();
+        let leaf = tree.best_if(passes)?;
+        Some(tree.claim(leaf))
+    }
+
+    /// Whom [`Ranking::claim_if`] would claim. O(n).
+    pub(crate) fn peek_if(&self, passes: impl Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
+        let tree = self.lock();
+        let leaf = tree.best_if(passes)?;
+        Some(Arc::clone(&tree.runners[leaf].seat))
+    }
+
+    /// Enters a claim that was made otherwise. Says whether it has to be left by [`Ranking::leave`].
+    pub(crate) fn enter(&self, seat: &Seat) -> bool {
+        let mut tree = self.lock();
+        let leaf = seat.person.leaf.load(Ordering::Relaxed);
+        let known = leaf != Self::NOWHERE;
+        if known {
+            tree.count(leaf as usize, 1);
+        }
+        known
+    }
+
+    /// Takes out a claim that was entered.
+    pub(crate) fn leave(&self, seat: &Seat) {
+        let mut tree = self.lock();
+        let leaf = seat.person.leaf.load(Ordering::Relaxed);
+        if leaf != Self::NOWHERE {
+            tree.count(leaf as usize, -1);
+        }
+    }
+
+    /// Lets go of all seats: they hold what holds the ranking.
+    pub(crate) fn clear(&self) {
+        let tree = std::mem::take(&mut *self.lock());
+        for entry in &tree.runners {
+            entry.seat.person.leaf.store(Self::NOWHERE, Ordering::Relaxed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tree> {
+        // Nothing in here panics half-way; and a count that is off would be better than a balancer that is dead.
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tree {
+    /// `winners[1]` is the root's, `winners[i]` the better of `winners[2i]` and `winners[2i + 1]`; the second half is the
+    /// leaves, each its own winner.
+    winners: Vec<u32>,
+    /// One per leaf, apart from [`Tree::runners`] so that a match touches little memory.
+    keys: Vec<Key>,
+    runners: Vec<Entry>,
+    /// The tag of the last winner.
+    clock: f64,
+}
+
+/// Lower is better.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+struct Key {
+    /// Claims in flight ÷ weight; infinite for whom is not to be picked.
+    load: f64,
+    tag: f64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    seat: Keep,
+    /// 1 ÷ weight; infinite for whom is not to be picked.
+    pace: f64,
+    count: i64,
+}
+
+const NOBODY: Key = Key { load: f64::INFINITY, tag: f64::INFINITY };
+
+impl Tree {
+    fn set(&mut self, runners: Vec<Runner>) {
+        let old = std::mem::take(&mut self.runners);
+        let old_keys = std::mem::take(&mut self.keys);
+        for entry in &old {
+            entry.seat.person.leaf.store(Ranking::NOWHERE, Ordering::Relaxed);
+        }
+        for runner in runners {
+            self.push(Entry { seat: runner.seat, pace: 1.0 / runner.weight, count: 0 }, self.clock);
+        }
+        for (entry, key) in old.into_iter().zip(old_keys) {
+            let leaf = entry.seat.person.leaf.load(Ordering::Relaxed);
+            if let Some(again) = self.runners.get_mut(leaf as usize) {
+                again.count = entry.count;
+                self.keys[leaf as usize].tag = key.tag.min(self.clock + again.pace);
+            } else if entry.count != 0 {
+                self.push(Entry { pace: f64::INFINITY, ..entry }, key.tag);
+            }
+        }
+        let leaves = self.runners.len().next_power_of_two();
+        self.keys.resize(leaves, NOBODY);
+        self.winners = (0..2 * leaves).map(|node| node.saturating_sub(leaves) as u32).collect();
+        for leaf in 0..self.runners.len() {
+            self.keys[leaf].load = self.runners[leaf].load();
+        }
+        for node in (1..leaves).rev() {
+            self.play(node);
+        }
+    }
+
+    fn push(&mut self, entry: Entry, tag: f64) {
+        entry.seat.person.leaf.store(self.runners.len() as u32, Ordering::Relaxed);
+        self.runners.push(entry);
+        self.keys.push(Key { load: f64::INFINITY, tag });
+    }
+
+    fn best(&self) -> Option<usize> {
+        let leaf = *self.winners.get(1)? as usize;
+        (self.keys[leaf].load < f64::INFINITY).then_some(leaf)
+    }
+
+    fn best_if(&self, passes: impl Fn(&Seat) -> bool) -> Option<usize> {
+        let allowed = |leaf: &usize| self.keys[*leaf].load < f64::INFINITY && passes(&self.runners[*leaf].seat);
+        let better = |a: usize, b: usize| if self.keys[b] < self.keys[a] { b } else { a };
+        (0..self.runners.len()).filter(allowed).reduce(better)
+    }
+
+    fn claim(&mut self, leaf: usize) -> Arc<Seat> {
+        let tag = self.keys[leaf].tag.max(self.clock);
+        self.clock = tag;
+        self.keys[leaf].tag = tag + self.runners[leaf].pace;
+        let seat = self.runners[leaf].seat.claim();
+        self.count(leaf, 1);
+        seat
+    }
+
+    fn count(&mut self, leaf: usize, by: i64) {
+        let entry = &mut self.runners[leaf];
+        entry.count += by;
+        self.keys[leaf].load = entry.load();
+        let mut node = (self.winners.len() / 2 + leaf) / 2;
+        while node > 0 {
+            self.play(node);
+            node /= 2;
+        }
+    }
+
+    #[inline]
+    fn play(&mut self, node: usize) {
+        let (left, right) = (self.winners[2 * node], self.winners[2 * node + 1]);
+        let (a, b) = (self.keys[left as usize], self.keys[right as usize]);
+        // Without a branch: who wins a match is as good as chance.
+        let right_wins = (b.load < a.load) | ((b.load == a.load) & (b.tag < a.tag));
+        self.winners[node] = if right_wins { right } else { left };
+    }
+}
+
+impl Entry {
+    #[inline]
+    fn load(&self) -> f64 {
+        // 0 × infinity is not a number; whom nobody may pick is infinitely loaded.
+        if self.pace.is_finite() { self.count as f64 * self.pace } else { f64::INFINITY }
+    }
+}
