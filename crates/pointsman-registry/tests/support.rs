@@ -58,6 +58,14 @@ impl Fleet {
         fleet
     }
 
+    /// Follows and looks into the registry through `servers` from now on, instead of through one.
+    pub(crate) async fn watch_through(&mut self, servers: &str) {
+        let watcher = Registry::connect(&url(servers, &self.prefix, "")).await.unwrap();
+        self.service = watcher.discover("s").await.unwrap();
+        self._watcher = watcher;
+        self.raw = Client::connector().with_session_timeout(SOON).connect(servers).await.unwrap();
+    }
+
     pub(crate) async fn join(&mut self, address: &str, code: &str) {
         let registry = Registry::connect(&url(address, &self.prefix, "")).await.unwrap();
         let instance = Instance::new("s").code(code).address("127.0.0.1:50000");
@@ -80,7 +88,7 @@ impl Fleet {
     /// What the registry itself holds: code and owner by node.
     pub(crate) async fn nodes(&self) -> BTreeMap<String, (String, i64)> {
         let folder = format!("{}/s", self.prefix);
-        self.raw.sync("/").await.unwrap();
+        while self.raw.sync("/").await.is_err() {}
         let mut nodes = BTreeMap::new();
         for name in self.raw.list_children(&folder).await.unwrap_or_default() {
             let Ok((data, stat)) = self.raw.get_data(&format!("{folder}/{name}")).await else { continue };
