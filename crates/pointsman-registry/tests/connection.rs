@@ -176,17 +176,9 @@ async fn many_cuts_in_a_row_leave_everything_in_order() {
     let mut fleet = Fleet::start(&proxy.address(), server, 4).await;
     fleet.settled("start").await;
     for _ in 0..20 {
-        let accepted = proxy.accepted();
         proxy.cut_once();
-        let new_connection = async {
-            while proxy.accepted() == accepted {
-                tokio::task::yield_now().await;
-            }
-        };
-        if tokio::time::timeout(support::SOON, new_connection).await.is_err() {
-            let state = |m: &Member| (m.registration.role(), m.registration.trouble());
-            panic!("no new connection: {:?}", fleet.members.iter().map(state).collect::<Vec<_>>());
-        }
+        // As long as it takes to look into the registry: some of them are connected again by then, some are not.
+        fleet.nodes().await;
     }
     fleet.settled("many cuts").await;
 }
