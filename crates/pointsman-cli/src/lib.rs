@@ -1,1 +1,82 @@
-//! Pointsman.
+//! The command line of Pointsman.
+//!
+//! | question | file |
+//! |---|---|
+//! | what can be typed | `args.rs` |
+//! | how an object looks in JSON, how in a table | `json.rs`, `table.rs` |
+//! | who may print; what a reader that went away means | `output.rs` |
+//! | how a failure is told, and with which exit code | `failure.rs` |
+//! | how a program is run beside its registration | `register.rs`, `child.rs` |
+//! | what `pointsman dev` shows, and how its tour checks itself | `dev.rs`, `dev/` |
+
+mod args;
+mod child;
+mod dev;
+mod failure;
+mod json;
+mod list;
+mod log;
+mod operate;
+mod output;
+mod pick;
+mod register;
+mod session;
+mod signals;
+mod table;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::args::{Args, Command};
+use crate::failure::Failure;
+
+/// How a command ends when nothing has gone wrong.
+type Outcome = Result<ExitCode, Failure>;
+
+/// Reads the arguments and the environment of this process and does what they say.
+#[must_use]
+pub fn run() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // A reader that went away does not change what is to be said.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    log::start(&args.global, dev::draws(&args.command, args.global.output));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(format!("start the runtime: {error}")).tell(&args.global),
+    };
+    let Args { global, command } = args;
+    match runtime.block_on(carry_out(command, &global)) {
+        Ok(code) => code,
+        Err(failure) => failure.tell(&global),
+    }
+}
+
+async fn carry_out(command: Command, global: &args::Global) -> Outcome {
+    match command {
+        Command::Dev(dev) => dev::run(&dev, global).await,
+        Command::Register(register) => register::run(register, global).await,
+        Command::Services => list::services(global).await,
+        Command::Instances(instances) => list::instances(&instances, global).await,
+        Command::Master { service } => list::master(&service, global).await,
+        Command::Watch { service } => watch::run(service.as_deref(), global).await,
+        Command::Pick(pick) => pick::run(&pick, global).await,
+        Command::Drain(target) => operate::drain(&target, true, global).await,
+        Command::Undrain(target) => operate::drain(&target, false, global).await,
+        Command::Weight(weight) => operate::weight(&weight, global).await,
+        Command::Completions { shell } => completions(shell),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "pointsman", &mut script);
+    output::raw(&script)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,386 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use pointsman::{Algorithm, MAX_WEIGHT};
+
+/// Service registration, master election and load balancing.
+#[derive(Debug, Parser)]
+#[command(name = "pointsman", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Every flag has a variable, which the flag beats: --registry is POINTSMAN_REGISTRY, and so on.
+Exit codes: 0 success, 1 failure, 2 wrong usage; `register -- COMMAND` exits with the command's.
+
+New here? `pointsman dev` runs everything on this machine; `pointsman dev --tour` explains it.";
+
+/// Flags of every command.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Where registrations live: `zookeeper://HOST,HOST/PREFIX`, or an agent's `http://HOST:PORT`
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "POINTSMAN_REGISTRY",
+        default_value = "http://127.0.0.1:7480",
+        // A url may hold a password.
+        hide_env_values = true,
+        global = true
+    )]
+    pub(crate) registry: String,
+    /// How data is written to stdout
+    #[arg(long, short, value_name = "FORMAT", env = "POINTSMAN_OUTPUT", default_value = "table", global = true)]
+    pub(crate) output: Output,
+    /// How the log is written to stderr
+    #[arg(long, value_name = "FORMAT", env = "POINTSMAN_LOG_FORMAT", default_value = "text", global = true)]
+    pub(crate) log_format: LogFormat,
+    /// Log more: -v informs, -vv is for finding errors
+    #[arg(long, short, env = "POINTSMAN_VERBOSE", action = ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// Go on trying until the registry answers
+    #[arg(long, env = "POINTSMAN_WAIT", value_parser = FalseyValueParser::new(), global = true)]
+    pub(crate) wait: bool,
+    /// How long to try otherwise, for example 500ms or 10s [default: the url's option, or 5s]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "POINTSMAN_CONNECT_TIMEOUT",
+        value_parser = duration,
+        global = true
+    )]
+    pub(crate) connect_timeout: Option<Duration>,
+}
+
+/// How data is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run everything on this machine, embedded, and show it live
+    Dev(Dev),
+    /// Keep an instance registered, alone or for as long as a command runs
+    Register(Register),
+    /// List the services
+    Services,
+    /// List the instances of a service
+    Instances(Instances),
+    /// Show the master of a service
+    Master {
+        /// The service
+        service: String,
+    },
+    /// Follow what changes, of one service or of all
+    Watch {
+        /// The service; all when left out
+        service: Option<String>,
+    },
+    /// Pick instances as a balancer does
+    Pick(Pick),
+    /// Give an instance no new calls, until it is undrained
+    Drain(Target),
+    /// End a drain
+    Undrain(Target),
+    /// Set the weight that counts instead of the registered one
+    Weight(Weight),
+    /// Write a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Dev {
+    /// Walk through the whole story, check each step, and end
+    #[arg(long, env = "POINTSMAN_TOUR", value_parser = FalseyValueParser::new())]
+    pub(crate) tour: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Register {
+    /// The service to register under
+    #[arg(value_parser = service_name)]
+    pub(crate) service: String,
+    /// Where the instance listens, HOST:PORT; a service behind a message broker has no address
+    #[arg(long, value_name = "HOST:PORT", env = "POINTSMAN_ADDRESS", value_parser = address)]
+    pub(crate) address: Option<String>,
+    /// The instance's unique code; generated when left out
+    #[arg(long, env = "POINTSMAN_CODE", value_parser = code_name)]
+    pub(crate) code: Option<String>,
+    /// Its share of the calls, relative to the others'; 0 means drained
+    #[arg(long, value_name = "N", env = "POINTSMAN_WEIGHT", default_value_t = 1, value_parser = weight(), allow_negative_numbers = true)]
+    pub(crate) weight: u32,
+    /// Free metadata; may be repeated (in the variable: one a line)
+    #[arg(long = "tag", value_name = "NAME=VALUE", env = "POINTSMAN_TAG", value_parser = tag, value_delimiter = '\n')]
+    pub(crate) tags: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) check: CheckArgs,
+    /// How long the command may take to end after the signal before it is killed
+    #[arg(long, value_name = "TIME", env = "POINTSMAN_STOP_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub(crate) stop_timeout: Duration,
+    /// A command to run: registered while it runs, deregistered the moment it ends
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Health check: registered only while it passes")]
+pub(crate) struct CheckArgs {
+    /// What to ask: `tcp` (the address), `tcp://HOST:PORT` or `http://HOST:PORT/PATH`
+    #[arg(long = "check", value_name = "WHAT", env = "POINTSMAN_CHECK")]
+    pub(crate) what: Option<String>,
+    /// From one check to the next
+    #[arg(
+        long = "check-interval",
+        value_name = "TIME",
+        env = "POINTSMAN_CHECK_INTERVAL",
+        default_value = "2s",
+        value_parser = duration
+    )]
+    pub(crate) interval: Duration,
+    /// How long a check may take
+    #[arg(
+        long = "check-timeout",
+        value_name = "TIME",
+        env = "POINTSMAN_CHECK_TIMEOUT",
+        default_value = "1s",
+        value_parser = duration
+    )]
+    pub(crate) timeout: Duration,
+    /// So many passed in a row register the instance
+    #[arg(
+        long = "check-rise",
+        value_name = "N",
+        env = "POINTSMAN_CHECK_RISE",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub(crate) rise: u32,
+    /// So many failed in a row deregister it
+    #[arg(
+        long = "check-fall",
+        value_name = "N",
+        env = "POINTSMAN_CHECK_FALL",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub(crate) fall: u32,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Instances {
+    /// The service
+    pub(crate) service: String,
+    /// Also those that get no calls, and what is not, or not quite, an instance
+    #[arg(long, short, env = "POINTSMAN_ALL", value_parser = FalseyValueParser::new())]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pick {
+    /// The service
+    pub(crate) service: String,
+    /// How to choose
+    #[arg(long, short, env = "POINTSMAN_ALGORITHM", default_value = "round-robin", value_parser = algorithm())]
+    pub(crate) algorithm: Algorithm,
+    /// What a hash is taken of: a client's address, a path
+    #[arg(long, short, env = "POINTSMAN_KEY", default_value = "")]
+    pub(crate) key: String,
+    /// How many to pick, as if all the calls were under way at once
+    #[arg(
+        long,
+        short = 'n',
+        value_name = "N",
+        env = "POINTSMAN_COUNT",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub(crate) count: u32,
+    /// Also say who the candidates were, who was left out, and why
+    #[arg(long, env = "POINTSMAN_EXPLAIN", value_parser = FalseyValueParser::new())]
+    pub(crate) explain: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Target {
+    /// The service
+    #[arg(value_parser = service_name)]
+    pub(crate) service: String,
+    /// The instance's code
+    #[arg(value_parser = code_name)]
+    pub(crate) code: String,
+    /// Even if no instance has that code now
+    #[arg(long, env = "POINTSMAN_FORCE", value_parser = FalseyValueParser::new())]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Weight {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// The weight; 0 means drained
+    #[arg(value_name = "N", value_parser = weight(), allow_negative_numbers = true, required_unless_present = "reset", conflicts_with = "reset")]
+    pub(crate) weight: Option<u32>,
+    /// Let the registered weight count again
+    #[arg(long, env = "POINTSMAN_RESET", value_parser = FalseyValueParser::new())]
+    pub(crate) reset: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match pointsman::parse_duration(text)? {
+        Duration::ZERO => Err("must be above zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+fn service_name(text: &str) -> Result<String, pointsman::InvalidName> {
+    pointsman::check_name("service", text).map(|()| text.to_owned())
+}
+
+fn code_name(text: &str) -> Result<String, pointsman::InvalidName> {
+    pointsman::check_name("code", text).map(|()| text.to_owned())
+}
+
+fn address(text: &str) -> Result<String, pointsman::InvalidInstance> {
+    pointsman::check_address(text).map(|()| text.to_owned())
+}
+
+fn tag(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("a tag is written NAME=VALUE".to_owned()),
+    }
+}
+
+fn weight() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=i64::from(MAX_WEIGHT))
+}
+
+/// Shows the names in the help and in completions, and takes every other spelling that the library takes.
+fn algorithm() -> impl clap::builder::TypedValueParser<Value = Algorithm> {
+    AlgorithmParser
+}
+
+#[derive(Clone)]
+struct AlgorithmParser;
+
+impl clap::builder::TypedValueParser for AlgorithmParser {
+    type Value = Algorithm;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<Algorithm, clap::Error> {
+        let parser = |text: &str| text.parse::<Algorithm>();
+        clap::builder::TypedValueParser::parse_ref(&parser, command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = clap::builder::PossibleValue> + '_>> {
+        Some(Box::new(Algorithm::ALL.iter().map(|algorithm| clap::builder::PossibleValue::new(algorithm.name()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        let mut commands: Vec<clap::Command> = Args::command().get_subcommands().cloned().collect();
+        commands.push(Args::command());
+        for command in commands {
+            for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
+                let (Some(long), false) = (arg.get_long(), matches!(arg.get_id().as_str(), "help" | "version")) else {
+                    continue;
+                };
+                let expected = format!("POINTSMAN_{}", long.to_uppercase().replace('-', "_"));
+                assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(&*expected), "{}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_register_line() {
+        let line = "pointsman register ress --address 127.0.0.1:80 --code a --weight 3 --tag zone=eu=1 --tag x= \
+                    --check tcp --check-fall 2 -o json -vv -- sh -c exit";
+        let Args { global, command: Command::Register(register) } = parse(&line.replace("  ", "")).unwrap() else {
+            panic!("register was read as another command");
+        };
+        assert_eq!((global.output, global.verbose), (Output::Json, 2));
+        assert_eq!(register.tags, [("zone".into(), "eu=1".into()), ("x".into(), String::new())]);
+        assert_eq!((register.weight, register.check.fall, register.check.rise), (3, 2, 1));
+        assert_eq!(register.command, ["sh", "-c", "exit"]);
+    }
+
+    #[test]
+    fn wrong_usage_is_named() {
+        for (line, word) in [
+            ("pointsman register a/b", "1 to 255 bytes"),
+            ("pointsman register s --code $x", "1 to 255 bytes"),
+            ("pointsman register s --address host", "host:port"),
+            ("pointsman register s --address h:70000", "65535"),
+            ("pointsman register s --weight 1000001", "1000000"),
+            ("pointsman register s --weight -1", "--weight"),
+            ("pointsman register s --tag zone", "NAME=VALUE"),
+            ("pointsman register s --check-interval 0s", "above zero"),
+            ("pointsman register s --check-interval 5", "10s"),
+            ("pointsman register s --check-rise 0", "--check-rise"),
+            ("pointsman pick s --algorithm best", "round-robin"),
+            ("pointsman pick s --count 0", "--count"),
+            ("pointsman weight s c", "<N>"),
+            ("pointsman weight s c -1", "1000000"),
+            ("pointsman weight s c 1 --reset", "--reset"),
+            ("pointsman services -o xml", "table, json"),
+            ("pointsman", "Usage"),
+            ("pointsman serve", "serve"),
+        ] {
+            let error = parse(line).map(|_| ()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(word), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn algorithms_are_read_as_the_library_reads_them() {
+        for algorithm in Algorithm::ALL {
+            let Command::Pick(pick) = parse(&format!("pointsman pick s -a {algorithm}")).unwrap().command else {
+                panic!("pick was read as another command");
+            };
+            assert_eq!(pick.algorithm, algorithm);
+        }
+    }
+}

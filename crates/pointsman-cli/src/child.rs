@@ -1,0 +1,122 @@
+//! The command that `register` runs.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Command;
+
+use crate::failure::Failure;
+
+/// A running command. Killed when dropped before it has ended.
+#[derive(Debug)]
+pub(crate) struct Child {
+    inner: tokio::process::Child,
+}
+
+impl Child {
+    /// Starts a command, which learns from its environment as what it is registered. It inherits stdin, stdout and stderr.
+    ///
+    /// A command that cannot be started is a failure as a shell has it: exit code 127 when there is none, else 126.
+    pub(crate) fn start(command: &[OsString], service: &str, code: &str) -> Result<Self, Failure> {
+        let Some((program, arguments)) = command.split_first() else {
+            return Err(Failure::usage("there is no command after --"));
+        };
+        let spawned = Command::new(program)
+            .args(arguments)
+            .env("POINTSMAN_SERVICE", service)
+            .env("POINTSMAN_CODE", code)
+            .kill_on_drop(true)
+            .spawn();
+        spawned.map(|inner| Self { inner }).map_err(|error| {
+            let code = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };
+            Failure::new(format!("start {}: {error}", program.display())).with_code(code)
+        })
+    }
+
+    /// Waits for its end. Cancellation loses nothing.
+    pub(crate) async fn ended(&mut self) -> Result<ExitStatus, Failure> {
+        self.inner.wait().await.map_err(|error| Failure::new(format!("wait for the command: {error}")))
+    }
+
+    /// Hands a signal on, and waits for the end; after `patience`, or when `impatient` is done, it is killed.
+    pub(crate) async fn stop(
+        &mut self,
+        signal: Signal,
+        patience: Duration,
+        impatient: impl Future,
+    ) -> Result<ExitStatus, Failure> {
+        self.send(signal);
+        tokio::select! {
+            status = self.ended() => return status,
+            () = tokio::time::sleep(patience) => {
+                tracing::warn!("the command has not ended within {patience:?} of the signal; it is killed");
+            }
+            _ = impatient => {}
+        }
+        self.send(Signal::KILL);
+        self.ended().await
+    }
+
+    fn send(&self, signal: Signal) {
+        // No id: its end has been waited for already.
+        let id = self.inner.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(Err(error)) = id.map(|id| kill_process(id, signal)) {
+            tracing::warn!(%error, ?signal, "signal the command");
+        }
+    }
+}
+
+/// The exit code that passes on how a command ended: its own, or 128 and the signal's number, as shells have it.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt as _;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
+    async fn code_of(script: &str) -> u8 {
+        let mut child = Child::start(&command(&["sh", "-c", script]), "s", "c").unwrap();
+        exit_code(child.ended().await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_end_is_passed_on() {
+        assert_eq!(code_of("exit 0").await, 0);
+        assert_eq!(code_of("exit 3").await, 3);
+        assert_eq!(code_of("kill -9 $$").await, 137);
+        assert_eq!(code_of("test \"$POINTSMAN_SERVICE/$POINTSMAN_CODE\" = s/c").await, 0);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_started_is_told_as_a_shell_tells_it() {
+        let missing = Child::start(&command(&["/does/not/exist"]), "s", "c").unwrap_err();
+        assert_eq!(
+            missing,
+            Failure::new("start /does/not/exist: No such file or directory (os error 2)").with_code(127)
+        );
+        let folder = Child::start(&command(&["/"]), "s", "c").unwrap_err();
+        assert_eq!(folder, Failure::new("start /: Permission denied (os error 13)").with_code(126));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_listen_is_killed() {
+        let mut deaf = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), "s", "c").unwrap();
+        let status = deaf.stop(Signal::TERM, Duration::from_millis(100), std::future::pending::<()>()).await.unwrap();
+        // 143 when the signal came before the trap.
+        assert!(matches!(exit_code(status), 137 | 143), "{status}");
+        let mut slow = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), "s", "c").unwrap();
+        let impatient = tokio::time::sleep(Duration::from_millis(50));
+        let status = slow.stop(Signal::TERM, Duration::from_secs(60), impatient).await.unwrap();
+        assert!(matches!(exit_code(status), 137 | 143), "{status}");
+    }
+}

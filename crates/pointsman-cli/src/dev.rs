@@ -1,0 +1,51 @@
+//! `dev`: everything on one machine, embedded, and shown live.
+
+mod board;
+mod fleet;
+mod lines;
+mod picture;
+mod sample;
+mod screen;
+mod tour;
+mod traffic;
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use pointsman::Registry;
+
+use crate::args::{Command, Dev, Global, Output};
+use crate::dev::board::Board;
+use crate::dev::fleet::Fleet;
+use crate::{Outcome, output, session};
+
+/// The registry within this process.
+const REGISTRY: &str = "memory://dev";
+
+/// Whether the command draws on the terminal, instead of writing lines.
+pub(crate) fn draws(command: &Command, output: Output) -> bool {
+    matches!(command, Command::Dev(Dev { tour: false })) && output == Output::Table && output::is_terminal()
+}
+
+/// `pointsman dev [--tour]`.
+pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
+    let registry = Registry::connect(REGISTRY).await?;
+    if args.tour {
+        let outcome = tour::run(&registry, global.output).await;
+        session::close(registry).await;
+        return outcome;
+    }
+    let mut fleet = Fleet::start(&registry).await?;
+    let board = Arc::new(Mutex::new(Board::new()));
+    let traffic = traffic::start(&fleet, &board);
+    let drawn = draws(&Command::Dev(Dev { tour: false }), global.output);
+    let ended = if drawn {
+        screen::run(&mut fleet, &traffic, &board).await
+    } else {
+        lines::run(&fleet, &board, global.output).await
+    };
+    drop(traffic);
+    fleet.close().await;
+    session::close(registry).await;
+    ended.map(|()| ExitCode::SUCCESS)
+}

@@ -1,0 +1,124 @@
+//! The instances of the sample services: started, killed, drained.
+
+use std::sync::Arc;
+
+use pointsman::{Registration, Registry, Service};
+
+use crate::dev::sample::Server;
+use crate::failure::Failure;
+
+/// The sample services. The first is reached by addresses, the second by codes alone, as behind a message broker.
+pub(super) const SERVICES: [&str; 2] = ["ress", "cfgs"];
+const WEIGHTS: [u32; 3] = [1, 2, 3];
+
+/// All instances of the sample services.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    registry: Registry,
+    services: Vec<Service>,
+    members: Vec<Member>,
+    started: [u32; SERVICES.len()],
+}
+
+/// One instance. Dropped, it is gone without a farewell, as a process that was killed.
+#[derive(Debug)]
+struct Member {
+    registration: Registration,
+    _server: Option<Server>,
+}
+
+impl Fleet {
+    /// Starts three instances of each service.
+    pub(super) async fn start(registry: &Registry) -> Result<Self, Failure> {
+        let mut services = Vec::new();
+        for service in SERVICES {
+            services.push(registry.discover(service).await?);
+        }
+        let mut fleet = Self { registry: registry.clone(), services, members: Vec::new(), started: [0; 2] };
+        for _ in WEIGHTS {
+            for service in 0..SERVICES.len() {
+                fleet.add(service).await?;
+            }
+        }
+        Ok(fleet)
+    }
+
+    /// The services, in the order of [`SERVICES`].
+    pub(super) fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// Starts one more instance of a service.
+    pub(super) async fn add(&mut self, service: usize) -> Result<(), Failure> {
+        let number = self.started[service];
+        self.started[service] += 1;
+        let code = format!("{}-{}", SERVICES[service], number + 1);
+        let weight = WEIGHTS[number as usize % WEIGHTS.len()];
+        let mut instance = pointsman::Instance::new(SERVICES[service]).code(&*code).weight(weight);
+        let mut server = None;
+        if service == 0 {
+            let started = Server::start(&code).await;
+            let started = started.map_err(|error| Failure::new(format!("start a sample server: {error}")))?;
+            instance = instance.address(started.address());
+            server = Some(started);
+        }
+        let registration = self.registry.register(instance).await?;
+        self.members.push(Member { registration, _server: server });
+        Ok(())
+    }
+
+    /// Kills the master of a service; its code, if there was one.
+    pub(super) fn kill_master(&mut self, service: usize) -> Option<Arc<str>> {
+        let code = self.services[service].master().ok()?.code.clone();
+        let is_it = |member: &Member| {
+            let instance = member.registration.instance();
+            instance.code == code && &*instance.service == SERVICES[service]
+        };
+        let index = self.members.iter().position(is_it)?;
+        drop(self.members.swap_remove(index));
+        Some(code)
+    }
+
+    /// Drains an instance, or undrains it if it is drained.
+    pub(super) async fn toggle_drain(&self, service: usize, code: &str) -> Result<(), Failure> {
+        let Some(instance) = self.services[service].snapshot().find(code).cloned() else { return Ok(()) };
+        if instance.takes_work() {
+            self.registry.drain(SERVICES[service], code).await?;
+        } else {
+            self.registry.undrain(SERVICES[service], code).await?;
+        }
+        Ok(())
+    }
+
+    /// Deregisters all.
+    pub(super) async fn close(self) {
+        for member in self.members {
+            if let Err(error) = member.registration.close().await {
+                tracing::warn!(%error, "deregister");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_master_is_killed_and_another_follows() {
+        let registry = Registry::connect("memory://fleet").await.unwrap();
+        let mut fleet = Fleet::start(&registry).await.unwrap();
+        let ress = fleet.services()[0].clone();
+        ress.wait_for(|snapshot| snapshot.instances().len() == 3 && snapshot.master().is_some()).await;
+        assert_eq!(&*ress.master().unwrap().code, "ress-1");
+        assert_eq!(fleet.kill_master(0).as_deref(), Some("ress-1"));
+        ress.wait_for(|snapshot| snapshot.master().is_some_and(|master| &*master.code == "ress-2")).await;
+        fleet.add(0).await.unwrap();
+        fleet.toggle_drain(0, "ress-4").await.unwrap();
+        ress.wait_for(|snapshot| snapshot.find("ress-4").is_some_and(|i| !i.takes_work())).await;
+        fleet.toggle_drain(0, "ress-4").await.unwrap();
+        ress.wait_for(|snapshot| snapshot.find("ress-4").is_some_and(|i| i.takes_work())).await;
+        fleet.close().await;
+        ress.wait_for(|snapshot| snapshot.instances().is_empty()).await;
+    }
+}

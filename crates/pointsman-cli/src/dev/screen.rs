@@ -1,0 +1,194 @@
+//! `dev` on a terminal: draws the picture, and does what the keys say.
+
+use std::io::{self, Write as _};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crossterm::style::{PrintStyledContent, Stylize as _};
+use crossterm::{cursor, execute, queue, terminal};
+use futures_util::stream::{StreamExt as _, select_all};
+
+use crate::dev::REGISTRY;
+use crate::dev::board::Board;
+use crate::dev::fleet::{Fleet, SERVICES};
+use crate::dev::picture::{self, Line, Look, Row, Scene, ServiceScene};
+use crate::dev::traffic::{Traffic, lock};
+use crate::failure::Failure;
+use crate::signals::Signals;
+use crate::watch;
+
+/// From one picture to the next.
+const FRAME: Duration = Duration::from_millis(100);
+
+const KEYS: &[(&str, &str)] = &[
+    ("k", "kill the master"),
+    ("n", "new instance"),
+    ("d", "drain"),
+    ("a", "algorithm"),
+    ("↑↓", "select"),
+    ("q", "quit"),
+];
+
+/// Draws until the user has seen enough.
+pub(super) async fn run(fleet: &mut Fleet, traffic: &Traffic, board: &Arc<Mutex<Board>>) -> Result<(), Failure> {
+    let broken = |error: io::Error| Failure::new(format!("draw on the terminal: {error}"));
+    let _terminal = Terminal::take().map_err(broken)?;
+    let mut signals = Signals::listen()?;
+    let mut changes = select_all(fleet.services().iter().map(|service| service.changes().from_nothing().into_stream()));
+    let mut keys = EventStream::new();
+    let mut frames = tokio::time::interval(FRAME);
+    let mut selected = Selected { service: 0, code: format!("{}-2", SERVICES[0]) };
+    loop {
+        tokio::select! {
+            _ = frames.tick() => draw(&scene(fleet, traffic, board, &selected)).map_err(broken)?,
+            Some(change) = changes.next() => lock(board).add_event(watch::sentence(&change)),
+            _ = signals.next() => return Ok(()),
+            key = keys.next() => match key {
+                Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
+                    if !obey(key, fleet, traffic, board, &mut selected).await? {
+                        return Ok(());
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(broken(error)),
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Does what a key says; `false` for quitting.
+async fn obey(
+    key: KeyEvent,
+    fleet: &mut Fleet,
+    traffic: &Traffic,
+    board: &Arc<Mutex<Board>>,
+    selected: &mut Selected,
+) -> Result<bool, Failure> {
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    match key.code {
+        KeyCode::Char('c') if control => return Ok(false),
+        KeyCode::Char('q') | KeyCode::Esc => return Ok(false),
+        KeyCode::Char('k') => match fleet.kill_master(selected.service) {
+            Some(code) => lock(board).add_event(format!("{} {code} killed", SERVICES[selected.service])),
+            None => lock(board).add_event(format!("{} has no master to kill", SERVICES[selected.service])),
+        },
+        KeyCode::Char('n') => fleet.add(selected.service).await?,
+        KeyCode::Char('d') => fleet.toggle_drain(selected.service, &selected.code).await?,
+        KeyCode::Char('a') => {
+            let algorithm = traffic.next_algorithm();
+            let mut board = lock(board);
+            board.forget_picks();
+            board.add_event(format!("picks by {algorithm} from now on"));
+        }
+        KeyCode::Up => selected.step(fleet, -1),
+        KeyCode::Down | KeyCode::Tab => selected.step(fleet, 1),
+        _ => {}
+    }
+    Ok(true)
+}
+
+/// The instance that the keys are about.
+struct Selected {
+    service: usize,
+    code: String,
+}
+
+impl Selected {
+    /// Goes to the next instance, or the one before.
+    fn step(&mut self, fleet: &Fleet, by: isize) {
+        let mut all = Vec::new();
+        for (index, service) in fleet.services().iter().enumerate() {
+            all.extend(service.snapshot().instances().iter().map(|instance| (index, instance.code.to_string())));
+        }
+        if all.is_empty() {
+            return;
+        }
+        let at = all.iter().position(|(service, code)| *service == self.service && *code == self.code).unwrap_or(0);
+        let next = (at + all.len()).saturating_add_signed(by) % all.len();
+        (self.service, self.code) = all.swap_remove(next);
+    }
+}
+
+fn scene<'a>(fleet: &Fleet, traffic: &Traffic, board: &Arc<Mutex<Board>>, selected: &Selected) -> Scene<'a> {
+    let board = lock(board);
+    let service = |(index, service): (usize, &pointsman::Service)| {
+        let (snapshot, flights) = (service.snapshot(), traffic.in_flight(index));
+        let row = |instance: &Arc<pointsman::Instance>| Row {
+            in_flight: flights.iter().find(|(code, _)| *code == instance.code).map_or(0, |(_, count)| *count),
+            picks: board.picks(&instance.service, &instance.code),
+            selected: index == selected.service && *instance.code == *selected.code,
+            instance: instance.clone(),
+        };
+        ServiceScene { rows: snapshot.instances().iter().map(row).collect(), snapshot }
+    };
+    Scene {
+        registry: REGISTRY,
+        algorithm: traffic.algorithm(),
+        elapsed: board.elapsed(),
+        totals: board.totals(),
+        services: fleet.services().iter().enumerate().map(service).collect(),
+        events: board.events().cloned().collect(),
+        keys: KEYS,
+    }
+}
+
+fn draw(scene: &Scene<'_>) -> io::Result<()> {
+    let (width, height) = terminal::size()?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    queue!(out, terminal::BeginSynchronizedUpdate)?;
+    for (row, line) in (0..).zip(picture::draw(scene, width.into(), height.into())) {
+        queue!(out, cursor::MoveTo(0, row))?;
+        write_line(&mut out, line)?;
+        queue!(out, terminal::Clear(terminal::ClearType::UntilNewLine))?;
+    }
+    queue!(out, terminal::EndSynchronizedUpdate)?;
+    out.flush()
+}
+
+fn write_line(out: &mut impl io::Write, line: Line) -> io::Result<()> {
+    for (look, text) in line.0 {
+        let styled = match look {
+            Look::Plain => text.reset(),
+            Look::Dim => text.dim(),
+            Look::Bold => text.bold(),
+            Look::Frame => text.reverse(),
+            Look::Master => text.yellow().bold(),
+            Look::Good => text.green(),
+            Look::Warning => text.red(),
+            Look::Bar => text.cyan(),
+        };
+        queue!(out, PrintStyledContent(styled))?;
+    }
+    Ok(())
+}
+
+/// The terminal, taken over; given back on drop, and on a panic before its message is written.
+struct Terminal;
+
+impl Terminal {
+    fn take() -> io::Result<Self> {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            give_back();
+            report(panic);
+        }));
+        terminal::enable_raw_mode()?;
+        let taken = Self;
+        execute!(io::stdout(), terminal::EnterAlternateScreen, terminal::DisableLineWrap, cursor::Hide)?;
+        Ok(taken)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        give_back();
+    }
+}
+
+fn give_back() {
+    // Where the terminal is gone there is nothing to be given back.
+    let _ = execute!(io::stdout(), cursor::Show, terminal::EnableLineWrap, terminal::LeaveAlternateScreen);
+    let _ = terminal::disable_raw_mode();
+}

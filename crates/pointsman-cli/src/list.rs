@@ -1,0 +1,72 @@
+//! `services`, `instances`, `master`: what there is now.
+
+use std::process::ExitCode;
+
+use pointsman::Service;
+
+use crate::args::{Global, Instances, Output};
+use crate::json::{InstanceJson, ServiceJson};
+use crate::{Outcome, output, session, table};
+
+/// `pointsman services`.
+pub(crate) async fn services(global: &Global) -> Outcome {
+    let registry = session::connect(global).await?;
+    let directory = registry.discover_all().await?;
+    session::tell_age(directory.freshness());
+    let snapshots = directory.snapshots();
+    let snapshots = snapshots.iter().filter(|snapshot| !snapshot.is_empty()).map(|snapshot| &**snapshot);
+    match global.output {
+        Output::Json => output::json(&snapshots.map(ServiceJson::new).collect::<Vec<_>>())?,
+        Output::Table => output::line(&table::services(snapshots))?,
+    }
+    drop(directory);
+    session::close(registry).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `pointsman instances SERVICE`.
+pub(crate) async fn instances(args: &Instances, global: &Global) -> Outcome {
+    let registry = session::connect(global).await?;
+    let service = session::discover(&registry, &args.service).await?;
+    let snapshot = service.snapshot();
+    let listed = || snapshot.instances().iter().map(|instance| &**instance).filter(|i| args.all || i.takes_work());
+    let problems = || snapshot.problems().iter().filter(|_| args.all);
+    match global.output {
+        Output::Json => {
+            let problems = problems().map(|problem| InstanceJson::problem(&args.service, problem));
+            output::json(&listed().map(InstanceJson::new).chain(problems).collect::<Vec<_>>())?;
+        }
+        Output::Table => output::line(&table::instances(listed(), problems()))?,
+    }
+    if !args.all {
+        hint_at_the_rest(&service);
+    }
+    drop(service);
+    session::close(registry).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says on stderr how many more there are.
+fn hint_at_the_rest(service: &Service) {
+    let snapshot = service.snapshot();
+    let drained = snapshot.instances().iter().filter(|instance| !instance.takes_work()).count();
+    let problems = snapshot.problems().len();
+    if drained + problems > 0 {
+        output::note(&format!("note: {drained} drained and {problems} with a problem are shown by --all"));
+    }
+}
+
+/// `pointsman master SERVICE`.
+pub(crate) async fn master(service: &str, global: &Global) -> Outcome {
+    let registry = session::connect(global).await?;
+    let service = session::discover(&registry, service).await?;
+    let master = service.master();
+    drop(service);
+    session::close(registry).await;
+    let master = master?;
+    match global.output {
+        Output::Json => output::json(&InstanceJson::new(&master))?,
+        Output::Table => output::line(&table::instances([&*master].into_iter(), [].into_iter()))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

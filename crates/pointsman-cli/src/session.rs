@@ -1,0 +1,51 @@
+//! The connection to the registry that the flags name.
+
+use std::time::Duration;
+
+use pointsman::{Freshness, Registry, Service};
+
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::output;
+
+/// How long to wait for sessions to be closed before the process ends anyway: a registry that is away must not hold up
+/// whoever wants to leave.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// Connects as the flags say.
+pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
+    let mut builder = Registry::builder(&global.registry).wait(global.wait);
+    if let Some(timeout) = global.connect_timeout {
+        builder = builder.connect_timeout(timeout);
+    }
+    Ok(builder.connect().await?)
+}
+
+/// Closes the sessions, so that nothing of this process stays in the registry until they expire.
+pub(crate) async fn close(registry: Registry) {
+    let url = registry.url().to_owned();
+    if tokio::time::timeout(CLOSE, registry.close()).await.is_err() {
+        tracing::warn!(url, "the registry did not confirm the end of the session within {CLOSE:?}");
+    }
+}
+
+/// One service, as it is now.
+pub(crate) async fn discover(registry: &Registry, service: &str) -> Result<Service, Failure> {
+    let service = registry.discover(service).await?;
+    tell_age(service.freshness());
+    Ok(service)
+}
+
+/// Says how old the data is, if it is not what the registry holds now.
+pub(crate) fn tell_age(freshness: Freshness) {
+    match freshness {
+        Freshness::Fresh => {}
+        Freshness::Stale { age } => output::note(&format!(
+            "note: the registry is away; this is from the snapshot on disk, {} seconds old",
+            age.as_secs()
+        )),
+        Freshness::Guarded { .. } => {
+            output::note("note: the registry has suddenly lost many instances; they are still shown");
+        }
+    }
+}

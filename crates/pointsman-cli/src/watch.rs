@@ -1,0 +1,108 @@
+//! `watch`: what changes, as it changes.
+
+use std::process::ExitCode;
+
+use pointsman::{Change, Changes, Instance};
+
+use crate::args::{Global, Output};
+use crate::json::ChangeJson;
+use crate::output::shown;
+use crate::signals::Signals;
+use crate::{Outcome, json, output, session};
+
+/// `pointsman watch [SERVICE]`: first what there is, then every change, until a signal.
+pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
+    let mut signals = Signals::listen()?;
+    let registry = tokio::select! {
+        registry = session::connect(global) => registry?,
+        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let changes = match service {
+        Some(service) => registry.discover(service).await?.changes(),
+        None => registry.discover_all().await?.changes(),
+    };
+    tokio::select! {
+        told = tell_all(changes.from_nothing(), global.output) => told?,
+        _ = signals.next() => {}
+    }
+    session::close(registry).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn tell_all(mut changes: Changes, output: Output) -> std::io::Result<()> {
+    loop {
+        tell(&changes.next().await, output)?;
+    }
+}
+
+/// Writes one change.
+pub(crate) fn tell(change: &Change, output: Output) -> std::io::Result<()> {
+    match (output, ChangeJson::new(change)) {
+        (_, None) => Ok(()),
+        (Output::Json, Some(change)) => output::json(&change),
+        (Output::Table, Some(_)) => output::line(&sentence(change)),
+    }
+}
+
+/// One change in words.
+pub(crate) fn sentence(change: &Change) -> String {
+    let service = shown(change.service());
+    match change {
+        Change::ServiceAppeared(_) => format!("{service} appeared"),
+        Change::ServiceDisappeared(_) => format!("{service} disappeared"),
+        Change::Joined(instance) => format!("{service} {} joined{}", shown(&instance.code), description(instance)),
+        Change::Left(instance) => format!("{service} {} left", shown(&instance.code)),
+        Change::Updated { old, new } => format!("{service} {} changed: {}", shown(&new.code), difference(old, new)),
+        Change::MasterChanged { new: Some(master), .. } => {
+            format!("{service} {} is {}", shown(&master.code), master.role)
+        }
+        Change::MasterChanged { new: None, .. } => format!("{service} has no master"),
+        _ => format!("{service} changed"),
+    }
+}
+
+fn description(instance: &Instance) -> String {
+    let address = instance.address.as_deref().map(|address| format!(" at {}", shown(address))).unwrap_or_default();
+    let status = if instance.takes_work() { "" } else { ", drained" };
+    format!("{address}, weight {}{status}", instance.weight)
+}
+
+fn difference(old: &Instance, new: &Instance) -> String {
+    let mut parts = Vec::new();
+    let mut add = |what: &str, old: &str, new: &str| {
+        if old != new {
+            parts.push(format!("{what} {} -> {}", shown(old), shown(new)));
+        }
+    };
+    add("address", old.address.as_deref().unwrap_or("none"), new.address.as_deref().unwrap_or("none"));
+    add("weight", &old.weight.to_string(), &new.weight.to_string());
+    add("status", json::status(old), json::status(new));
+    if old.tags != new.tags {
+        parts.push("tags".to_owned());
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pointsman::{Role, Term};
+
+    use super::*;
+
+    #[test]
+    fn changes_in_words() {
+        let old = Arc::new(Instance::new("s").code("a").address("h:1"));
+        let mut new = Instance::new("s").code("a").address("h:2").weight(0).tag("x", "y");
+        new.role = Role::Master(Term(4));
+        let new = Arc::new(new);
+        let joined = Change::Joined(old.clone());
+        assert_eq!(sentence(&joined), "s a joined at h:1, weight 1");
+        let updated = Change::Updated { old, new: new.clone() };
+        let expected = "s a changed: address h:1 -> h:2, weight 1 -> 0, status passing -> drained, tags";
+        assert_eq!(sentence(&updated), expected);
+        let master = Change::MasterChanged { service: "s".into(), old: None, new: Some(new) };
+        assert_eq!(sentence(&master), "s a is master (term 4)");
+    }
+}
