@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -58,9 +60,23 @@ impl Process {
         self.command.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// SIGSTOP.
+    /// SIGSTOP. On a busy machine it takes a while until it has reached every thread, so this waits for that.
     pub(crate) fn pause(&self) {
         kill_process(self.command, Signal::STOP).expect("SIGSTOP");
+        let start = Instant::now();
+        while !self.is_stopped() {
+            assert!(start.elapsed() < Duration::from_secs(10), "process {} does not stop", self.pid());
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether every thread has stopped.
+    fn is_stopped(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the threads of a process");
+        threads.flatten().all(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.contains(") T ")
+        })
     }
 
     /// SIGCONT.
@@ -81,7 +97,7 @@ impl Drop for Process {
             if stat.is_empty() || stat.contains(") Z ") || stat.contains(") X ") {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            sleep(Duration::from_millis(2));
         }
     }
 }

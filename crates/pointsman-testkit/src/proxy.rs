@@ -1,9 +1,9 @@
 //! A TCP proxy in front of a server, which cuts where a test says so.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,7 +14,8 @@ use crate::zookeeper::free_port;
 
 /// A TCP proxy on loopback. It knows the frames of ZooKeeper's protocol, and passes everything else on as it is.
 ///
-/// It runs in a thread of its own, so that a test that blocks, or that pauses its time, does not hold it up.
+/// It runs in a thread of its own, so that a test that blocks, or that pauses its time, does not hold it up. What a method says
+/// holds when it returns: after `cut` no connection is left and none is accepted.
 #[derive(Debug)]
 pub struct CuttingProxy {
     address: SocketAddr,
@@ -58,6 +59,9 @@ struct Shared {
     state: watch::Sender<State>,
     order: Mutex<Option<Order>>,
     accepted: AtomicUsize,
+    listening: AtomicBool,
+    /// The epochs of the connections that live.
+    live: Mutex<Vec<u64>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -102,14 +106,15 @@ impl CuttingProxy {
             state: watch::Sender::new(state),
             order: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            listening: AtomicBool::new(false),
+            live: Mutex::default(),
         });
-        let (listening, is_listening) = std::sync::mpsc::channel();
         let proxy = CuttingProxy { address, shared: shared.clone() };
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(accept(address, shared, listening));
+            runtime.block_on(accept(address, shared));
         });
-        is_listening.recv().expect("the proxy listens");
+        proxy.settle();
         proxy
     }
 
@@ -170,8 +175,19 @@ impl CuttingProxy {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
+    /// Changes the state, and returns once that has taken effect.
     fn change(&self, change: impl FnOnce(&mut State)) {
         self.shared.state.send_modify(change);
+        self.settle();
+    }
+
+    /// Blocks for a moment, until the proxy's thread has done what the state says.
+    fn settle(&self) {
+        let start = Instant::now();
+        while !self.shared.is_settled() {
+            assert!(start.elapsed() < Duration::from_secs(10), "the proxy at {} does not follow", self.address);
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     fn order(&self, op: Op, text: &str, moment: Moment) -> OrderedCut {
@@ -183,15 +199,14 @@ impl CuttingProxy {
 
 impl Drop for CuttingProxy {
     fn drop(&mut self) {
-        self.change(|state| {
+        self.shared.state.send_modify(|state| {
             state.closed = true;
             state.epoch += 1;
         });
     }
 }
 
-async fn accept(address: SocketAddr, shared: Arc<Shared>, listening: std::sync::mpsc::Sender<()>) {
-    let mut listening = Some(listening);
+async fn accept(address: SocketAddr, shared: Arc<Shared>) {
     let mut state = shared.state.subscribe();
     loop {
         let now = *state.borrow_and_update();
@@ -203,31 +218,42 @@ async fn accept(address: SocketAddr, shared: Arc<Shared>, listening: std::sync::
             continue;
         }
         let listener = TcpListener::bind(address).await.expect("the proxy's port");
-        if let Some(listening) = listening.take() {
-            listening.send(()).unwrap();
-        }
+        shared.listening.store(true, Ordering::SeqCst);
         let stay_open = state.wait_for(|state| state.closed || state.mode == Mode::Cut);
         tokio::select! {
             biased;
             _ = stay_open => {}
             () = accept_all(&listener, &shared) => {}
         }
+        drop(listener);
+        shared.listening.store(false, Ordering::SeqCst);
     }
 }
 
 async fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
+        let epoch = {
+            let state = shared.state.borrow();
+            if state.mode == Mode::Cut {
+                continue;
+            }
+            shared.live.lock().unwrap().push(state.epoch);
+            state.epoch
+        };
         shared.accepted.fetch_add(1, Ordering::Relaxed);
         let shared = shared.clone();
         tokio::spawn(async move {
             let mut state = shared.state.subscribe();
-            let epoch = state.borrow().epoch;
             let cut = state.wait_for(|state| state.epoch != epoch);
             tokio::select! {
                 biased;
                 _ = cut => {}
                 () = serve(client, &shared) => {}
+            }
+            let mut live = shared.live.lock().unwrap();
+            if let Some(at) = live.iter().position(|&other| other == epoch) {
+                live.swap_remove(at);
             }
         });
     }
@@ -321,6 +347,13 @@ impl Op {
 }
 
 impl Shared {
+    /// Whether the listener is there or not as the mode has it, and no connection lives that has been cut.
+    fn is_settled(&self) -> bool {
+        let state = *self.state.borrow();
+        let listening = self.listening.load(Ordering::SeqCst);
+        listening == (state.mode != Mode::Cut) && self.live.lock().unwrap().iter().all(|&epoch| epoch == state.epoch)
+    }
+
     /// Returns when frames may pass.
     async fn passage(&self) {
         let delay = self.state.borrow().delay;

@@ -183,7 +183,7 @@ impl ZooKeeper {
         }
     }
 
-    /// SIGSTOP: it accepts connections and answers nothing.
+    /// SIGSTOP, and waits until it has taken effect: from now on the server accepts connections and answers nothing.
     pub fn pause(&self) {
         self.process.as_ref().expect("a running server").pause();
     }
@@ -227,7 +227,7 @@ impl ZooKeeper {
     pub(crate) async fn wait_until_serving(&mut self) -> Result<(), String> {
         let start = Instant::now();
         while start.elapsed() < START_DEADLINE {
-            if self.is_serving().await {
+            if self.is_serving().await && self.is_itself().await {
                 return Ok(());
             }
             if !self.process.as_mut().is_some_and(Process::is_running) {
@@ -236,6 +236,12 @@ impl ZooKeeper {
             sleep(Duration::from_millis(10)).await;
         }
         Err(format!("it does not serve after {START_DEADLINE:?}\n{}", self.log()))
+    }
+
+    /// Whether what answers is this server, not another one that was quicker to take the port.
+    async fn is_itself(&self) -> bool {
+        let folder = self.config.folder.path().to_string_lossy();
+        self.ask("conf").await.is_some_and(|answer| answer.contains(&*folder))
     }
 
     /// A server that is to be started by [`launch`](ZooKeeper::launch).

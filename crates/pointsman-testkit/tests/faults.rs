@@ -93,7 +93,7 @@ async fn foreign_participants_elect_as_the_original_does() {
     assert_eq!(String::from_utf8(data).unwrap(), expected);
 
     let b = Foreign::options(&server.address(), &prefix, "files", "code-b");
-    let b = b.port(50002).promotion_pause(Duration::from_millis(200)).start().await;
+    let b = b.session_timeout(Duration::from_secs(5)).port(50002).promotion_pause(Duration::from_secs(2)).start().await;
     assert_eq!(b.role(), ForeignRole::Normal);
     raw.create(&format!("{folder}/stray"), b"not json", &PERSISTENT).await.unwrap();
     let view = read_as_foreign(&raw, &prefix).await["files"].clone();
@@ -102,14 +102,17 @@ async fn foreign_participants_elect_as_the_original_does() {
     assert!(raw.check_stat(&format!("{folder}/normal0000000001")).await.unwrap().is_some());
 
     server.expire(a.session()).await;
-    a.becomes(ForeignRole::None, Duration::from_secs(2)).await;
-    b.becomes(ForeignRole::Master, Duration::from_secs(2)).await;
+    b.becomes(ForeignRole::Master, Duration::from_secs(5)).await;
     // In two steps: registered twice in between.
     let view = read_as_foreign(&raw, &prefix).await["files"].clone();
     assert_eq!((view.master_code(), view.normal_codes()), (Some("code-b"), vec!["code-b"]));
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let view = read_as_foreign(&raw, &prefix).await["files"].clone();
-    assert_eq!((view.master_code(), view.normal_codes()), (Some("code-b"), vec![]));
+    a.becomes(ForeignRole::None, Duration::from_secs(5)).await;
+    let once = async {
+        while !read_as_foreign(&raw, &prefix).await["files"].normals.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(Duration::from_secs(10), once).await;
     b.stop().await;
     assert_eq!(read_as_foreign(&raw, &prefix).await["files"].master_code(), None);
 }
