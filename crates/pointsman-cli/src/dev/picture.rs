@@ -87,7 +87,7 @@ impl Line {
 pub(super) fn draw(scene: &Scene<'_>, width: usize, height: usize) -> Vec<Line> {
     let mut lines = vec![head(scene, width), Line::default()];
     for service in &scene.services {
-        lines.push(title(service, scene.algorithm));
+        lines.push(title(service));
         lines.push(Line::default().with(Look::Dim, COLUMNS));
         let all: u64 = service.rows.iter().map(|row| row.picks).sum();
         lines.extend(service.rows.iter().map(|row| instance(row, all, width)));
@@ -109,13 +109,13 @@ pub(super) fn draw(scene: &Scene<'_>, width: usize, height: usize) -> Vec<Line> 
 fn head(scene: &Scene<'_>, width: usize) -> Line {
     let (calls, failed, unserved) = scene.totals;
     let seconds = scene.elapsed.as_secs();
-    let left = format!(" pointsman dev  {}  {}", scene.registry, scene.algorithm);
+    let left = format!(" pointsman  {}  {}", scene.registry, scene.algorithm);
     let right = format!("{calls} calls, {} failed   {:02}:{:02} ", failed + unserved, seconds / 60, seconds % 60);
     let gap = width.saturating_sub(left.chars().count() + right.chars().count()).max(1);
     Line::default().with(Look::Frame, format!("{left}{}{right}", " ".repeat(gap)))
 }
 
-fn title(service: &ServiceScene, algorithm: Algorithm) -> Line {
+fn title(service: &ServiceScene) -> Line {
     let snapshot = &service.snapshot;
     let line = Line::default().with(Look::Bold, format!(" {}", shown(snapshot.service())));
     let line = match snapshot.master() {
@@ -128,11 +128,11 @@ fn title(service: &ServiceScene, algorithm: Algorithm) -> Line {
         (0, true) => line.with(Look::Warning, "   the master stands in: no normal instance takes calls"),
         (0, false) => line.with(Look::Warning, "   nobody takes calls"),
         (1, _) => line.with(Look::Dim, "   1 normal instance takes calls"),
-        (many, _) => line.with(Look::Dim, format!("   {algorithm} over {many} normal instances")),
+        (many, _) => line.with(Look::Dim, format!("   {many} normal instances take calls")),
     }
 }
 
-const COLUMNS: &str = "   CODE       ROLE     ADDRESS            WEIGHT  STATUS   FLIGHT   PICKS";
+const COLUMNS: &str = "   CODE      ROLE    ADDRESS         WEIGHT  STATUS   FLIGHT  PICKS";
 
 fn instance(row: &Row, all: u64, width: usize) -> Line {
     let instance = &row.instance;
@@ -145,15 +145,15 @@ fn instance(row: &Row, all: u64, width: usize) -> Line {
     let status = json::status(instance);
     let address = instance.address.as_deref().map_or_else(|| "-".to_owned(), shown);
     Line::default()
-        .with(look, format!("{marker}{:<10.10} {:<8} ", shown(&instance.code), instance.role.name()))
-        .with(Look::Plain, format!("{address:<18.18} {:>6}  ", instance.weight))
+        .with(look, format!("{marker}{:<9.9} {:<7} ", shown(&instance.code), instance.role.name()))
+        .with(Look::Plain, format!("{address:<15.15} {:>6}  ", instance.weight))
         .with(if instance.takes_work() { Look::Good } else { Look::Warning }, format!("{status:<8}"))
-        .with(Look::Plain, format!(" {:>6}  {:>6} ", row.in_flight, row.picks))
+        .with(Look::Plain, format!(" {:>6} {:>6} ", row.in_flight, row.picks))
         .with(Look::Bar, bar(row.picks, all, width.saturating_sub(FIXED).min(40)))
 }
 
 /// The columns before the bar.
-const FIXED: usize = 74;
+const FIXED: usize = 68;
 
 /// A bar of at most `width` columns, drawn to an eighth of a column.
 pub(super) fn bar(part: u64, all: u64, width: usize) -> String {
@@ -165,7 +165,7 @@ pub(super) fn bar(part: u64, all: u64, width: usize) -> String {
 
 fn foot(scene: &Scene<'_>) -> Line {
     let keys: Vec<_> = scene.keys.iter().map(|(key, what)| format!("{key} {what}")).collect();
-    Line::default().with(Look::Frame, format!(" {}", keys.join("   ")))
+    Line::default().with(Look::Frame, format!(" {}", keys.join("  ")))
 }
 
 #[cfg(test)]
@@ -191,7 +191,7 @@ mod tests {
             registry: "memory://dev",
             algorithm: Algorithm::WeightedRoundRobin,
             elapsed: Duration::from_secs(3723),
-            totals: (1_234_567, 3, 4),
+            totals: (123_456, 3, 4),
             services: vec![service("ress", instances), service("cfgs", instances)],
             events: (0..events).map(|number| (Duration::from_secs(1), format!("event {number}"))).collect(),
             keys: &[("q", "quit")],

@@ -21,14 +21,8 @@ use crate::watch;
 /// From one picture to the next.
 const FRAME: Duration = Duration::from_millis(100);
 
-const KEYS: &[(&str, &str)] = &[
-    ("k", "kill the master"),
-    ("n", "new instance"),
-    ("d", "drain"),
-    ("a", "algorithm"),
-    ("↑↓", "select"),
-    ("q", "quit"),
-];
+const KEYS: &[(&str, &str)] =
+    &[("k", "kill master"), ("n", "new"), ("d", "drain/undrain"), ("a", "algorithm"), ("↑↓", "select"), ("q", "quit")];
 
 /// Draws until the user has seen enough.
 pub(super) async fn run(fleet: &mut Fleet, traffic: &Traffic, board: &Arc<Mutex<Board>>) -> Result<(), Failure> {
@@ -40,6 +34,7 @@ pub(super) async fn run(fleet: &mut Fleet, traffic: &Traffic, board: &Arc<Mutex<
     let mut frames = tokio::time::interval(FRAME);
     let mut selected = Selected { service: 0, code: format!("{}-2", SERVICES[0]) };
     loop {
+        selected.settle(fleet);
         tokio::select! {
             _ = frames.tick() => draw(&scene(fleet, traffic, board, &selected)).map_err(broken)?,
             Some(change) = changes.next() => lock(board).add_event(watch::sentence(&change)),
@@ -96,6 +91,16 @@ struct Selected {
 }
 
 impl Selected {
+    /// Where the selected one is gone, another of its service takes its place.
+    fn settle(&mut self, fleet: &Fleet) {
+        let snapshot = fleet.services()[self.service].snapshot();
+        if snapshot.find(&self.code).is_none()
+            && let Some(next) = snapshot.normals().next().or(snapshot.master())
+        {
+            self.code = next.code.to_string();
+        }
+    }
+
     /// Goes to the next instance, or the one before.
     fn step(&mut self, fleet: &Fleet, by: isize) {
         let mut all = Vec::new();

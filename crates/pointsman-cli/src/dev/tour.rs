@@ -92,14 +92,3 @@ fn tell(
     }
     output::json(&line)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn every_step_is_as_expected() {
-        let registry = Registry::connect("memory://tour").await.unwrap();
-        assert_eq!(run(&registry, Output::Json).await.unwrap(), ExitCode::SUCCESS);
-    }
-}

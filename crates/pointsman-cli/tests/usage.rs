@@ -1,0 +1,157 @@
+//! Without a registry: help, wrong usage, a registry that is not there, `dev` and its tour.
+
+mod support;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use support::{Running, command, run, stderr, stdout};
+
+#[tokio::test]
+async fn help_names_every_command() {
+    let output = run(&["--help"]).await;
+    assert_eq!(output.status.code(), Some(0));
+    let help = stdout(&output);
+    for word in [
+        "dev",
+        "register",
+        "services",
+        "instances",
+        "master",
+        "watch",
+        "pick",
+        "drain",
+        "undrain",
+        "weight",
+        "completions",
+    ] {
+        assert!(help.contains(&format!("\n  {word}")), "{word} is not in {help}");
+        let output = run(&[word, "--help"]).await;
+        assert_eq!(output.status.code(), Some(0), "{word}");
+        assert!(stdout(&output).contains("POINTSMAN_REGISTRY"), "{word}");
+    }
+    assert!(stdout(&run(&["--version"]).await).starts_with("pointsman "));
+}
+
+#[tokio::test]
+async fn wrong_usage_exits_with_2_and_says_so_on_stderr() {
+    for (args, word) in [
+        (&["bogus"][..], "bogus"),
+        (&[], "Usage"),
+        (&["register"], "<SERVICE>"),
+        (&["register", "a/b"], "1 to 255 bytes"),
+        (&["register", "s", "--address", "h"], "host:port"),
+        (&["register", "s", "--check", "udp://h:1"], "tcp://host:port"),
+        (&["register", "s", "--check", "tcp"], "needs an address"),
+        (&["pick", "s", "--algorithm", "best"], "peak-ewma"),
+        (&["services", "-o", "xml"], "json"),
+        (&["weight", "s", "c", "1000001"], "1000000"),
+        (&["completions", "cmd"], "bash"),
+    ] {
+        let output = run(args).await;
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{args:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "", "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_cannot_be_is_an_error() {
+    for (url, word) in [
+        ("consul://127.0.0.1:8500", "unknown scheme"),
+        ("127.0.0.1:2181", "no scheme"),
+        ("zookeeper://127.0.0.1:2181", "no prefix"),
+        ("zookeeper://127.0.0.1:99999/p", "65535"),
+        ("zookeeper://127.0.0.1:2181/p?auth=digest:u:geheim&x=1", "unknown option"),
+    ] {
+        let output = run(&["services", "--registry", url]).await;
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        let message = stderr(&output);
+        assert!(message.starts_with("error: ") && message.contains(word), "{url}: {message}");
+        assert!(!message.contains("geheim"), "{message}");
+    }
+    let output = run(&["services"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("127.0.0.1:7480"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn nobody_listening_is_told_within_the_connect_timeout() {
+    let started = Instant::now();
+    let url = "zookeeper://127.0.0.1:1/p";
+    let output = run(&["services", "--registry", url, "--connect-timeout", "500ms"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let message = stderr(&output);
+    assert!(message.starts_with("error: ") && message.contains("127.0.0.1:1"), "{message}");
+    assert_eq!(message.matches("error: ").count(), 1, "{message}");
+    assert_eq!(stdout(&output), "");
+}
+
+#[tokio::test]
+async fn flags_beat_variables() {
+    let mut with_variable = command(["services"]);
+    with_variable.env("POINTSMAN_REGISTRY", "consul://variable").env("POINTSMAN_LOG_FORMAT", "json");
+    let output = with_variable.output().await.unwrap();
+    let line: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert!(line["message"].as_str().unwrap().contains("consul://variable"), "{line}");
+    let mut with_both = command(["services", "--registry", "consul://flag"]);
+    let output = with_both.env("POINTSMAN_REGISTRY", "consul://variable").output().await.unwrap();
+    assert!(stderr(&output).contains("consul://flag"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn completions_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]).await;
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        let script = stdout(&output);
+        assert!(script.contains("undrain"), "{shell}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = command(["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
+#[tokio::test]
+async fn the_tour_checks_itself() {
+    let started = Instant::now();
+    let output = run(&["dev", "--tour"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(started.elapsed() < Duration::from_secs(30));
+    let text = stdout(&output);
+    assert!(text.contains("peak-ewma") && text.contains("is stale") && text.contains("as expected"), "{text}");
+    assert_eq!(stderr(&output), "");
+
+    let output = run(&["dev", "--tour", "-o", "json"]).await;
+    assert_eq!(output.status.code(), Some(0));
+    for line in stdout(&output).lines() {
+        let step: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(step["ok"], true, "{step}");
+    }
+}
+
+#[tokio::test]
+async fn dev_without_a_terminal_writes_lines_until_a_signal() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut dev = Running::start(command(["dev"]));
+        let mut masters = 0;
+        while masters < 2 {
+            masters += usize::from(dev.line().await.contains("is master"));
+        }
+        dev.signal(signal);
+        assert_eq!(dev.ended().await.code(), Some(0));
+    }
+    let mut dev = Running::start(command(["dev", "-o", "json"]));
+    let master = dev.json_where(|line| line["event"] == "master" && line["service"] == "ress").await;
+    assert_eq!(master["master"]["code"], "ress-1", "{master}");
+    dev.signal(Signal::INT);
+    assert_eq!(dev.ended().await.code(), Some(0));
+}

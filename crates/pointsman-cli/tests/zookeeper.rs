@@ -1,0 +1,301 @@
+//! Every command against a real ZooKeeper, in JSON.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use pointsman_testkit::{ZooKeeper, unique_prefix};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::{DEADLINE, Running, command, run, stderr, stdout};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use zookeeper_client::{Acls, CreateMode};
+
+/// A registry of its own for each test.
+struct Registry {
+    url: String,
+    prefix: String,
+}
+
+impl Registry {
+    async fn new() -> Registry {
+        let prefix = unique_prefix();
+        let address = ZooKeeper::shared().await.address();
+        Registry { url: format!("zookeeper://{address}{prefix}"), prefix }
+    }
+
+    fn args<'a>(&'a self, line: &'a str) -> Vec<&'a str> {
+        line.split(' ')
+            .take_while(|word| *word != "--")
+            .chain(["--registry", &self.url])
+            .chain(child_of(line))
+            .collect()
+    }
+
+    fn start(&self, line: &str) -> Running {
+        Running::start(command(self.args(line)))
+    }
+
+    async fn succeed(&self, line: &str) -> String {
+        let output = run(&self.args(line)).await;
+        assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
+        stdout(&output)
+    }
+
+    async fn json(&self, line: &str) -> Value {
+        let text = self.succeed(&format!("{line} -o json")).await;
+        assert_eq!(text.lines().count(), 1, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The message of a failure with this exit code.
+    async fn fail(&self, code: i32, line: &str) -> String {
+        let output = run(&self.args(line)).await;
+        assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
+        stderr(&output)
+    }
+
+    /// Asks again until the answer is right.
+    async fn json_until(&self, line: &str, right: impl Fn(&Value) -> bool) -> Value {
+        let started = Instant::now();
+        loop {
+            let value = self.json(line).await;
+            if right(&value) {
+                return value;
+            }
+            assert!(started.elapsed() < DEADLINE, "{line}: {value}");
+        }
+    }
+}
+
+/// From `--` on, with `'…'` as one word.
+fn child_of(line: &str) -> Vec<&str> {
+    let Some(at) = line.find(" -- ") else { return Vec::new() };
+    let (words, script) = line[at + 1..].split_once(" '").unwrap_or((&line[at + 1..], ""));
+    words.split(' ').chain((!script.is_empty()).then(|| script.trim_end_matches('\''))).collect()
+}
+
+#[tokio::test]
+async fn register_list_master_pick() {
+    let registry = Registry::new().await;
+    let mut a = registry.start("register ress --code a --address 127.0.0.1:1 --weight 3 --tag zone=eu -o json");
+    let role = a.json().await;
+    assert_eq!((&role["event"], &role["role"]), (&json!("role"), &json!("master")), "{role}");
+    let term = role["term"].as_u64().unwrap();
+    let mut b = registry.start("register ress --code b -o json");
+    assert_eq!(b.json().await, json!({"event": "role", "role": "normal"}));
+
+    let master = json!({
+        "service": "ress", "code": "a", "address": "127.0.0.1:1", "weight": 3, "role": "master", "term": term,
+        "tags": {"zone": "eu"}, "status": "passing",
+    });
+    let normal = json!({
+        "service": "ress", "code": "b", "address": null, "weight": 1, "role": "normal", "tags": {}, "status": "passing",
+    });
+    assert_eq!(registry.json("instances ress").await, json!([master, normal]));
+    assert_eq!(registry.json("master ress").await, master);
+    let services = registry.json("services").await;
+    assert_eq!(services, json!([{"service": "ress", "instances": 2, "master": "a", "term": term, "problems": 0}]));
+    let picks = registry.json("pick ress --algorithm weightroundrobin --count 3").await;
+    assert_eq!(picks, json!([normal, normal, normal]));
+    assert!(registry.succeed("pick ress --explain").await.contains("round-robin"));
+    let table = registry.succeed("instances ress").await;
+    assert!(table.starts_with("CODE") && table.contains("zone=eu"), "{table}");
+
+    // The master leaves; the other takes over, with a higher term.
+    a.signal(Signal::TERM);
+    assert_eq!(a.ended().await.code(), Some(0));
+    let role = b.json().await;
+    assert!(role["role"] == "master" && role["term"].as_u64().unwrap() > term, "{role}");
+    assert_eq!(registry.json("pick ress").await[0]["code"], "b");
+    b.signal(Signal::INT);
+    assert_eq!(b.ended().await.code(), Some(0));
+    assert_eq!(registry.json("instances ress").await, json!([]));
+    assert!(registry.fail(1, "master ress").await.contains("no master"));
+    assert!(registry.fail(1, "pick ress").await.contains("none is registered"));
+}
+
+#[tokio::test]
+async fn drain_undrain_weight() {
+    let registry = Registry::new().await;
+    let mut a = registry.start("register s --code a -o json");
+    a.json().await;
+    let mut b = registry.start("register s --code b -o json");
+    b.json().await;
+    assert_eq!(registry.json("drain s b").await, json!({"service": "s", "code": "b", "drained": true}));
+    let output = run(&registry.args("instances s -o json")).await;
+    assert!(stderr(&output).contains("1 drained"), "{}", stderr(&output));
+    assert!(!stdout(&output).contains("\"b\""), "{}", stdout(&output));
+    let all = registry.json("instances s --all").await;
+    assert_eq!((&all[1]["code"], &all[1]["status"]), (&json!("b"), &json!("drained")));
+    // The master stands in.
+    assert_eq!(registry.json("pick s").await[0]["code"], "a");
+    registry.succeed("undrain s b").await;
+    registry.succeed("weight s b 7").await;
+    assert_eq!(registry.json("instances s").await[1]["weight"], 7);
+    assert_eq!(registry.json("weight s b --reset").await["weight"], Value::Null);
+    assert_eq!(registry.json("instances s").await[1]["weight"], 1);
+
+    let message = registry.fail(1, "drain s x").await;
+    assert!(message.contains("a, b") && message.contains("--force"), "{message}");
+    assert!(registry.fail(1, "weight t x 1").await.contains("no instances"));
+    registry.succeed("drain s x --force").await;
+    let mut x = registry.start("register s --code x -o json");
+    x.json().await;
+    let all = registry.json_until("instances s --all", |all| all[2]["code"] == "x").await;
+    assert_eq!(all[2]["status"], "drained", "{all}");
+}
+
+#[tokio::test]
+async fn watch_tells_a_life() {
+    let registry = Registry::new().await;
+    let mut watch = registry.start("watch s -o json");
+    let mut a = registry.start("register s --code a --weight 2 -o json");
+    a.json().await;
+    let joined = watch.json_where(|line| line["event"] == "joined").await;
+    assert_eq!((&joined["service"], &joined["instance"]["weight"]), (&json!("s"), &json!(2)), "{joined}");
+    registry.succeed("weight s a 5").await;
+    let updated = watch.json_where(|line| line["event"] == "updated").await;
+    assert_eq!((&updated["before"]["weight"], &updated["instance"]["weight"]), (&json!(2), &json!(5)), "{updated}");
+    a.signal(Signal::TERM);
+    watch.json_where(|line| line["event"] == "left" && line["instance"]["code"] == "a").await;
+    watch.json_where(|line| line["event"] == "service-disappeared").await;
+    watch.signal(Signal::INT);
+    assert_eq!(watch.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_command_runs_beside_its_registration() {
+    let registry = Registry::new().await;
+    let mut watch = registry.start("watch -o json");
+    // Its end, its output, and its exit code.
+    let output =
+        run(&registry.args("register s --code a -- sh -c 'echo $POINTSMAN_SERVICE/$POINTSMAN_CODE; exit 3'")).await;
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "s/a\n");
+    let output = run(&registry.args("register s -- sh -c 'kill -9 $$'")).await;
+    assert_eq!(output.status.code(), Some(137), "{}", stderr(&output));
+    assert!(registry.fail(127, "register s -- /does/not/exist").await.contains("/does/not/exist"));
+    assert_eq!(registry.json("services").await, json!([]));
+
+    // Its death is followed by the deregistration.
+    let mut victim = registry.start("register t --code v -o json -- sh -c 'echo $$; exec sleep 100'");
+    let mut pid = victim.line().await;
+    if pid.starts_with('{') {
+        pid = victim.line().await;
+    }
+    watch.json_where(|line| line["event"] == "joined" && line["instance"]["code"] == "v").await;
+    let killed = Instant::now();
+    std::process::Command::new("kill").args(["-9", &pid]).status().unwrap();
+    watch.json_where(|line| line["event"] == "left" && line["instance"]["code"] == "v").await;
+    // 100 ms, and something for the notice to come through two processes on a busy machine.
+    assert!(killed.elapsed() < Duration::from_millis(600), "{:?}", killed.elapsed());
+    assert_eq!(victim.ended().await.code(), Some(137));
+}
+
+#[tokio::test]
+async fn a_signal_deregisters_first_and_then_reaches_the_command() {
+    let registry = Registry::new().await;
+    let mut watch = registry.start("watch -o json");
+    let script = "trap \"echo stopping; sleep 1; exit 5\" TERM; echo ready; while :; do sleep 0.05; done";
+    let mut polite = registry.start(&format!("register s --code p -- sh -c '{script}'"));
+    assert_eq!(polite.line().await, "ready");
+    watch.json_where(|line| line["event"] == "joined").await;
+    let signalled = Instant::now();
+    polite.signal(Signal::TERM);
+    watch.json_where(|line| line["event"] == "left").await;
+    assert!(signalled.elapsed() < Duration::from_secs(1), "{:?}", signalled.elapsed());
+    assert_eq!(polite.ended().await.code(), Some(5));
+
+    let deaf = "trap \"\" TERM; echo ready; while :; do sleep 0.05; done";
+    let mut deaf = registry.start(&format!("register s --stop-timeout 300ms -- sh -c '{deaf}'"));
+    assert_eq!(deaf.line().await, "ready");
+    deaf.signal(Signal::TERM);
+    assert_eq!(deaf.ended().await.code(), Some(137));
+}
+
+#[tokio::test]
+async fn registered_only_while_the_check_passes() {
+    let registry = Registry::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (answers, answer) = tokio::sync::watch::channel("503 Away");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let text = format!("HTTP/1.1 {}\r\ncontent-length: 0\r\n\r\n", *answer.borrow());
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(text.as_bytes()).await;
+        }
+    });
+    let line =
+        format!("register s --code a --check http://{address}/health --check-interval 50ms --check-fall 2 -o json");
+    let mut watch = registry.start("watch s -o json");
+    let mut checked = registry.start(&line);
+    assert_eq!(registry.json("instances s").await, json!([]));
+    answers.send_replace("200 OK");
+    assert_eq!(checked.json().await["role"], "master");
+    watch.json_where(|line| line["event"] == "joined").await;
+    answers.send_replace("503 Away");
+    assert_eq!(checked.json().await, json!({"event": "role", "role": "detached"}));
+    watch.json_where(|line| line["event"] == "left").await;
+    answers.send_replace("204 No Content");
+    assert_eq!(checked.json().await["role"], "master");
+    checked.signal(Signal::TERM);
+    assert_eq!(checked.json().await["role"], "detached");
+    assert_eq!(checked.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_code_is_registered_once() {
+    let registry = Registry::new().await;
+    let url = format!("{}?session_timeout=1s", registry.url);
+    let mut first = registry.start("register s --code a -o json");
+    first.json().await;
+    let output = run(&["register", "s", "--code", "a", "--registry", &url]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("already registered"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn wait_goes_on_trying() {
+    let prefix = unique_prefix();
+    let mut server = ZooKeeper::start().await;
+    let url = format!("zookeeper://{}{prefix}", server.address());
+    server.kill();
+    let args = ["register", "s", "--registry", &url, "--connect-timeout", "100ms", "-o", "json"];
+    assert_eq!(run(&args).await.status.code(), Some(1));
+    let mut waiting = Running::start(command(args.iter().chain(&["--wait"])));
+    server.restart().await;
+    assert_eq!(waiting.json().await["role"], "master");
+    // The registry goes away: detached, and after its return the same again.
+    server.kill();
+    waiting.json_where(|line| line["role"] == "detached").await;
+    server.restart().await;
+    waiting.json_where(|line| line["role"] == "master").await;
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_is_no_instance_is_shown_on_demand() {
+    let registry = Registry::new().await;
+    let mut a = registry.start("register s --code a -o json");
+    a.json().await;
+    let client = ZooKeeper::shared().await.client().await;
+    let open = CreateMode::Persistent.with_acls(Acls::anyone_all());
+    let clamped = br#"{"serverip":"","serverport":0,"serveruniquecode":"c","weight":-3}"#;
+    for (node, data) in [("broken", &b"{"[..]), ("clamped", &clamped[..]), ("odd\u{202e}name", b"")] {
+        client.create(&format!("{}/s/{node}", registry.prefix), data, &open).await.unwrap();
+    }
+    let right = |all: &Value| all.as_array().unwrap().len() == 5;
+    let all = registry.json_until("instances s --all", right).await;
+    let of = |status: &str| all.as_array().unwrap().iter().filter(|item| item["status"] == status).count();
+    assert_eq!((of("passing"), of("drained"), of("invalid"), of("clamped")), (1, 1, 2, 1), "{all}");
+    let table = registry.succeed("instances s --all").await;
+    assert!(table.contains("odd\\u{202e}name") && !table.contains('\u{202e}'), "{table}");
+    let output = run(&registry.args("instances s -o json")).await;
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap().as_array().unwrap().len(), 1);
+    assert!(stderr(&output).contains("3 with a problem"), "{}", stderr(&output));
+    assert_eq!(registry.json("services").await[0]["problems"], 3);
+}
