@@ -88,11 +88,13 @@ pub(crate) enum Command {
     /// Show the master of a service
     Master {
         /// The service
+        #[arg(value_parser = service_name)]
         service: String,
     },
     /// Follow what changes, of one service or of all
     Watch {
         /// The service; all when left out
+        #[arg(value_parser = service_name)]
         service: Option<String>,
     },
     /// Pick instances as a balancer does
@@ -134,14 +136,15 @@ pub(crate) struct Register {
     /// Free metadata; may be repeated (in the variable: one a line)
     #[arg(long = "tag", value_name = "NAME=VALUE", env = "POINTSMAN_TAG", value_parser = tag, value_delimiter = '\n')]
     pub(crate) tags: Vec<(String, String)>,
-    #[command(flatten)]
-    pub(crate) check: CheckArgs,
     /// How long the command may take to end after the signal before it is killed
     #[arg(long, value_name = "TIME", env = "POINTSMAN_STOP_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub(crate) stop_timeout: Duration,
     /// A command to run: registered while it runs, deregistered the moment it ends
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+    // Last, because its heading would go on over what follows.
+    #[command(flatten)]
+    pub(crate) check: CheckArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -191,6 +194,7 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Instances {
     /// The service
+    #[arg(value_parser = service_name)]
     pub(crate) service: String,
     /// Also those that get no calls, and what is not, or not quite, an instance
     #[arg(long, short, env = "POINTSMAN_ALL", value_parser = FalseyValueParser::new())]
@@ -200,6 +204,7 @@ pub(crate) struct Instances {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Pick {
     /// The service
+    #[arg(value_parser = service_name)]
     pub(crate) service: String,
     /// How to choose
     #[arg(long, short, env = "POINTSMAN_ALGORITHM", default_value = "round-robin", value_parser = algorithm())]
@@ -364,6 +369,8 @@ mod tests {
             ("pointsman weight s c", "<N>"),
             ("pointsman weight s c -1", "1000000"),
             ("pointsman weight s c 1 --reset", "--reset"),
+            ("pointsman instances a/b", "1 to 255 bytes"),
+            ("pointsman watch a+b", "1 to 255 bytes"),
             ("pointsman services -o xml", "table, json"),
             ("pointsman", "Usage"),
             ("pointsman serve", "serve"),

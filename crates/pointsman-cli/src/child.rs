@@ -5,7 +5,9 @@ use std::io::ErrorKind;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
+use rustix::stdio;
+use rustix::termios::tcgetpgrp;
 use tokio::process::Command;
 
 use crate::failure::Failure;
@@ -41,14 +43,16 @@ impl Child {
         self.inner.wait().await.map_err(|error| Failure::new(format!("wait for the command: {error}")))
     }
 
-    /// Hands a signal on, and waits for the end; after `patience`, or when `impatient` is done, it is killed.
+    /// Hands a signal on (unless the terminal has done so), and waits for the end; after `patience`, or when `impatient` is done, it is killed.
     pub(crate) async fn stop(
         &mut self,
         signal: Signal,
         patience: Duration,
         impatient: impl Future,
     ) -> Result<ExitStatus, Failure> {
-        self.send(signal);
+        if !told_by_the_terminal(signal) {
+            self.send(signal);
+        }
         tokio::select! {
             status = self.ended() => return status,
             () = tokio::time::sleep(patience) => {
@@ -67,6 +71,13 @@ impl Child {
             tracing::warn!(%error, ?signal, "signal the command");
         }
     }
+}
+
+/// Ctrl-C reaches every process in the foreground of the terminal, the command as well; many programs take a second
+/// SIGINT for impatience.
+fn told_by_the_terminal(signal: Signal) -> bool {
+    let in_foreground = |group: rustix::io::Result<Pid>| group.is_ok_and(|group| group == getpgrp());
+    signal == Signal::INT && (in_foreground(tcgetpgrp(stdio::stdin())) || in_foreground(tcgetpgrp(stdio::stderr())))
 }
 
 /// The exit code that passes on how a command ended: its own, or 128 and the signal's number, as shells have it.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use pointsman::Service;
+use pointsman::Snapshot;
 
 use crate::args::{Global, Instances, Output};
 use crate::json::{InstanceJson, ServiceJson};
@@ -38,8 +38,10 @@ pub(crate) async fn instances(args: &Instances, global: &Global) -> Outcome {
         }
         Output::Table => output::line(&table::instances(listed(), problems()))?,
     }
-    if !args.all {
-        hint_at_the_rest(&service);
+    if snapshot.is_empty() {
+        output::note(&format!("note: service {} has no instances", args.service));
+    } else if !args.all {
+        hint_at_the_rest(&snapshot);
     }
     drop(service);
     session::close(registry).await;
@@ -47,8 +49,7 @@ pub(crate) async fn instances(args: &Instances, global: &Global) -> Outcome {
 }
 
 /// Says on stderr how many more there are.
-fn hint_at_the_rest(service: &Service) {
-    let snapshot = service.snapshot();
+fn hint_at_the_rest(snapshot: &Snapshot) {
     let drained = snapshot.instances().iter().filter(|instance| !instance.takes_work()).count();
     let problems = snapshot.problems().len();
     if drained + problems > 0 {

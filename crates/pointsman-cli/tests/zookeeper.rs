@@ -273,8 +273,15 @@ async fn wait_goes_on_trying() {
     waiting.json_where(|line| line["role"] == "detached").await;
     server.restart().await;
     waiting.json_where(|line| line["role"] == "master").await;
+    // Who signals twice does not wait for a registry that does not answer.
+    server.pause();
     waiting.signal(Signal::TERM);
-    assert_eq!(waiting.ended().await.code(), Some(0));
+    waiting.json_where(|line| line["role"] == "detached").await;
+    waiting.signal(Signal::TERM);
+    let signalled = Instant::now();
+    assert_eq!(waiting.ended().await.code(), Some(130));
+    assert!(signalled.elapsed() < Duration::from_secs(1), "{:?}", signalled.elapsed());
+    server.resume();
 }
 
 #[tokio::test]

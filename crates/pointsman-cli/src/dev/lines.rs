@@ -20,6 +20,7 @@ const SUMMARY: Duration = Duration::from_secs(5);
 /// Writes what happens, until a signal.
 pub(super) async fn run(fleet: &Fleet, board: &Arc<Mutex<Board>>, output: Output) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
+    output::note("note: sample services in a registry of their own, until SIGINT; on a terminal this is a live view");
     let mut changes = futures_util::stream::select_all(
         fleet.services().iter().map(|service| service.changes().from_nothing().into_stream()),
     );

@@ -125,7 +125,7 @@ fn title(service: &ServiceScene) -> Line {
     let normals = snapshot.normals().filter(|instance| instance.takes_work()).count();
     let master_works = snapshot.master().is_some_and(|master| master.takes_work());
     match (normals, master_works) {
-        (0, true) => line.with(Look::Warning, "   the master stands in: no normal instance takes calls"),
+        (0, true) => line.with(Look::Warning, "   the master stands in for the normals"),
         (0, false) => line.with(Look::Warning, "   nobody takes calls"),
         (1, _) => line.with(Look::Dim, "   1 normal instance takes calls"),
         (many, _) => line.with(Look::Dim, format!("   {many} normal instances take calls")),

@@ -1,6 +1,6 @@
 //! Drives the real binary.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, dead_code, reason = "tests; each test file uses its part")]
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
