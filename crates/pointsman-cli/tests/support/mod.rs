@@ -14,10 +14,10 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// Far longer than anything takes on a slow machine.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The binary with these arguments, with none of the caller's variables in its environment.
-pub fn command<I: IntoIterator<Item: AsRef<OsStr>>>(args: I) -> Command {
+pub(crate) fn command<I: IntoIterator<Item: AsRef<OsStr>>>(args: I) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("POINTSMAN_")) {
@@ -27,20 +27,20 @@ pub fn command<I: IntoIterator<Item: AsRef<OsStr>>>(args: I) -> Command {
 }
 
 /// Runs it to its end.
-pub async fn run(args: &[&str]) -> Output {
+pub(crate) async fn run(args: &[&str]) -> Output {
     timeout(DEADLINE, command(args).output()).await.unwrap_or_else(|_| panic!("{args:?} does not end")).unwrap()
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// A running one, read line by line.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     /// For messages of failure.
@@ -48,14 +48,14 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn start(mut command: Command) -> Running {
+    pub(crate) fn start(mut command: Command) -> Running {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Running { child, lines, seen: VecDeque::new() }
     }
 
     /// The next line; panics at the end.
-    pub async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         let line = timeout(DEADLINE, self.lines.next_line()).await;
         let line = line.unwrap_or_else(|_| panic!("no further line after {:#?}", self.seen)).unwrap();
         let line = line.unwrap_or_else(|| panic!("no further line after {:#?}", self.seen));
@@ -64,13 +64,13 @@ impl Running {
     }
 
     /// The next line, as JSON.
-    pub async fn json(&mut self) -> Value {
+    pub(crate) async fn json(&mut self) -> Value {
         let line = self.line().await;
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
     /// Reads on until an object satisfies the condition, and returns it.
-    pub async fn json_where(&mut self, condition: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn json_where(&mut self, condition: impl Fn(&Value) -> bool) -> Value {
         loop {
             let value = self.json().await;
             if condition(&value) {
@@ -79,13 +79,13 @@ impl Running {
         }
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id().unwrap()).unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
     /// Waits for its end; what it still wrote is read, so that it does not hang.
-    pub async fn ended(mut self) -> ExitStatus {
+    pub(crate) async fn ended(mut self) -> ExitStatus {
         let end = async {
             while let Ok(Some(line)) = self.lines.next_line().await {
                 self.seen.push_back(line);
