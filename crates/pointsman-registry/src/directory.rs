@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use pointsman_core::{Instance, Snapshot, View};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::changes::Changes;
 use crate::store::{Loaded, Shared};
@@ -47,19 +46,13 @@ pub enum Freshness {
 #[derive(Debug)]
 pub(crate) struct Inner {
     shared: Arc<Shared>,
-    follower: JoinHandle<()>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // Ends the backend's follower, which drops its end of the channel, which ends the store.
-        self.follower.abort();
-    }
+    /// Dropped with this: the follower and the store end.
+    _alive: watch::Sender<()>,
 }
 
 impl Inner {
-    pub(crate) fn new(shared: Arc<Shared>, follower: JoinHandle<()>) -> Self {
-        Self { shared, follower }
+    pub(crate) fn new(shared: Arc<Shared>, alive: watch::Sender<()>) -> Self {
+        Self { shared, _alive: alive }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::backend::{Backend, Scope};
 use crate::directory::{Directory, Inner as DirectoryInner, Service};
@@ -200,10 +200,20 @@ impl Registry {
         let shared = Arc::new(Shared::new(scope.clone()));
         let (events, receiver) = mpsc::channel(EVENTS);
         let store = Store::new(shared.clone(), inner.guard, inner.snapshots.clone());
-        tokio::spawn(store.run(receiver));
         let (backend, followed) = (inner.backend.clone(), scope.clone());
-        let follower = tokio::spawn(async move { backend.follow(followed, events).await });
-        let directory = Arc::new(DirectoryInner::new(shared, follower));
+        // On one task: what the backend sends, the store takes in without another thread being woken.
+        let (alive, mut ended) = watch::channel(());
+        tokio::spawn(async move {
+            let following = async move {
+                tokio::select! {
+                    () = backend.follow(followed, events) => {}
+                    // Drops the backend's end of the channel, so that the store saves what is left, and ends.
+                    _ = ended.changed() => {}
+                }
+            };
+            tokio::join!(following, store.run(receiver));
+        });
+        let directory = Arc::new(DirectoryInner::new(shared, alive));
         directories.retain(|_, directory| directory.strong_count() > 0);
         directories.insert(scope, Arc::downgrade(&directory));
         Directory::new(directory)

@@ -95,7 +95,7 @@ impl Cell {
     }
 }
 
-/// The one writer. Lives on a task of its own, so that neither readers nor disk can hold up the backend.
+/// The one writer. Shares the backend's task; what it writes to disk is written elsewhere.
 #[derive(Debug)]
 pub(crate) struct Store {
     shared: Arc<Shared>,

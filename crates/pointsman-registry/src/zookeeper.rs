@@ -1,5 +1,6 @@
 //! The registry on ZooKeeper, side by side with go-micro-service.
 
+mod batch;
 mod fault;
 mod follow;
 mod keep;

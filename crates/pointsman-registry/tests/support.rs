@@ -1,5 +1,6 @@
 //! What the tests against ZooKeeper share: a small fleet, and what must hold after each fault.
 #![allow(dead_code, missing_docs, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "test support")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

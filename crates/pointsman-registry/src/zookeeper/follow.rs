@@ -4,11 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
+use futures_util::stream::{self, BoxStream, SelectAll};
+use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use zookeeper_client::{
-    AddWatchMode, Error as ZkError, EventType, MultiReadResult, MultiReader, PersistentWatcher, WatchedEvent,
-};
+use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, WatchedEvent};
 
 use super::fault::Fault;
 use super::layout::Layout;
@@ -49,10 +48,7 @@ pub(super) async fn follow(
 /// The watches of one connection. After a reconnection they are set anew and everything is listed: what happened
 /// meanwhile a watch does not tell (ZOOKEEPER-4698), and zookeeper-client 0.11.2 does not set persistent watches again
 /// (`resend_watches` sends only one-shot ones).
-struct Watched {
-    events: mpsc::UnboundedReceiver<WatchedEvent>,
-    _pumps: JoinSet<()>,
-}
+type Watched = SelectAll<BoxStream<'static, WatchedEvent>>;
 
 async fn follow_connection(
     layout: &Layout,
@@ -69,8 +65,8 @@ async fn follow_connection(
     if events.send(Event::Reset(tree.states())).await.is_err() {
         return Ok(());
     }
-    let mut batch = Vec::new();
-    while watched.events.recv_many(&mut batch, BATCH).await > 0 {
+    let mut watched = watched.ready_chunks(BATCH);
+    while let Some(mut batch) = watched.next().await {
         for service in reader.apply(&mut tree, &mut batch).await? {
             if events.send(Event::Put(tree.state(&service))).await.is_err() {
                 return Ok(());
@@ -81,8 +77,7 @@ async fn follow_connection(
 }
 
 async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<Watched, Fault> {
-    let (sender, events) = mpsc::unbounded_channel();
-    let mut pumps = JoinSet::new();
+    let mut watched = Watched::new();
     let paths = match scope {
         Scope::All => vec![layout.services.clone(), layout.overrides.clone()],
         Scope::Services(services) => {
@@ -92,21 +87,26 @@ async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<
     for path in paths {
         let watching = session.client.watch(&path, AddWatchMode::PersistentRecursive);
         let watcher = session.run(|| format!("watch {path}"), watching).await?;
-        pumps.spawn(pump(watcher, sender.clone()));
+        watched.push(events_of(watcher).boxed());
     }
-    Ok(Watched { events, _pumps: pumps })
+    Ok(watched)
 }
 
-/// Brings the events of several watches into one channel.
-async fn pump(mut watcher: PersistentWatcher, sender: mpsc::UnboundedSender<WatchedEvent>) {
-    loop {
+/// The events of one watch. It ends with the session: after a terminal event a watcher must not be asked again.
+fn events_of(watcher: PersistentWatcher) -> impl Stream<Item = WatchedEvent> {
+    stream::unfold(Some(watcher), |watcher| async move {
+        let mut watcher = watcher?;
         let event = watcher.changed().await;
-        // After a terminal event the watcher must not be asked again.
         let last = event.event_type == EventType::Session && event.session_state.is_terminated();
-        if sender.send(event).is_err() || last {
-            return;
-        }
-    }
+        Some((event, (!last).then_some(watcher)))
+    })
+}
+
+/// What of a node is read.
+#[derive(Clone, Copy)]
+enum Read {
+    Children,
+    Data,
 }
 
 struct Reader<'a> {
@@ -160,7 +160,7 @@ impl Reader<'_> {
         folder: impl Fn(&str) -> String,
     ) -> Result<Vec<(Arc<str>, String)>, Fault> {
         let paths = services.iter().map(|service| folder(service));
-        let results = self.read_many(paths, |reader, path| reader.add_get_children(path)).await?;
+        let results = self.read_many(paths, Read::Children).await?;
         let children = services.iter().zip(results).filter_map(|(service, result)| match result {
             MultiReadResult::Children { children } => Some((service, children)),
             _ => None,
@@ -174,7 +174,7 @@ impl Reader<'_> {
         nodes: impl Iterator<Item = (&'p str, &'p str)> + Clone,
     ) -> Result<(), Fault> {
         let paths = nodes.clone().map(|(service, node)| format!("{}/{service}/{node}", self.layout.services));
-        let results = self.read_many(paths, |reader, path| reader.add_get_data(path)).await?;
+        let results = self.read_many(paths, Read::Data).await?;
         for ((service, node), result) in nodes.zip(results) {
             match result {
                 MultiReadResult::Data { data, stat } => tree.put(service, node, &data, &stat),
@@ -190,7 +190,7 @@ impl Reader<'_> {
         codes: impl Iterator<Item = (&'p str, &'p str)> + Clone,
     ) -> Result<(), Fault> {
         let paths = codes.clone().map(|(service, code)| format!("{}/{service}/{code}", self.layout.overrides));
-        let results = self.read_many(paths, |reader, path| reader.add_get_data(path)).await?;
+        let results = self.read_many(paths, Read::Data).await?;
         for ((service, code), result) in codes.zip(results) {
             match result {
                 MultiReadResult::Data { data, .. } => tree.set_override(service, code, Some(&data)),
@@ -201,14 +201,14 @@ impl Reader<'_> {
     }
 
     /// Reads many paths in batches, all of them under way at once; the results are in the order of the paths.
-    async fn read_many(
-        &self,
-        paths: impl Iterator<Item = String>,
-        add: impl Fn(&mut MultiReader<'_>, &str) -> Result<(), ZkError>,
-    ) -> Result<Vec<MultiReadResult>, Fault> {
+    async fn read_many(&self, paths: impl Iterator<Item = String>, read: Read) -> Result<Vec<MultiReadResult>, Fault> {
         let (mut batches, mut reader, mut count) = (Vec::new(), self.session.client.new_multi_reader(), 0);
         for path in paths {
-            add(&mut reader, &path).map_err(|error| Fault::new(format!("read {path}"), error))?;
+            let added = match read {
+                Read::Children => reader.add_get_children(&path),
+                Read::Data => reader.add_get_data(&path),
+            };
+            added.map_err(|error| Fault::new(format!("read {path}"), error))?;
             count += 1;
             if count == BATCH {
                 batches.push(reader.commit());

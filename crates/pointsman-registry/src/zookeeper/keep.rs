@@ -337,18 +337,14 @@ impl Keeper {
 
     /// Creates the own node: as master if the service has nobody else, or else at the end of the queue.
     async fn create(&mut self, folder: &Folder<'_>) -> Result<Place, Out> {
+        let _first = folder.session.creating();
         let data = self.data();
         self.sessions.insert(folder.session.id());
         // From here until the place is known, a node may exist that we have no reply for.
         let look_again = !self.instance.has_generated_code();
         self.must_look = true;
         for _ in 0..CREATE_ATTEMPTS {
-            let vacant = !folder.has_master().await? && !any_normal(&folder.names().await?);
-            let mut place = if vacant { folder.create_master(&data).await? } else { None };
-            if place.is_none() {
-                place = folder.create_normal(&data).await?;
-            }
-            let Some(place) = place else {
+            let Some(place) = self.create_once(folder, &data).await? else {
                 folder.make().await?;
                 continue;
             };
@@ -365,9 +361,24 @@ impl Keeper {
         Err(Out::Failed(Error::Unavailable { step, reason: "the service's folder keeps vanishing".to_owned() }))
     }
 
+    /// `None` if there is no folder.
+    async fn create_once(&self, folder: &Folder<'_>, data: &[u8]) -> Result<Option<Place>, Fault> {
+        if let Some(place) = folder.create_behind_master(data).await? {
+            return Ok(Some(place));
+        }
+        // Whoever waits in the queue already comes first.
+        if !any_normal(&folder.names().await?)
+            && let Some(place) = folder.create_master(data).await?
+        {
+            return Ok(Some(place));
+        }
+        folder.create_normal(data).await
+    }
+
     /// One round: everything is looked at, then the next event is waited for.
     async fn stay(&mut self, folder: &Folder<'_>) -> Result<(), Out> {
         let Some(place) = self.place.clone() else { return Err(Out::Gone("the own node is not known")) };
+        let round = folder.session.round().await;
         let own = self.own(folder, &place).await?;
         let ahead = match place.role() {
             Role::Normal => self.ahead(folder, &place).await?,
@@ -379,6 +390,7 @@ impl Keeper {
             Some(Ahead::Watch(watcher)) => Some(watcher),
             None => None,
         };
+        drop(round);
         self.report.registered(place.role(), Some(folder.session.lease.clone()));
         self.wait(folder, &place, own, ahead).await
     }

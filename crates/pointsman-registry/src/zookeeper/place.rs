@@ -8,6 +8,7 @@ use zookeeper_client::{
     CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, OneshotWatcher, Stat,
 };
 
+use super::batch::Created;
 use super::fault::Fault;
 use super::layout::{MASTER, normal_prefix, number};
 use super::session::Session;
@@ -77,11 +78,15 @@ impl Folder<'_> {
         self.session.run(|| format!("create {}", self.path), making).await
     }
 
-    /// Whether there is a master.
-    pub(super) async fn has_master(&self) -> Result<bool, Fault> {
-        let path = self.at(MASTER);
-        let stat = self.session.run(|| format!("look at {path}"), self.session.client.check_stat(&path)).await?;
-        Ok(stat.is_some())
+    /// Creates a normal node behind a master; `None` if there is no master, or no folder.
+    pub(super) async fn create_behind_master(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
+        let creating = self.session.batches.create(self.path, data, self.acl);
+        match self.session.run(|| format!("create {}", normal_prefix(self.path)), creating).await {
+            Ok(Created { name, czxid: Some(czxid) }) => Ok(Some(Place { session: self.session.id(), name, czxid })),
+            Ok(Created { name, czxid: None }) => self.look_up(name).await.map(Some),
+            Err(fault) if fault.error == ZkError::NoNode => Ok(None),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Creates the master's node; `None` if there is one, or no folder.
@@ -89,7 +94,7 @@ impl Folder<'_> {
         self.create(&self.at(MASTER), CreateMode::Ephemeral, data, |_| MASTER.to_owned()).await
     }
 
-    /// Creates a normal node; `None` if there is no folder.
+    /// Creates a normal node, whether there is a master or not; `None` if there is no folder.
     pub(super) async fn create_normal(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
         let name = |sequence| format!("normal{sequence}");
         self.create(&normal_prefix(self.path), CreateMode::EphemeralSequential, data, name).await
@@ -211,9 +216,14 @@ impl Folder<'_> {
             MultiWriteResult::Create { stat, .. } if !stat.is_invalid() && stat.czxid > 0 => Some(*stat),
             _ => None,
         });
-        if let Some(stat) = known {
-            return Ok(self.place(name, &stat));
+        match known {
+            Some(stat) => Ok(self.place(name, &stat)),
+            None => self.look_up(name).await,
         }
+    }
+
+    /// The place at a node that we have just created.
+    async fn look_up(&self, name: String) -> Result<Place, Fault> {
         let path = self.at(&name);
         match self.session.run(|| format!("look at {path}"), self.session.client.check_stat(&path)).await? {
             Some(stat) if stat.ephemeral_owner == self.session.id() => Ok(self.place(name, &stat)),

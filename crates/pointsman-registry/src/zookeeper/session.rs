@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use zookeeper_client::{
     Client, Connector, SessionId, SessionInfo, SessionState, TlsCa, TlsCerts, TlsIdentity, TlsOptions,
 };
 
+use super::batch::Batches;
 use super::fault::{Fault, within};
 use crate::lease::Lease;
 use crate::url::{Tls, ZooKeeperUrl};
@@ -39,7 +40,15 @@ pub(super) struct Session {
     pub(super) client: Client,
     pub(super) epoch: u64,
     pub(super) lease: Lease,
+    pub(super) batches: Batches,
+    /// How many creations are under way: they come first, before what is to be watched, also when hundreds register at
+    /// once.
+    creating: watch::Sender<usize>,
+    /// Rounds of looking at everything: so many at a time.
+    rounds: Arc<Semaphore>,
 }
+
+const ROUNDS: usize = 4;
 
 impl Session {
     pub(super) fn id(&self) -> i64 {
@@ -51,6 +60,33 @@ impl Session {
         self.client.session_timeout()
     }
 
+    fn new(client: &Client, epoch: u64) -> Self {
+        Session {
+            client: client.clone(),
+            epoch,
+            lease: Lease::new(),
+            batches: Batches::start(client),
+            creating: watch::Sender::new(0),
+            rounds: Arc::new(Semaphore::new(ROUNDS)),
+        }
+    }
+
+    /// Lets rounds wait for as long as the guard is held.
+    pub(super) fn creating(&self) -> Creating<'_> {
+        self.creating.send_if_modified(|creating| {
+            *creating += 1;
+            false
+        });
+        Creating(self)
+    }
+
+    /// Waits for its turn to look at everything: until no creation is under way, but not for ever.
+    pub(super) async fn round(&self) -> Option<SemaphorePermit<'_>> {
+        let mut creating = self.creating.subscribe();
+        let _ = tokio::time::timeout(self.timeout() / 8, creating.wait_for(|creating| *creating == 0)).await;
+        self.rounds.acquire().await.ok()
+    }
+
     /// Carries out one operation in time.
     pub(super) async fn run<T>(
         &self,
@@ -58,6 +94,19 @@ impl Session {
         operation: impl Future<Output = Result<T, impl Into<zookeeper_client::Error>>>,
     ) -> Result<T, Fault> {
         within(self.timeout(), step, operation).await
+    }
+}
+
+/// See [`Session::creating`].
+pub(super) struct Creating<'a>(&'a Session);
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        // Wakes those who wait for zero only when there is zero.
+        self.0.creating.send_if_modified(|creating| {
+            *creating -= 1;
+            *creating == 0
+        });
     }
 }
 
@@ -186,7 +235,8 @@ async fn run(
         }
         // Full jitter, so that a fleet does not come back all at once.
         let pause = delay.mul_f64(fastrand::f64());
-        delay = (delay * 2).min(LONGEST_DELAY);
+        // A server that comes back gives the old session one more timeout: to be there in time keeps role and term.
+        delay = (delay * 2).min(LONGEST_DELAY).min(settings.session_timeout / 4);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stopped(&mut stop) => break,
@@ -262,7 +312,7 @@ async fn serve(client: &Client, link: &watch::Sender<Link>, epoch: &mut u64) {
         match state {
             SessionState::SyncConnected => {
                 *epoch += 1;
-                let session = Session { client: client.clone(), epoch: *epoch, lease: Lease::new() };
+                let session = Session::new(client, *epoch);
                 tokio::select! {
                     next = states.changed() => state = next,
                     never = heartbeat(&session, link) => match never {},

@@ -96,9 +96,8 @@ impl Tree {
         state.revision = service.nodes.values().map(|node| node.mzxid.unsigned_abs()).max().unwrap_or(0);
         if let Err(error) = check_name("service", &name) {
             // Nobody can ask for it by this name; but it is there, and an operator wants to know.
-            let problem =
-                |node: &Box<str>| Problem { node: node.to_string(), reason: error.to_string(), skipped: true };
-            state.problems = service.nodes.keys().map(problem).collect();
+            let problem = |node: &str| Problem { node: node.to_owned(), reason: error.to_string(), skipped: true };
+            state.problems = service.nodes.keys().map(|node| problem(node)).collect();
             return state;
         }
         service.collect(&mut state);
