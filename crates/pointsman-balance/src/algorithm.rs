@@ -22,8 +22,8 @@ pub enum Algorithm {
     UrlHash,
     /// The one with the fewest claims in flight in proportion to its weight; ties in turn.
     LeastConnections,
-    /// Of two taken by chance and the last winner the one with the lowest cost: decaying peak latency × (claims in flight
-    /// + 1) ÷ weight.
+    /// Of two taken by chance the one with the lower cost, which is decaying peak latency × (claims in flight + 1) ÷ weight;
+    /// or the last winner, where both are far worse.
     PeakEwma,
 }
 

@@ -17,7 +17,7 @@ use crate::health::Ejection;
 use crate::loads::Loads;
 use crate::roster::{Roster, Rules};
 use crate::seat::Seat;
-use crate::table::{Draw, Table, with_last_used};
+use crate::table::{Ask, Sources, Table, with_last_used};
 
 /// Picks instances of one service by one algorithm. Cheap to clone; the clones are one balancer.
 ///
@@ -63,17 +63,11 @@ struct Inner {
     algorithm: Algorithm,
     rules: Rules,
     loads: Loads,
-    chance: Chance,
-    turn: Turn,
+    sources: Sources,
     table: ArcSwapOption<Table>,
     /// Held by the one that prepares the next table.
     preparing: Mutex<()>,
 }
-
-/// The number of the next turn, on a cache line of its own: every pick in turn writes it.
-#[derive(Default)]
-#[repr(align(128))]
-struct Turn(AtomicU64);
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
@@ -114,7 +108,7 @@ impl Balancer {
     /// As [`Balancer::pick`].
     pub fn pick_any(&self) -> Result<Claim, PickError> {
         if self.inner.algorithm.uses_key() {
-            self.claim(&self.inner.chance.next().to_le_bytes(), None)
+            self.claim(&self.inner.sources.chance.next().to_le_bytes(), None)
         } else {
             self.claim(&[], None)
         }
@@ -138,9 +132,11 @@ impl Balancer {
         // Read out first: what the caller's type does in `as_ref` must not run under a lock.
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
         let passes = |seat: &Seat| !excluded.contains(&&*seat.instance.code);
-        let mut now = None;
-        let seat =
-            self.with_table(&mut now, |table, now| table.claim_if(&mut self.inner.draw(key.as_ref(), now), &passes))?;
+        let now = self.inner.start(None);
+        let ask = Ask { key: key.as_ref(), now };
+        let seat = self.with_table(now, |table| {
+            table.claim_if(&self.inner.sources, ask, &passes).ok_or_else(|| table.refusal())
+        })?;
         Ok(self.inner.made(seat, now))
     }
 
@@ -166,17 +162,15 @@ impl Balancer {
         now: Instant,
     ) -> Explanation {
         let inner = &*self.inner;
-        let turn = AtomicU64::new(inner.turn.0.load(Ordering::Relaxed));
-        let chance = inner.chance.peek();
-        let ranking = &inner.loads.shared().ranking;
+        let sources = inner.sources.peek();
+        let ask = Ask { key: key.as_ref(), now: Some(now) };
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
         let excludes = |seat: &Seat| excluded.contains(&&*seat.instance.code);
-        let explain = |table: &Table, clock: &mut Option<Instant>| {
-            let mut draw = Draw { key: key.as_ref(), turn: &turn, chance: &chance, ranking, now: clock };
-            let chosen = table.peek_if(&mut draw, &|seat| !excludes(seat));
+        let explain = |table: &Table| {
+            let chosen = table.peek_if(&sources, ask, &|seat| !excludes(seat)).ok_or_else(|| table.refusal());
             Explanation::new(&table.roster, inner.algorithm, chosen, &excludes, now)
         };
-        self.with_table(&mut Some(now), explain)
+        self.with_table(Some(now), explain)
     }
 
     /// The algorithm.
@@ -207,58 +201,52 @@ impl Balancer {
     #[must_use]
     pub fn in_flight(&self) -> Vec<(Arc<str>, usize)> {
         // So that also who has joined since the last pick is listed.
-        self.with_table(&mut None, |_, _| {});
+        self.with_table(None, |_| {});
         self.inner.loads.all_in_flight()
     }
 
     #[inline]
-    fn claim(&self, key: &[u8], mut now: Option<Instant>) -> Result<Claim, PickError> {
-        let seat = self.with_table(&mut now, |table, now| table.claim(&mut self.inner.draw(key, now)))?;
-        Ok(self.inner.made(seat, now))
+    fn claim(&self, key: &[u8], now: Option<Instant>) -> Result<Claim, PickError> {
+        let now = self.inner.start(now);
+        match self.with_table(now, |table| table.claim(&self.inner.sources, Ask { key, now })) {
+            Some(seat) => Ok(self.inner.made(seat, now)),
+            None => Err(self.with_table(now, Table::refusal)),
+        }
     }
 
     /// Runs `with` on a table that holds now, or, while another thread prepares it, on the one before.
     #[inline]
-    fn with_table<T>(&self, now: &mut Option<Instant>, with: impl FnOnce(&Table, &mut Option<Instant>) -> T) -> T {
+    fn with_table<T>(&self, now: Option<Instant>, with: impl Fn(&Table) -> T) -> T {
         let inner = &*self.inner;
-        let clock = std::cell::Cell::new(*now);
-        let holds = |table: &Table| {
-            let mut now = clock.get();
-            let holds = table.roster.stamp.holds(&inner.view, &inner.loads, &mut now);
-            clock.set(now);
-            holds
-        };
-        let fetch = || inner.fetch(clock.get());
-        with_last_used(inner.number, holds, fetch, |table| {
-            *now = clock.get();
-            with(table, now)
-        })
+        with_last_used(inner.number, |table| inner.holds(table, now), || inner.fetch(now), with)
     }
 }
 
 impl Inner {
+    /// The clock is asked only where latencies matter: that costs as much as a pick.
     #[inline]
-    fn draw<'a>(&'a self, key: &'a [u8], now: &'a mut Option<Instant>) -> Draw<'a> {
-        let ranking = &self.loads.shared().ranking;
-        Draw { key, turn: &self.turn.0, chance: &self.chance, ranking, now }
+    fn start(&self, now: Option<Instant>) -> Option<Instant> {
+        if self.algorithm == Algorithm::PeakEwma { Some(now.unwrap_or_else(Instant::now)) } else { now }
+    }
+
+    #[inline]
+    fn holds(&self, table: &Table, now: Option<Instant>) -> bool {
+        table.roster.stamp.holds(&self.view, &self.sources.shared.alarm, now)
     }
 
     /// Makes a claim of a seat that is held for it.
     #[inline]
     fn made(&self, seat: Arc<Seat>, now: Option<Instant>) -> Claim {
-        let ranking = &self.loads.shared().ranking;
+        let ranking = &self.sources.shared.ranking;
+        let started = if self.algorithm == Algorithm::PeakEwma { now } else { None };
         let ranked = self.algorithm == Algorithm::LeastConnections || (ranking.is_active() && ranking.enter(&seat));
-        let measured = self.algorithm == Algorithm::PeakEwma;
-        let started = if measured { Some(now.unwrap_or_else(Instant::now)) } else { None };
         Claim::new(seat, started, ranked)
     }
 
     /// The table that all threads share, prepared anew if it does not hold and nobody else is at it; and whether it holds.
-    fn fetch(&self, mut now: Option<Instant>) -> (Arc<Table>, bool) {
-        let current = self.table.load_full();
-        let mut holds = |table: &Arc<Table>| table.roster.stamp.holds(&self.view, &self.loads, &mut now);
-        match current {
-            Some(table) if holds(&table) => (table, true),
+    fn fetch(&self, now: Option<Instant>) -> (Arc<Table>, bool) {
+        match self.table.load_full() {
+            Some(table) if self.holds(&table, now) => (table, true),
             Some(old) => match self.preparing.try_lock() {
                 Ok(_one) => (self.prepare(now), true),
                 Err(TryLockError::Poisoned(_one)) => (self.prepare(now), true),
@@ -273,17 +261,17 @@ impl Inner {
     }
 
     /// To be called by the holder of `preparing`.
-    fn prepare(&self, mut now: Option<Instant>) -> Arc<Table> {
+    fn prepare(&self, now: Option<Instant>) -> Arc<Table> {
         let old = self.table.load_full();
-        if let Some(table) = old.as_ref().filter(|table| table.roster.stamp.holds(&self.view, &self.loads, &mut now)) {
+        if let Some(table) = old.as_ref().filter(|table| self.holds(table, now)) {
             return table.clone();
         }
         let now = now.unwrap_or_else(Instant::now);
         let mut accounts = self.loads.lock();
         let roster = Roster::draw_up(&self.view, &mut accounts, &self.loads, self.rules, now);
-        let ranking = &self.loads.shared().ranking;
-        let table = Arc::new(Table::new(self.number, roster, self.algorithm, ranking, old.as_deref()));
+        let table = Table::new(self.number, roster, self.algorithm, &self.sources.shared.ranking, old.as_deref());
         drop(accounts);
+        let table = Arc::new(table);
         self.table.store(Some(table.clone()));
         table
     }
@@ -350,15 +338,14 @@ impl Builder {
             view: self.view,
             algorithm: self.algorithm,
             rules: self.rules,
+            sources: Sources::new(Chance::new(self.seed), loads.shared().clone()),
             loads,
-            chance: Chance::new(self.seed),
-            turn: Turn::default(),
             table: ArcSwapOption::empty(),
             preparing: Mutex::new(()),
         };
         let balancer = Balancer { inner: Arc::new(inner) };
         // Who is there now is warm, also if the first pick comes only after the next snapshot.
-        balancer.with_table(&mut None, |_, _| {});
+        balancer.with_table(None, |_| {});
         balancer
     }
 }

@@ -10,6 +10,42 @@ const MAX_LENGTH: usize = 1 << 16;
 /// The golden ratio's fraction: its multiples spread evenly over 0..1, however many there are.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
 
+/// Turns that repeat.
+#[derive(Debug)]
+pub(crate) struct Cycle {
+    sequence: Box<[u32]>,
+    /// 2^64 ÷ length, rounded up: for the remainder by two multiplications in place of a division (Lemire, Kaser, Kurz:
+    /// "Faster remainder by direct computation", 2019).
+    reciprocal: u64,
+}
+
+impl Cycle {
+    /// Each index as often as its weight says, see [`smooth`]. There is at least one weight, and each is at least 1.
+    pub(crate) fn smooth(weights: &[u64]) -> Self {
+        let sequence = smooth(weights);
+        let reciprocal = (u64::MAX / sequence.len().max(1) as u64).wrapping_add(1);
+        Self { sequence, reciprocal }
+    }
+
+    /// Whose turn it is. Turns are counted modulo 2^32: once in so many the cycle starts early.
+    #[inline]
+    pub(crate) fn at(&self, turn: u64) -> usize {
+        self.sequence[self.place(turn)] as usize
+    }
+
+    /// Whose turn it is, and whose are those after it, for one cycle.
+    pub(crate) fn from(&self, turn: u64) -> impl Iterator<Item = usize> + '_ {
+        let (before, after) = self.sequence.split_at(self.place(turn));
+        after.iter().chain(before).map(|index| *index as usize)
+    }
+
+    #[inline]
+    fn place(&self, turn: u64) -> usize {
+        let fraction = self.reciprocal.wrapping_mul(u64::from(turn as u32));
+        ((u128::from(fraction) * self.sequence.len() as u128) >> 64) as usize
+    }
+}
+
 /// The turns of one cycle: index `i` appears as often as its weight says, and spread out evenly.
 ///
 /// Small cycles are exactly those of nginx's smooth weighted round robin (`ngx_http_upstream_get_peer`): at each turn every
@@ -19,7 +55,7 @@ const GOLDEN: f64 = 0.618_033_988_749_894_9;
 /// The cycle's length is the sum of the weights over their greatest common divisor, where that is at most [`MAX_LENGTH`]
 /// (or 16 turns per instance, if that is more). Otherwise the weights are scaled down to that length and rounded, but at
 /// least to one turn: each share is then off by at most 1 ÷ length, 0.0015 %, plus what the lightest are rounded up by.
-pub(crate) fn smooth(weights: &[u64]) -> Box<[u32]> {
+fn smooth(weights: &[u64]) -> Box<[u32]> {
     let divisor = weights.iter().copied().fold(0, gcd).max(1);
     let mut turns: Vec<u64> = weights.iter().map(|weight| weight / divisor).collect();
     let limit = MAX_LENGTH.max(16 * weights.len()) as u64;
@@ -88,6 +124,18 @@ mod tests {
         assert_eq!(*smooth(&[50, 10, 10]), [0, 0, 1, 0, 2, 0, 0]);
         assert_eq!(*smooth(&[7, 7, 7]), [0, 1, 2]);
         assert_eq!(*smooth(&[9]), [0]);
+    }
+
+    #[test]
+    fn cycles_repeat() {
+        for n in [1, 2, 3, 7, 10, 641, 5500] {
+            let cycle = Cycle::smooth(&vec![1; n]);
+            for turn in (0..20_000).chain(u64::from(u32::MAX) - 10..=u64::from(u32::MAX)) {
+                assert_eq!(cycle.at(turn), turn as usize % n, "{turn} of {n}");
+            }
+            assert_eq!(cycle.from(n as u64 + 1).count(), n);
+            assert_eq!(cycle.from(n as u64 + 1).next(), Some(1 % n));
+        }
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::seat::{Keep, Seat};
 
+/// How often the lock is tried before its holder is taken to be off the processor.
+const SPINS: u32 = 200;
+
 /// Keeps the instances of a service ranked by claims in flight ÷ weight: exact, not sampled.
 ///
 /// A tournament tree: each inner node names the better of its two children, so the root names the best, and a claim or a
@@ -93,6 +96,13 @@ impl Ranking {
     }
 
     fn lock(&self) -> MutexGuard<'_, Tree> {
+        // It is held for so short a time that waiting for it awake is cheaper than being woken.
+        for _ in 0..SPINS {
+            if let Ok(tree) = self.tree.try_lock() {
+                return tree;
+            }
+            std::hint::spin_loop();
+        }
         // Nothing in here panics half-way; and a count that is off would be better than a balancer that is dead.
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,12 +120,26 @@ struct Tree {
     clock: f64,
 }
 
-/// Lower is better.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-struct Key {
-    /// Claims in flight ÷ weight; infinite for whom is not to be picked.
-    load: f64,
-    tag: f64,
+/// Lower is better: claims in flight ÷ weight (infinite for whom is not to be picked), then the tag. Both are held as the
+/// bits of an `f64`, which for numbers that are not negative are in the same order as the numbers, so that a match is one
+/// comparison of integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key(u128);
+
+impl Key {
+    const NOBODY: Self = Self::new(f64::INFINITY, f64::INFINITY);
+
+    const fn new(load: f64, tag: f64) -> Self {
+        Self((load.to_bits() as u128) << 64 | tag.to_bits() as u128)
+    }
+
+    fn load(self) -> f64 {
+        f64::from_bits((self.0 >> 64) as u64)
+    }
+
+    fn tag(self) -> f64 {
+        f64::from_bits(self.0 as u64)
+    }
 }
 
 #[derive(Debug)]
@@ -125,8 +149,6 @@ struct Entry {
     pace: f64,
     count: i64,
 }
-
-const NOBODY: Key = Key { load: f64::INFINITY, tag: f64::INFINITY };
 
 impl Tree {
     fn set(&mut self, runners: Vec<Runner>) {
@@ -139,69 +161,81 @@ impl Tree {
             self.push(Entry { seat: runner.seat, pace: 1.0 / runner.weight, count: 0 }, self.clock);
         }
         for (entry, key) in old.into_iter().zip(old_keys) {
-            let leaf = entry.seat.person.leaf.load(Ordering::Relaxed);
-            if let Some(again) = self.runners.get_mut(leaf as usize) {
+            let leaf = entry.seat.person.leaf.load(Ordering::Relaxed) as usize;
+            if let Some(again) = self.runners.get_mut(leaf) {
                 again.count = entry.count;
-                self.keys[leaf as usize].tag = key.tag.min(self.clock + again.pace);
+                self.keys[leaf] = Key::new(again.load(), key.tag().min(self.clock + again.pace));
             } else if entry.count != 0 {
-                self.push(Entry { pace: f64::INFINITY, ..entry }, key.tag);
+                self.push(Entry { pace: f64::INFINITY, ..entry }, key.tag());
             }
         }
         let leaves = self.runners.len().next_power_of_two();
-        self.keys.resize(leaves, NOBODY);
+        self.keys.resize(leaves, Key::NOBODY);
         self.winners = (0..2 * leaves).map(|node| node.saturating_sub(leaves) as u32).collect();
-        for leaf in 0..self.runners.len() {
-            self.keys[leaf].load = self.runners[leaf].load();
-        }
         for node in (1..leaves).rev() {
-            self.play(node);
+            let (left, right) = (self.winners[2 * node], self.winners[2 * node + 1]);
+            let right_wins = self.keys[right as usize] < self.keys[left as usize];
+            self.winners[node] = if right_wins { right } else { left };
         }
     }
 
     fn push(&mut self, entry: Entry, tag: f64) {
         entry.seat.person.leaf.store(self.runners.len() as u32, Ordering::Relaxed);
+        self.keys.push(Key::new(entry.load(), tag));
         self.runners.push(entry);
-        self.keys.push(Key { load: f64::INFINITY, tag });
     }
 
     fn best(&self) -> Option<usize> {
         let leaf = *self.winners.get(1)? as usize;
-        (self.keys[leaf].load < f64::INFINITY).then_some(leaf)
+        self.is_ranked(leaf).then_some(leaf)
     }
 
     fn best_if(&self, passes: impl Fn(&Seat) -> bool) -> Option<usize> {
-        let allowed = |leaf: &usize| self.keys[*leaf].load < f64::INFINITY && passes(&self.runners[*leaf].seat);
-        let better = |a: usize, b: usize| if self.keys[b] < self.keys[a] { b } else { a };
-        (0..self.runners.len()).filter(allowed).reduce(better)
+        let allowed = |leaf: &usize| self.is_ranked(*leaf) && passes(&self.runners[*leaf].seat);
+        (0..self.runners.len()).filter(allowed).min_by_key(|leaf| self.keys[*leaf])
+    }
+
+    fn is_ranked(&self, leaf: usize) -> bool {
+        self.keys[leaf].load() < f64::INFINITY
     }
 
     fn claim(&mut self, leaf: usize) -> Arc<Seat> {
-        let tag = self.keys[leaf].tag.max(self.clock);
+        let tag = self.keys[leaf].tag().max(self.clock);
         self.clock = tag;
-        self.keys[leaf].tag = tag + self.runners[leaf].pace;
-        let seat = self.runners[leaf].seat.claim();
-        self.count(leaf, 1);
+        let entry = &mut self.runners[leaf];
+        entry.count += 1;
+        let key = Key::new(entry.load(), tag + entry.pace);
+        let seat = entry.seat.claim();
+        self.play(leaf, key);
         seat
     }
 
     fn count(&mut self, leaf: usize, by: i64) {
         let entry = &mut self.runners[leaf];
         entry.count += by;
-        self.keys[leaf].load = entry.load();
-        let mut node = (self.winners.len() / 2 + leaf) / 2;
-        while node > 0 {
-            self.play(node);
-            node /= 2;
-        }
+        let key = Key::new(entry.load(), self.keys[leaf].tag());
+        self.play(leaf, key);
     }
 
-    #[inline]
-    fn play(&mut self, node: usize) {
-        let (left, right) = (self.winners[2 * node], self.winners[2 * node + 1]);
-        let (a, b) = (self.keys[left as usize], self.keys[right as usize]);
-        // Without a branch: who wins a match is as good as chance.
-        let right_wins = (b.load < a.load) | ((b.load == a.load) & (b.tag < a.tag));
-        self.winners[node] = if right_wins { right } else { left };
+    /// Gives a leaf a new key and plays its matches anew, up to the first that it lost before and loses again: above it
+    /// nothing changes.
+    fn play(&mut self, leaf: usize, key: Key) {
+        self.keys[leaf] = key;
+        let mut node = self.winners.len() / 2 + leaf;
+        let (mut winner, mut best) = (leaf as u32, key);
+        while node > 1 {
+            let rival = self.winners[node ^ 1];
+            let rivals = self.keys[rival as usize];
+            // Without a branch: who wins a match is as good as chance.
+            let loses = (rivals < best) | ((rivals == best) & (rival < winner));
+            winner = if loses { rival } else { winner };
+            best = if loses { rivals } else { best };
+            node /= 2;
+            if winner != leaf as u32 && self.winners[node] == winner {
+                return;
+            }
+            self.winners[node] = winner;
+        }
     }
 }
 

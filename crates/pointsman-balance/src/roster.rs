@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pointsman_core::{Snapshot, Status, View};
 
 use crate::error::PickError;
-use crate::health::Ejection;
+use crate::health::{Alarm, Ejection};
 use crate::loads::{Accounts, Loads};
 use crate::seat::Keep;
 
@@ -82,10 +82,9 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// Whether nothing has changed since. The clock is asked only if somebody is ejected or warming up.
     #[inline]
-    pub(crate) fn holds(&self, view: &View, loads: &Loads, now: &mut Option<Instant>) -> bool {
-        self.generation == view.generation()
-            && self.epoch == loads.shared().alarm.epoch()
-            && self.until.is_none_or(|until| *now.get_or_insert_with(Instant::now) < until)
+    pub(crate) fn holds(&self, view: &View, alarm: &Alarm, now: Option<Instant>) -> bool {
+        let same = self.generation == view.generation() && self.epoch == alarm.epoch();
+        same && self.until.is_none_or(|until| now.unwrap_or_else(Instant::now) < until)
     }
 }
 

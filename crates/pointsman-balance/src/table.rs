@@ -8,12 +8,12 @@ use std::time::Instant;
 use crate::algorithm::Algorithm;
 use crate::alias::Alias;
 use crate::chance::{Chance, below};
-use crate::cycle::smooth;
+use crate::cycle::Cycle;
 use crate::error::PickError;
 use crate::maglev::{KeyHash, Maglev};
 use crate::ranking::{Ranking, Runner};
 use crate::roster::{Member, Roster};
-use crate::seat::{Keep, Seat};
+use crate::seat::{Keep, Seat, Shared};
 
 /// A roster made ready for one algorithm.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct Table {
 /// An algorithm with what it has prepared. It names candidates by their index.
 #[derive(Debug)]
 pub(crate) enum Chooser {
-    Turns(Box<[u32]>),
+    Turns(Cycle),
     Chance,
     Alias(Alias),
     Hash(Hashed),
@@ -50,13 +50,41 @@ pub(crate) struct Hashed {
     candidates: Box<[u32]>,
 }
 
-/// What a choice depends on besides the table.
-pub(crate) struct Draw<'a> {
+/// What choices depend on, and change, besides the table.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pub(crate) turn: Turn,
+    pub(crate) chance: Chance,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// The number of the next turn, on a cache line of its own: every pick in turn writes it. With two choices, the last winner.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Turn(AtomicU64);
+
+impl Sources {
+    pub(crate) fn new(chance: Chance, shared: Arc<Shared>) -> Self {
+        Self { turn: Turn::default(), chance, shared }
+    }
+
+    /// A copy from which the same choices follow, without any effect on these.
+    pub(crate) fn peek(&self) -> Self {
+        let turn = Turn(AtomicU64::new(self.turn.0.load(Ordering::Relaxed)));
+        Self { turn, chance: self.chance.peek(), shared: self.shared.clone() }
+    }
+
+    #[inline]
+    fn next_turn(&self) -> u64 {
+        self.turn.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What one pick brings along.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ask<'a> {
     pub(crate) key: &'a [u8],
-    pub(crate) turn: &'a AtomicU64,
-    pub(crate) chance: &'a Chance,
-    pub(crate) ranking: &'a Ranking,
-    pub(crate) now: &'a mut Option<Instant>,
+    pub(crate) now: Option<Instant>,
 }
 
 impl Table {
@@ -80,34 +108,43 @@ impl Table {
         Self { owner, roster, seats, chooser }
     }
 
-    /// Chooses one and claims its seat.
+    /// Chooses one and claims its seat. Why there is none, [`Table::refusal`] tells: here an `Option`, which fits into a
+    /// register, saves the detour of a `Result` through memory.
     #[inline]
-    pub(crate) fn claim(&self, draw: &mut Draw<'_>) -> Result<Arc<Seat>, PickError> {
+    pub(crate) fn claim(&self, from: &Sources, ask: Ask<'_>) -> Option<Arc<Seat>> {
         match &self.chooser {
-            Ok(Chooser::Ranked) => draw.ranking.claim().ok_or_else(|| self.exhausted()),
-            Ok(chooser) => Ok(self.seats[chooser.choose(&self.seats, draw)].claim()),
-            Err(refusal) => Err(refusal.clone()),
+            Ok(Chooser::Ranked) => from.shared.ranking.claim(),
+            Ok(chooser) => Some(self.seats[chooser.choose(&self.seats, from, ask)].claim()),
+            Err(_) => None,
         }
     }
 
     /// Chooses one that passes, and claims its seat. The algorithm's own choice comes first; where that does not pass,
     /// the hashes go on in their table, least connections and the two choices take the best of the rest, and the
     /// others go on in turn or by chance.
-    pub(crate) fn claim_if(&self, draw: &mut Draw<'_>, passes: &dyn Fn(&Seat) -> bool) -> Result<Arc<Seat>, PickError> {
-        let chooser = self.chooser.as_ref().map_err(PickError::clone)?;
+    pub(crate) fn claim_if(&self, from: &Sources, ask: Ask<'_>, passes: &dyn Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
+        let chooser = self.chooser.as_ref().ok()?;
         if let Chooser::Ranked = chooser {
-            return draw.ranking.claim_if(passes).ok_or_else(|| self.exhausted());
+            return from.shared.ranking.claim_if(passes);
         }
         let allowed: Vec<usize> = (0..self.seats.len()).filter(|&index| passes(&self.seats[index])).collect();
-        let index = chooser.choose_of(&allowed, &self.seats, draw).ok_or_else(|| self.exhausted())?;
-        Ok(self.seats[index].claim())
+        chooser.choose_of(&allowed, &self.seats, from, ask).map(|index| self.seats[index].claim())
     }
 
     /// Whom [`Table::claim_if`] would choose, without claiming it.
-    pub(crate) fn peek_if(&self, draw: &mut Draw<'_>, passes: &dyn Fn(&Seat) -> bool) -> Result<Arc<Seat>, PickError> {
+    pub(crate) fn peek_if(&self, from: &Sources, ask: Ask<'_>, passes: &dyn Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
         match &self.chooser {
-            Ok(Chooser::Ranked) => draw.ranking.peek_if(passes).ok_or_else(|| self.exhausted()),
-            _ => self.claim_if(draw, passes),
+            Ok(Chooser::Ranked) => from.shared.ranking.peek_if(passes),
+            _ => self.claim_if(from, ask, passes),
+        }
+    }
+
+    /// Why nobody was chosen.
+    #[cold]
+    pub(crate) fn refusal(&self) -> PickError {
+        match &self.chooser {
+            Err(refusal) => refusal.clone(),
+            Ok(_) => self.exhausted(),
         }
     }
 
@@ -133,9 +170,9 @@ impl Chooser {
         // While somebody warms up, the algorithms without weights weigh by warmth alone.
         let warmth = || candidates.iter().map(|member| member.warmth);
         match algorithm {
-            Algorithm::RoundRobin if roster.warming => Chooser::Turns(smooth(&whole(warmth(), true))),
-            Algorithm::RoundRobin => Chooser::Turns((0..candidates.len() as u32).collect()),
-            Algorithm::WeightedRoundRobin => Chooser::Turns(smooth(&whole(weights(), roster.warming))),
+            Algorithm::RoundRobin if roster.warming => Chooser::Turns(Cycle::smooth(&whole(warmth(), true))),
+            Algorithm::RoundRobin => Chooser::Turns(Cycle::smooth(&vec![1; candidates.len()])),
+            Algorithm::WeightedRoundRobin => Chooser::Turns(Cycle::smooth(&whole(weights(), roster.warming))),
             Algorithm::Random if roster.warming => Chooser::Alias(Alias::new(&warmth().collect::<Vec<_>>())),
             Algorithm::Random => Chooser::Chance,
             Algorithm::WeightedRandom => Chooser::Alias(Alias::new(&weights().collect::<Vec<_>>())),
@@ -146,40 +183,35 @@ impl Chooser {
     }
 
     #[inline]
-    fn choose(&self, seats: &[Keep], draw: &mut Draw<'_>) -> usize {
+    fn choose(&self, seats: &[Keep], from: &Sources, ask: Ask<'_>) -> usize {
         match self {
-            Chooser::Turns(turns) => {
-                let turn = draw.turn.fetch_add(1, Ordering::Relaxed);
-                turns[(turn % turns.len() as u64) as usize] as usize
-            }
-            Chooser::Chance => below(draw.chance.next(), seats.len()),
-            Chooser::Alias(alias) => alias.at(draw.chance.next()),
-            Chooser::Hash(hashed) => hashed.choose(draw.key),
-            Chooser::TwoChoices { pace } => two_and_the_last(seats, pace, draw),
+            Chooser::Turns(cycle) => cycle.at(from.next_turn()),
+            Chooser::Chance => below(from.chance.next(), seats.len()),
+            Chooser::Alias(alias) => alias.at(from.chance.next()),
+            Chooser::Hash(hashed) => hashed.choose(ask.key),
+            Chooser::TwoChoices { pace } => two_and_the_last(seats, pace, from, ask),
             // Claims through the ranking, which is not the table's.
             Chooser::Ranked => 0,
         }
     }
 
-    fn choose_of(&self, allowed: &[usize], seats: &[Keep], draw: &mut Draw<'_>) -> Option<usize> {
+    fn choose_of(&self, allowed: &[usize], seats: &[Keep], from: &Sources, ask: Ask<'_>) -> Option<usize> {
         if allowed.len() == seats.len() {
-            return Some(self.choose(seats, draw));
+            return Some(self.choose(seats, from, ask));
         }
         match self {
-            Chooser::Turns(turns) => {
-                let turn = draw.turn.fetch_add(1, Ordering::Relaxed);
-                let start = (turn % turns.len() as u64) as usize;
-                let onwards = turns[start..].iter().chain(&turns[..start]).map(|&index| index as usize);
-                onwards.into_iter().find(|index| allowed.contains(index))
+            Chooser::Turns(cycle) => {
+                let turn = from.next_turn();
+                cycle.from(turn).find(|index| allowed.contains(index))
             }
-            Chooser::Hash(hashed) => hashed.choose_of(allowed, draw.key),
-            Chooser::TwoChoices { pace } => allowed.iter().copied().reduce(|a, b| better(a, b, seats, pace, draw)),
+            Chooser::Hash(hashed) => hashed.choose_of(allowed, ask.key),
+            Chooser::TwoChoices { pace } => cheapest(allowed, seats, pace, from, ask),
             Chooser::Alias(alias) => {
                 // A few tries keep the weights; after them any will do.
-                let tries = (0..16).map(|_| alias.at(draw.chance.next())).find(|index| allowed.contains(index));
-                tries.or_else(|| any(allowed, draw.chance))
+                let tries = (0..16).map(|_| alias.at(from.chance.next())).find(|index| allowed.contains(index));
+                tries.or_else(|| any(allowed, &from.chance))
             }
-            Chooser::Chance | Chooser::Ranked => any(allowed, draw.chance),
+            Chooser::Chance | Chooser::Ranked => any(allowed, &from.chance),
         }
     }
 }
@@ -199,33 +231,42 @@ fn two(bits: u64, n: usize) -> [usize; 2] {
     [first, if second >= first { second + 1 } else { second }]
 }
 
-/// The best of two taken by chance and of the last winner, which the turn remembers (Mitzenmacher, Prabhakar, Shah: "Load
-/// balancing with memory", FOCS 2002). With the two alone, two slow ones meet now and then, 1 pick in 45 with ten instances,
-/// and one of them has to be taken; that alone would make the 99th percentile theirs.
-fn two_and_the_last(seats: &[Keep], pace: &[f64], draw: &mut Draw<'_>) -> usize {
-    let [a, b] = two(draw.chance.next(), seats.len());
-    let winner = better(a, b, seats, pace, draw);
-    // It may be from a table before this one, and then names another instance: as good as one taken by chance.
-    let last = draw.turn.load(Ordering::Relaxed) as usize;
-    if last >= seats.len() || last == winner {
-        draw.turn.store(winner as u64, Ordering::Relaxed);
-        return winner;
-    }
-    let best = better(winner, last, seats, pace, draw);
-    if best != last {
-        draw.turn.store(best as u64, Ordering::Relaxed);
-    }
-    best
-}
+/// How many times the last winner's cost the better of two must have for the last winner to be taken instead.
+const FAR_WORSE: f64 = 2.0;
 
-/// The one with the lower cost; the first on a tie.
-fn better(a: usize, b: usize, seats: &[Keep], pace: &[f64], draw: &mut Draw<'_>) -> usize {
-    let now = *draw.now.get_or_insert_with(Instant::now);
+/// The better of two taken by chance; but if that is far worse than the last winner, which the turn remembers, then that one
+/// (after Mitzenmacher, Prabhakar, Shah: "Load balancing with memory", FOCS 2002). With the two alone, two slow ones meet
+/// now and then, 1 pick in 45 with ten instances, and one of them has to be taken; that alone would make the 99th
+/// percentile theirs. And with the last winner always in the race, one of several equally good would have most of the calls.
+fn two_and_the_last(seats: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> usize {
+    let now = ask.now.unwrap_or_else(Instant::now);
     let cost = |index: usize| {
         let seat = &seats[index];
-        seat.person.ewma.cost(seat.in_flight(), seat.person.shared.ticks(now)) * pace[index]
+        seat.person.ewma.cost(seat.in_flight(), from.shared.ticks(now)) * pace[index]
     };
-    if cost(b) < cost(a) { b } else { a }
+    let [a, b] = two(from.chance.next(), seats.len());
+    let (cost_a, cost_b) = (cost(a), cost(b));
+    let (winner, lowest) = if cost_b < cost_a { (b, cost_b) } else { (a, cost_a) };
+    // It may be from a table before this one, and then names another instance: as good as one taken by chance.
+    let last = from.turn.0.load(Ordering::Relaxed) as usize;
+    let cost_of_last = if last < seats.len() { cost(last) } else { f64::INFINITY };
+    if lowest <= cost_of_last {
+        if winner != last {
+            from.turn.0.store(winner as u64, Ordering::Relaxed);
+        }
+        winner
+    } else if lowest > cost_of_last * FAR_WORSE {
+        last
+    } else {
+        winner
+    }
+}
+
+/// The one with the lowest cost.
+fn cheapest(allowed: &[usize], seats: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> Option<usize> {
+    let ticks = from.shared.ticks(ask.now.unwrap_or_else(Instant::now));
+    let cost = |index: &usize| seats[*index].person.ewma.cost(seats[*index].in_flight(), ticks) * pace[*index];
+    allowed.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
 /// Weights as whole numbers: as they are, or in hundredths while somebody warms up.
@@ -289,25 +330,24 @@ thread_local! {
 #[inline]
 pub(crate) fn with_last_used<T>(
     owner: u64,
-    holds: impl FnOnce(&Table) -> bool,
+    holds: impl Fn(&Table) -> bool,
     fetch: impl FnOnce() -> (Arc<Table>, bool),
-    with: impl FnOnce(&Table) -> T,
+    with: impl Fn(&Table) -> T,
 ) -> T {
     let place = owner as usize % REMEMBERED;
-    let mut with = Some(with);
     let remembered = LAST_USED.try_with(|tables| {
         let tables = tables.try_borrow().ok()?;
-        let table = tables[place].as_deref().filter(|table| table.owner == owner)?;
-        if holds(table) { with.take().map(|with| with(table)) } else { None }
+        let table = tables[place].as_deref()?;
+        (table.owner == owner && holds(table)).then(|| with(table))
     });
-    match (remembered, with) {
-        (Ok(Some(done)), _) => done,
-        (_, Some(with)) => with(&fetch_and_remember(place, fetch)),
-        (_, None) => unreachable!("`with` is taken only to be run"),
+    match remembered {
+        Ok(Some(done)) => done,
+        _ => with(&fetch_and_remember(place, fetch)),
     }
 }
 
 #[cold]
+#[inline(never)]
 fn fetch_and_remember(place: usize, fetch: impl FnOnce() -> (Arc<Table>, bool)) -> Arc<Table> {
     let (table, remember) = fetch();
     if remember {

@@ -177,11 +177,13 @@ fn what_is_explained_is_what_is_picked_and_nothing_is_disturbed() {
         drained.status = Status::Drained;
         let all = [normal("a", 1), normal("b", 5), normal("z", 0), drained, master("m")];
         let balancer = seeded(snapshot(all), algorithm);
+        let start = Instant::now();
         for i in 0..40 {
             let key = format!("{i}");
-            let explained = balancer.explain(&key);
-            assert_eq!(explained.chosen, balancer.explain(&key).chosen);
-            let claim = balancer.pick(&key).unwrap();
+            let now = start + Duration::from_millis(i);
+            let explained = balancer.explain_at(&key, now);
+            assert_eq!(explained.chosen, balancer.explain_at(&key, now).chosen);
+            let claim = balancer.pick_at(&key, now).unwrap();
             assert_eq!(explained.chosen.as_ref().unwrap(), claim.code(), "{algorithm}");
         }
         let explained = balancer.explain_excluding_at("k", &["a"], Instant::now());
@@ -249,9 +251,10 @@ fn threads_that_pick_while_the_service_changes_leave_nothing_in_flight() {
             }
         });
         assert!(loads.all_in_flight().iter().all(|(_, count)| *count == 0), "{algorithm}: {loads:?}");
-        // And least connections has not lost count either: what is idle is equal.
-        let counts = counts(&balancer, 700);
-        assert!(counts.len() >= 5, "{algorithm}: {counts:?}");
+        if algorithm == Algorithm::LeastConnections {
+            // The ranking has not lost count either: what is idle is equal.
+            assert!(counts(&balancer, 700).len() >= 5);
+        }
     }
 }
 
