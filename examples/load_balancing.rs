@@ -6,6 +6,8 @@
 //!
 //! Without a URL it uses a registry within this process, and registers four instances of `testserver` in it first.
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use pointsman::{Algorithm, Instance, Registry};
 
 #[tokio::main]

@@ -7,6 +7,8 @@
 //! Without a URL it uses a registry within this process. It stays registered until Ctrl-C, reconnects by itself, and
 //! prints its role whenever that changes.
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use pointsman::{Instance, Registry, Role};
 
 #[tokio::main]

@@ -8,6 +8,8 @@
 //! cargo run -p pointsman --example term_guard -- zookeeper://127.0.0.1:2181/micro-service
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::sync::Mutex;
 
 use pointsman::{Instance, Registry, StaleTerm, Term, TermGuard};

@@ -4,6 +4,8 @@
 //! cargo run -p pointsman --features tower --example tower
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::convert::Infallible;
 use std::sync::Arc;
 
