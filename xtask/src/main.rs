@@ -63,20 +63,19 @@ fn test(arguments: &[&str]) -> Result<(), Failure> {
     needs::install_missing()?;
     let chosen = |argument: &&str| ["-p", "--package", "--workspace", "--manifest-path"].contains(argument);
     let all: &[&str] = if arguments.iter().any(chosen) { &[] } else { &["--workspace"] };
-    cargo(&[&["test"], all, arguments].concat())
+    cargo(&[&["test", "--all-features"], all, arguments].concat())
 }
 
 fn check() -> Result<(), Failure> {
     cargo(&["fmt", "--all", "--check"])?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
-    cargo_with(&[("RUSTDOCFLAGS", "--deny warnings")], &["doc", "--workspace", "--no-deps"])?;
-    cargo(&["build", "--workspace", "--bins", "--examples", "--benches"])
+    needs::install_missing()?;
+    cargo(&["clippy", "--workspace", "--all-features", "--all-targets", "--", "--deny", "warnings"])?;
+    cargo_with(&[("RUSTDOCFLAGS", "--deny warnings")], &["doc", "--workspace", "--all-features", "--no-deps"])?;
+    cargo(&["build", "--workspace", "--all-features", "--bins", "--examples", "--benches"])
 }
 
 fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
-    if name == "registry" {
-        needs::install_missing()?;
-    }
+    needs::install_missing()?;
     let run = ["run", "--release", "--package", "pointsman-bench", "--bin", name, "--"];
     cargo(&[&run, arguments].concat())
 }

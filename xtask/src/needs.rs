@@ -6,13 +6,15 @@ use std::process::Command;
 use crate::run::{Failure, run};
 
 /// A command in `PATH`, or a file by its whole path; and the package that has it.
-const NEEDS: [(&str, &str); 5] = [
+const NEEDS: [(&str, &str); 6] = [
     ("java", "default-jre-headless"),
     ("/usr/share/java/zookeeper.jar", "libzookeeper-java"),
     ("/usr/share/java/slf4j-simple.jar", "libslf4j-java"),
     // Partitions of the network.
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    // A peer in the benchmarks, pingora, builds zlib-ng.
+    ("cmake", "cmake"),
 ];
 
 /// Installs what is missing; does nothing when nothing is.
