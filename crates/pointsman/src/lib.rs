@@ -33,8 +33,8 @@ mod registry;
 pub mod tower;
 
 pub use pointsman_balance::{
-    Algorithm, Balancer, Builder as BalancerBuilder, Claim, Ejection, Explanation, Loads, Outcome, PickError,
-    UnknownAlgorithm,
+    Algorithm, Balancer, Builder as BalancerBuilder, Claim, Considered, Ejection, Explanation, Loads, Outcome,
+    PickError, Standing, UnknownAlgorithm,
 };
 pub use pointsman_core::{
     Change, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot, StaleTerm,
