@@ -21,8 +21,10 @@ pub(crate) fn start(global: &Global, drawn: bool) {
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    // What this crate says below `info` may contain credentials.
-    let filter = Targets::new().with_default(level).with_target("zookeeper_client", level.min(LevelFilter::INFO));
+    // What this crate says below `info` may contain credentials; and what it warns of, each attempt that fails, is told in
+    // our words once it matters.
+    let client = if global.verbose == 0 { LevelFilter::ERROR } else { LevelFilter::INFO };
+    let filter = Targets::new().with_default(level).with_target("zookeeper_client", client);
     let layer = fmt::layer().with_writer(io::stderr);
     let layer = match global.log_format {
         LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),

@@ -1,8 +1,9 @@
 //! `watch`: what changes, as it changes.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use pointsman::{Change, Changes, Instance};
+use pointsman::{Change, Changes, Directory, Freshness, Instance};
 
 use crate::args::{Global, Output};
 use crate::json::ChangeJson;
@@ -17,14 +18,22 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
         registry = session::connect(global) => registry?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    let changes = match service {
-        Some(service) => registry.discover(service).await?.changes(),
-        None => registry.discover_all().await?.changes(),
+    let (changes, directory) = match service {
+        Some(service) => {
+            let service = registry.discover(service).await?;
+            (service.changes(), service.directory().clone())
+        }
+        None => {
+            let all = registry.discover_all().await?;
+            (all.changes(), all)
+        }
     };
     tokio::select! {
         told = tell_all(changes.from_nothing(), global.output) => told?,
+        () = tell_absences(&directory) => {}
         _ = signals.next() => {}
     }
+    drop(directory);
     session::close(registry).await;
     Ok(ExitCode::SUCCESS)
 }
@@ -34,6 +43,21 @@ async fn tell_all(mut changes: Changes, output: Output) -> std::io::Result<()> {
         tell(&changes.next().await, output)?;
     }
 }
+
+/// Silence means that nothing changes: where it does not, that is said. Never returns.
+async fn tell_absences(directory: &Directory) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Freshness::Stale { .. } = directory.freshness() {
+            output::note("note: the registry is away; what changes now is told when it is back");
+            directory.fresh().await;
+            output::note("note: the registry is back");
+        }
+    }
+}
+
+/// From one look at the connection to the next: what is mended within that is not worth a word.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Writes one change.
 pub(crate) fn tell(change: &Change, output: Output) -> std::io::Result<()> {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "tests; each test file uses its part")]
 
+pub(crate) mod fleet;
+
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::process::{ExitStatus, Output, Stdio};
@@ -10,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// Far longer than anything takes on a slow machine.
@@ -43,6 +45,7 @@ pub(crate) fn stderr(output: &Output) -> String {
 pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    notes: Option<Lines<BufReader<ChildStderr>>>,
     /// For messages of failure.
     seen: VecDeque<String>,
 }
@@ -51,7 +54,24 @@ impl Running {
     pub(crate) fn start(mut command: Command) -> Running {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Running { child, lines, seen: VecDeque::new() }
+        let notes = child.stderr.take().map(|stderr| BufReader::new(stderr).lines());
+        Running { child, lines, notes, seen: VecDeque::new() }
+    }
+
+    /// With what it writes to stderr for [`Running::note`].
+    pub(crate) fn start_with_stderr(mut command: Command) -> Running {
+        command.stderr(Stdio::piped());
+        Running::start(command)
+    }
+
+    /// The next line on stderr.
+    pub(crate) async fn note(&mut self) -> String {
+        let line = timeout(DEADLINE, self.notes.as_mut().unwrap().next_line()).await;
+        line.unwrap_or_else(|_| panic!("no further note after {:#?}", self.seen)).unwrap().unwrap()
+    }
+
+    pub(crate) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// The next line; panics at the end.
