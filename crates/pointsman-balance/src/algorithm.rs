@@ -7,7 +7,8 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// One after the other, whatever their weights.
+    /// One after the other, whatever their weights. The order is that of all threads together; only a thread that makes
+    /// more than a million picks a second takes 32 turns at a time.
     #[default]
     RoundRobin,
     /// In turn, each as often as its weight says, spread out evenly (nginx's smooth weighted round robin).

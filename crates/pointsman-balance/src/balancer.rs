@@ -18,6 +18,7 @@ use crate::loads::Loads;
 use crate::roster::{Roster, Rules};
 use crate::seat::Seat;
 use crate::table::{Ask, Sources, Table, with_last_used};
+use crate::turn::{NOBODY, Turn};
 
 /// Picks instances of one service by one algorithm. Cheap to clone; the clones are one balancer.
 ///
@@ -133,7 +134,7 @@ impl Balancer {
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
         let passes = |seat: &Seat| !excluded.contains(&&*seat.instance.code);
         let now = self.inner.start(None);
-        let ask = Ask { key: key.as_ref(), now };
+        let ask = Ask { owner: self.inner.number, key: key.as_ref(), now };
         let seat = self.with_table(now, |table| {
             table.claim_if(&self.inner.sources, ask, &passes).ok_or_else(|| table.refusal())
         })?;
@@ -162,8 +163,8 @@ impl Balancer {
         now: Instant,
     ) -> Explanation {
         let inner = &*self.inner;
-        let sources = inner.sources.peek();
-        let ask = Ask { key: key.as_ref(), now: Some(now) };
+        let sources = inner.sources.peek(inner.number);
+        let ask = Ask { owner: NOBODY, key: key.as_ref(), now: Some(now) };
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
         let excludes = |seat: &Seat| excluded.contains(&&*seat.instance.code);
         let explain = |table: &Table| {
@@ -208,7 +209,8 @@ impl Balancer {
     #[inline]
     fn claim(&self, key: &[u8], now: Option<Instant>) -> Result<Claim, PickError> {
         let now = self.inner.start(now);
-        match self.with_table(now, |table| table.claim(&self.inner.sources, Ask { key, now })) {
+        match self.with_table(now, |table| table.claim(&self.inner.sources, Ask { owner: self.inner.number, key, now }))
+        {
             Some(seat) => Ok(self.inner.made(seat, now)),
             None => Err(self.with_table(now, Table::refusal)),
         }
@@ -338,7 +340,7 @@ impl Builder {
             view: self.view,
             algorithm: self.algorithm,
             rules: self.rules,
-            sources: Sources::new(Chance::new(self.seed), loads.shared().clone()),
+            sources: Sources { turn: Turn::default(), chance: Chance::new(self.seed), shared: loads.shared().clone() },
             loads,
             table: ArcSwapOption::empty(),
             preparing: Mutex::new(()),

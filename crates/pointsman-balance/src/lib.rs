@@ -27,6 +27,7 @@ mod ranking;
 mod roster;
 mod seat;
 mod table;
+mod turn;
 
 pub use algorithm::{Algorithm, UnknownAlgorithm};
 pub use balancer::{Balancer, Builder};

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::algorithm::Algorithm;
@@ -14,6 +13,7 @@ use crate::maglev::{KeyHash, Maglev};
 use crate::ranking::{Ranking, Runner};
 use crate::roster::{Member, Roster};
 use crate::seat::{Keep, Seat, Shared};
+use crate::turn::Turn;
 
 /// A roster made ready for one algorithm.
 #[derive(Debug)]
@@ -58,31 +58,17 @@ pub(crate) struct Sources {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// The number of the next turn, on a cache line of its own: every pick in turn writes it. With two choices, the last winner.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(crate) struct Turn(AtomicU64);
-
 impl Sources {
-    pub(crate) fn new(chance: Chance, shared: Arc<Shared>) -> Self {
-        Self { turn: Turn::default(), chance, shared }
-    }
-
-    /// A copy from which the same choices follow, without any effect on these.
-    pub(crate) fn peek(&self) -> Self {
-        let turn = Turn(AtomicU64::new(self.turn.0.load(Ordering::Relaxed)));
-        Self { turn, chance: self.chance.peek(), shared: self.shared.clone() }
-    }
-
-    #[inline]
-    fn next_turn(&self) -> u64 {
-        self.turn.0.fetch_add(1, Ordering::Relaxed)
+    /// Copies from which the same choices follow for this thread, without any effect on these.
+    pub(crate) fn peek(&self, owner: u64) -> Self {
+        Self { turn: self.turn.peek(owner), chance: self.chance.peek(), shared: self.shared.clone() }
     }
 }
 
 /// What one pick brings along.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask<'a> {
+    pub(crate) owner: u64,
     pub(crate) key: &'a [u8],
     pub(crate) now: Option<Instant>,
 }
@@ -185,7 +171,7 @@ impl Chooser {
     #[inline]
     fn choose(&self, seats: &[Keep], from: &Sources, ask: Ask<'_>) -> usize {
         match self {
-            Chooser::Turns(cycle) => cycle.at(from.next_turn()),
+            Chooser::Turns(cycle) => cycle.at(from.turn.next(ask.owner)),
             Chooser::Chance => below(from.chance.next(), seats.len()),
             Chooser::Alias(alias) => alias.at(from.chance.next()),
             Chooser::Hash(hashed) => hashed.choose(ask.key),
@@ -201,7 +187,7 @@ impl Chooser {
         }
         match self {
             Chooser::Turns(cycle) => {
-                let turn = from.next_turn();
+                let turn = from.turn.next(ask.owner);
                 cycle.from(turn).find(|index| allowed.contains(index))
             }
             Chooser::Hash(hashed) => hashed.choose_of(allowed, ask.key),
@@ -248,11 +234,11 @@ fn two_and_the_last(seats: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) 
     let (cost_a, cost_b) = (cost(a), cost(b));
     let (winner, lowest) = if cost_b < cost_a { (b, cost_b) } else { (a, cost_a) };
     // It may be from a table before this one, and then names another instance: as good as one taken by chance.
-    let last = from.turn.0.load(Ordering::Relaxed) as usize;
+    let last = from.turn.last() as usize;
     let cost_of_last = if last < seats.len() { cost(last) } else { f64::INFINITY };
     if lowest <= cost_of_last {
         if winner != last {
-            from.turn.0.store(winner as u64, Ordering::Relaxed);
+            from.turn.remember(winner as u64);
         }
         winner
     } else if lowest > cost_of_last * FAR_WORSE {
