@@ -1,5 +1,7 @@
 //! What every backend must do: a backend is done when this suite passes.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
