@@ -1,5 +1,7 @@
 //! Connections that are cut, at the worst moments, between instances and a real ZooKeeper.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use pointsman_core::{Instance, Role};

@@ -1,5 +1,7 @@
 //! Three ZooKeeper servers: killed one by one, and parted by the network.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use std::sync::Arc;

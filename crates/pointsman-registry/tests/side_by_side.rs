@@ -1,5 +1,7 @@
 //! Side by side with go-micro-service: a foreign participant that writes exactly its znodes, in its order.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Bad weather on a real ZooKeeper: what goes wrong in production, from outside, one at a time.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use std::time::Duration;
