@@ -5,7 +5,7 @@
 //! for one service a [`Service`], which follow the registry and keep the newest [`Snapshot`](pointsman_core::Snapshot)
 //! at hand, also while the registry is away.
 //!
-//! One way only: a backend sends [events](backend) to the one task that writes a directory; readers see immutable
+//! One way only: a backend sends events to the one task that writes a directory; readers see immutable
 //! snapshots. User code never runs on the task that reads the registry.
 
 mod backend;
