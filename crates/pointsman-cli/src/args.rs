@@ -23,16 +23,20 @@ Exit codes: 0 success, 1 failure, 2 wrong usage; `register -- COMMAND` exits wit
 
 New here? `pointsman dev` runs everything on this machine; `pointsman dev --tour` explains it.";
 
+/// An agent on this machine.
+pub(crate) const DEFAULT_REGISTRY: &str = "http://127.0.0.1:7480";
+
 /// Flags of every command.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Where registrations live: `zookeeper://HOST,HOST/PREFIX`, or an agent's `http://HOST:PORT`
+    /// Where registrations live: `zookeeper://HOST:PORT,HOST:PORT/PREFIX`, with `?session_timeout=10s` and the like; the
+    /// default, an agent, is not in this version yet
     #[arg(
         long,
         value_name = "URL",
         env = "POINTSMAN_REGISTRY",
-        default_value = "http://127.0.0.1:7480",
+        default_value = DEFAULT_REGISTRY,
         // A url may hold a password.
         hide_env_values = true,
         global = true
@@ -119,7 +123,19 @@ pub(crate) struct Dev {
     pub(crate) tour: bool,
 }
 
+const AFTER_REGISTER: &str = "\
+Without a command it stays until SIGINT or SIGTERM, and writes each role: master (with its term), normal, detached.
+With one, stdout is the command's (roles go to stderr, with -o json to stdout); it finds its service and code in
+POINTSMAN_SERVICE and POINTSMAN_CODE. A signal deregisters first, and is then handed on to the command.
+After a `kill -9` of pointsman itself the command runs on; its registration ends with the session (session_timeout).
+
+Examples:
+  pointsman register ress --address 10.0.0.7:8080 --weight 3 --tag zone=eu-1
+  pointsman register ress --address 10.0.0.7:8080 --check http://10.0.0.7:8080/health -- ./ress --port 8080
+  pointsman register cfgs --code cfgs-1 -o json";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_REGISTER)]
 pub(crate) struct Register {
     /// The service to register under
     #[arg(value_parser = service_name)]
@@ -241,11 +257,12 @@ pub(crate) struct Target {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("change").required(true).args(["weight", "reset"])))]
 pub(crate) struct Weight {
     #[command(flatten)]
     pub(crate) target: Target,
     /// The weight; 0 means drained
-    #[arg(value_name = "N", value_parser = weight(), allow_negative_numbers = true, required_unless_present = "reset", conflicts_with = "reset")]
+    #[arg(value_name = "N", value_parser = weight(), allow_negative_numbers = true)]
     pub(crate) weight: Option<u32>,
     /// Let the registered weight count again
     #[arg(long, env = "POINTSMAN_RESET", value_parser = FalseyValueParser::new())]
@@ -366,7 +383,7 @@ mod tests {
             ("pointsman register s --check-rise 0", "--check-rise"),
             ("pointsman pick s --algorithm best", "round-robin"),
             ("pointsman pick s --count 0", "--count"),
-            ("pointsman weight s c", "<N>"),
+            ("pointsman weight s c", "<N|--reset>"),
             ("pointsman weight s c -1", "1000000"),
             ("pointsman weight s c 1 --reset", "--reset"),
             ("pointsman instances a/b", "1 to 255 bytes"),

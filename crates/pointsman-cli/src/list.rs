@@ -19,6 +19,9 @@ pub(crate) async fn services(global: &Global) -> Outcome {
         Output::Json => output::json(&snapshots.map(ServiceJson::new).collect::<Vec<_>>())?,
         Output::Table => output::line(&table::services(snapshots))?,
     }
+    if directory.snapshots().iter().all(|snapshot| snapshot.is_empty()) {
+        output::note(&format!("note: no service has instances in {}", registry.url()));
+    }
     drop(directory);
     session::close(registry).await;
     Ok(ExitCode::SUCCESS)
@@ -52,8 +55,10 @@ pub(crate) async fn instances(args: &Instances, global: &Global) -> Outcome {
 fn hint_at_the_rest(snapshot: &Snapshot) {
     let drained = snapshot.instances().iter().filter(|instance| !instance.takes_work()).count();
     let problems = snapshot.problems().len();
-    if drained + problems > 0 {
-        output::note(&format!("note: {drained} drained and {problems} with a problem are shown by --all"));
+    let hidden = [(drained, "drained"), (problems, "with a problem")].into_iter().filter(|(count, _)| *count > 0);
+    let hidden: Vec<_> = hidden.map(|(count, what)| format!("{count} {what}")).collect();
+    if !hidden.is_empty() {
+        output::note(&format!("note: there are more, shown by --all: {}", hidden.join(", ")));
     }
 }
 

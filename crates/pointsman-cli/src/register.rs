@@ -26,6 +26,9 @@ const DEREGISTER: Duration = Duration::from_secs(2);
 /// Before a registration that failed because the registry was away is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How long a registration may take before somebody might wonder.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// `pointsman register SERVICE … [-- COMMAND…]`.
 pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
     let instance = instance(&args);
@@ -200,13 +203,36 @@ impl<'a> Keeper<'a> {
 
 async fn register(registry: &Registry, instance: &Instance, go_on: bool) -> Result<Registration, Error> {
     loop {
-        match registry.register(instance.clone()).await {
+        let registering = registry.register(instance.clone());
+        tokio::pin!(registering);
+        let result = tokio::select! {
+            result = &mut registering => result,
+            () = tell_who_is_in_the_way(registry, instance) => registering.await,
+        };
+        match result {
             Err(error) if go_on && error.is_retryable() => {
                 tracing::warn!(%error, "register again");
                 tokio::time::sleep(RETRY).await;
             }
             result => return result,
         }
+    }
+}
+
+/// After a while, if the code is registered already: whoever starts a process again after `kill -9` sees why it waits.
+async fn tell_who_is_in_the_way(registry: &Registry, instance: &Instance) {
+    tokio::time::sleep(SLOW).await;
+    let Ok(service) = registry.discover(&instance.service).await else { return };
+    let Instance { service: name, code, .. } = instance;
+    if let Some(holder) = service.snapshot().find(code) {
+        // It may be this very registration, whose confirmation is on its way.
+        tokio::time::sleep(SLOW / 4).await;
+        let address = holder.address.as_deref().map(|address| format!(" at {}", shown(address))).unwrap_or_default();
+        let role = holder.role.name();
+        output::note(&format!(
+            "note: {name}/{code} is registered already{address} as {role}; if that process has died, its session ends \
+             soon and this one follows"
+        ));
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use pointsman::{Freshness, Registry, Service};
+use pointsman::{Error, Freshness, Registry, Service};
 
-use crate::args::Global;
+use crate::args::{DEFAULT_REGISTRY, Global};
 use crate::failure::Failure;
 use crate::output;
 
@@ -18,7 +18,19 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
     if let Some(timeout) = global.connect_timeout {
         builder = builder.connect_timeout(timeout);
     }
-    Ok(builder.connect().await?)
+    match builder.connect().await {
+        Ok(registry) => {
+            if global.registry.starts_with("memory:") {
+                output::note("note: memory:// is a registry within this process alone: no other sees what is in it");
+            }
+            Ok(registry)
+        }
+        Err(Error::Url { .. }) if global.registry == DEFAULT_REGISTRY => Err(Failure::new(format!(
+            "no registry is named: say --registry zookeeper://HOST:PORT/PREFIX, or set POINTSMAN_REGISTRY (the default, an \
+             agent at {DEFAULT_REGISTRY}, is not in this version yet); `pointsman dev` runs without one"
+        ))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Closes the sessions, so that nothing of this process stays in the registry until they expire.

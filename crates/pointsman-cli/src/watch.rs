@@ -28,6 +28,12 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
             (all.changes(), all)
         }
     };
+    if directory.snapshots().iter().all(|snapshot| snapshot.is_empty()) {
+        output::note(&match service {
+            Some(service) => format!("note: service {service} has no instances now; what changes is told"),
+            None => "note: no service has instances now; what changes is told".to_owned(),
+        });
+    }
     tokio::select! {
         told = tell_all(changes.from_nothing(), global.output) => told?,
         () = tell_absences(&directory) => {}

@@ -58,13 +58,49 @@ async fn wrong_usage_exits_with_2_and_says_so_on_stderr() {
 }
 
 #[tokio::test]
+async fn names_that_cannot_be_are_refused_with_the_rule_wherever_they_are_typed() {
+    let long = "x".repeat(256);
+    for name in ["", ".", "..", "a/b", "a+", "a#b", "$SYS", "a b", "a\n", "\u{e000}", &long] {
+        for args in [
+            &["register", name][..],
+            &["register", "s", "--code", name],
+            &["instances", name],
+            &["master", name],
+            &["watch", name],
+            &["pick", name],
+            &["drain", name, "c"],
+            &["drain", "s", name],
+            &["undrain", "s", name],
+            &["weight", "s", name, "1"],
+        ] {
+            let output = run(args).await;
+            assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+            assert!(stderr(&output).contains("1 to 255 bytes"), "{args:?}: {}", stderr(&output));
+            assert_eq!(stdout(&output), "", "{args:?}");
+        }
+    }
+    // From a variable as well, and what is no text at all.
+    let output = command(["register", "s"]).env("POINTSMAN_CODE", "a/b").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--code") && stderr(&output).contains("'/'"), "{}", stderr(&output));
+    let bytes = std::os::unix::ffi::OsStrExt::from_bytes(&b"s\xff"[..]);
+    let output = command([std::ffi::OsStr::new("register"), bytes]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
+#[tokio::test]
 async fn a_registry_that_cannot_be_is_an_error() {
     for (url, word) in [
         ("consul://127.0.0.1:8500", "unknown scheme"),
         ("127.0.0.1:2181", "no scheme"),
         ("zookeeper://127.0.0.1:2181", "no prefix"),
         ("zookeeper://127.0.0.1:99999/p", "65535"),
-        ("zookeeper://127.0.0.1:2181/p?auth=digest:u:geheim&x=1", "unknown option"),
+        ("zookeeper://127.0.0.1:2181/p?auth=digest:u:geheim&x=1", "unknown option \"x\""),
+        (
+            "zookeeper://127.0.0.1:2181/p?sesion_timeout=9s",
+            "\"sesion_timeout\"; known for this scheme are session_timeout",
+        ),
+        ("zookeeper://127.0.0.1:2181/p?session_timeout=9", "session_timeout: \"9\" is not a duration"),
     ] {
         let output = run(&["services", "--registry", url]).await;
         assert_eq!(output.status.code(), Some(1), "{url}");
@@ -74,7 +110,12 @@ async fn a_registry_that_cannot_be_is_an_error() {
     }
     let output = run(&["services"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("127.0.0.1:7480"), "{}", stderr(&output));
+    for word in ["127.0.0.1:7480", "--registry zookeeper://", "POINTSMAN_REGISTRY", "pointsman dev"] {
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
+    }
+    let output = run(&["services", "--registry", "memory://x"]).await;
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stderr(&output).contains("this process alone"), "{}", stderr(&output));
 }
 
 #[tokio::test]

@@ -251,14 +251,16 @@ async fn registered_only_while_the_check_passes() {
 #[tokio::test]
 async fn a_code_is_registered_once() {
     let registry = Registry::new().await;
-    let url = format!("{}?session_timeout=1s", registry.url);
+    let url = format!("{}?session_timeout=2s", registry.url);
     // Short sessions: the newcomer waits for as long as a dead holder's could last.
     let args = ["register", "s", "--code", "a", "--registry", &url, "-o", "json"];
     let mut first = Running::start(command(args));
     first.json().await;
     let output = run(&args).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("already registered"), "{}", stderr(&output));
+    let message = stderr(&output);
+    assert!(message.contains("note: s/a is registered already as master"), "{message}");
+    assert!(message.contains("error: register s/a: the code is already registered"), "{message}");
 }
 
 #[tokio::test]
@@ -289,6 +291,41 @@ async fn wait_goes_on_trying() {
 }
 
 #[tokio::test]
+async fn names_that_a_stranger_has_planted_harm_nobody() {
+    let registry = Registry::new().await;
+    let mut a = registry.start("register s --code a -o json");
+    a.json().await;
+    let client = ZooKeeper::shared().await.client().await;
+    let open = CreateMode::Persistent.with_acls(Acls::anyone_all());
+    let codes = ["x/y", "..", "a+", "#", "$SYS", "a b", "nul\\u0000"];
+    for (number, code) in codes.iter().enumerate() {
+        let data = format!(r#"{{"serverip":"h","serverport":1,"serveruniquecode":"{code}","weight":1}}"#);
+        client.create(&format!("{}/s/normal{number}", registry.prefix), data.as_bytes(), &open).await.unwrap();
+    }
+    client.mkdir(&format!("{}/bad#service+", registry.prefix), &open).await.unwrap();
+    client.create(&format!("{}/bad#service+/master", registry.prefix), b"{}", &open).await.unwrap();
+    let all = registry.json_until("instances s --all", |all| all.as_array().unwrap().len() == 8).await;
+    let invalid: Vec<_> = all.as_array().unwrap().iter().filter(|item| item["status"] == "invalid").collect();
+    assert_eq!(invalid.len(), codes.len(), "{all}");
+    for item in invalid {
+        let reason = item["reason"].as_str().unwrap();
+        assert!(reason.contains("1 to 255 bytes") && item["code"].is_null() && item["node"].is_string(), "{item}");
+    }
+    let table = registry.succeed("instances s --all").await;
+    assert!(table.contains("\"x/y\"") && !table.contains('\0'), "{table}");
+    let services = registry.json("services").await;
+    assert_eq!((&services[0]["service"], &services[0]["problems"]), (&json!("bad#service+"), &json!(1)), "{services}");
+    assert_eq!((&services[1]["instances"], &services[1]["problems"]), (&json!(1), &json!(7)), "{services}");
+    assert!(registry.fail(2, "drain s x/y").await.contains("1 to 255 bytes"));
+    // The rest goes on: picks, and an election.
+    assert_eq!(registry.json("pick s").await[0]["code"], "a");
+    let mut b = registry.start("register s --code b -o json");
+    b.json_where(|line| line["role"] == "normal").await;
+    a.signal(Signal::TERM);
+    b.json_where(|line| line["role"] == "master").await;
+}
+
+#[tokio::test]
 async fn what_is_no_instance_is_shown_on_demand() {
     let registry = Registry::new().await;
     let mut a = registry.start("register s --code a -o json");
@@ -307,6 +344,6 @@ async fn what_is_no_instance_is_shown_on_demand() {
     assert!(table.contains("odd\\u{202e}name") && !table.contains('\u{202e}'), "{table}");
     let output = run(&registry.args("instances s -o json")).await;
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap().as_array().unwrap().len(), 1);
-    assert!(stderr(&output).contains("3 with a problem"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("1 drained, 3 with a problem"), "{}", stderr(&output));
     assert_eq!(registry.json("services").await[0]["problems"], 3);
 }
