@@ -124,15 +124,16 @@ pub(crate) struct Dev {
 }
 
 const AFTER_REGISTER: &str = "\
-Without a command it stays until SIGINT or SIGTERM, and writes each role: master (with its term), normal, detached.
-With one, stdout is the command's (roles go to stderr, with -o json to stdout); it finds its service and code in
-POINTSMAN_SERVICE and POINTSMAN_CODE. A signal deregisters first, and is then handed on to the command.
-After a `kill -9` of pointsman itself the command runs on; its registration ends with the session (session_timeout).
+Without a command it stays until SIGINT or SIGTERM, and writes each role to stdout: master (with its term), normal, detached.
+
+With a command, stdout is the command's, and roles go to stderr (with -o json to stdout). The command finds its service and \
+code in POINTSMAN_SERVICE and POINTSMAN_CODE. A signal deregisters first, and is then handed on. After a `kill -9` of \
+pointsman itself the command runs on; its registration ends with the session.
 
 Examples:
-  pointsman register ress --address 10.0.0.7:8080 --weight 3 --tag zone=eu-1
-  pointsman register ress --address 10.0.0.7:8080 --check http://10.0.0.7:8080/health -- ./ress --port 8080
-  pointsman register cfgs --code cfgs-1 -o json";
+  pointsman register cfgs --code cfgs-1 -o json
+  pointsman register ress --address 10.0.0.7:80 --weight 3 --tag zone=eu-1
+  pointsman register ress --address 10.0.0.7:80 --check tcp -- ./ress";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_REGISTER)]
@@ -258,6 +259,7 @@ pub(crate) struct Target {
 
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("change").required(true).args(["weight", "reset"])))]
+#[command(override_usage = "pointsman weight [OPTIONS] <SERVICE> <CODE> <N|--reset>")]
 pub(crate) struct Weight {
     #[command(flatten)]
     pub(crate) target: Target,
