@@ -118,15 +118,27 @@ impl Fleet {
             soon(&format!("{after}: {} attached", registration.instance().code), attached).await;
         }
         let codes: Vec<Arc<str>> = self.members.iter().map(|m| m.registration.instance().code.clone()).collect();
+        let mut wanted: Vec<&str> = codes.iter().map(|code| &**code).collect();
+        wanted.sort_unstable();
+        let registered = async {
+            loop {
+                let nodes = self.nodes().await;
+                let mut registered: Vec<&str> = nodes.values().map(|(code, _)| &**code).collect();
+                registered.sort_unstable();
+                if registered == wanted && nodes.contains_key("master") {
+                    return;
+                }
+            }
+        };
+        soon(&format!("{after}: the registry holds each exactly once"), registered).await;
+        // From here the promise is two seconds.
         let complete = self.service.wait_for(|snapshot| {
-            let listed: Vec<&Arc<str>> = snapshot.instances().iter().map(|instance| &instance.code).collect();
-            let mut wanted: Vec<&Arc<str>> = codes.iter().collect();
-            wanted.sort();
+            let listed: Vec<&str> = snapshot.instances().iter().map(|instance| &*instance.code).collect();
             listed == wanted && snapshot.master().is_some()
         });
-        let snapshot = tokio::time::timeout(Duration::from_secs(20), complete)
-            .await
-            .unwrap_or_else(|_| panic!("{after}: the directory does not settle: {:?}", self.service.snapshot()));
+        let snapshot = tokio::time::timeout(Duration::from_secs(2), complete).await.unwrap_or_else(|_| {
+            panic!("{after}: the directory is not what the registry is after 2 s: {:?}", self.service.snapshot())
+        });
         let master = snapshot.master().unwrap();
         // The directory may know of it before the instance itself does.
         let of_master = self.members.iter_mut().find(|m| m.registration.instance().code == master.code).unwrap();

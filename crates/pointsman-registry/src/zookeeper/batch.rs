@@ -44,7 +44,7 @@ const MOST: usize = 64;
 /// Bytes of data that go together at most: far below what a server accepts (1 MiB).
 const MOST_BYTES: usize = 256 * 1024;
 /// Requests under way at most: the server shall have the next one while we read its answer to the last.
-const UNDER_WAY: usize = 2;
+const UNDER_WAY: usize = 4;
 
 impl Batches {
     pub(super) fn start(client: &Client) -> Self {

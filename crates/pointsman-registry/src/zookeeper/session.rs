@@ -82,9 +82,11 @@ impl Session {
 
     /// Waits for its turn to look at everything: until no creation is under way, but not for ever.
     pub(super) async fn round(&self) -> Option<SemaphorePermit<'_>> {
+        // The turn first: otherwise one moment without a creation would let everybody through who waits.
+        let turn = self.rounds.acquire().await.ok();
         let mut creating = self.creating.subscribe();
         let _ = tokio::time::timeout(self.timeout() / 8, creating.wait_for(|creating| *creating == 0)).await;
-        self.rounds.acquire().await.ok()
+        turn
     }
 
     /// Carries out one operation in time.
