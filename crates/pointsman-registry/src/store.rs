@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Snapshot, View, ViewWriter};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::backend::{Event, Scope, ServiceState};
@@ -124,6 +125,9 @@ impl Store {
     pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         self.load_from_disk().await;
         let mut save_at: Option<Instant> = None;
+        // One at a time, so that an older snapshot never replaces a newer one; and never waited for while there are
+        // events: a slow disk must not make the directory slow.
+        let mut saving: Option<JoinHandle<()>> = None;
         loop {
             let guard_ends = self.held.values().filter_map(|held| held.guard.until()).min();
             tokio::select! {
@@ -132,16 +136,18 @@ impl Store {
                     None => break,
                 },
                 () = at(guard_ends) => self.end_guards(Instant::now()),
-                () = at(save_at) => {
+                () = at(save_at), if saving.is_none() => {
                     save_at = None;
-                    self.save_to_disk().await;
+                    saving = self.save_to_disk();
                 }
+                () = done(&mut saving) => {}
             }
             if !self.unsaved.is_empty() && save_at.is_none() {
                 save_at = Some(Instant::now() + SAVE_AFTER);
             }
         }
-        self.save_to_disk().await;
+        done_or_idle(&mut saving).await;
+        done_or_idle(&mut self.save_to_disk()).await;
     }
 
     fn take(&mut self, event: Event, now: Instant) {
@@ -167,10 +173,7 @@ impl Store {
 
     fn put(&mut self, state: ServiceState, now: Instant) {
         let ServiceState { service, revision, instances, problems } = state;
-        let held = self.held.entry(service.clone()).or_insert_with(|| {
-            // Before the registry's first word, what disk has told is what was held.
-            Held { raw: Snapshot::clone(&self.shared.snapshot(&service)), guard: GuardState::default() }
-        });
+        let held = self.held.entry(service.clone()).or_insert_with(|| Held::new(Snapshot::empty(service.clone())));
         let raw = Snapshot::new(service, revision, instances).with_problems(problems);
         Self::show(&self.shared, self.guard.as_ref(), held, raw, now, &mut self.unsaved);
     }
@@ -218,6 +221,8 @@ impl Store {
         let saved = tokio::task::spawn_blocking(move || disk::load(&folder, &scope)).await.unwrap_or_default();
         let Some(oldest) = saved.iter().map(|saved| saved.at).min() else { return };
         for saved in saved {
+            // Held as if the registry had told it: what its first word does not name is gone, after the guard's time.
+            self.held.insert(saved.snapshot.service().clone(), Held::new(saved.snapshot.clone()));
             self.shared.store(saved.snapshot);
         }
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
@@ -226,15 +231,18 @@ impl Store {
         self.shared.link.send_replace(Link { loaded: Loaded::FromDisk, stale_since });
     }
 
-    async fn save_to_disk(&mut self) {
-        let Some(folder) = self.folder.clone() else {
-            self.unsaved.clear();
-            return;
-        };
-        let snapshots: Vec<_> = self.unsaved.drain().map(|service| self.shared.snapshot(&service)).collect();
-        if !snapshots.is_empty() {
-            let _ = tokio::task::spawn_blocking(move || disk::save(&folder, &snapshots)).await;
-        }
+    /// Starts writing what has changed since the last call; `None` if there is nothing to write.
+    fn save_to_disk(&mut self) -> Option<JoinHandle<()>> {
+        let unsaved: Vec<_> = self.unsaved.drain().collect();
+        let folder = self.folder.clone().filter(|_| !unsaved.is_empty())?;
+        let snapshots: Vec<_> = unsaved.iter().map(|service| self.shared.snapshot(service)).collect();
+        Some(tokio::task::spawn_blocking(move || disk::save(&folder, &snapshots)))
+    }
+}
+
+impl Held {
+    fn new(raw: Snapshot) -> Self {
+        Self { raw, guard: GuardState::default() }
     }
 }
 
@@ -242,5 +250,96 @@ async fn at(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Returns when the task has ended, and forgets it; without a task never.
+async fn done(task: &mut Option<JoinHandle<()>>) {
+    if task.is_none() {
+        std::future::pending::<()>().await;
+    }
+    done_or_idle(task).await;
+}
+
+/// Returns when the task has ended, and forgets it; without a task at once.
+async fn done_or_idle(task: &mut Option<JoinHandle<()>>) {
+    if let Some(running) = task {
+        let _ = running.await;
+        *task = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_core::Instance;
+
+    use super::*;
+
+    fn state(service: &str, codes: &[&str]) -> ServiceState {
+        let instance = |code: &&str| Arc::new(Instance::new(service).code(*code));
+        let instances = codes.iter().map(instance).collect();
+        ServiceState { service: service.into(), revision: 1, instances, problems: vec![] }
+    }
+
+    fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {
+        let instances = codes.map(|code| Arc::new(Instance::new(service).code(code.to_string()))).collect();
+        disk::save(folder, &[Arc::new(Snapshot::new(service, 7, instances))]);
+    }
+
+    #[tokio::test]
+    async fn what_only_the_disk_knows_is_gone_with_the_first_reset() {
+        let folder = tempfile::tempdir().unwrap();
+        saved(folder.path(), "few", 0..2);
+        saved(folder.path(), "many", 0..20);
+        let shared = Arc::new(Shared::new(Scope::All));
+        let (events, receiver) = mpsc::channel(1);
+        let store = Store::new(shared.clone(), Some(Guard::default()), Some(folder.path().to_owned()));
+        let running = tokio::spawn(store.run(receiver));
+        let mut link = shared.link.subscribe();
+        link.wait_for(|link| link.loaded == Loaded::FromDisk).await.unwrap();
+        assert_eq!(shared.snapshot("few").instances().len(), 2);
+        events.send(Event::Reset(vec![])).await.unwrap();
+        link.wait_for(|link| link.loaded == Loaded::FromRegistry).await.unwrap();
+        assert!(shared.snapshot("few").is_empty());
+        let many = shared.snapshot("many");
+        assert!(many.is_guarded() && many.instances().len() == 20, "a mass loss like any other: {many:?}");
+        drop(events);
+        running.await.unwrap();
+        assert!(disk::load(folder.path(), &Scope::one("few")).is_empty());
+    }
+
+    #[test]
+    fn a_slow_disk_does_not_stop_the_directory() {
+        // The one thread for what blocks is taken: no write ends before it is given back.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let shared = Arc::new(Shared::new(Scope::All));
+            let (events, receiver) = mpsc::channel(1);
+            let running = tokio::spawn(Store::new(shared.clone(), None, Some(folder.path().to_owned())).run(receiver));
+            events.send(Event::Put(state("s", &["a"]))).await.unwrap();
+            shared.version.subscribe().wait_for(|version| *version == 1).await.unwrap();
+            let (give_back, taken) = std::sync::mpsc::channel::<()>();
+            let disk = tokio::task::spawn_blocking(move || taken.recv());
+            for codes in [&["b"], &["c"]] {
+                tokio::time::advance(SAVE_AFTER * 2).await;
+                let sent = async { events.send(Event::Put(state("s", codes))).await.unwrap() };
+                // In turns, not by time: the clock stands still while something blocks.
+                let turns = async {
+                    for _ in 0..100 {
+                        tokio::task::yield_now().await
+                    }
+                };
+                tokio::join!(sent, turns);
+                assert!(shared.snapshot("s").find(codes[0]).is_some());
+            }
+            give_back.send(()).unwrap();
+            disk.await.unwrap().unwrap();
+            drop(events);
+            running.await.unwrap();
+            let loaded = disk::load(folder.path(), &Scope::All);
+            assert!(loaded[0].snapshot.find("c").is_some(), "the rest is saved at the end: {loaded:?}");
+        });
     }
 }
