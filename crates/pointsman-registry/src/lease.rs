@@ -17,13 +17,14 @@ use tokio::time::Instant;
 pub(crate) struct Lease {
     base: Instant,
     until: Arc<AtomicU64>,
-    extended: Arc<Notify>,
+    /// Wakes those who wait for it to hold again, or to end.
+    changed: Arc<Notify>,
 }
 
 impl Lease {
     /// A lease that has already run out.
     pub(crate) fn new() -> Self {
-        Self { base: Instant::now(), until: Arc::default(), extended: Arc::default() }
+        Self { base: Instant::now(), until: Arc::default(), changed: Arc::default() }
     }
 
     /// Lets it hold until `until`, unless it has been ended. It is never shortened.
@@ -31,14 +32,21 @@ impl Lease {
         let nanos = u64::try_from(until.saturating_duration_since(self.base).as_nanos()).unwrap_or(ENDED - 1);
         // `fetch_update` so that a heartbeat that was under way when the connection was lost cannot revive the lease.
         let raise = |old: u64| (old != ENDED && old < nanos).then_some(nanos);
-        if self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise).is_ok() {
-            self.extended.notify_waiters();
+        let held = self.holds();
+        if self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise).is_ok() && !held {
+            self.changed.notify_waiters();
         }
     }
 
     /// Ends it for good.
     pub(crate) fn end(&self) {
         self.until.store(ENDED, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether it has been ended for good.
+    pub(crate) fn is_over(&self) -> bool {
+        self.until.load(Ordering::Acquire) == ENDED
     }
 
     /// Until when it holds; in the past if it does not.
@@ -56,19 +64,26 @@ impl Lease {
 
     /// Returns when it holds no longer.
     pub(crate) async fn ended(&self) {
-        while self.holds() {
-            tokio::time::sleep_until(self.until()).await;
+        loop {
+            let changed = self.changed.notified();
+            if !self.holds() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(self.until()) => {}
+                () = changed => {}
+            }
         }
     }
 
     /// Returns when it holds, at once if it does. Never, if it has been ended.
     pub(crate) async fn held(&self) {
         loop {
-            let extended = self.extended.notified();
+            let changed = self.changed.notified();
             if self.holds() {
                 return;
             }
-            extended.await;
+            changed.await;
         }
     }
 }

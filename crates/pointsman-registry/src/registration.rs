@@ -133,15 +133,17 @@ impl Roles {
                 self.told = Some(role);
                 return Some(role);
             }
-            let ended = async {
+            let lease_changes = async {
                 match state.lease {
                     Some(lease) if role != Role::Detached => lease.ended().await,
+                    // Detached only because the lease has run out: it may hold again.
+                    Some(lease) if state.role != Role::Detached => lease.held().await,
                     _ => std::future::pending().await,
                 }
             };
             tokio::select! {
                 changed = self.state.changed() => changed.ok()?,
-                () = ended => {}
+                () = lease_changes => {}
             }
         }
     }
@@ -215,10 +217,31 @@ impl Report {
         }
     }
 
+    /// The role is about to be given up by us: nobody may hold it by this registration any more, even if the answer to
+    /// what is about to be asked of the registry never comes.
+    pub(crate) fn step_down(&self, why: &str) {
+        let trouble = Some(why.to_owned());
+        self.state.send_replace(RoleState { role: Role::Detached, lease: None, trouble });
+    }
+
+    /// Tells the holder, who still waits for the first answer, that there will be no registration.
+    pub(crate) fn fail_first(&mut self, error: Error) {
+        if let Some(first) = self.first.take() {
+            let _ = first.send(Err(error));
+        }
+    }
+
     /// Whether the holder still waits for the first answer: then a failure ends the registration, otherwise the backend
     /// must go on trying.
     pub(crate) fn is_first(&self) -> bool {
         self.first.is_some()
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        // `Roles` outlive the registration: they must not go on saying master.
+        self.step_down("the registration has ended");
     }
 }
 
@@ -238,7 +261,7 @@ impl End {
         let (reply, result) = match self {
             End::Dropped => return,
             End::Closed(reply, result) => (Some(reply), result),
-            End::Failed(report, error) => (report.first, Err(error)),
+            End::Failed(mut report, error) => (report.first.take(), Err(error)),
         };
         if let Some(reply) = reply {
             // Nobody waits any more: nobody to tell.

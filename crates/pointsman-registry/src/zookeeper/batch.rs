@@ -14,6 +14,7 @@ use zookeeper_client::{Client, CreateMode, Error as ZkError, MultiWriteError, Mu
 
 use super::layout::{MASTER, normal_prefix};
 use super::options;
+use crate::lease::Lease;
 use crate::url::Acl;
 
 /// A handle on the task that puts requests together. It ends with the last handle.
@@ -47,9 +48,10 @@ const MOST_BYTES: usize = 256 * 1024;
 const UNDER_WAY: usize = 4;
 
 impl Batches {
-    pub(super) fn start(client: &Client) -> Self {
+    /// For one connection, which ends with its lease.
+    pub(super) fn start(client: &Client, lease: &Lease) -> Self {
         let (creations, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(create_all(client.clone(), receiver));
+        tokio::spawn(create_all(Submitter { client: client.clone(), lease: lease.clone() }, receiver));
         Self { creations }
     }
 
@@ -62,7 +64,7 @@ impl Batches {
     }
 }
 
-async fn create_all(client: Client, mut creations: mpsc::UnboundedReceiver<Creation>) {
+async fn create_all(submitter: Submitter, mut creations: mpsc::UnboundedReceiver<Creation>) {
     let turns = Arc::new(Semaphore::new(UNDER_WAY));
     let mut asked = Vec::new();
     loop {
@@ -76,37 +78,58 @@ async fn create_all(client: Client, mut creations: mpsc::UnboundedReceiver<Creat
             bytes > MOST_BYTES
         });
         let batch: Vec<Creation> = asked.drain(..too_much.unwrap_or(asked.len()).max(1)).collect();
-        let client = client.clone();
+        let submitter = submitter.clone();
         tokio::spawn(async move {
-            create_batch(&client, batch).await;
+            submitter.create_batch(batch).await;
             drop(turn);
         });
     }
 }
 
-async fn create_batch(client: &Client, batch: Vec<Creation>) {
-    match create_together(client, &batch).await {
-        Ok(created) => {
-            for (creation, created) in batch.into_iter().zip(created) {
-                let _ = creation.reply.send(Ok(created));
-            }
-        }
-        // One that cannot be created fails all: each by itself.
-        Err(MultiWriteError::OperationFailed { .. }) if batch.len() > 1 => {
-            let each = batch.into_iter().map(|creation| create_batch_of_one(client, creation));
-            join_all(each).await;
-        }
-        Err(error) => {
-            let error = ZkError::from(error);
-            batch.into_iter().for_each(|creation| drop(creation.reply.send(Err(error.clone()))));
-        }
-    }
+#[derive(Clone)]
+struct Submitter {
+    client: Client,
+    lease: Lease,
 }
 
-async fn create_batch_of_one(client: &Client, creation: Creation) {
-    let created = create_together(client, std::slice::from_ref(&creation)).await;
-    let created = created.map_err(ZkError::from).and_then(|created| created.into_iter().next().ok_or(ZkError::NoNode));
-    let _ = creation.reply.send(created);
+impl Submitter {
+    async fn create_batch(&self, batch: Vec<Creation>) {
+        let batch = self.still_wanted(batch);
+        if batch.is_empty() {
+            return;
+        }
+        match create_together(&self.client, &batch).await {
+            Ok(created) => {
+                for (creation, created) in batch.into_iter().zip(created) {
+                    let _ = creation.reply.send(Ok(created));
+                }
+            }
+            // One that cannot be created fails all: each by itself.
+            Err(MultiWriteError::OperationFailed { .. }) if batch.len() > 1 => {
+                join_all(batch.into_iter().map(|creation| self.create_one(creation))).await;
+            }
+            Err(error) => {
+                let error = ZkError::from(error);
+                batch.into_iter().for_each(|creation| drop(creation.reply.send(Err(error.clone()))));
+            }
+        }
+    }
+
+    async fn create_one(&self, creation: Creation) {
+        for creation in self.still_wanted(vec![creation]) {
+            let created = create_together(&self.client, std::slice::from_ref(&creation)).await;
+            let first = |created: Vec<Created>| created.into_iter().next().ok_or(ZkError::NoNode);
+            let _ = creation.reply.send(created.map_err(ZkError::from).and_then(first));
+        }
+    }
+
+    /// What nobody waits for any more, and what belongs to a connection that is lost, must not be sent: whoever wanted it
+    /// may have looked for it and created it anew. What has been sent keeps its order.
+    fn still_wanted(&self, mut batch: Vec<Creation>) -> Vec<Creation> {
+        let over = self.lease.is_over();
+        batch.retain(|creation| !over && !creation.reply.is_closed());
+        batch
+    }
 }
 
 async fn create_together(client: &Client, batch: &[Creation]) -> Result<Vec<Created>, MultiWriteError> {

@@ -39,11 +39,14 @@ pub(super) async fn keep(
         link,
         commands,
         report,
+        written: None,
         updates: Vec::new(),
         place: None,
         created_at: None,
         sessions: HashSet::new(),
         vacant_since: None,
+        outwaiting: None,
+        just_created: false,
         ending: None,
     };
     if let Err(error) = keeper.check_size(&keeper.instance) {
@@ -61,6 +64,8 @@ struct Keeper {
     link: watch::Receiver<Link>,
     commands: mpsc::UnboundedReceiver<Command>,
     report: Report,
+    /// What is registered, as far as is known.
+    written: Option<Instance>,
     /// Who waits for the newest update to be written.
     updates: Vec<Reply>,
     /// Where the instance is registered, as far as is known.
@@ -72,6 +77,10 @@ struct Keeper {
     sessions: HashSet<i64>,
     /// Since when this normal instance, not being the first, has seen no master.
     vacant_since: Option<Instant>,
+    /// The session of a stranger that has our code, and until when to wait for its end.
+    outwaiting: Option<(i64, Instant)>,
+    /// The watches are still to be set for the first time.
+    just_created: bool,
     /// Set when the registration is to end; with the reply if somebody waits for it.
     ending: Option<Option<Reply>>,
 }
@@ -107,10 +116,14 @@ enum Ahead {
 impl Keeper {
     async fn run(mut self, patience: Option<Duration>) -> End {
         let deadline = patience.map(|patience| Instant::now() + patience);
-        let mut delay = RETRY_DELAY;
+        let mut backoff = Backoff::default();
         loop {
             let Some(session) = self.connection(deadline).await else {
-                return self.end_unconnected();
+                match self.unconnected() {
+                    Some(error) => return End::Failed(self.report, error),
+                    None if self.ending.is_some() && !self.is_over() => continue,
+                    None => return self.ended(Ok(())),
+                }
             };
             let out = match self.hold(&session).await {
                 Ok(never) => match never {},
@@ -119,13 +132,13 @@ impl Keeper {
             match out {
                 Out::Ending => match self.remove(&session).await {
                     Ok(()) => return self.ended(Ok(())),
-                    // Keeps trying in the background; whoever waits is told.
-                    Err(fault) => self.answer_ending(&fault.to_string()),
+                    Err(fault) => {
+                        // Keeps trying in the background; whoever waits is told.
+                        self.answer_ending(&fault.to_string());
+                        self.pause(backoff.next(), &session).await;
+                    }
                 },
-                Out::Disconnected => {
-                    self.report.detached("connection to the registry lost");
-                    delay = RETRY_DELAY;
-                }
+                Out::Disconnected => self.report.detached("connection to the registry lost"),
                 Out::Gone(why) => {
                     self.report.detached(why);
                     self.place = None;
@@ -138,22 +151,29 @@ impl Keeper {
                     self.must_look = true;
                     let too_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
                     if self.report.is_first() && (too_late || !error.is_retryable()) {
-                        return End::Failed(self.report, error);
+                        if self.remove(&session).await.is_ok() {
+                            return End::Failed(self.report, error);
+                        }
+                        self.fail(error);
+                        continue;
                     }
                     self.report.detached(&error.to_string());
-                    self.pause(delay.mul_f64(fastrand::f64()), &session).await;
-                    delay = (delay * 2).min(LONGEST_RETRY_DELAY);
+                    self.refuse_updates(&error);
+                    self.pause(backoff.next(), &session).await;
                 }
             }
         }
     }
 
-    /// Waits for a connection. `None` if none is needed, or none will come.
+    /// Waits for a connection. `None` if none is needed, or none has come in time, or none will come.
     async fn connection(&mut self, deadline: Option<Instant>) -> Option<Session> {
         loop {
+            if self.ending.is_some() && self.has_nothing() {
+                return None;
+            }
             let mut link = self.link.clone();
             let expired = async {
-                match deadline.filter(|_| self.report.is_first()) {
+                match deadline.filter(|_| self.report.is_first() && self.ending.is_none()) {
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
                     None => std::future::pending().await,
                 }
@@ -163,33 +183,62 @@ impl Keeper {
                 () = expired => return None,
                 command = self.commands.recv(), if self.ending.is_none() => {
                     self.take(command);
-                    if self.ending.is_some() {
-                        let reason = "no connection to the registry; it will be removed on return, or with its session";
+                    let reason = "no connection to the registry; it will be removed on return, or with its session";
+                    if !self.has_nothing() {
                         self.answer_ending(reason);
-                        if self.place.is_none() && !self.must_look {
-                            return None;
-                        }
                     }
                 }
             }
         }
     }
 
-    fn end_unconnected(mut self) -> End {
+    /// Whether there is certainly no node of ours.
+    fn has_nothing(&self) -> bool {
+        self.place.is_none() && (self.sessions.is_empty() || !self.must_look)
+    }
+
+    /// Whether nothing is left to be done, or can be done any more.
+    fn is_over(&self) -> bool {
+        self.has_nothing() || matches!(&*self.link.borrow(), Link::Closed)
+    }
+
+    /// There is no connection. Returns why the first registration has failed, if it has, and nothing was created for it.
+    fn unconnected(&mut self) -> Option<Error> {
         if self.ending.is_some() {
-            return self.ended(Ok(()));
+            return None;
         }
         let step = format!("register {}/{}", self.instance.service, self.instance.code);
         let reason = match &*self.link.borrow() {
             Link::Down(reason) => reason.to_string(),
             Link::Up(_) | Link::Closed => "the registry is closed".to_owned(),
         };
-        if self.report.is_first() {
-            return End::Failed(self.report, Error::Unavailable { step, reason });
+        let error = Error::Unavailable { step, reason };
+        if self.report.is_first() && self.has_nothing() {
+            return Some(error);
         }
-        self.report.detached(&reason);
+        self.fail(error);
+        None
+    }
+
+    /// Tells whoever waits for the first answer that there will be no registration. What may have been created all the
+    /// same is still to be removed: the process's session may live for long.
+    fn fail(&mut self, error: Error) {
+        self.report.detached(&error.to_string());
+        self.report.fail_first(error);
         self.ending = Some(None);
-        self.ended(Ok(()))
+    }
+
+    /// Answers the updates that the registry refuses, and goes back to what it has accepted.
+    fn refuse_updates(&mut self, error: &Error) {
+        if error.is_retryable() || self.updates.is_empty() {
+            return;
+        }
+        for reply in self.updates.drain(..) {
+            let _ = reply.send(Err(error.clone()));
+        }
+        if let Some(written) = &self.written {
+            self.instance = written.clone();
+        }
     }
 
     fn ended(self, result: Result<(), Error>) -> End {
@@ -255,6 +304,8 @@ impl Keeper {
         if self.ending.is_some() {
             return Err(Out::Ending);
         }
+        self.vacant_since = None;
+        self.session_timeout = session.timeout();
         let path = self.path.clone();
         let folder = self.folder(session, &path);
         if self.place.as_ref().is_none_or(|place| place.session != session.id()) {
@@ -309,12 +360,18 @@ impl Keeper {
     /// Waits until a stranger's node is gone: it may be of a process that died a moment ago, perhaps of our own
     /// predecessor. Half as long again as its session can last, then it must be alive.
     async fn outwait(&mut self, folder: &Folder<'_>, stranger: Found) -> Result<(), Out> {
+        if self.outwaiting.is_some_and(|(session, _)| session != stranger.place.session) {
+            self.outwaiting = None;
+        }
         let (exists, gone) = folder.watch(&stranger.place.name).await?;
         if !exists {
             return Ok(());
         }
         let longest = stranger.session_timeout.unwrap_or_default().max(folder.session.timeout());
-        let patience = tokio::time::sleep(longest * 3 / 2);
+        // One deadline a session, however often its node changes meanwhile.
+        let owner = stranger.place.session;
+        let (_, until) = *self.outwaiting.get_or_insert((owner, Instant::now() + longest * 3 / 2));
+        let patience = tokio::time::sleep_until(until);
         tokio::pin!(patience);
         let mut gone = std::pin::pin!(gone.changed());
         loop {
@@ -330,6 +387,7 @@ impl Keeper {
                 }
             }
         }
+        self.outwaiting = None;
         let Instance { service, code, .. } = &self.instance;
         let holder = stranger.holder;
         Err(Out::Failed(Error::DuplicateCode { service: service.clone(), code: code.clone(), holder }))
@@ -337,7 +395,7 @@ impl Keeper {
 
     /// Creates the own node: as master if the service has nobody else, or else at the end of the queue.
     async fn create(&mut self, folder: &Folder<'_>) -> Result<Place, Out> {
-        let _first = folder.session.creating();
+        let creating = folder.session.creating();
         let data = self.data();
         self.sessions.insert(folder.session.id());
         // From here until the place is known, a node may exist that we have no reply for.
@@ -350,6 +408,8 @@ impl Keeper {
             };
             self.must_look = false;
             self.created_at = Some(Instant::now());
+            self.just_created = true;
+            drop(creating);
             if look_again {
                 // Another process with the same code may have looked when we did.
                 self.must_look = true;
@@ -378,7 +438,7 @@ impl Keeper {
     /// One round: everything is looked at, then the next event is waited for.
     async fn stay(&mut self, folder: &Folder<'_>) -> Result<(), Out> {
         let Some(place) = self.place.clone() else { return Err(Out::Gone("the own node is not known")) };
-        let round = folder.session.round().await;
+        let round = folder.session.round(std::mem::take(&mut self.just_created)).await;
         let own = self.own(folder, &place).await?;
         let ahead = match place.role() {
             Role::Normal => self.ahead(folder, &place).await?,
@@ -406,6 +466,7 @@ impl Keeper {
             }
             let wanted = self.data();
             if data == wanted {
+                self.written = Some(self.instance.clone());
                 for reply in self.updates.drain(..) {
                     let _ = reply.send(Ok(()));
                 }
@@ -478,7 +539,7 @@ impl Keeper {
             () = session.lease.ended() => self.lapsed(session).await,
             () = tokio::time::sleep(next_audit) => Ok(()),
             command = self.commands.recv() => match command {
-                Some(Command::Resign(reply)) if place.role().is_master() => self.resign(folder, reply).await,
+                Some(Command::Resign(reply)) if place.role().is_master() => self.resign(folder, place, reply).await,
                 command => {
                     self.take(command);
                     if self.ending.is_some() { Err(Out::Ending) } else { Ok(()) }
@@ -493,6 +554,10 @@ impl Keeper {
         tokio::select! {
             () = session.lease.held() => Ok(()),
             () = left(&mut self.link, session) => Err(Out::Disconnected),
+            command = self.commands.recv() => {
+                self.take(command);
+                if self.ending.is_some() { Err(Out::Ending) } else { Ok(()) }
+            }
         }
     }
 
@@ -507,8 +572,10 @@ impl Keeper {
         }
     }
 
-    async fn resign(&mut self, folder: &Folder<'_>, reply: Reply) -> Result<(), Out> {
-        match folder.demote(&self.data()).await {
+    async fn resign(&mut self, folder: &Folder<'_>, place: &Place, reply: Reply) -> Result<(), Out> {
+        // Before it is asked for: the next one may be master before we have the answer.
+        self.report.step_down("resigning");
+        match folder.demote(place, &self.data()).await {
             Ok(Some(place)) => {
                 self.report.registered(place.role(), Some(folder.session.lease.clone()));
                 self.place = Some(place);
@@ -531,12 +598,13 @@ impl Keeper {
 
     /// Deletes whatever is ours.
     async fn remove(&mut self, session: &Session) -> Result<(), Fault> {
+        self.report.step_down("deregistering");
         let path = self.path.clone();
         let folder = self.folder(session, &path);
         if let Some(place) = self.place.as_ref().filter(|place| place.session == session.id()) {
-            folder.delete(&place.name).await?;
+            folder.delete_own(place).await?;
         }
-        if self.must_look {
+        if self.must_look && !self.sessions.is_empty() {
             for found in folder.find(&self.instance.service, &self.instance.code).await? {
                 if found.place.session == session.id() {
                     folder.delete(&found.place.name).await?;
@@ -565,3 +633,21 @@ fn grace(session: &Session) -> Duration {
 const CREATE_ATTEMPTS: usize = 8;
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// Delays that grow with failures in a row, spread so that a fleet does not try all at once.
+#[derive(Default)]
+struct Backoff {
+    last: Option<(Instant, Duration)>,
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let delay = match self.last {
+            // The last failure is long past: this is another trouble.
+            Some((at, delay)) if at.elapsed() <= delay + LONGEST_RETRY_DELAY => (delay * 2).min(LONGEST_RETRY_DELAY),
+            _ => RETRY_DELAY,
+        };
+        self.last = Some((Instant::now(), delay));
+        delay.mul_f64(fastrand::f64())
+    }
+}

@@ -150,6 +150,19 @@ impl Folder<'_> {
         }
     }
 
+    /// Whether a place is still ours.
+    async fn is_ours(&self, place: &Place) -> Result<bool, Fault> {
+        let path = self.at(&place.name);
+        let stat = self.session.run(|| format!("look at {path}"), self.session.client.check_stat(&path)).await?;
+        Ok(stat.is_some_and(|stat| stat.ephemeral_owner == place.session && stat.czxid == place.czxid))
+    }
+
+    /// Deletes our own node. Not what has come in its place: `master` has the same name whoever it is, and numbers start
+    /// anew in a folder that was made anew.
+    pub(super) async fn delete_own(&self, place: &Place) -> Result<(), Fault> {
+        if self.is_ours(place).await? { self.delete(&place.name).await } else { Ok(()) }
+    }
+
     /// Deletes a node, whether it is still there or not.
     pub(super) async fn delete(&self, name: &str) -> Result<(), Fault> {
         let path = self.at(name);
@@ -174,7 +187,10 @@ impl Folder<'_> {
     }
 
     /// From master to the end of the queue, in one transaction. `None` if the own node is gone.
-    pub(super) async fn demote(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
+    pub(super) async fn demote(&self, own: &Place, data: &[u8]) -> Result<Option<Place>, Fault> {
+        if !self.is_ours(own).await? {
+            return Ok(None);
+        }
         let sequential = options(CreateMode::EphemeralSequential, self.acl);
         let mut writer = self.session.client.new_multi_writer();
         let built = writer

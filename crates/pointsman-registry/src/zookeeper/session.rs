@@ -1,8 +1,10 @@
 //! One session with the ensemble at a time, for as long as it takes.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -61,11 +63,12 @@ impl Session {
     }
 
     fn new(client: &Client, epoch: u64) -> Self {
+        let lease = Lease::new();
         Session {
             client: client.clone(),
             epoch,
-            lease: Lease::new(),
-            batches: Batches::start(client),
+            batches: Batches::start(client, &lease),
+            lease,
             creating: watch::Sender::new(0),
             rounds: Arc::new(Semaphore::new(ROUNDS)),
         }
@@ -80,12 +83,14 @@ impl Session {
         Creating(self)
     }
 
-    /// Waits for its turn to look at everything: until no creation is under way, but not for ever.
-    pub(super) async fn round(&self) -> Option<SemaphorePermit<'_>> {
+    /// Waits for its turn to look at everything. Who has just been created lets other creations go first, for a while.
+    pub(super) async fn round(&self, just_created: bool) -> Option<SemaphorePermit<'_>> {
         // The turn first: otherwise one moment without a creation would let everybody through who waits.
         let turn = self.rounds.acquire().await.ok();
-        let mut creating = self.creating.subscribe();
-        let _ = tokio::time::timeout(self.timeout() / 8, creating.wait_for(|creating| *creating == 0)).await;
+        if just_created {
+            let mut creating = self.creating.subscribe();
+            let _ = tokio::time::timeout(self.timeout() / 64, creating.wait_for(|creating| *creating == 0)).await;
+        }
         turn
     }
 
@@ -208,6 +213,7 @@ async fn run(
     // Kept after the client has given a session up: the server may still have it, and with it what we registered.
     let mut last: Option<SessionInfo> = None;
     loop {
+        let started = Instant::now();
         let client = tokio::select! {
             client = connect(&settings, connector.clone(), last.clone()) => client,
             () = stopped(&mut stop) => break,
@@ -217,7 +223,7 @@ async fn run(
                 delay = FIRST_DELAY;
                 last = Some(client.session().clone());
                 tokio::select! {
-                    () = serve(&client, &link, &mut epoch) => {}
+                    () = serve(&client, started, &link, &mut epoch) => {}
                     () = stopped(&mut stop) => {
                         close(client, &link).await;
                         return;
@@ -230,7 +236,10 @@ async fn run(
                 continue;
             }
             Err(error) => {
-                let reason = explain(&settings, &error).await;
+                let reason = tokio::select! {
+                    reason = explain(&settings, &error) => reason,
+                    () = stopped(&mut stop) => break,
+                };
                 tracing::debug!(%reason, "not connected");
                 down(&link, &reason);
             }
@@ -283,30 +292,29 @@ async fn connect(
 
 /// Why no server could be connected to, one by one: the client itself says only that there was none.
 async fn explain(settings: &ZooKeeperUrl, error: &zookeeper_client::Error) -> String {
-    let mut reasons = Vec::new();
-    for server in &settings.servers {
+    let reasons = join_all(settings.servers.iter().map(|server| async move {
         let limit = Duration::from_millis(500);
+        let no_session = match settings.tls {
+            Some(_) => "accepts connections, but no session could be made (is it a TLS port with this ca?)",
+            None => "accepts connections, but no session could be made (is it ZooKeeper, and has it a quorum?)",
+        };
         let reason = match tokio::time::timeout(limit, tokio::net::TcpStream::connect(server)).await {
-            Ok(Ok(_)) => match settings.tls {
-                Some(_) => {
-                    "accepts connections, but no session could be made (is it a TLS port with this ca?)".to_owned()
-                }
-                None => "accepts connections, but no session could be made (is it ZooKeeper, and has it a quorum?)"
-                    .to_owned(),
-            },
+            Ok(Ok(_)) => no_session.to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer".to_owned(),
         };
-        reasons.push(format!("{server}: {reason}"));
-    }
+        format!("{server}: {reason}")
+    }));
+    let reasons = reasons.await;
     match error {
         zookeeper_client::Error::NoHosts | zookeeper_client::Error::Timeout => reasons.join("; "),
         error => format!("{error} ({})", reasons.join("; ")),
     }
 }
 
-/// Serves one client until its session ends.
-async fn serve(client: &Client, link: &watch::Sender<Link>, epoch: &mut u64) {
+/// Serves one client, whose connecting began at `started`, until its session ends.
+async fn serve(client: &Client, started: Instant, link: &watch::Sender<Link>, epoch: &mut u64) {
+    let mut confirmed = Confirmed { heartbeats: VecDeque::from([started]), connection: started };
     let mut states = client.state_watcher();
     let mut state = client.state();
     let id = SessionId(client.session_id().0);
@@ -317,7 +325,7 @@ async fn serve(client: &Client, link: &watch::Sender<Link>, epoch: &mut u64) {
                 let session = Session::new(client, *epoch);
                 tokio::select! {
                     next = states.changed() => state = next,
-                    never = heartbeat(&session, link) => match never {},
+                    never = heartbeat(&session, &mut confirmed, link) => match never {},
                 }
                 // First of all: nobody holds a role by this connection any more.
                 session.lease.end();
@@ -333,20 +341,51 @@ async fn serve(client: &Client, link: &watch::Sender<Link>, epoch: &mut u64) {
     }
 }
 
-/// Renews the session's lease for as long as the leader confirms the session, and announces it after the first time.
-///
-/// `sync` goes through the leader, which refuses it for a session that it does not know: so a reply to what was sent at
-/// `t` says that the leader knew the session at `t` or later. It may not have heard of all our traffic yet: followers tell
-/// it once in half a tick. A session timeout is at least two ticks, so the leader expires the session no earlier than
-/// `t` + 3/4 of the timeout; the lease ends at 2/3.
-async fn heartbeat(session: &Session, link: &watch::Sender<Link>) -> std::convert::Infallible {
+/// The moments from which the leader is known to count the session's time.
+struct Confirmed {
+    /// When the heartbeats were sent that it has confirmed, the last few.
+    heartbeats: VecDeque<Instant>,
+    /// A moment before this connection was made: to make it, the leader was asked about the session, and counts anew.
+    connection: Instant,
+}
+
+impl Confirmed {
+    /// Takes in that the heartbeat sent at `sent` was confirmed; returns until when the session is safe.
+    ///
+    /// The confirmation itself extends nothing: the leader only says that it knows the session. It counts from what its
+    /// followers tell it of our traffic, once in half a tick, by the same connection that brings the confirmation. A
+    /// session timeout is at least two ticks: so what we sent a quarter of the timeout before this heartbeat has been told.
+    fn heartbeat(&mut self, sent: Instant, timeout: Duration) -> Instant {
+        let told = |at: &&Instant| **at + timeout / 4 <= sent;
+        let newest = self.heartbeats.iter().rev().find(told).copied();
+        self.heartbeats.push_back(sent);
+        if self.heartbeats.len() > 8 {
+            self.heartbeats.pop_front();
+        }
+        newest.unwrap_or(self.connection).max(self.connection) + timeout
+    }
+
+    /// Another connection within the session: it was made after the last heartbeat that was confirmed.
+    fn reconnected(&mut self) {
+        self.connection = self.heartbeats.back().copied().unwrap_or(self.connection);
+    }
+}
+
+/// Renews the session's lease for as long as the leader confirms the session (`sync` goes through it, a read would not),
+/// and announces the connection after the first time.
+async fn heartbeat(
+    session: &Session,
+    confirmed: &mut Confirmed,
+    link: &watch::Sender<Link>,
+) -> std::convert::Infallible {
     let timeout = session.timeout();
     let mut announced = false;
+    confirmed.reconnected();
     loop {
         let sent = Instant::now();
         match within(timeout, || "heartbeat".to_owned(), session.client.sync("/")).await {
             Ok(()) => {
-                session.lease.extend(sent + timeout * 2 / 3);
+                session.lease.extend(confirmed.heartbeat(sent, timeout));
                 if !announced {
                     announced = true;
                     tracing::info!(session = %session.client.session_id(), ?timeout, "connected");
@@ -370,3 +409,30 @@ async fn close(client: Client, link: &watch::Sender<Link>) {
 }
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_safe_for_a_timeout_from_what_the_leader_has_been_told() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let timeout = 12 * second;
+        let mut confirmed = Confirmed { heartbeats: VecDeque::from([start]), connection: start };
+        confirmed.reconnected();
+        assert_eq!(confirmed.heartbeat(start, timeout), start + timeout);
+        // In the steady state, a heartbeat each sixth of the timeout, that is two thirds of it from the last one.
+        for number in 1..20 {
+            let sent = start + 2 * second * number;
+            let safe = confirmed.heartbeat(sent, timeout);
+            assert!(number < 3 || safe == sent + timeout * 2 / 3, "{number}");
+        }
+        // After a pause, a first confirmation says nothing about when the session ends; the next ones do.
+        let (before, after) = (start + 38 * second, start + 49 * second);
+        assert_eq!(confirmed.heartbeat(after, timeout), before + timeout);
+        assert_eq!(confirmed.heartbeat(after + 3 * second, timeout), after + timeout);
+        // A new connection was made after the last heartbeat.
+        confirmed.reconnected();
+        assert_eq!(confirmed.heartbeat(after + 5 * second, timeout), after + 3 * second + timeout);
+    }
+}
