@@ -227,6 +227,20 @@ async fn many_instances_come_and_go(url: String) {
     until("nobody", &service, |s| s.instances().is_empty()).await;
 }
 
+async fn roles_end_with_their_registration(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let closed = registry.register(Instance::new("s")).await.unwrap();
+    let dropped = registry.register(Instance::new("s")).await.unwrap();
+    let (mut of_closed, mut of_dropped) = (closed.roles(), dropped.roles());
+    closed.close().await.unwrap();
+    assert_eq!(of_closed.role(), Role::Detached);
+    drop(dropped);
+    for roles in [&mut of_closed, &mut of_dropped] {
+        soon("the end", async { while roles.changed().await.is_some() {} }).await;
+        assert_eq!(roles.role(), Role::Detached);
+    }
+}
+
 macro_rules! conformance {
     ($($name:ident)*) => {
         mod memory {
@@ -258,4 +272,5 @@ conformance! {
     changes_are_told_as_they_happen
     several_services_are_followed_and_no_others
     many_instances_come_and_go
+    roles_end_with_their_registration
 }

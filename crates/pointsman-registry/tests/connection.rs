@@ -184,3 +184,57 @@ async fn many_cuts_in_a_row_leave_everything_in_order() {
     }
     fleet.settled("many cuts").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_that_fails_leaves_no_node_behind() {
+    let server = ZooKeeper::shared().await;
+    let mut failed = false;
+    for _ in 0..5 {
+        let proxy = CuttingProxy::start(server.socket_address());
+        let prefix = pointsman_testkit::unique_prefix();
+        // A session that outlives the patience of whoever registers.
+        let url = format!("zookeeper://{}{prefix}?session_timeout=8s&connect_timeout=1s&guard=off", proxy.address());
+        let registry = Registry::connect(&url).await.unwrap();
+        let cut = proxy.cut_after_commit_of(Op::Create, "/s/master");
+        let registering = registry.clone();
+        let registering = tokio::spawn(async move { registering.register(Instance::new("s")).await });
+        cut.happened().await;
+        proxy.cut();
+        let result = soon("an answer", registering).await.unwrap();
+        proxy.mend();
+        // Faster than the cut: it was found again, and is registered.
+        let Err(error) = result else { continue };
+        assert!(error.is_retryable(), "{error}");
+        failed = true;
+        // The process and its session live on; the node must not.
+        let direct = Registry::connect(&support::url(&server.address(), &prefix, "")).await.unwrap();
+        let mut other = direct.register(Instance::new("s").code("other")).await.unwrap();
+        until_role("the way is free", &mut other, Role::is_master).await;
+        let service = direct.discover("s").await.unwrap();
+        soon("nobody else", service.wait_for(|s| s.instances().len() == 1)).await;
+        drop(registry);
+        break;
+    }
+    assert!(failed, "the cut never came in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_resigns_is_not_master_while_the_answer_is_on_its_way() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let mut fleet = Fleet::start(&proxy.address(), server, 1).await;
+    fleet.join(&server.address(), "b").await;
+    fleet.settled("start").await;
+    proxy.delay(std::time::Duration::from_millis(150));
+    let resigning = fleet.members.remove(0);
+    let roles = resigning.registration.roles();
+    let resigned = tokio::spawn(async move {
+        resigning.registration.resign().await.unwrap();
+        resigning
+    });
+    until_role("b is master", &mut fleet.members[0].registration, Role::is_master).await;
+    assert!(!roles.role().is_master());
+    proxy.delay(std::time::Duration::ZERO);
+    fleet.members.push(soon("resigned", resigned).await.unwrap());
+    fleet.settled("resigned slowly").await;
+}
