@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_core::{Instance, Role, Snapshot, Status, Term};
@@ -61,9 +62,15 @@ fn save_one(folder: &Path, path: &Path, snapshot: &Snapshot) -> std::io::Result<
         };
     }
     std::fs::create_dir_all(folder)?;
-    let aside = path.with_extension(format!("{}.tmp", std::process::id()));
+    let aside = aside(path);
     std::fs::write(&aside, serde_json::to_vec(&File::from(snapshot))?)?;
     std::fs::rename(&aside, path)
+}
+
+/// Another one for each write: two directories of a process may save the same service at the same time.
+fn aside(path: &Path) -> PathBuf {
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    path.with_extension(format!("{}-{}.tmp", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Reads every snapshot of the scope.
@@ -111,7 +118,7 @@ fn file_name(service: &str) -> String {
 }
 
 /// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in every process, unlike std's hasher.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
@@ -178,6 +185,13 @@ mod tests {
         assert_eq!(load(folder.path(), &Scope::All).len(), 3);
         save(folder.path(), &[Arc::new(Snapshot::empty("a.b"))]);
         assert_eq!(load(folder.path(), &Scope::All).len(), 2);
+    }
+
+    #[test]
+    fn no_two_writes_share_a_file() {
+        let path = Path::new("folder/s.json");
+        assert_ne!(aside(path), aside(path));
+        assert_eq!(aside(path).parent(), path.parent(), "a rename must stay within the file system");
     }
 
     #[test]

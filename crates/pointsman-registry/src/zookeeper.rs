@@ -149,6 +149,29 @@ impl Backend for ZooKeeper {
     }
 
     fn label(&self) -> String {
-        format!("zookeeper-{}", crate::disk::escaped(self.settings.prefix.trim_start_matches('/')))
+        let ZooKeeperUrl { prefix, servers, .. } = &*self.settings;
+        // Another ensemble may have the same prefix. The same one may be named in any order.
+        let mut servers: Vec<_> = servers.iter().map(String::as_str).collect();
+        servers.sort_unstable();
+        let ensemble = crate::disk::fnv1a(servers.join(",").as_bytes());
+        format!("zookeeper-{}-{ensemble:016x}", crate::disk::escaped(prefix.trim_start_matches('/')))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::url::Url;
+
+    #[tokio::test]
+    async fn each_ensemble_and_prefix_has_a_label_of_its_own() {
+        let label = |url: &str| match Url::parse(url).unwrap().0 {
+            Url::ZooKeeper(settings) => ZooKeeper::new(*settings).unwrap().label(),
+            Url::Memory(name) => name,
+        };
+        let one = label("zookeeper://127.0.0.1:1,127.0.0.1:2/a");
+        assert_eq!(one, label("zookeeper://127.0.0.1:2,127.0.0.1:1/a"));
+        assert_ne!(one, label("zookeeper://127.0.0.1:1,127.0.0.1:3/a"));
+        assert_ne!(one, label("zookeeper://127.0.0.1:1,127.0.0.1:2/b"));
     }
 }
