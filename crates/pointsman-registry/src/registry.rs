@@ -8,12 +8,12 @@ use std::time::Duration;
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
 use tokio::sync::{mpsc, watch};
 
-use crate::backend::{Backend, Scope};
+use crate::backend::{Backend, Event, Scope};
 use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::guard::Guard;
 use crate::memory::Memory;
 use crate::overrides::OverrideChange;
-use crate::registration::{self, Registration};
+use crate::registration::{self, End, Registration};
 use crate::store::{Shared, Store};
 use crate::url::{Common, Url, redacted};
 use crate::zookeeper::ZooKeeper;
@@ -34,6 +34,10 @@ struct Inner {
     guard: Option<Guard>,
     snapshots: Option<PathBuf>,
     directories: Mutex<HashMap<Scope, Weak<DirectoryInner>>>,
+    /// Whether the registry has been closed: by any of its clones, for all of them.
+    closed: watch::Sender<bool>,
+    /// Each task of a registration or a directory holds a receiver, so that closing can wait for their ends.
+    tasks: watch::Sender<()>,
     /// Service and code of each living registration of this process: registering twice is refused, not doubled.
     held: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
 }
@@ -80,19 +84,25 @@ impl Registry {
     /// [`Error::Invalid`] and [`Error::TooLarge`] before anything is sent; [`Error::DuplicateCode`] when another living
     /// instance has the code. That takes as long as a dead process's session may last, because a process that died a
     /// moment ago may be registered still; [`Error::Refused`] when the registry refuses; [`Error::Unavailable`] when it
-    /// cannot be reached within the connect timeout.
+    /// cannot be reached within the connect timeout; [`Error::Closed`].
     pub async fn register(&self, instance: Instance) -> Result<Registration> {
         instance.check()?;
+        self.check_open()?;
         let hold = Hold::new(&self.inner, &instance)?;
         let (registration, task, answer) = registration::pair(instance);
         let backend = self.inner.backend.clone();
+        let (mut closed, alive) = (self.inner.closed.subscribe(), self.inner.tasks.subscribe());
         tokio::spawn(async move {
-            let end = backend.keep(task).await;
-            drop(hold);
+            let end = tokio::select! {
+                biased;
+                // The registration ends with what the backend's task held.
+                () = set(&mut closed) => End::Dropped,
+                end = backend.keep(task) => end,
+            };
+            drop((hold, alive));
             end.tell();
         });
-        let gone = || Error::Closed { what: "registry".to_owned() };
-        answer.await.map_err(|_| gone())??;
+        answer.await.map_err(|_| registry_closed())??;
         Ok(registration)
     }
 
@@ -101,7 +111,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`].
+    /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`]; [`Error::Closed`].
     pub async fn discover(&self, service: &str) -> Result<Service> {
         check_name("service", service)?;
         let directory = self.follow(Scope::one(service)).await?;
@@ -123,7 +133,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Unreachable`].
+    /// [`Error::Unreachable`], [`Error::Closed`].
     pub async fn discover_all(&self) -> Result<Directory> {
         self.follow(Scope::All).await
     }
@@ -132,7 +142,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], [`Error::Unavailable`], [`Error::Refused`].
+    /// [`Error::Invalid`], [`Error::Unavailable`], [`Error::Refused`], [`Error::Closed`].
     pub async fn drain(&self, service: &str, code: &str) -> Result<()> {
         self.set_override(service, code, OverrideChange::Drain).await
     }
@@ -161,15 +171,24 @@ impl Registry {
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
         check_name("service", service)?;
         check_name("code", code)?;
+        self.check_open()?;
         self.inner.backend.set_override(service, code, change).await?;
         tracing::info!(service, code, ?change, "override set");
         Ok(())
     }
 
-    /// Closes all sessions. What is still registered is gone from the registry when this returns, or, if the registry
-    /// is away, when its session expires.
+    /// Closes this registry, with all its clones. What is still registered through it is gone from the registry when
+    /// this returns, or, if the registry is away, when its session expires; its directories stay as they are, and are
+    /// stale. Whoever calls a clone gets [`Error::Closed`].
     pub async fn close(self) {
+        self.inner.closed.send_replace(true);
+        // First the tasks, then the sessions: a task that has only just begun might need another session.
+        self.inner.tasks.closed().await;
         self.inner.backend.close().await;
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if *self.inner.closed.borrow() { Err(registry_closed()) } else { Ok(()) }
     }
 
     /// The URL, without secrets.
@@ -179,10 +198,12 @@ impl Registry {
     }
 
     async fn follow(&self, scope: Scope) -> Result<Directory> {
+        self.check_open()?;
         let directory = self.directory(scope);
         if directory.loaded(self.inner.connect_timeout).await {
             return Ok(directory);
         }
+        self.check_open()?;
         Err(Error::Unreachable {
             tried: format!("read services from {}", self.inner.url),
             waited: self.inner.connect_timeout,
@@ -203,12 +224,18 @@ impl Registry {
         let (backend, followed) = (inner.backend.clone(), scope.clone());
         // On one task: what the backend sends, the store takes in without another thread being woken.
         let (alive, mut ended) = watch::channel(());
+        let (mut closed, task) = (inner.closed.subscribe(), inner.tasks.subscribe());
         tokio::spawn(async move {
             let following = async move {
+                let _task = task;
                 tokio::select! {
-                    () = backend.follow(followed, events) => {}
+                    biased;
+                    () = set(&mut closed) => {
+                        let _ = events.send(Event::Stale).await;
+                    }
                     // Drops the backend's end of the channel, so that the store saves what is left, and ends.
                     _ = ended.changed() => {}
+                    () = backend.follow(followed, events.clone()) => {}
                 }
             };
             tokio::join!(following, store.run(receiver));
@@ -278,6 +305,8 @@ impl Builder {
                 guard: self.guard.unwrap_or_else(guard_of_url),
                 snapshots,
                 directories: Mutex::default(),
+                closed: watch::Sender::new(false),
+                tasks: watch::Sender::new(()),
                 held: Mutex::default(),
             }),
         })
@@ -313,6 +342,17 @@ impl Drop for Hold {
             lock(&inner.held).remove(&self.key);
         }
     }
+}
+
+/// Returns when the flag is set. When its registry is gone it will never be: registrations outlive their registry.
+async fn set(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|set| *set).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn registry_closed() -> Error {
+    Error::Closed { what: "registry".to_owned() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

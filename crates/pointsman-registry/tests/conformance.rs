@@ -161,6 +161,36 @@ async fn the_same_code_twice_is_refused_and_free_again_afterwards(url: String) {
     assert!(again.role().is_master());
 }
 
+async fn a_closed_registry_holds_nothing_and_takes_nothing(url: String) {
+    let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let watching = registry.discover("s").await.unwrap();
+    let service = other.discover("s").await.unwrap();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let mut b = other.register(Instance::new("s").code("b")).await.unwrap();
+    let clone = registry.clone();
+    soon("closed", registry.close()).await;
+    assert_eq!(a.role(), Role::Detached);
+    assert!(matches!(a.update(|i| i.weight = 2).await, Err(Error::Closed { .. })));
+    until_role("b is master", &mut b, Role::is_master).await;
+    until("only b", &service, |s| codes(s) == ["b"]).await;
+    let stale = async {
+        while !matches!(watching.freshness(), Freshness::Stale { .. }) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("stale", stale).await;
+    let refused = [
+        clone.register(Instance::new("s")).await.map(|_| ()),
+        clone.discover("s").await.map(|_| ()),
+        clone.discover_all().await.map(|_| ()),
+        clone.drain("s", "b").await,
+    ];
+    for result in refused {
+        assert!(matches!(result, Err(Error::Closed { .. })), "{result:?}");
+    }
+    clone.close().await;
+}
+
 async fn changes_are_told_as_they_happen(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
     let all = registry.discover_all().await.unwrap();
@@ -269,6 +299,7 @@ conformance! {
     what_an_operator_sets_survives_the_instance
     bad_names_are_refused_before_anything_is_written
     the_same_code_twice_is_refused_and_free_again_afterwards
+    a_closed_registry_holds_nothing_and_takes_nothing
     changes_are_told_as_they_happen
     several_services_are_followed_and_no_others
     many_instances_come_and_go
