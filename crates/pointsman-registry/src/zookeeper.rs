@@ -3,6 +3,7 @@
 mod batch;
 mod fault;
 mod follow;
+mod heartbeat;
 mod keep;
 mod layout;
 mod overrides;

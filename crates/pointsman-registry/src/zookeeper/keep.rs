@@ -3,6 +3,9 @@
 //! Each round of [`Keeper::stay`] looks at everything anew: the own node, whether it still says what it should, and what
 //! to wait for next. So the audit is nothing but another round, and an event nothing but a reason for one.
 
+mod backoff;
+mod enter;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -11,9 +14,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use zookeeper_client::{EventType, OneshotWatcher};
 
+use self::backoff::{Backoff, RETRY_DELAY};
 use super::fault::Fault;
 use super::layout::{Layout, MASTER, before};
-use super::place::{Folder, Found, Place, Promotion, any_normal};
+use super::place::{Folder, Place, Promotion};
 use super::session::{Link, Session, left, up};
 use super::wire::{self, MAX_BYTES};
 use crate::Error;
@@ -323,118 +327,6 @@ impl Keeper {
         }
     }
 
-    /// Finds the node of ours that exists already; removes ghosts; waits for a stranger with our code to go.
-    async fn find_own(&mut self, folder: &Folder<'_>) -> Result<Option<Place>, Out> {
-        while self.must_look {
-            let session = folder.session.id();
-            let found = folder.find(&self.instance.service, &self.instance.code).await?;
-            let (mut own, others): (Vec<Found>, Vec<Found>) =
-                found.into_iter().partition(|f| f.place.session == session);
-            let (ghosts, strangers): (Vec<Found>, Vec<Found>) =
-                others.into_iter().partition(|f| self.sessions.contains(&f.place.session));
-            // A ghost that is master is left to its session's end: to delete it by name could hit its successor.
-            for ghost in ghosts.iter().filter(|ghost| ghost.place.name != MASTER) {
-                folder.delete(&ghost.place.name).await?;
-            }
-            // A stranger that came later than ours is the one to give way.
-            let oldest_own = own.iter().map(|found| found.place.czxid).min().unwrap_or(i64::MAX);
-            if let Some(stranger) = strangers.into_iter().find(|stranger| stranger.place.czxid < oldest_own) {
-                for found in own {
-                    folder.delete(&found.place.name).await?;
-                }
-                self.outwait(folder, stranger).await?;
-                continue;
-            }
-            self.must_look = false;
-            own.sort_by_key(|found| (found.place.name != MASTER, found.place.czxid));
-            let mut own = own.into_iter();
-            let first = own.next();
-            for double in own {
-                folder.delete(&double.place.name).await?;
-            }
-            return Ok(first.map(|found| found.place));
-        }
-        Ok(None)
-    }
-
-    /// Waits until a stranger's node is gone: it may be of a process that died a moment ago, perhaps of our own
-    /// predecessor. Half as long again as its session can last, then it must be alive.
-    async fn outwait(&mut self, folder: &Folder<'_>, stranger: Found) -> Result<(), Out> {
-        if self.outwaiting.is_some_and(|(session, _)| session != stranger.place.session) {
-            self.outwaiting = None;
-        }
-        let (exists, gone) = folder.watch(&stranger.place.name).await?;
-        if !exists {
-            return Ok(());
-        }
-        let longest = stranger.session_timeout.unwrap_or_default().max(folder.session.timeout());
-        // One deadline a session, however often its node changes meanwhile.
-        let owner = stranger.place.session;
-        let (_, until) = *self.outwaiting.get_or_insert((owner, Instant::now() + longest * 3 / 2));
-        let patience = tokio::time::sleep_until(until);
-        tokio::pin!(patience);
-        let mut gone = std::pin::pin!(gone.changed());
-        loop {
-            tokio::select! {
-                _ = &mut gone => return Ok(()),
-                () = &mut patience => break,
-                () = left(&mut self.link, folder.session) => return Err(Out::Disconnected),
-                command = self.commands.recv() => {
-                    self.take(command);
-                    if self.ending.is_some() {
-                        return Err(Out::Ending);
-                    }
-                }
-            }
-        }
-        self.outwaiting = None;
-        let Instance { service, code, .. } = &self.instance;
-        let holder = stranger.holder;
-        Err(Out::Failed(Error::DuplicateCode { service: service.clone(), code: code.clone(), holder }))
-    }
-
-    /// Creates the own node: as master if the service has nobody else, or else at the end of the queue.
-    async fn create(&mut self, folder: &Folder<'_>) -> Result<Place, Out> {
-        let creating = folder.session.creating();
-        let data = self.data();
-        self.sessions.insert(folder.session.id());
-        // From here until the place is known, a node may exist that we have no reply for.
-        let look_again = !self.instance.has_generated_code();
-        self.must_look = true;
-        for _ in 0..CREATE_ATTEMPTS {
-            let Some(place) = self.create_once(folder, &data).await? else {
-                folder.make().await?;
-                continue;
-            };
-            self.must_look = false;
-            self.created_at = Some(Instant::now());
-            self.just_created = true;
-            drop(creating);
-            if look_again {
-                // Another process with the same code may have looked when we did.
-                self.must_look = true;
-                return self.find_own(folder).await?.ok_or(Out::Gone("the own node vanished while it was created"));
-            }
-            return Ok(place);
-        }
-        let step = format!("register {}/{}", self.instance.service, self.instance.code);
-        Err(Out::Failed(Error::Unavailable { step, reason: "the service's folder keeps vanishing".to_owned() }))
-    }
-
-    /// `None` if there is no folder.
-    async fn create_once(&self, folder: &Folder<'_>, data: &[u8]) -> Result<Option<Place>, Fault> {
-        if let Some(place) = folder.create_behind_master(data).await? {
-            return Ok(Some(place));
-        }
-        // Whoever waits in the queue already comes first.
-        if !any_normal(&folder.names().await?)
-            && let Some(place) = folder.create_master(data).await?
-        {
-            return Ok(Some(place));
-        }
-        folder.create_normal(data).await
-    }
-
     /// One round: everything is looked at, then the next event is waited for.
     async fn stay(&mut self, folder: &Folder<'_>) -> Result<(), Out> {
         let Some(place) = self.place.clone() else { return Err(Out::Gone("the own node is not known")) };
@@ -627,27 +519,4 @@ impl Keeper {
 /// How long whoever is ahead in the queue may leave the mastership vacant.
 fn grace(session: &Session) -> Duration {
     session.timeout() / 2
-}
-
-/// A folder may be deleted between its creation and that of the node in it; so often in a row only on purpose.
-const CREATE_ATTEMPTS: usize = 8;
-const RETRY_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY_DELAY: Duration = Duration::from_secs(5);
-
-/// Delays that grow with failures in a row, spread so that a fleet does not try all at once.
-#[derive(Default)]
-struct Backoff {
-    last: Option<(Instant, Duration)>,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let delay = match self.last {
-            // The last failure is long past: this is another trouble.
-            Some((at, delay)) if at.elapsed() <= delay + LONGEST_RETRY_DELAY => (delay * 2).min(LONGEST_RETRY_DELAY),
-            _ => RETRY_DELAY,
-        };
-        self.last = Some((Instant::now(), delay));
-        delay.mul_f64(fastrand::f64())
-    }
 }

@@ -1,6 +1,5 @@
 //! One session with the ensemble at a time, for as long as it takes.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use zookeeper_client::{
 
 use super::batch::Batches;
 use super::fault::{Fault, within};
+use super::heartbeat::{Confirmed, heartbeat};
 use crate::lease::Lease;
 use crate::url::{Tls, ZooKeeperUrl};
 use crate::{Error, Result};
@@ -314,7 +314,7 @@ async fn explain(settings: &ZooKeeperUrl, error: &zookeeper_client::Error) -> St
 
 /// Serves one client, whose connecting began at `started`, until its session ends.
 async fn serve(client: &Client, started: Instant, link: &watch::Sender<Link>, epoch: &mut u64) {
-    let mut confirmed = Confirmed { heartbeats: VecDeque::from([started]), connection: started };
+    let mut confirmed = Confirmed::new(started);
     let mut states = client.state_watcher();
     let mut state = client.state();
     let id = SessionId(client.session_id().0);
@@ -341,63 +341,6 @@ async fn serve(client: &Client, started: Instant, link: &watch::Sender<Link>, ep
     }
 }
 
-/// The moments from which the leader is known to count the session's time.
-struct Confirmed {
-    /// When the heartbeats were sent that it has confirmed, the last few.
-    heartbeats: VecDeque<Instant>,
-    /// A moment before this connection was made: to make it, the leader was asked about the session, and counts anew.
-    connection: Instant,
-}
-
-impl Confirmed {
-    /// Takes in that the heartbeat sent at `sent` was confirmed; returns until when the session is safe.
-    ///
-    /// The confirmation itself extends nothing: the leader only says that it knows the session. It counts from what its
-    /// followers tell it of our traffic, once in half a tick, by the same connection that brings the confirmation. A
-    /// session timeout is at least two ticks: so what we sent a quarter of the timeout before this heartbeat has been told.
-    fn heartbeat(&mut self, sent: Instant, timeout: Duration) -> Instant {
-        let told = |at: &&Instant| **at + timeout / 4 <= sent;
-        let newest = self.heartbeats.iter().rev().find(told).copied();
-        self.heartbeats.push_back(sent);
-        if self.heartbeats.len() > 8 {
-            self.heartbeats.pop_front();
-        }
-        newest.unwrap_or(self.connection).max(self.connection) + timeout
-    }
-
-    /// Another connection within the session: it was made after the last heartbeat that was confirmed.
-    fn reconnected(&mut self) {
-        self.connection = self.heartbeats.back().copied().unwrap_or(self.connection);
-    }
-}
-
-/// Renews the session's lease for as long as the leader confirms the session (`sync` goes through it, a read would not),
-/// and announces the connection after the first time.
-async fn heartbeat(
-    session: &Session,
-    confirmed: &mut Confirmed,
-    link: &watch::Sender<Link>,
-) -> std::convert::Infallible {
-    let timeout = session.timeout();
-    let mut announced = false;
-    confirmed.reconnected();
-    loop {
-        let sent = Instant::now();
-        match within(timeout, || "heartbeat".to_owned(), session.client.sync("/")).await {
-            Ok(()) => {
-                session.lease.extend(confirmed.heartbeat(sent, timeout));
-                if !announced {
-                    announced = true;
-                    tracing::info!(session = %session.client.session_id(), ?timeout, "connected");
-                    link.send_replace(Link::Up(session.clone()));
-                }
-            }
-            Err(fault) => tracing::debug!(%fault, "no answer"),
-        }
-        tokio::time::sleep_until(sent + timeout / 6).await;
-    }
-}
-
 /// Drops the last handles on the client and waits for the server's confirmation.
 async fn close(client: Client, link: &watch::Sender<Link>) {
     let mut states = client.state_watcher();
@@ -409,30 +352,3 @@ async fn close(client: Client, link: &watch::Sender<Link>) {
 }
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_session_is_safe_for_a_timeout_from_what_the_leader_has_been_told() {
-        let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let timeout = 12 * second;
-        let mut confirmed = Confirmed { heartbeats: VecDeque::from([start]), connection: start };
-        confirmed.reconnected();
-        assert_eq!(confirmed.heartbeat(start, timeout), start + timeout);
-        // In the steady state, a heartbeat each sixth of the timeout, that is two thirds of it from the last one.
-        for number in 1..20 {
-            let sent = start + 2 * second * number;
-            let safe = confirmed.heartbeat(sent, timeout);
-            assert!(number < 3 || safe == sent + timeout * 2 / 3, "{number}");
-        }
-        // After a pause, a first confirmation says nothing about when the session ends; the next ones do.
-        let (before, after) = (start + 38 * second, start + 49 * second);
-        assert_eq!(confirmed.heartbeat(after, timeout), before + timeout);
-        assert_eq!(confirmed.heartbeat(after + 3 * second, timeout), after + timeout);
-        // A new connection was made after the last heartbeat.
-        confirmed.reconnected();
-        assert_eq!(confirmed.heartbeat(after + 5 * second, timeout), after + 3 * second + timeout);
-    }
-}

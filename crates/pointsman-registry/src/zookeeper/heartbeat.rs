@@ -1,0 +1,99 @@
+//! Heartbeats, and until when they make a session safe.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::fault::within;
+use super::session::{Link, Session};
+
+/// The moments from which the leader is known to count the session's time.
+pub(super) struct Confirmed {
+    /// When the heartbeats were sent that it has confirmed, the last few.
+    heartbeats: VecDeque<Instant>,
+    /// A moment before this connection was made: to make it, the leader was asked about the session, and counts anew.
+    connection: Instant,
+}
+
+impl Confirmed {
+    /// Of a session whose connecting began at `started`.
+    pub(super) fn new(started: Instant) -> Self {
+        Self { heartbeats: VecDeque::from([started]), connection: started }
+    }
+
+    /// Takes in that the heartbeat sent at `sent` was confirmed; returns until when the session is safe.
+    ///
+    /// The confirmation itself extends nothing: the leader only says that it knows the session. It counts from what its
+    /// followers tell it of our traffic, once in half a tick, by the same connection that brings the confirmation. A
+    /// session timeout is at least two ticks: so what we sent a quarter of the timeout before this heartbeat has been told.
+    fn heartbeat(&mut self, sent: Instant, timeout: Duration) -> Instant {
+        let told = |at: &&Instant| **at + timeout / 4 <= sent;
+        let newest = self.heartbeats.iter().rev().find(told).copied();
+        self.heartbeats.push_back(sent);
+        if self.heartbeats.len() > 8 {
+            self.heartbeats.pop_front();
+        }
+        newest.unwrap_or(self.connection).max(self.connection) + timeout
+    }
+
+    /// Another connection within the session: it was made after the last heartbeat that was confirmed.
+    fn reconnected(&mut self) {
+        self.connection = self.heartbeats.back().copied().unwrap_or(self.connection);
+    }
+}
+
+/// Renews the session's lease for as long as the leader confirms the session (`sync` goes through it, a read would not),
+/// and announces the connection after the first time.
+pub(super) async fn heartbeat(
+    session: &Session,
+    confirmed: &mut Confirmed,
+    link: &watch::Sender<Link>,
+) -> std::convert::Infallible {
+    let timeout = session.timeout();
+    let mut announced = false;
+    confirmed.reconnected();
+    loop {
+        let sent = Instant::now();
+        match within(timeout, || "heartbeat".to_owned(), session.client.sync("/")).await {
+            Ok(()) => {
+                session.lease.extend(confirmed.heartbeat(sent, timeout));
+                if !announced {
+                    announced = true;
+                    tracing::info!(session = %session.client.session_id(), ?timeout, "connected");
+                    link.send_replace(Link::Up(session.clone()));
+                }
+            }
+            Err(fault) => tracing::debug!(%fault, "no answer"),
+        }
+        tokio::time::sleep_until(sent + timeout / 6).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_safe_for_a_timeout_from_what_the_leader_has_been_told() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let timeout = 12 * second;
+        let mut confirmed = Confirmed::new(start);
+        confirmed.reconnected();
+        assert_eq!(confirmed.heartbeat(start, timeout), start + timeout);
+        // In the steady state, a heartbeat each sixth of the timeout, that is two thirds of it from the last one.
+        for number in 1..20 {
+            let sent = start + 2 * second * number;
+            let safe = confirmed.heartbeat(sent, timeout);
+            assert!(number < 3 || safe == sent + timeout * 2 / 3, "{number}");
+        }
+        // After a pause, a first confirmation says nothing about when the session ends; the next ones do.
+        let (before, after) = (start + 38 * second, start + 49 * second);
+        assert_eq!(confirmed.heartbeat(after, timeout), before + timeout);
+        assert_eq!(confirmed.heartbeat(after + 3 * second, timeout), after + timeout);
+        // A new connection was made after the last heartbeat.
+        confirmed.reconnected();
+        assert_eq!(confirmed.heartbeat(after + 5 * second, timeout), after + 3 * second + timeout);
+    }
+}
