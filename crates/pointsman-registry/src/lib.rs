@@ -30,7 +30,7 @@ pub use error::Error;
 pub use guard::Guard;
 pub use registration::{Registration, Roles};
 pub use registry::{Builder, Registry};
-pub use url::{Acl, parse_duration};
+pub use url::parse_duration;
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

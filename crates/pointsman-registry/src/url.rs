@@ -31,8 +31,7 @@ pub(crate) struct ZooKeeperUrl {
 
 /// Who may read and write what Pointsman puts into ZooKeeper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Acl {
+pub(crate) enum Acl {
     /// Everybody may do everything (`world:anyone:cdrwa`), as go-micro-service has it. The default, for its sake.
     #[default]
     Open,

@@ -41,7 +41,7 @@ pub use pointsman_core::{
     Status, Term, TermGuard, View, check_address, check_name,
 };
 pub use pointsman_registry::{
-    Acl, Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,
+    Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,
     parse_duration,
 };
 pub use registry::{Builder, Registry, Service};
