@@ -328,7 +328,7 @@ mod tests {
                 // In turns, not by time: the clock stands still while something blocks.
                 let turns = async {
                     for _ in 0..100 {
-                        tokio::task::yield_now().await
+                        tokio::task::yield_now().await;
                     }
                 };
                 tokio::join!(sent, turns);

@@ -161,6 +161,17 @@ async fn the_same_code_twice_is_refused_and_free_again_afterwards(url: String) {
     assert!(again.role().is_master());
 }
 
+async fn a_code_is_free_for_the_next_as_soon_as_its_registration_is_dropped(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    for _ in 0..10 {
+        let before = term(a.role());
+        drop(a);
+        a = registry.register(Instance::new("s").code("a")).await.unwrap();
+        assert!(term(a.role()) > before);
+    }
+}
+
 async fn a_closed_registry_holds_nothing_and_takes_nothing(url: String) {
     let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
     let watching = registry.discover("s").await.unwrap();
@@ -299,6 +310,7 @@ conformance! {
     what_an_operator_sets_survives_the_instance
     bad_names_are_refused_before_anything_is_written
     the_same_code_twice_is_refused_and_free_again_afterwards
+    a_code_is_free_for_the_next_as_soon_as_its_registration_is_dropped
     a_closed_registry_holds_nothing_and_takes_nothing
     changes_are_told_as_they_happen
     several_services_are_followed_and_no_others
