@@ -16,12 +16,12 @@ pub struct InvalidName {
 }
 
 const RULE: &str = "a name has 1 to 255 bytes, is neither `.` nor `..`, and has no `/`, `+`, `#`, `$`, white space, \
-                    control or private-use character";
+                    control or private-use character, and none above U+FFFF (such as an emoji)";
 
 /// Checks a name of a service, or a code, against the one rule that both follow.
 ///
 /// The rule is what all the places allow where a name ends up: a path element of ZooKeeper (no `/`, no control or
-/// private-use character, neither `.` nor `..`), a topic level of MQTT (no `+`, `#`, `/`, `$`, NUL), a path segment of a
+/// private-use character, none above U+FFFF, neither `.` nor `..`), a topic level of MQTT (no `+`, `#`, `/`, `$`, NUL), a path segment of a
 /// URL, a file name.
 ///
 /// # Errors
@@ -44,8 +44,8 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), InvalidName> {
 
 fn allowed(c: char) -> bool {
     let special = matches!(c, '/' | '+' | '#' | '$');
-    // ZooKeeper refuses these two ranges in paths.
-    let refused_by_zookeeper = matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{ffff}');
+    // ZooKeeper refuses these ranges in paths: it sees a character above U+FFFF as its two surrogates.
+    let refused_by_zookeeper = matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..);
     !(special || refused_by_zookeeper || c.is_control() || c.is_whitespace())
 }
 
@@ -66,7 +66,9 @@ mod tests {
     #[test]
     fn bad_names_are_refused_with_the_rule() {
         let long = "x".repeat(MAX_NAME_BYTES + 1);
-        for name in ["", ".", "..", "a/b", "a+", "#", "$SYS", "a\0b", "a b", "a\n", "\u{e000}", "\u{fff0}", &long] {
+        for name in
+            ["", ".", "..", "a/b", "a+", "#", "$SYS", "a\0b", "a b", "a\n", "\u{e000}", "\u{fff0}", "\u{1f600}", &long]
+        {
             let error = check_name("code", name).unwrap_err().to_string();
             assert!(error.contains("code"), "{error}");
             assert!(error.contains("1 to 255 bytes"), "{error}");

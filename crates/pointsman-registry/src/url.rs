@@ -1,6 +1,7 @@
 //! The registry's URL, and the settings in it.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,6 +59,9 @@ pub(crate) struct Common {
 
 const OPTIONS: &str = "session_timeout, connect_timeout, auth, auth_file, acl, tls, ca, cert, key, snapshots, guard";
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter, and no heartbeat is in time; longer, and a dead master is never replaced. ZooKeeper, which counts it in
+/// milliseconds of 31 bits, keeps to narrower bounds of its own.
+const SESSION_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 impl Url {
     /// Reads a URL.
@@ -94,7 +98,7 @@ impl ZooKeeperUrl {
         Ok(Self {
             servers,
             prefix: check_prefix(prefix)?,
-            session_timeout: options.duration("session_timeout")?.unwrap_or(SESSION_TIMEOUT),
+            session_timeout: options.session_timeout()?,
             acl: options.acl()?,
             digest: options.digest()?,
             tls: options.tls()?,
@@ -153,6 +157,15 @@ impl Options {
             Ok(duration) if duration.is_zero() => Err(format!("option {name} must be above zero")),
             Ok(duration) => Ok(Some(duration)),
             Err(error) => Err(format!("option {name}: {error}")),
+        }
+    }
+
+    fn session_timeout(&mut self) -> Result<Duration, String> {
+        match self.duration("session_timeout")? {
+            Some(timeout) if !SESSION_TIMEOUTS.contains(&timeout) => {
+                Err(format!("option session_timeout is {timeout:?}; it must be from 100ms to 1h"))
+            }
+            timeout => Ok(timeout.unwrap_or(SESSION_TIMEOUT)),
         }
     }
 
@@ -320,6 +333,8 @@ mod tests {
             ("zookeeper://h/p?sesion_timeout=1s", "unknown option \"sesion_timeout\""),
             ("zookeeper://h/p?session_timeout=1", "10s"),
             ("zookeeper://h/p?session_timeout=0s", "above zero"),
+            ("zookeeper://h/p?session_timeout=99ms", "from 100ms to 1h"),
+            ("zookeeper://h/p?session_timeout=61m", "from 100ms to 1h"),
             ("zookeeper://h/p?session_timeout=1s&session_timeout=1s", "twice"),
             ("zookeeper://h/p?acl=none", "open or protected"),
             ("zookeeper://h/p?tls=on", "needs ca"),

@@ -77,19 +77,17 @@ async fn follow_connection(
 }
 
 async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<Watched, Fault> {
-    let mut watched = Watched::new();
     let paths = match scope {
         Scope::All => vec![layout.services.clone(), layout.overrides.clone()],
         Scope::Services(services) => {
             services.iter().flat_map(|service| [layout.service(service), layout.overrides_of(service)]).collect()
         }
     };
-    for path in paths {
-        let watching = session.client.watch(&path, AddWatchMode::PersistentRecursive);
-        let watcher = session.run(|| format!("watch {path}"), watching).await?;
-        watched.push(events_of(watcher).boxed());
-    }
-    Ok(watched)
+    let watchers = paths.iter().map(|path| {
+        let watching = session.client.watch(path, AddWatchMode::PersistentRecursive);
+        session.run(move || format!("watch {path}"), watching)
+    });
+    Ok(try_join_all(watchers).await?.into_iter().map(|watcher| events_of(watcher).boxed()).collect())
 }
 
 /// The events of one watch. It ends with the session: after a terminal event a watcher must not be asked again.
@@ -178,6 +176,9 @@ impl Reader<'_> {
         for ((service, node), result) in nodes.zip(results) {
             match result {
                 MultiReadResult::Data { data, stat } => tree.put(service, node, &data, &stat),
+                MultiReadResult::Error { err } if err != ZkError::NoNode => {
+                    tree.put_unreadable(service, node, format!("cannot be read: {err}"));
+                }
                 _ => tree.remove(service, node),
             }
         }
@@ -194,6 +195,9 @@ impl Reader<'_> {
         for ((service, code), result) in codes.zip(results) {
             match result {
                 MultiReadResult::Data { data, .. } => tree.set_override(service, code, Some(&data)),
+                MultiReadResult::Error { err } if err != ZkError::NoNode => {
+                    tracing::warn!(service, code, %err, "override cannot be read: ignored");
+                }
                 _ => tree.set_override(service, code, None),
             }
         }
@@ -224,21 +228,14 @@ impl Reader<'_> {
     async fn apply(&self, tree: &mut Tree, batch: &mut Vec<WatchedEvent>) -> Result<HashSet<Box<str>>, Fault> {
         let (mut nodes, mut overrides, mut concerned) = (Dirty::new(), Dirty::new(), HashSet::new());
         for event in batch.drain(..).filter(|event| event.event_type != EventType::Session) {
-            let gone = event.event_type == EventType::NodeDeleted;
-            let (dirty, service, name, is_node) = match self.subject(&event.path) {
-                Some(Subject::Node(service, node)) => (&mut nodes, service, node, true),
-                Some(Subject::Override(service, code)) => (&mut overrides, service, code, false),
+            let (dirty, service, name) = match self.subject(&event.path) {
+                Some(Subject::Node(service, node)) => (&mut nodes, service, node),
+                Some(Subject::Override(service, code)) => (&mut overrides, service, code),
                 None => continue,
             };
             concerned.insert(Box::from(service));
-            let key = (Box::from(service), Box::from(name));
-            if !gone {
-                dirty.insert(key);
-                continue;
-            }
-            // Nothing to read: what comes after this is told by another event.
-            dirty.remove(&key);
-            if is_node { tree.remove(service, name) } else { tree.set_override(service, name, None) }
+            // Deleted ones are read too: the event may be older than what is known, of a node that has been created again.
+            dirty.insert((Box::from(service), Box::from(name)));
         }
         self.read_nodes(tree, nodes.iter().map(|(service, node)| (&**service, &**node))).await?;
         self.read_overrides(tree, overrides.iter().map(|(service, code)| (&**service, &**code))).await?;

@@ -57,10 +57,25 @@ impl Tree {
         nodes.insert(node.into(), Node { czxid: stat.czxid, mzxid: stat.mzxid, content });
     }
 
+    /// Takes in that there is a node of which nothing can be read, and why.
+    pub(super) fn put_unreadable(&mut self, service: &str, node: &str, reason: String) {
+        let name = self.name(service);
+        let nodes = &mut self.services.entry(name).or_default().nodes;
+        nodes.insert(node.into(), Node { czxid: 0, mzxid: 0, content: Err(reason) });
+    }
+
     /// Takes in that a node of a service is gone.
     pub(super) fn remove(&mut self, service: &str, node: &str) {
-        if let Some(service) = self.services.get_mut(service) {
-            service.nodes.remove(node);
+        if let Some(known) = self.services.get_mut(service) {
+            known.nodes.remove(node);
+            self.forget_empty(service);
+        }
+    }
+
+    /// Services may be named anew with each start of something; whoever follows all must not remember all that ever were.
+    fn forget_empty(&mut self, service: &str) {
+        if self.services.get(service).is_some_and(|known| known.nodes.is_empty() && known.overrides.is_empty()) {
+            self.services.remove(service);
         }
     }
 
@@ -75,6 +90,7 @@ impl Tree {
             Some(Err(error)) => tracing::warn!(service, code, %error, "override not understood: ignored"),
             None => {
                 overrides.remove(code);
+                self.forget_empty(service);
             }
         }
     }
@@ -210,6 +226,22 @@ mod tests {
         assert_eq!(tree.state("s").instances[0].status, Status::Drained);
         tree.set_override("s", "a", None);
         assert_eq!(tree.state("s").instances[0].weight, 2);
+        tree.remove("s", "master");
+        tree.set_override("s", "a", None);
+        assert!(tree.services.is_empty(), "nothing is left of a service that is gone");
+    }
+
+    #[test]
+    fn unreadable_nodes_are_problems_until_they_can_be_read_or_are_gone() {
+        let mut tree = Tree::default();
+        tree.put("s", "master", &data("a", 1), &stat(5, 5));
+        tree.put_unreadable("s", "master", "cannot be read: no auth".to_owned());
+        let state = tree.state("s");
+        assert!(state.instances.is_empty() && state.problems[0].skipped, "{state:?}");
+        tree.put("s", "master", &data("a", 1), &stat(5, 5));
+        assert!(tree.state("s").problems.is_empty());
+        tree.remove("s", "master");
+        assert!(tree.services.is_empty(), "nothing is left of a service that is gone");
     }
 
     #[test]
