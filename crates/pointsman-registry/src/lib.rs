@@ -15,6 +15,7 @@ mod directory;
 mod disk;
 mod error;
 mod guard;
+mod hold;
 mod lease;
 mod memory;
 mod overrides;

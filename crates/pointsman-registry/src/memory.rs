@@ -84,7 +84,7 @@ impl Backend for Memory {
             }
         };
         // Leaves also when this task is dropped with its runtime.
-        let member = Member { memory: self, service, id };
+        let member = Member { memory: self, service, id, report };
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Update(instance, reply) => {
@@ -138,10 +138,13 @@ struct Member<'a> {
     memory: &'a Memory,
     service: Arc<str>,
     id: MemberId,
+    report: Arc<Mutex<Report>>,
 }
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
+        // Before the next one is master.
+        lock(&self.report).step_down("deregistering");
         self.memory.change(&self.service, |state| state.leave(&self.service, self.id));
     }
 }

@@ -102,6 +102,11 @@ impl Registration {
         self.ask(Command::Close).await
     }
 
+    /// Whether this registration lives can be asked without keeping it alive: it does while there is a strong sender.
+    pub(crate) fn commands(&self) -> mpsc::WeakUnboundedSender<Command> {
+        self.commands.downgrade()
+    }
+
     async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
         let closed =
             || Error::Closed { what: format!("registration {}/{}", self.instance.service, self.instance.code) };

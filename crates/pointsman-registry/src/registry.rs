@@ -1,24 +1,21 @@
 //! Where registrations live.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::convert::Infallible;
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
 use crate::backend::{Backend, Event, Scope};
 use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::guard::Guard;
+use crate::hold::{Hold, Holds};
 use crate::memory::Memory;
 use crate::overrides::OverrideChange;
-use crate::registration::{self, Command, End, Registration};
+use crate::registration::{self, End, Registration};
 use crate::store::{Shared, Store};
 use crate::url::{Common, Url, redacted};
 use crate::zookeeper::ZooKeeper;
@@ -44,7 +41,7 @@ struct Inner {
     /// Each task of a registration or a directory holds a receiver, so that closing can wait for their ends.
     tasks: watch::Sender<()>,
     /// Service and code of each living registration of this process: registering twice is refused, not doubled.
-    held: Mutex<HashMap<Key, Arc<Holder>>>,
+    holds: Holds,
 }
 
 /// Settings of a [`Registry`] before it is connected. A setting made here comes before the URL's option.
@@ -92,10 +89,8 @@ impl Registry {
     /// cannot be reached within the connect timeout; [`Error::Closed`].
     pub async fn register(&self, instance: Instance) -> Result<Registration> {
         instance.check()?;
-        let (registration, mut task, answer) = registration::pair(instance);
-        let (passed, commands) = mpsc::unbounded_channel();
-        let commands = std::mem::replace(&mut task.commands, commands);
-        let hold = Hold::take(&self.inner, &task.instance, commands).await?;
+        let (registration, task, answer) = registration::pair(instance);
+        let hold = Hold::take(&self.inner.holds, &registration, self.inner.connect_timeout).await?;
         self.check_open()?;
         let backend = self.inner.backend.clone();
         let (mut closed, alive) = (self.inner.closed.subscribe(), self.inner.tasks.subscribe());
@@ -104,7 +99,6 @@ impl Registry {
                 biased;
                 // The registration ends with what the backend's task held.
                 () = set(&mut closed) => End::Dropped,
-                never = hold.holder.pass(passed) => match never {},
                 end = backend.keep(task) => end,
             };
             drop((hold, alive));
@@ -315,7 +309,7 @@ impl Builder {
                 directories: Mutex::default(),
                 closed: watch::Sender::new(false),
                 tasks: watch::Sender::new(()),
-                held: Mutex::default(),
+                holds: Holds::default(),
             }),
         })
     }
@@ -324,84 +318,6 @@ impl Builder {
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("url", &self.inner.url).finish_non_exhaustive()
-    }
-}
-
-/// Service and code.
-type Key = (Arc<str>, Arc<str>);
-
-/// Marks service and code as registered by this process, for as long as the backend's task lives.
-struct Hold {
-    inner: Weak<Inner>,
-    key: Key,
-    holder: Arc<Holder>,
-}
-
-/// Who has a code, as it matters to the next who wants it.
-struct Holder {
-    /// On their way from the registration to the backend. They end the moment that the registration is dropped; the
-    /// backend's task learns of it only when it runs next.
-    commands: Mutex<mpsc::UnboundedReceiver<Command>>,
-    closing: AtomicBool,
-    /// Nothing is sent: it is dropped when the code is free again.
-    gone: watch::Sender<()>,
-}
-
-impl Hold {
-    /// Takes the code, or waits for it while whoever has it is about to give it up.
-    async fn take(inner: &Arc<Inner>, instance: &Instance, commands: mpsc::UnboundedReceiver<Command>) -> Result<Self> {
-        let (service, code) = (instance.service.clone(), instance.code.clone());
-        let deadline = Instant::now() + inner.connect_timeout;
-        let holder = Arc::new(Holder {
-            commands: Mutex::new(commands),
-            closing: AtomicBool::new(false),
-            gone: watch::Sender::new(()),
-        });
-        loop {
-            let mut gone = match lock(&inner.held).entry((service.clone(), code.clone())) {
-                Entry::Vacant(free) => {
-                    let key = free.key().clone();
-                    free.insert(holder.clone());
-                    return Ok(Self { inner: Arc::downgrade(inner), key, holder });
-                }
-                Entry::Occupied(held) if held.get().is_ending() => held.get().gone.subscribe(),
-                Entry::Occupied(_) => {
-                    let holder = format!("this process (pid {})", std::process::id());
-                    return Err(Error::DuplicateCode { service, code, holder });
-                }
-            };
-            if tokio::time::timeout_at(deadline, gone.changed()).await.is_err() {
-                let reason = "an ended registration of the same code is not removed yet".to_owned();
-                return Err(Error::Unavailable { step: format!("register {service}/{code}"), reason });
-            }
-        }
-    }
-}
-
-impl Holder {
-    fn is_ending(&self) -> bool {
-        self.closing.load(Ordering::Relaxed) || lock(&self.commands).is_closed()
-    }
-
-    /// Passes the commands on; with their end, the backend's end too.
-    async fn pass(&self, backend: mpsc::UnboundedSender<Command>) -> Infallible {
-        while let Some(command) = poll_fn(|context| lock(&self.commands).poll_recv(context)).await {
-            if matches!(command, Command::Close(_)) {
-                self.closing.store(true, Ordering::Relaxed);
-            }
-            // Refused only when the backend's task is at its end: whoever waits for a reply is told then.
-            let _ = backend.send(command);
-        }
-        drop(backend);
-        pending().await
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if let Some(inner) = self.inner.upgrade() {
-            lock(&inner.held).remove(&self.key);
-        }
     }
 }
 

@@ -1,0 +1,70 @@
+//! Which codes this process has registered: registering twice is refused, not doubled.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::registration::{Command, Registration};
+use crate::{Error, Result};
+
+/// The codes that are held, and by whom.
+pub(crate) type Holds = Arc<Mutex<HashMap<Key, Holder>>>;
+
+/// Service and code.
+type Key = (Arc<str>, Arc<str>);
+
+/// Who holds a code, as it matters to the next who wants it.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    registration: mpsc::WeakUnboundedSender<Command>,
+    /// Nothing is sent: it is dropped when the code is free again.
+    gone: watch::Sender<()>,
+}
+
+/// Holds service and code for as long as the backend's task lives.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    holds: Holds,
+    key: Key,
+}
+
+impl Hold {
+    /// Takes the code; waits for it, at most for `patience`, while whoever holds it has ended and is being removed.
+    pub(crate) async fn take(holds: &Holds, registration: &Registration, patience: Duration) -> Result<Self> {
+        let (service, code) = (registration.instance().service.clone(), registration.instance().code.clone());
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut gone = match lock(holds).entry((service.clone(), code.clone())) {
+                Entry::Vacant(free) => {
+                    let key = free.key().clone();
+                    free.insert(Holder { registration: registration.commands(), gone: watch::Sender::new(()) });
+                    return Ok(Self { holds: holds.clone(), key });
+                }
+                Entry::Occupied(held) if held.get().registration.strong_count() == 0 => held.get().gone.subscribe(),
+                Entry::Occupied(_) => {
+                    let holder = format!("this process (pid {})", std::process::id());
+                    return Err(Error::DuplicateCode { service, code, holder });
+                }
+            };
+            if tokio::time::timeout_at(deadline, gone.changed()).await.is_err() {
+                let reason = "an ended registration of the same code is not removed yet".to_owned();
+                return Err(Error::Unavailable { step: format!("register {service}/{code}"), reason });
+            }
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        lock(&self.holds).remove(&self.key);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held cannot have left the map half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
