@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::run::{Failure, run};
 
 /// A command in `PATH`, or a file by its whole path; and the package that has it.
-const NEEDS: [(&str, &str); 6] = [
+const NEEDS: [(&str, &str); 7] = [
     ("java", "default-jre-headless"),
     ("/usr/share/java/zookeeper.jar", "libzookeeper-java"),
     ("/usr/share/java/slf4j-simple.jar", "libslf4j-java"),
@@ -15,6 +15,7 @@ const NEEDS: [(&str, &str); 6] = [
     ("nft", "nftables"),
     // A peer in the benchmarks, pingora, builds zlib-ng.
     ("cmake", "cmake"),
+    ("make", "make"),
 ];
 
 /// Installs what is missing; does nothing when nothing is.
