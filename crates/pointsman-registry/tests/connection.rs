@@ -136,7 +136,7 @@ async fn closed_during_a_cut_it_is_removed_afterwards() {
     let proxy = CuttingProxy::start(server.socket_address());
     let mut fleet = Fleet::start(&proxy.address(), server, 2).await;
     // A second registration in the same session keeps that alive.
-    let other = fleet.members[1].registry.register(Instance::new("other")).await.unwrap();
+    let mut other = fleet.members[1].registry.register(Instance::new("other")).await.unwrap();
     fleet.settled("start").await;
     proxy.cut();
     detached(&mut fleet, "cut").await;
@@ -146,7 +146,7 @@ async fn closed_during_a_cut_it_is_removed_afterwards() {
     proxy.mend();
     soon("removed", fleet.service.wait_for(|s| s.find("b").is_none())).await;
     fleet.settled("closed while cut").await;
-    assert_ne!(other.role(), Role::Detached);
+    until_role("the other lives on", &mut other, |role| role != Role::Detached).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,4 +237,42 @@ async fn whoever_resigns_is_not_master_while_the_answer_is_on_its_way() {
     proxy.delay(std::time::Duration::ZERO);
     fleet.members.push(soon("resigned", resigned).await.unwrap());
     fleet.settled("resigned slowly").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creations_that_nobody_waits_for_any_more_are_not_carried_out_later() {
+    // More at once than go into the requests that may be under way, so that some wait in our own queue.
+    const COUNT: usize = 300;
+    let mut server = ZooKeeper::start().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    let prefix = pointsman_testkit::unique_prefix();
+    let timeout = std::time::Duration::from_secs(4);
+    let url = format!("zookeeper://{}{prefix}?session_timeout=4s&connect_timeout=1m&guard=off", proxy.address());
+    let registry = Registry::connect(&url).await.unwrap();
+    let master = registry.register(Instance::new("s")).await.unwrap();
+    proxy.blackhole();
+    let registering: Vec<_> = (0..COUNT)
+        .map(|_| {
+            let registry = registry.clone();
+            tokio::spawn(async move { registry.register(Instance::new("s")).await })
+        })
+        .collect();
+    // A server that was away gives every session a whole timeout again: so ours outlives what follows.
+    server.restart().await;
+    // Until the registrations have given up waiting, and before the client gives up its session, at 7/5 of the timeout.
+    // There is no event to wait for: what is tested is that much time.
+    tokio::time::sleep(timeout * 11 / 10).await;
+    proxy.mend();
+    let mut registrations = Vec::new();
+    for registering in registering {
+        registrations.push(soon("registered", registering).await.unwrap().unwrap());
+    }
+    let direct = Registry::connect(&support::url(&server.address(), &prefix, "")).await.unwrap();
+    let service = direct.discover("s").await.unwrap();
+    soon("all", service.wait_for(|s| s.instances().len() == COUNT + 1)).await;
+    let raw = server.client().await;
+    assert_eq!(raw.list_children(&format!("{prefix}/s")).await.unwrap().len(), COUNT + 1, "each exactly once");
+    drop((master, registrations));
+    soon("nobody", service.wait_for(|s| s.instances().is_empty())).await;
+    assert_eq!(raw.list_children(&format!("{prefix}/s")).await.unwrap(), Vec::<String>::new());
 }
