@@ -226,13 +226,14 @@ async fn creation_seen_by_the_bare_client(server: &ZooKeeper, table: &mut Table)
 }
 
 /// 64 registrations under way at a time, 512 a round, over ten services that exist (ours have a master each, the peer's have
-/// their folder); the peer creates one ephemeral sequential node for each and does nothing else: no election, no watch.
+/// their folder). The first peer creates one ephemeral sequential node for each and does nothing else: no election, no
+/// watch. The second registers as go-micro-service does: tries to create `master`, creates a normal node, watches `master`.
 async fn registrations(server: &ZooKeeper, table: &mut Table) -> Result<()> {
     const COUNT: usize = 512;
     let prefix = unique_prefix();
     let peer = client(server).await?;
     let registry = Registry::connect(&url(server, &prefix)).await?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut as_go) = (Vec::new(), Vec::new(), Vec::new());
     let mut masters = Vec::new();
     for service in 0..10 {
         peer.mkdir(&format!("{prefix}/peer-{service}"), &PERSISTENT).await?;
@@ -264,15 +265,51 @@ async fn registrations(server: &ZooKeeper, table: &mut Table) -> Result<()> {
         let their_time = start.elapsed();
         let deleting = paths.iter().map(|path| peer.delete(path, None));
         stream::iter(deleting).buffer_unordered(DEPTH).for_each(|deleted| async { deleted.expect("delete") }).await;
-        // The first rounds warm the server's compiler up, for both.
+        let go_time = register_as_go(&peer, &prefix, COUNT).await?;
+        // The first rounds warm the server's compiler up, for all.
         if round >= 8 {
             ours.push(our_time);
             theirs.push(their_time);
+            as_go.push(go_time);
         }
     }
     drop(masters);
     table.rate("registrations a second, 64 at a time, against the bare client crate", COUNT, &ours, &theirs, 0.9);
+    table.rate(
+        "(the same, against registering as go-micro-service does, by the bare client)",
+        COUNT,
+        &ours,
+        &as_go,
+        0.9,
+    );
     Ok(())
+}
+
+async fn register_as_go(peer: &Client, prefix: &str, count: usize) -> Result<Duration> {
+    const EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+    let folders: Vec<String> = (0..10).map(|n| format!("{prefix}/peer-{n}")).collect();
+    for folder in &folders {
+        // Of the first round: the master that all the others find.
+        let _ = peer.create(&format!("{folder}/master"), b"", &EPHEMERAL).await;
+    }
+    let start = Instant::now();
+    let registering = (0..count).map(|n| {
+        let folder = &folders[n % folders.len()];
+        async move {
+            let (master, said) = (format!("{folder}/master"), data("cacd3aa4-4eb8-4bf6-b967-fbcee5377992"));
+            let refused = peer.create(&master, &said, &EPHEMERAL).await;
+            assert!(refused.is_err(), "there is a master");
+            let path = format!("{folder}/normal");
+            let (_, sequence) = peer.create(&path, &said, &SEQUENTIAL).await.expect("create");
+            let (_, watcher) = peer.check_and_watch_stat(&master).await.expect("watch");
+            (format!("{path}{sequence}"), watcher)
+        }
+    });
+    let registered: Vec<_> = stream::iter(registering).buffer_unordered(DEPTH).collect().await;
+    let took = start.elapsed();
+    let deleting = registered.iter().map(|(path, _)| peer.delete(path, None));
+    stream::iter(deleting).buffer_unordered(DEPTH).for_each(|deleted| async { deleted.expect("delete") }).await;
+    Ok(took)
 }
 
 /// Five processes' worth of instances of one service, each with a session of its own.
