@@ -110,6 +110,13 @@ impl Directory {
         let _ = self.inner.shared.link.subscribe().wait_for(|link| link.stale_since.is_none()).await;
     }
 
+    /// Waits until the connection to the registry is lost, and what is shown may be out of date. Returns at once while it
+    /// is. Cancellation loses nothing.
+    pub async fn stale(&self) {
+        // The sender lives in `self`: no error.
+        let _ = self.inner.shared.link.subscribe().wait_for(|link| link.stale_since.is_some()).await;
+    }
+
     /// Waits for the first content: from the registry, or else, after `patience`, from disk.
     pub(crate) async fn loaded(&self, patience: Duration) -> bool {
         let mut link = self.inner.shared.link.subscribe();

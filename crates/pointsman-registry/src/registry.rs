@@ -84,9 +84,10 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`] before anything is sent; [`Error::DuplicateCode`] when another living
-    /// instance has the code (one of this registry that has been dropped or closed is waited for). That takes as long as a dead process's session may last, because a process that died a
-    /// moment ago may be registered still; [`Error::Refused`] when the registry refuses; [`Error::Unavailable`] when it
-    /// cannot be reached within the connect timeout; [`Error::Closed`].
+    /// instance has the code, which takes as long as a dead process's session may last, because a process that died a
+    /// moment ago may be registered still (one of this registry that has been dropped or closed is waited for);
+    /// [`Error::Refused`] when the registry refuses; [`Error::Unavailable`] when it cannot be reached within the connect
+    /// timeout; [`Error::Closed`].
     pub async fn register(&self, instance: Instance) -> Result<Registration> {
         instance.check()?;
         let (registration, task, answer) = registration::pair(instance);

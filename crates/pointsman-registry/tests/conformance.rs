@@ -184,12 +184,8 @@ async fn a_closed_registry_holds_nothing_and_takes_nothing(url: String) {
     assert!(matches!(a.update(|i| i.weight = 2).await, Err(Error::Closed { .. })));
     until_role("b is master", &mut b, Role::is_master).await;
     until("only b", &service, |s| codes(s) == ["b"]).await;
-    let stale = async {
-        while !matches!(watching.freshness(), Freshness::Stale { .. }) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon("stale", stale).await;
+    soon("stale", watching.directory().stale()).await;
+    assert!(matches!(watching.freshness(), Freshness::Stale { .. }));
     let refused = [
         clone.register(Instance::new("s")).await.map(|_| ()),
         clone.discover("s").await.map(|_| ()),
