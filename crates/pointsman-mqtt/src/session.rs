@@ -1,0 +1,264 @@
+//! The messages under way on one MQTT session, as one of its two sides sees them. Pure: no I/O, no clock.
+//!
+//! Both sides of MQTT do the same here, so a [`Session`] serves a client as well as a broker. Packets go in by
+//! [`Session::receive`]; what is to be sent gathers in [`Session::output`]. A session outlives its connections:
+//! [`Session::connected`] sends again what the specification wants to be sent again (section 4.4).
+
+mod inbound;
+mod outbound;
+
+use std::time::Instant;
+
+use bytes::BytesMut;
+
+use crate::packet::{Ack, AckKind, Malformed, Packet, Publish, Qos, Unencodable, Version, encode};
+use crate::reason::Reason;
+use inbound::Inbound;
+use outbound::Outbound;
+
+/// One side's memory of a session. `T` stands for a message that was given out to be sent; it comes back when the peer has
+/// taken it over.
+#[derive(Debug)]
+pub struct Session<T> {
+    up: bool,
+    peer: Peer,
+    out: BytesMut,
+    inbound: Inbound,
+    outbound: Outbound<T>,
+}
+
+/// What is known of the other side once a connection is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The version that both speak.
+    pub version: Version,
+    /// Whether the other side still has the session that this side has.
+    pub session_present: bool,
+    /// How many messages with QoS 1 and 2 it takes without acknowledging one.
+    pub receive_maximum: u16,
+    /// The largest packet it takes, in bytes.
+    pub max_packet: usize,
+    /// The highest quality it takes; what is higher is sent with this one.
+    pub max_qos: Qos,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self {
+            version: Version::V5,
+            session_present: false,
+            receive_maximum: u16::MAX,
+            max_packet: usize::MAX,
+            max_qos: Qos::ExactlyOnce,
+        }
+    }
+}
+
+/// What a packet of the peer means.
+#[derive(Debug, PartialEq)]
+pub enum Event<T> {
+    /// A message. With QoS 1 and 2 it is to be acknowledged ([`Session::acknowledge`]).
+    Message(Publish),
+    /// The peer has taken a message over (PUBACK, PUBREC), or refuses it.
+    Acknowledged {
+        /// What was given with the message.
+        token: T,
+        /// Whether it was taken over.
+        reason: Reason,
+    },
+    /// The peer will not send the message of QoS 2 with this identifier again (PUBREL).
+    Released(u16),
+    /// A message of QoS 2 that was sent with this identifier is through (PUBCOMP).
+    Completed(u16),
+    /// A packet that is not about messages.
+    Other(Packet),
+    /// Nothing that concerns anybody else.
+    Nothing,
+}
+
+/// A message that cannot be sent on this session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// MQTT cannot express it.
+    #[error("it cannot be sent: {0}")]
+    Unencodable(#[from] Unencodable),
+    /// The peer takes no packets of that size.
+    #[error("it is too large for the receiver: {size} bytes, where {limit} are allowed")]
+    TooLarge {
+        /// Its size, in bytes.
+        size: usize,
+        /// The largest size allowed, in bytes.
+        limit: usize,
+    },
+}
+
+impl<T: Clone> Session<T> {
+    /// A session that has never been connected. `receive_maximum` is what this side announces: more messages without an
+    /// acknowledgement break the protocol.
+    #[must_use]
+    pub fn new(receive_maximum: u16) -> Self {
+        Self {
+            up: false,
+            peer: Peer::default(),
+            out: BytesMut::new(),
+            inbound: Inbound::new(receive_maximum),
+            outbound: Outbound::default(),
+        }
+    }
+
+    /// A connection is up, and its CONNACK through: sends again what was under way.
+    pub fn connected(&mut self, peer: Peer, now: Instant) {
+        self.out.clear();
+        self.up = true;
+        let before = std::mem::replace(&mut self.peer, peer);
+        if !peer.session_present {
+            self.inbound.clear();
+        }
+        self.outbound.reconnect(before.version, peer, &mut self.out);
+        self.outbound.pump(&self.peer, now, &mut self.out);
+    }
+
+    /// The connection is lost. What was under way stays.
+    pub fn disconnected(&mut self) {
+        self.up = false;
+        self.out.clear();
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// What is known of the other side.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// What is to be written to the connection; whoever writes takes it off the front.
+    pub fn output(&mut self) -> &mut BytesMut {
+        &mut self.out
+    }
+
+    /// Sends a packet that is not about messages.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Unencodable`].
+    pub fn send(&mut self, packet: &Packet) -> Result<(), Refusal> {
+        if self.up {
+            encode(packet, self.peer.version, &mut self.out)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a message, as soon as the peer's receive maximum allows. QoS 0: the token comes back at once, and without a
+    /// connection the message is lost; ask [`Session::is_up`] before.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`]; nothing is sent then.
+    pub fn publish(&mut self, publish: &Publish, token: T, now: Instant) -> Result<Option<T>, Refusal> {
+        let up = self.up;
+        self.outbound.publish(publish, token, (&self.peer, up), now, &mut self.out)
+    }
+
+    /// Takes a packet of the peer in.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`], when the packet breaks the protocol; the connection has to be closed then.
+    pub fn receive(&mut self, packet: Packet, now: Instant) -> Result<Event<T>, Malformed> {
+        match packet {
+            Packet::Publish(publish) => self.inbound.publish(publish, self.peer.version, &mut self.out),
+            Packet::Ack(Ack { kind: AckKind::Pubrel, id, .. }) => {
+                let known = self.inbound.release(id);
+                let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
+                put_ack(AckKind::Pubcomp, id, reason, self.peer.version, &mut self.out);
+                Ok(if known { Event::Released(id) } else { Event::Nothing })
+            }
+            Packet::Ack(ack) => {
+                let event = self.outbound.acknowledged(&ack, self.peer.version, &mut self.out)?;
+                self.outbound.pump(&self.peer, now, &mut self.out);
+                Ok(event)
+            }
+            other => Ok(Event::Other(other)),
+        }
+    }
+
+    /// Acknowledges a message of QoS 1 or 2: this side has taken it over, or refuses it. An identifier that is not, or no
+    /// longer, under way is passed over.
+    pub fn acknowledge(&mut self, id: u16, reason: Reason) {
+        self.inbound.acknowledge(id, reason, (self.peer.version, self.up), &mut self.out);
+    }
+
+    /// A message whose time was over before it could be sent.
+    pub fn take_expired(&mut self) -> Option<T> {
+        self.outbound.expired.pop()
+    }
+
+    /// Messages of QoS 2 that have been given an identifier since the last call.
+    pub fn take_assigned(&mut self) -> Vec<(T, u16)> {
+        std::mem::take(&mut self.outbound.assigned)
+    }
+
+    /// Lets messages of QoS 2 be reported by [`Session::take_assigned`].
+    pub fn report_assigned(&mut self, report: bool) {
+        self.outbound.report = report;
+    }
+
+    /// How many messages to the peer are not acknowledged yet, whether sent or waiting.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.outbound.in_flight() + self.outbound.queue.len()
+    }
+
+    /// How many messages to the peer wait for its receive maximum, or for a connection.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.outbound.queue.len()
+    }
+
+    /// How many messages of the peer are not acknowledged yet.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        self.inbound.pending()
+    }
+
+    /// Takes all messages to the peer out of the session, in their order: what it was given with each.
+    pub fn drain(&mut self) -> Vec<T> {
+        self.outbound.drain()
+    }
+
+    /// From an earlier life of this session: a message of QoS 2 that had been received, and acknowledged with PUBREC.
+    pub fn restore_received(&mut self, id: u16) {
+        self.inbound.restore(id);
+    }
+
+    /// From an earlier life of this session: a message of QoS 2 that had been sent. `taken` says whether the peer had taken it
+    /// over; otherwise it waits for [`Session::publish_restored`].
+    pub fn restore_sent(&mut self, id: u16, taken: bool) {
+        self.outbound.restore(id, taken);
+    }
+
+    /// Sends a message of QoS 2 under the identifier that it had in an earlier life; as a new one if that is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`].
+    pub fn publish_restored(&mut self, id: u16, publish: &Publish, token: T, now: Instant) -> Result<(), Refusal> {
+        let up = self.up;
+        self.outbound.publish_restored(id, publish, token, (&self.peer, up), now, &mut self.out)
+    }
+}
+
+fn put_ack(kind: AckKind, id: u16, reason: Reason, version: Version, out: &mut BytesMut) {
+    let ack = Packet::Ack(Ack { kind, id, reason, reason_string: None });
+    // An acknowledgement of four or five bytes can always be expressed.
+    let _ = encode(&ack, version, out);
+}
+
+#[cfg(test)]
+mod tests;
