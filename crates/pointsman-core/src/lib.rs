@@ -8,6 +8,7 @@
 //! This crate has no runtime and does no I/O: what depends on it can be tested with values alone.
 
 mod change;
+mod duration;
 mod instance;
 mod name;
 mod role;
@@ -15,6 +16,7 @@ mod snapshot;
 mod view;
 
 pub use change::Change;
+pub use duration::parse_duration;
 pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, Status, check_address};
 pub use name::{InvalidName, MAX_NAME_BYTES, check_name};
 pub use role::{Role, StaleTerm, Term, TermGuard};

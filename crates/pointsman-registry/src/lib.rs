@@ -29,9 +29,9 @@ pub use changes::Changes;
 pub use directory::{Directory, Freshness, Service};
 pub use error::Error;
 pub use guard::Guard;
+pub use pointsman_core::parse_duration;
 pub use registration::{Registration, Roles};
 pub use registry::{Builder, Registry};
-pub use url::parse_duration;
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
