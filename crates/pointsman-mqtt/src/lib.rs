@@ -1,10 +1,14 @@
 //! MQTT in Pointsman.
 
+pub mod broker;
+mod connection;
 pub mod packet;
 pub mod reason;
 pub mod relay;
 pub mod session;
 pub mod topic;
 mod url;
+mod wire;
 
 pub use url::{BrokerUrl, Credentials, InvalidUrl};
+pub use wire::ConnectError;

@@ -65,6 +65,8 @@ pub enum Event<T> {
         token: T,
         /// Whether it was taken over.
         reason: Reason,
+        /// The message as it was sent, where it was not simply taken over.
+        message: Option<Box<Publish>>,
     },
     /// The peer will not send the message of QoS 2 with this identifier again (PUBREL).
     Released(u16),
@@ -119,10 +121,30 @@ impl<T: Clone> Session<T> {
         self.outbound.pump(&self.peer, now, &mut self.out);
     }
 
-    /// The connection is lost. What was under way stays.
-    pub fn disconnected(&mut self) {
+    /// The connection is lost. What was under way stays; messages of QoS 0 that had not been written yet are lost: that many,
+    /// at most.
+    pub fn disconnected(&mut self) -> usize {
         self.up = false;
+        let lost = if self.out.is_empty() { 0 } else { self.outbound.unwritten };
+        self.outbound.unwritten = 0;
         self.out.clear();
+        lost
+    }
+
+    /// Everything in [`Session::output`] has been written.
+    pub fn written(&mut self) {
+        self.outbound.unwritten = 0;
+    }
+
+    /// Lets messages of QoS 0 wait for a connection as the others do, instead of being lost. Their tokens come back by
+    /// [`Session::take_sent`].
+    pub fn hold_at_most_once(&mut self, hold: bool) {
+        self.outbound.hold = hold;
+    }
+
+    /// A message of QoS 0 that had to wait, and has been sent now.
+    pub fn take_sent(&mut self) -> Option<T> {
+        self.outbound.sent.pop_front()
     }
 
     /// Whether there is a connection.
@@ -155,7 +177,7 @@ impl<T: Clone> Session<T> {
     }
 
     /// Sends a message, as soon as the peer's receive maximum allows. QoS 0: the token comes back at once, and without a
-    /// connection the message is lost; ask [`Session::is_up`] before.
+    /// connection the message is lost, unless it is held ([`Session::hold_at_most_once`]).
     ///
     /// # Errors
     ///

@@ -92,8 +92,8 @@ pub fn encode(packet: &Packet, version: Version, out: &mut BytesMut) -> Result<(
     Ok(())
 }
 
-/// Appends a PUBLISH to `out`, and says where in it, counted from its first byte, the packet identifier stands (0 with
-/// QoS 0).
+/// Appends a PUBLISH to `out`, and says where in it, counted from its first byte, the packet identifier stands, or with QoS 0
+/// would stand.
 ///
 /// # Errors
 ///
@@ -126,9 +126,7 @@ pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -
     out.put_u8(0x30 | u8::from(publish.dup) << 3 | publish.qos.number() << 1 | u8::from(publish.retain));
     put_varint(out, remaining);
     put_text(out, topic);
-    let mut place = 0;
     if with_id {
-        place = 1 + varint_len(remaining) + 2 + topic.len();
         out.put_u16(publish.id);
     }
     if v5 {
@@ -136,7 +134,7 @@ pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -
         properties.put(out);
     }
     out.extend_from_slice(payload);
-    Ok(place)
+    Ok(1 + varint_len(remaining) + 2 + topic.len())
 }
 
 fn check(length: usize) -> Result<(), Unencodable> {

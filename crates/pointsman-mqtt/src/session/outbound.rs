@@ -21,6 +21,10 @@ pub(super) struct Outbound<T> {
     pub(super) expired: Vec<T>,
     pub(super) assigned: Vec<(T, u16)>,
     pub(super) report: bool,
+    /// Messages of QoS 0 in the output since it was last written to the end.
+    pub(super) unwritten: usize,
+    pub(super) hold: bool,
+    pub(super) sent: VecDeque<T>,
 }
 
 #[derive(Debug)]
@@ -72,6 +76,9 @@ impl<T> Default for Outbound<T> {
             expired: Vec::new(),
             assigned: Vec::new(),
             report: false,
+            unwritten: 0,
+            hold: false,
+            sent: VecDeque::new(),
         }
     }
 }
@@ -90,9 +97,10 @@ impl<T: Clone> Outbound<T> {
         out: &mut BytesMut,
     ) -> Result<Option<T>, Refusal> {
         let qos = publish.qos.min(peer.max_qos);
-        if qos == Qos::AtMostOnce {
+        if qos == Qos::AtMostOnce && (up || !self.hold) {
             if up {
                 put_at_most_once(publish, peer, out)?;
+                self.unwritten += 1;
             }
             return Ok(Some(token));
         }
@@ -111,7 +119,7 @@ impl<T: Clone> Outbound<T> {
 
     /// Sends what waits, as far as the receive maximum allows.
     pub(super) fn pump(&mut self, peer: &Peer, now: Instant, out: &mut BytesMut) {
-        while self.has_room(peer) {
+        while self.queue.front().is_some_and(|next| next.stored.qos == Qos::AtMostOnce || self.has_room(peer)) {
             let Some(Waiting { mut stored, expiry }) = self.queue.pop_front() else { return };
             if let Some(Expiry { since, seconds, at }) = expiry {
                 let waited = now.saturating_duration_since(since).as_secs();
@@ -132,6 +140,12 @@ impl<T: Clone> Outbound<T> {
     }
 
     fn launch(&mut self, mut stored: Stored<T>, out: &mut BytesMut) {
+        if stored.qos == Qos::AtMostOnce {
+            out.extend_from_slice(&stored.packet);
+            self.unwritten += 1;
+            self.sent.push_back(stored.token);
+            return;
+        }
         let id = self.take_id();
         if self.report && stored.qos == Qos::ExactlyOnce {
             self.assigned.push((stored.token.clone(), id));
@@ -178,12 +192,14 @@ impl<T: Clone> Outbound<T> {
             Stage::Released | Stage::Restored => None,
         };
         match (ack.kind, qos) {
-            (AckKind::Puback, Some(Qos::AtLeastOnce)) => Ok(self.taken(ack.id, ack.reason)),
-            (AckKind::Pubrec, Some(Qos::ExactlyOnce)) if ack.reason.is_error() => Ok(self.taken(ack.id, ack.reason)),
+            (AckKind::Puback, Some(Qos::AtLeastOnce)) => Ok(self.taken(ack.id, ack.reason, version)),
+            (AckKind::Pubrec, Some(Qos::ExactlyOnce)) if ack.reason.is_error() => {
+                Ok(self.taken(ack.id, ack.reason, version))
+            }
             (AckKind::Pubrec, Some(Qos::ExactlyOnce)) => {
                 put_ack(AckKind::Pubrel, ack.id, Reason::SUCCESS, version, out);
                 match std::mem::replace(&mut flight.stage, Stage::Released) {
-                    Stage::Sent(stored) => Ok(Event::Acknowledged { token: stored.token, reason: ack.reason }),
+                    Stage::Sent(stored) => Ok(stored.acknowledged(ack.reason, version)),
                     Stage::Released | Stage::Restored => Ok(Event::Nothing),
                 }
             }
@@ -200,9 +216,9 @@ impl<T: Clone> Outbound<T> {
         }
     }
 
-    fn taken(&mut self, id: u16, reason: Reason) -> Event<T> {
+    fn taken(&mut self, id: u16, reason: Reason, version: Version) -> Event<T> {
         match self.land(id) {
-            Some(Flight { stage: Stage::Sent(stored), .. }) => Event::Acknowledged { token: stored.token, reason },
+            Some(Flight { stage: Stage::Sent(stored), .. }) => stored.acknowledged(reason, version),
             _ => Event::Nothing,
         }
     }
@@ -316,18 +332,28 @@ impl<T> Waiting<T> {
         };
         check_size(packet.len(), peer)?;
         let expiry = properties.expiry.filter(|_| version == Version::V5).map(|seconds| {
+            let id = if qos == Qos::AtMostOnce { 0 } else { 2 };
             let before = crate::packet::varint_len(properties.len()) + if properties.utf8.is_some() { 2 } else { 0 };
-            Expiry { since: now, seconds, at: id_at + 2 + before + 1 }
+            Expiry { since: now, seconds, at: id_at + id + before + 1 }
         });
         Ok(Self { stored: Stored { token, qos, packet, id_at }, expiry })
     }
 }
 
 impl<T> Stored<T> {
+    fn acknowledged(self, reason: Reason, version: Version) -> Event<T> {
+        let message = if reason == Reason::SUCCESS { None } else { self.decoded(version).map(Box::new) };
+        Event::Acknowledged { token: self.token, reason, message }
+    }
+
+    /// It was encoded here, so it can be decoded.
+    fn decoded(&self, version: Version) -> Option<Publish> {
+        let decoded = Decoder::new(version, usize::MAX).decode(&mut self.packet.clone());
+        if let Ok(Some(Packet::Publish(publish))) = decoded { Some(publish) } else { None }
+    }
+
     fn translate(&mut self, from: Version, to: Version) {
-        let mut bytes = self.packet.clone();
-        // It was encoded here, so it can be decoded.
-        let Ok(Some(Packet::Publish(publish))) = Decoder::new(from, usize::MAX).decode(&mut bytes) else { return };
+        let Some(publish) = self.decoded(from) else { return };
         let mut packet = BytesMut::new();
         if let Ok(id_at) = encode_publish(&publish, to, &mut packet) {
             (self.packet, self.id_at) = (packet, id_at);

@@ -34,7 +34,7 @@ fn a_token_comes_back_with_the_acknowledgement() {
         let Some(Event::Message(publish)) = deliver(&mut a, &mut b, now).pop() else { panic!("no message") };
         b.acknowledge(publish.id, Reason::SUCCESS);
         let answer = deliver(&mut b, &mut a, now);
-        assert_eq!(answer, [Event::Acknowledged { token, reason: Reason::SUCCESS }]);
+        assert_eq!(answer, [Event::Acknowledged { token, reason: Reason::SUCCESS, message: None }]);
         if qos == Qos::ExactlyOnce {
             assert_eq!(deliver(&mut a, &mut b, now), [Event::Released(publish.id)]);
             assert_eq!(deliver(&mut b, &mut a, now), [Event::Completed(publish.id)]);
@@ -100,7 +100,10 @@ fn with_the_session_lost_it_is_sent_as_new_and_what_was_taken_over_is_not() {
     let events = deliver(&mut a, &mut b, now);
     let Event::Message(publish) = &events[0] else { panic!() };
     b.acknowledge(publish.id, Reason::SUCCESS);
-    assert_eq!(deliver(&mut b, &mut a, now), [Event::Acknowledged { token: 1, reason: Reason::SUCCESS }]);
+    assert_eq!(
+        deliver(&mut b, &mut a, now),
+        [Event::Acknowledged { token: 1, reason: Reason::SUCCESS, message: None }]
+    );
     a.disconnected();
     a.connected(Peer::default(), now);
     let again = sent(&mut a);

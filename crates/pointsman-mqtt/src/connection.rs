@@ -1,0 +1,214 @@
+//! A connection to a broker that comes back by itself, and notices when the other end is gone.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::time::{Instant, Sleep};
+
+use crate::packet::{Connack, Connect, Packet, Qos, Version};
+use crate::session::Peer;
+use crate::wire::{ConnectError, Target, Wire};
+
+/// Before the second attempt; doubled for each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Connects, and connects again. It carries packets; what they mean is a [`Session`](crate::session::Session)'s business.
+pub(crate) struct Connection {
+    target: Target,
+    connect: Connect,
+    max_packet: usize,
+    keep_alive: Duration,
+    state: State,
+    /// For the next attempt, or the next ping.
+    timer: Pin<Box<Sleep>>,
+    /// Attempts that have failed since the last connection.
+    failures: u32,
+    /// Whether something has come since the last ping.
+    heard: bool,
+    ping: Ping,
+    /// Whether this pass has read already: what is made of one chunk is written before the next is read.
+    filled: bool,
+}
+
+enum State {
+    Waiting,
+    Connecting(Pin<Box<dyn Future<Output = Result<(Wire, Connack), ConnectError>> + Send>>),
+    Up(Wire),
+    Closed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ping {
+    None,
+    Due,
+    Sent,
+}
+
+/// What happens on a connection.
+#[derive(Debug)]
+pub(crate) enum Signal {
+    /// It is up.
+    Up(Peer),
+    /// A packet has come.
+    Packet(Packet),
+    /// It is lost, or could not be made, for this reason. It will be tried again.
+    Down(String),
+}
+
+impl Connection {
+    /// Connects with the first poll.
+    pub(crate) fn new(target: Target, connect: Connect, max_packet: usize) -> Self {
+        let keep_alive = match &target {
+            Target::Url(url) => url.keep_alive,
+            Target::Embedded(_) => Duration::ZERO,
+        };
+        let mut connection = Self {
+            target,
+            connect,
+            max_packet,
+            keep_alive,
+            state: State::Closed,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            failures: 0,
+            heard: true,
+            ping: Ping::None,
+            filled: false,
+        };
+        connection.connect.keep_alive = u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX);
+        connection.start();
+        connection
+    }
+
+    /// What is sent with the next connection.
+    pub(crate) fn greeting(&mut self) -> &mut Connect {
+        &mut self.connect
+    }
+
+    /// Lets the next poll read again.
+    pub(crate) fn begin_pass(&mut self) {
+        self.filled = false;
+    }
+
+    /// The next thing that happens. Without `may_read` no packet is given out, and none is read.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>, may_read: bool) -> Poll<Signal> {
+        loop {
+            match &mut self.state {
+                State::Closed => return Poll::Pending,
+                State::Waiting => {
+                    if self.timer.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    self.start();
+                }
+                State::Connecting(future) => match future.as_mut().poll(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok((wire, connack))) => return Poll::Ready(self.up(wire, &connack)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(self.down(error.to_string())),
+                },
+                State::Up(wire) => {
+                    if may_read {
+                        match wire.decode() {
+                            Err(error) => return Poll::Ready(self.down(error.to_string())),
+                            Ok(Some(Packet::Pingresp)) => continue,
+                            Ok(Some(packet)) => return Poll::Ready(Signal::Packet(packet)),
+                            Ok(None) => {}
+                        }
+                    }
+                    if may_read && !self.filled {
+                        match wire.poll_fill(context) {
+                            Poll::Ready(Ok(true)) => {
+                                (self.filled, self.heard) = (true, true);
+                                continue;
+                            }
+                            Poll::Ready(Ok(false)) => return Poll::Ready(self.down("closed by the broker".to_owned())),
+                            Poll::Ready(Err(error)) => return Poll::Ready(self.down(error.to_string())),
+                            Poll::Pending => {}
+                        }
+                    }
+                    return self.poll_ping(context, may_read);
+                }
+            }
+        }
+    }
+
+    /// A ping that nothing has followed says that the other end is gone; but who does not read cannot know.
+    fn poll_ping(&mut self, context: &mut Context<'_>, may_read: bool) -> Poll<Signal> {
+        while !self.keep_alive.is_zero() && self.timer.as_mut().poll(context).is_ready() {
+            if self.ping == Ping::Sent && !self.heard && may_read && !self.filled {
+                return Poll::Ready(self.down(format!("nothing heard for {:?}", self.keep_alive)));
+            }
+            (self.ping, self.heard) = (Ping::Due, false);
+            self.timer.as_mut().reset(Instant::now() + self.keep_alive / 2);
+        }
+        Poll::Pending
+    }
+
+    /// Writes what there is, as far as it goes.
+    pub(crate) fn poll_flush(&mut self, context: &mut Context<'_>, out: &mut BytesMut) -> Result<(), Signal> {
+        let State::Up(wire) = &mut self.state else { return Ok(()) };
+        if self.ping == Ping::Due {
+            out.extend_from_slice(&[0xc0, 0]);
+            self.ping = Ping::Sent;
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        match wire.poll_drain(context, out) {
+            Poll::Ready(Err(error)) => Err(self.down(error.to_string())),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Gives the connection up for this reason, and tries again.
+    pub(crate) fn fail(&mut self, reason: String) -> Signal {
+        self.down(reason)
+    }
+
+    /// Ends it for good.
+    pub(crate) fn close(&mut self) {
+        self.state = State::Closed;
+    }
+
+    fn start(&mut self) {
+        let (target, connect) = (self.target.clone(), self.connect.clone());
+        self.state = State::Connecting(Box::pin(Wire::connect(target, connect, self.max_packet)));
+    }
+
+    fn up(&mut self, wire: Wire, connack: &Connack) -> Signal {
+        self.state = State::Up(wire);
+        (self.failures, self.heard, self.ping) = (0, true, Ping::None);
+        let properties = &connack.properties;
+        if let Some(seconds) = properties.server_keep_alive {
+            self.keep_alive = Duration::from_secs(seconds.into());
+        }
+        self.timer.as_mut().reset(Instant::now() + self.keep_alive / 2);
+        let receive_maximum = match self.connect.version {
+            // 3.1.1 does not say. Brokers keep a number in memory that they do not tell; this many they all take.
+            Version::V311 => 1024,
+            Version::V5 => u16::MAX,
+        };
+        Signal::Up(Peer {
+            version: self.connect.version,
+            session_present: connack.session_present,
+            receive_maximum: properties.receive_maximum.unwrap_or(receive_maximum),
+            max_packet: properties.maximum_packet.map_or(usize::MAX, |size| size as usize),
+            max_qos: match properties.maximum_qos {
+                None => Qos::ExactlyOnce,
+                Some(true) => Qos::AtLeastOnce,
+                Some(false) => Qos::AtMostOnce,
+            },
+        })
+    }
+
+    fn down(&mut self, reason: String) -> Signal {
+        let pause = (FIRST_PAUSE * 2_u32.pow(self.failures.min(10))).min(LONGEST_PAUSE);
+        self.failures += 1;
+        // With jitter, so that all who have lost a broker do not come back at once.
+        self.timer.as_mut().reset(Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+        self.state = State::Waiting;
+        Signal::Down(reason)
+    }
+}

@@ -1,0 +1,251 @@
+//! One connection to a broker: bytes in and out, packets cut out of them.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, rustls};
+
+use crate::broker::Handle;
+use crate::packet::{Connack, Connect, Decoder, Malformed, Packet, encode};
+use crate::reason::Reason;
+use crate::url::{BrokerUrl, TlsPaths};
+
+/// How much is read at once. A chunk holds some hundred small messages, and what is made of them is written at once as well.
+const CHUNK: usize = 64 << 10;
+/// How long a broker may take to accept and to answer CONNECT.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a client connects to.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// A broker of one's own.
+    Url(BrokerUrl),
+    /// The broker in this process.
+    Embedded(Handle),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No bytes can be exchanged.
+    #[error("{step}: {source}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The broker did not answer in time.
+    #[error("{0}: no answer within 10 s")]
+    Timeout(&'static str),
+    /// What the broker says is no MQTT.
+    #[error("the broker's answer is not MQTT: {0}")]
+    Malformed(#[from] Malformed),
+    /// The broker refuses.
+    #[error("the broker refuses the connection: {reason}{}", .detail.as_deref().map(|d| format!(" ({d})")).unwrap_or_default())]
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// In the broker's own words.
+        detail: Option<String>,
+    },
+}
+
+/// A connection on which CONNECT has been answered.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: Stream,
+    decoder: Decoder,
+    input: BytesMut,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Pipe(DuplexStream),
+}
+
+impl Wire {
+    /// Connects. Dropped before it is done, nothing stays open.
+    pub(crate) async fn connect(
+        target: Target,
+        mut connect: Connect,
+        max_packet: usize,
+    ) -> Result<(Self, Connack), ConnectError> {
+        let stream = match &target {
+            Target::Embedded(handle) => Stream::Pipe(handle.connect()),
+            Target::Url(url) => {
+                let credentials =
+                    url.credentials().map_err(|source| ConnectError::Io { step: "read auth_file", source })?;
+                if let Some(credentials) = credentials {
+                    connect.user = Some(credentials.user.into());
+                    connect.password = Some(credentials.password.into_bytes().into());
+                }
+                timeout(CONNECT_TIMEOUT, open(url)).await.map_err(|_| ConnectError::Timeout("connect"))??
+            }
+        };
+        let decoder = Decoder::new(connect.version, max_packet);
+        let mut wire = Self { stream, decoder, input: BytesMut::new() };
+        let greeting = wire.greet(connect);
+        let connack = timeout(CONNECT_TIMEOUT, greeting).await.map_err(|_| ConnectError::Timeout("CONNECT"))??;
+        Ok((wire, connack))
+    }
+
+    async fn greet(&mut self, connect: Connect) -> Result<Connack, ConnectError> {
+        let io = |step| move |source| ConnectError::Io { step, source };
+        let mut out = BytesMut::new();
+        let version = connect.version;
+        let packet = Packet::Connect(Box::new(connect));
+        encode(&packet, version, &mut out).map_err(|error| io("CONNECT")(io::Error::other(error)))?;
+        self.stream.write_all_buf(&mut out).await.map_err(io("send CONNECT"))?;
+        loop {
+            if let Some(packet) = self.decoder.decode(&mut self.input)? {
+                return match packet {
+                    Packet::Connack(connack) if connack.reason.is_error() => Err(ConnectError::Refused {
+                        reason: connack.reason,
+                        detail: connack.properties.reason_string.map(|text| text.to_string()),
+                    }),
+                    Packet::Connack(connack) => Ok(*connack),
+                    _ => Err(Malformed::protocol("the first packet is not CONNACK").into()),
+                };
+            }
+            if self.stream.read_buf(&mut self.input).await.map_err(io("read CONNACK"))? == 0 {
+                let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "the broker closed the connection");
+                return Err(io("read CONNACK")(closed));
+            }
+        }
+    }
+
+    /// The next packet that is all there.
+    pub(crate) fn decode(&mut self) -> Result<Option<Packet>, Malformed> {
+        self.decoder.decode(&mut self.input)
+    }
+
+    /// Reads one chunk; `false` at the end.
+    pub(crate) fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.input.reserve(CHUNK);
+        let read = ready!(read(&mut self.stream, context, &mut self.input))?;
+        if read > 0 {
+            self.stream.acknowledge_quickly();
+        }
+        Poll::Ready(Ok(read > 0))
+    }
+
+    /// Writes what is in `out`, as far as it goes.
+    pub(crate) fn poll_drain(&mut self, context: &mut Context<'_>, out: &mut BytesMut) -> Poll<io::Result<()>> {
+        while !out.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, out))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            out.advance(written);
+        }
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+}
+
+/// Reads into the free room of `buffer`. The future of `read_buf` keeps no state, so that a new one each time does no harm.
+fn read(stream: &mut Stream, context: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+    std::pin::pin!(stream.read_buf(buffer)).poll(context)
+}
+
+impl Stream {
+    /// Lets the kernel acknowledge at once what has just come. A broker that does not set `TCP_NODELAY` (mosquitto, unless told
+    /// to) sends its next small packet only after that; the kernel would otherwise wait 40 ms for an answer to go with.
+    fn acknowledge_quickly(&self) {
+        let socket = match self {
+            Stream::Tcp(socket) => socket,
+            Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Pipe(_) => return,
+        };
+        // If it cannot be had, it is slower.
+        let _ = rustix::net::sockopt::set_tcp_quickack(socket, true);
+    }
+}
+
+async fn open(url: &BrokerUrl) -> Result<Stream, ConnectError> {
+    let io = |step| move |source| ConnectError::Io { step, source };
+    let host = url.host.trim_start_matches('[').trim_end_matches(']');
+    let socket = TcpStream::connect((host, url.port)).await.map_err(io("connect"))?;
+    socket.set_nodelay(true).map_err(io("set TCP_NODELAY"))?;
+    let Some(paths) = &url.tls else { return Ok(Stream::Tcp(socket)) };
+    let connector = connector(paths).map_err(io("set up TLS"))?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| io("set up TLS")(io::Error::other(error)))?;
+    let stream = connector.connect(name, socket).await.map_err(io("TLS handshake"))?;
+    Ok(Stream::Tls(Box::new(stream)))
+}
+
+/// Reads the files anew for each connection, so that a renewed certificate is taken up.
+fn connector(paths: &TlsPaths) -> io::Result<TlsConnector> {
+    let named = |path: &std::path::Path| {
+        let path = path.display().to_string();
+        move |error: rustls_pki_types::pem::Error| io::Error::other(format!("{path}: {error}"))
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(&paths.ca).map_err(named(&paths.ca))? {
+        roots.add(certificate.map_err(named(&paths.ca))?).map_err(io::Error::other)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots);
+    let config = match &paths.identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = CertificateDer::pem_file_iter(certificate).map_err(named(certificate))?;
+            let chain = chain.collect::<Result<Vec<_>, _>>().map_err(named(certificate))?;
+            let key = PrivateKeyDer::from_pem_file(key).map_err(named(key))?;
+            builder.with_client_auth_cert(chain, key).map_err(io::Error::other)?
+        }
+    };
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Pipe(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Pipe(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Pipe(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Pipe(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
