@@ -141,6 +141,17 @@ impl Balancer {
         Ok(self.inner.made(seat, now))
     }
 
+    /// Claims the instance with this code, if it is one of those that could be picked now: for a caller that has reasons of its
+    /// own to stay with an instance. `None` otherwise. O(n).
+    #[must_use]
+    pub fn pick_code(&self, code: &str) -> Option<Claim> {
+        let passes = |seat: &Seat| &*seat.instance.code == code;
+        let now = self.inner.start(None);
+        let ask = Ask { owner: self.inner.number, key: code.as_bytes(), now };
+        let seat = self.with_table(now, |table| table.claim_if(&self.inner.sources, ask, &passes))?;
+        Some(self.inner.made(seat, now))
+    }
+
     /// Who would be picked for this key, out of whom, and why; nothing is picked, and the turn stays where it is. Where
     /// chance decides and there is no seed, the next pick may fall otherwise.
     #[must_use]

@@ -414,3 +414,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_code_that_is_asked_for_is_claimed_if_it_is_a_candidate() {
+    for algorithm in Algorithm::ALL {
+        let balancer = seeded(snapshot([master("m"), normal("a", 1), normal("b", 0), normal("c", 3)]), algorithm);
+        let claim = balancer.pick_code("a").unwrap();
+        assert_eq!((&**claim.code(), balancer.in_flight()[0].1), ("a", 1), "{algorithm}");
+        for other in ["b", "m", "x"] {
+            assert!(balancer.pick_code(other).is_none(), "{algorithm} {other}");
+        }
+    }
+}

@@ -167,6 +167,11 @@ impl Connection {
         self.down(reason)
     }
 
+    /// Whether the last attempt was not the first to fail.
+    pub(crate) fn has_failed_before(&self) -> bool {
+        self.failures > 1
+    }
+
     /// Ends it for good.
     pub(crate) fn close(&mut self) {
         self.state = State::Closed;

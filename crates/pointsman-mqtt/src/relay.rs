@@ -1,6 +1,158 @@
 //! The relay: the MQTT load balancer.
+//!
+//! It receives what senders publish, finds the route, lets the balancer choose an instance of its service, and publishes under
+//! that instance's code. Answers go the same way back.
+//!
+//! | question | file |
+//! |---|---|
+//! | what can be set, and what is wrong with it | `settings.rs` |
+//! | which topic filters cover what routes can match | `prefix.rs` |
+//! | how topics name codes; go-micro-service's envelopes | `address.rs` |
+//! | which message is for whom | `routes.rs` |
+//! | what is done with a message | `engine.rs`: `forward.rs` there, `respond.rs` back, `letters.rs` nowhere |
+//! | requests that wait for an answer | `requests.rs` |
+//! | reading and writing, connecting, leaving | `driver.rs` |
+//! | what is counted | `metrics.rs` |
 
+mod address;
+mod driver;
+mod engine;
+mod metrics;
 mod prefix;
+mod requests;
+mod routes;
 mod settings;
 
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use metrics::Figures;
+pub use routes::Views;
 pub use settings::{Invalid, Route, RouteRole, Settings, Topics};
+
+use self::driver::{Command, Driver};
+use self::engine::Engine;
+use self::metrics::Metrics;
+use self::routes::Routes;
+use crate::broker::Handle;
+use crate::wire::Target;
+
+/// A running relay. Dropped, it leaves as by [`Relay::close`], without anybody waiting for it.
+#[derive(Debug)]
+pub struct Relay {
+    commands: mpsc::Sender<Command>,
+    ready: watch::Receiver<bool>,
+}
+
+/// Why a relay cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The settings are wrong.
+    #[error("the relay's settings: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Invalid>),
+    /// No broker is named, and none is embedded.
+    #[error("the relay's settings name no ingress broker, and none is embedded")]
+    NoBroker,
+    /// The relay has ended.
+    #[error("the relay has ended")]
+    Closed,
+}
+
+impl Relay {
+    /// Starts a relay, which connects, and connects again, by itself. `views` has the instances of every service that a route
+    /// names; `changed` tells when one of them has changed. `embedded` stands for the brokers that the settings leave out.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] with all problems of the settings, [`Error::NoBroker`].
+    pub fn start(
+        settings: Settings,
+        views: Views,
+        changed: watch::Receiver<()>,
+        embedded: Option<Handle>,
+    ) -> Result<Self, Error> {
+        check(&settings)?;
+        let ingress = match (&settings.ingress, embedded) {
+            (Some(url), _) => Target::Url(url.clone()),
+            (None, Some(handle)) => Target::Embedded(handle),
+            (None, None) => return Err(Error::NoBroker),
+        };
+        let mut targets = vec![ingress.clone()];
+        targets.extend(settings.egress.iter().cloned().map(Target::Url));
+        if targets.len() == 1 {
+            targets.push(ingress);
+        }
+        let brokers = targets.iter().map(|target| match target {
+            Target::Url(url) => url.address(),
+            Target::Embedded(_) => String::new(),
+        });
+        let brokers = brokers.collect();
+        let metrics = Metrics::new();
+        let routes = Routes::new(&settings, views, &metrics, None).map_err(|problem| Error::Invalid(vec![problem]))?;
+        let engine = Engine::new(&settings, routes, brokers, metrics);
+        let (commands, receiver) = mpsc::channel(16);
+        let (driver, ready) = Driver::new(settings, targets, engine, receiver, changed);
+        tokio::spawn(driver.run());
+        Ok(Self { commands, ready })
+    }
+
+    /// Returns when all brokers are connected and all subscriptions confirmed; at once if they are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub async fn ready(&self) -> Result<(), Error> {
+        let ready = self.ready.clone().wait_for(|ready| *ready).await.map(drop);
+        ready.map_err(|_| Error::Closed)
+    }
+
+    /// Goes on with other routes, filters, limits and timeouts, without losing a message: what is under way ends under the
+    /// rules it began with. Brokers, topics and code stay as they were at the start.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`]: everything stays as it was. [`Error::Closed`].
+    pub async fn reload(&self, settings: Settings, views: Views) -> Result<(), Error> {
+        check(&settings)?;
+        let answer = self.ask(|answer| Command::Reload(Box::new(settings), views, answer)).await?;
+        answer.map_err(|problem| Error::Invalid(vec![problem]))
+    }
+
+    /// What it has done so far.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub async fn figures(&self) -> Result<Figures, Error> {
+        self.ask(Command::Figures).await
+    }
+
+    /// The same for machines, in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub async fn metrics(&self) -> Result<String, Error> {
+        self.ask(Command::Metrics).await
+    }
+
+    /// Takes nothing new, sees through what is under way (no longer than the drain timeout), and disconnects. If it is
+    /// cancelled, that goes on in the background.
+    pub async fn close(self) {
+        // A relay that has ended already is closed.
+        let _ = self.ask(Command::Close).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+        let (sender, answer) = oneshot::channel();
+        self.commands.send(command(sender)).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)
+    }
+}
+
+fn check(settings: &Settings) -> Result<(), Error> {
+    let problems = settings.problems();
+    if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
+}

@@ -164,6 +164,12 @@ impl<T: Clone> Session<T> {
         &mut self.out
     }
 
+    /// How many bytes are to be written.
+    #[must_use]
+    pub fn output_len(&self) -> usize {
+        self.out.len()
+    }
+
     /// Sends a packet that is not about messages.
     ///
     /// # Errors

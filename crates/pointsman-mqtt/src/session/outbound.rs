@@ -9,6 +9,10 @@ use super::{Event, Peer, Refusal, put_ack};
 use crate::packet::{Ack, AckKind, Decoder, Malformed, Packet, Publish, Qos, Version, encode_publish};
 use crate::reason::Reason;
 
+/// So many messages are under way at most, whatever the peer takes: the identifiers above are left for SUBSCRIBE and
+/// UNSUBSCRIBE.
+const MAX_IN_FLIGHT: u16 = u16::MAX - 15;
+
 #[derive(Debug)]
 pub(super) struct Outbound<T> {
     /// By packet identifier - 1.
@@ -114,7 +118,7 @@ impl<T: Clone> Outbound<T> {
     }
 
     fn has_room(&self, peer: &Peer) -> bool {
-        self.in_flight() < usize::from(peer.receive_maximum)
+        self.in_flight() < usize::from(peer.receive_maximum.min(MAX_IN_FLIGHT))
     }
 
     /// Sends what waits, as far as the receive maximum allows.

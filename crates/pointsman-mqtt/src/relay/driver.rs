@@ -1,0 +1,422 @@
+//! The one task of a relay: it reads, lets the engine think, and writes.
+//!
+//! One task for all connections: a message comes in and goes out without another thread being woken, and what one chunk of
+//! input has led to is written at once.
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, Sleep};
+
+use super::engine::{Engine, SENDERS};
+use super::routes::{Routes, Views};
+use super::settings::{Invalid, Settings, Topics};
+use super::{Figures, address};
+use crate::connection::{Connection, Signal};
+use crate::packet::{Connect, Disconnect, Options, Packet, Properties, Qos, Subscribe, Unsubscribe, Version};
+use crate::topic;
+use crate::wire::Target;
+
+/// The identifiers of packets that are not about messages; sessions leave them alone.
+const SUBSCRIBE_ID: u16 = u16::MAX;
+const UNSUBSCRIBE_ID: u16 = u16::MAX - 1;
+const BARRIER_ID: u16 = u16::MAX - 2;
+/// So many passes are made before other tasks have their turn.
+const PASSES: u32 = 64;
+
+/// What a [`Relay`](super::Relay) asks of its task.
+pub(super) enum Command {
+    Reload(Box<Settings>, Views, oneshot::Sender<Result<(), Invalid>>),
+    Figures(oneshot::Sender<Figures>),
+    Metrics(oneshot::Sender<String>),
+    Close(oneshot::Sender<()>),
+}
+
+pub(super) struct Driver {
+    engine: Engine,
+    settings: Settings,
+    sides: Vec<Side>,
+    commands: mpsc::Receiver<Command>,
+    changed: Pin<Box<dyn futures_util::Stream<Item = ()> + Send>>,
+    ready: watch::Sender<bool>,
+    timer: Pin<Box<Sleep>>,
+    leaving: Option<Leaving>,
+}
+
+struct Side {
+    /// `ingress`, or `egress` with its broker: for logs and metrics.
+    name: String,
+    connection: Connection,
+    up: bool,
+    /// What is to be subscribed to.
+    filters: Vec<(ByteString, Options)>,
+    /// Whether the broker has confirmed just that.
+    subscribed: bool,
+}
+
+struct Leaving {
+    done: Option<oneshot::Sender<()>>,
+    deadline: Instant,
+    /// The arrivals when the last barrier was sent; `None` while none is under way.
+    barrier: Option<u64>,
+    /// Nothing more will come from senders.
+    dry: bool,
+}
+
+impl Driver {
+    pub(super) fn new(
+        settings: Settings,
+        targets: Vec<Target>,
+        engine: Engine,
+        commands: mpsc::Receiver<Command>,
+        changed: watch::Receiver<()>,
+    ) -> (Self, watch::Receiver<bool>) {
+        let sides =
+            targets.into_iter().enumerate().map(|(index, target)| Side::new(&settings, index, target)).collect();
+        let (ready, is_ready) = watch::channel(false);
+        let changed = futures_util::stream::unfold(changed, |mut changed| async move {
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            Some(((), changed))
+        });
+        let driver = Self {
+            engine,
+            settings,
+            sides,
+            commands,
+            changed: Box::pin(changed),
+            ready,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            leaving: None,
+        };
+        (driver, is_ready)
+    }
+
+    /// Runs until it is closed.
+    pub(super) async fn run(mut self) {
+        std::future::poll_fn(|context| self.poll(context)).await;
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..PASSES {
+            let now = Instant::now();
+            let mut progress = self.poll_commands(context);
+            while self.changed.as_mut().poll_next(context).is_ready() {
+                self.engine.instances_changed(now.into_std());
+                progress = true;
+            }
+            for side in 0..self.sides.len() {
+                progress |= self.poll_side(side, now, context);
+            }
+            progress |= self.poll_timer(now, context);
+            let left = self.leave(now);
+            self.flush(context);
+            if left {
+                self.end();
+                return Poll::Ready(());
+            }
+            if !progress {
+                let (flights, requests) = self.engine.under_way();
+                self.engine.metrics.levels(flights, requests);
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_commands(&mut self, context: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Poll::Ready(command) = self.commands.poll_recv(context) {
+            progress = true;
+            match command {
+                Some(Command::Reload(settings, views, answer)) => {
+                    let _ = answer.send(self.reload(*settings, views));
+                }
+                Some(Command::Figures(answer)) => {
+                    let (flights, requests) = self.engine.under_way();
+                    self.engine.metrics.levels(flights, requests);
+                    let _ = answer.send(self.engine.metrics.figures(self.engine.routes.lines()));
+                }
+                Some(Command::Metrics(answer)) => {
+                    let mut text = String::new();
+                    self.engine.metrics.write(&mut text);
+                    let _ = answer.send(text);
+                }
+                Some(Command::Close(answer)) => self.begin_leaving(Some(answer)),
+                None => {
+                    // The relay was dropped: nobody waits, but what is under way is seen through.
+                    if self.leaving.is_none() {
+                        self.begin_leaving(None);
+                        return true;
+                    }
+                    return false;
+                }
+            }
+        }
+        progress
+    }
+
+    fn poll_side(&mut self, index: usize, now: Instant, context: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        self.sides[index].connection.begin_pass();
+        loop {
+            let may_read = index != SENDERS || self.engine.has_room();
+            match self.sides[index].connection.poll(context, may_read) {
+                Poll::Pending => return progress,
+                Poll::Ready(signal) => {
+                    progress = true;
+                    self.handle(index, signal, now);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, index: usize, signal: Signal, now: Instant) {
+        match signal {
+            Signal::Up(peer) => {
+                let side = &mut self.sides[index];
+                side.up = true;
+                tracing::info!(broker = side.name, session_present = peer.session_present, "connected");
+                self.engine.metrics.connected(&side.name, true);
+                self.engine.connected(index, peer, now.into_std());
+                if !peer.session_present || !side.subscribed {
+                    side.subscribed = false;
+                    let subscribe = side.subscribe();
+                    self.send(index, &subscribe);
+                }
+                self.tell_ready();
+            }
+            Signal::Down(reason) => self.lost(index, &reason),
+            Signal::Packet(packet) => match self.engine.receive(index, packet, now.into_std()) {
+                Ok(None) => {}
+                Ok(Some(packet)) => self.control(index, packet),
+                Err(error) => self.fail(index, error.to_string()),
+            },
+        }
+    }
+
+    /// A packet that is not about messages.
+    fn control(&mut self, index: usize, packet: Packet) {
+        match packet {
+            Packet::Suback(suback) => {
+                let refused = suback.reasons.iter().position(|reason| reason.is_error());
+                let side = &mut self.sides[index];
+                if let Some((filter, reason)) =
+                    refused.and_then(|at| Some((&side.filters.get(at)?.0, suback.reasons[at])))
+                {
+                    let reason = format!("subscription to {filter} refused: {reason}");
+                    return self.fail(index, reason);
+                }
+                side.subscribed = true;
+                tracing::info!(broker = side.name, filters = side.filters.len(), "subscribed");
+                self.tell_ready();
+            }
+            Packet::Unsuback(unsuback) if unsuback.id == BARRIER_ID => {
+                if let Some(leaving) = &mut self.leaving {
+                    leaving.dry = leaving.barrier.take() == Some(self.engine.arrivals);
+                }
+            }
+            Packet::Disconnect(end) => self.fail(index, format!("disconnected by the broker: {}", end.reason)),
+            Packet::Unsuback(_) | Packet::Pingresp => {}
+            _ => self.fail(index, "the broker sends a packet that only clients send".to_owned()),
+        }
+    }
+
+    fn fail(&mut self, index: usize, reason: String) {
+        if let Signal::Down(reason) = self.sides[index].connection.fail(reason) {
+            self.lost(index, &reason);
+        }
+    }
+
+    /// Told once, not with each attempt.
+    fn lost(&mut self, index: usize, reason: &str) {
+        let side = &mut self.sides[index];
+        if side.up || !side.connection.has_failed_before() {
+            tracing::warn!(broker = side.name, reason, "{}", if side.up { "connection lost" } else { "no connection" });
+        } else {
+            tracing::debug!(broker = side.name, reason, "still no connection");
+        }
+        side.up = false;
+        self.engine.metrics.connected(&side.name, false);
+        self.engine.disconnected(index);
+        if let Some(leaving) = &mut self.leaving {
+            leaving.barrier = None;
+        }
+        self.tell_ready();
+    }
+
+    fn tell_ready(&self) {
+        let ready = self.sides.iter().all(|side| side.up && side.subscribed);
+        self.ready.send_if_modified(|before| std::mem::replace(before, ready) != ready);
+    }
+
+    fn poll_timer(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
+        self.engine.tick(now.into_std());
+        let leaving = self.leaving.as_ref().map(|leaving| leaving.deadline);
+        let deadline = self.engine.next_deadline().map(Instant::from_std).into_iter().chain(leaving).min();
+        let Some(deadline) = deadline else { return false };
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        self.timer.as_mut().poll(context).is_ready() && deadline > now
+    }
+
+    fn flush(&mut self, context: &mut Context<'_>) {
+        for index in 0..self.sides.len() {
+            let session = &mut self.engine.sessions[index];
+            match self.sides[index].connection.poll_flush(context, session.output()) {
+                Ok(()) => {
+                    if session.output_len() == 0 {
+                        session.written();
+                    }
+                }
+                Err(Signal::Down(reason)) => self.lost(index, &reason),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn send(&mut self, index: usize, packet: &Packet) {
+        // Filters have been checked, and everything else is short.
+        if let Err(error) = self.engine.sessions[index].send(packet) {
+            tracing::error!(%error, "a control packet cannot be sent");
+        }
+    }
+
+    fn reload(&mut self, settings: Settings, views: Views) -> Result<(), Invalid> {
+        let routes = Routes::new(&settings, views, &self.engine.metrics, Some(&self.engine.routes))?;
+        self.engine.reload(&settings, routes);
+        let side = &mut self.sides[SENDERS];
+        let before = std::mem::replace(&mut side.filters, filters_of(&settings, SENDERS));
+        self.settings = settings;
+        if side.filters == before || self.leaving.is_some() {
+            return Ok(());
+        }
+        // First what is new: a message in between comes twice rather than never.
+        let gone: Vec<ByteString> = before
+            .into_iter()
+            .map(|(filter, _)| filter)
+            .filter(|filter| !side.filters.iter().any(|(kept, _)| kept == filter))
+            .collect();
+        side.subscribed = false;
+        let subscribe = side.subscribe();
+        self.send(SENDERS, &subscribe);
+        if !gone.is_empty() {
+            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters: gone, properties: Properties::default() };
+            self.send(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
+        }
+        Ok(())
+    }
+
+    fn begin_leaving(&mut self, done: Option<oneshot::Sender<()>>) {
+        let deadline = Instant::now() + self.settings.drain_timeout;
+        self.leaving = Some(Leaving { done, deadline, barrier: None, dry: false });
+        tracing::info!("leaving: nothing new is taken, what is under way is seen through");
+        let side = &mut self.sides[SENDERS];
+        let filters: Vec<_> = std::mem::take(&mut side.filters).into_iter().map(|(filter, _)| filter).collect();
+        if side.up && !filters.is_empty() {
+            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters, properties: Properties::default() };
+            self.send(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
+        }
+    }
+
+    /// Whether everything is seen through, or the time for it is over. That the broker has nothing left shows by a question
+    /// (a second UNSUBSCRIBE) that it answers without having sent a message before.
+    fn leave(&mut self, now: Instant) -> bool {
+        let under_way = self.engine.under_way();
+        let arrivals = self.engine.arrivals;
+        let up = self.sides[SENDERS].up;
+        let Some(leaving) = &mut self.leaving else { return false };
+        let idle = under_way == (0, 0);
+        if now >= leaving.deadline || (idle && (leaving.dry || !up)) {
+            return true;
+        }
+        if idle && leaving.barrier.is_none() && !leaving.dry {
+            leaving.barrier = Some(arrivals);
+            let filters = vec![ByteString::from_static("pointsman/barrier")];
+            let barrier = Unsubscribe { id: BARRIER_ID, filters, properties: Properties::default() };
+            self.send(SENDERS, &Packet::Unsubscribe(Box::new(barrier)));
+        }
+        false
+    }
+
+    /// Says goodbye. The brokers may forget the sessions if nothing is left in them.
+    fn end(&mut self) {
+        let (flights, requests) = self.engine.under_way();
+        let clean = flights == 0 && self.leaving.as_ref().is_some_and(|leaving| leaving.dry);
+        if flights + requests > 0 {
+            tracing::warn!(flights, requests, "left before everything was seen through");
+        }
+        let session_expiry = clean.then_some(0);
+        let goodbye =
+            Disconnect { properties: Properties { session_expiry, ..Properties::default() }, ..Disconnect::default() };
+        for index in 0..self.sides.len() {
+            self.send(index, &Packet::Disconnect(Box::new(goodbye.clone())));
+        }
+        // It fits into the socket's buffer, or the broker has not read for so long that it does not matter.
+        self.flush(&mut Context::from_waker(std::task::Waker::noop()));
+        for side in &mut self.sides {
+            side.connection.close();
+        }
+        if let Some(done) = self.leaving.take().and_then(|leaving| leaving.done) {
+            let _ = done.send(());
+        }
+    }
+}
+
+impl Side {
+    fn new(settings: &Settings, index: usize, target: Target) -> Self {
+        let (name, version) = match &target {
+            Target::Url(url) => {
+                let side = if index == SENDERS { "ingress" } else { "egress" };
+                (format!("{side} {url}"), url.version())
+            }
+            Target::Embedded(_) => {
+                (if index == SENDERS { "ingress embedded" } else { "egress embedded" }.to_owned(), Version::V5)
+            }
+        };
+        let expiry = u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX);
+        let window = u16::try_from(settings.max_in_flight).unwrap_or(u16::MAX);
+        let end = if index == SENDERS { "in".to_owned() } else { format!("out{index}") };
+        let connect = Connect {
+            version,
+            clean_start: false,
+            client_id: format!("pointsman-{}-{end}", settings.code).into(),
+            properties: Properties {
+                session_expiry: Some(expiry),
+                receive_maximum: Some(window),
+                maximum_packet: u32::try_from(settings.max_packet).ok(),
+                ..Properties::default()
+            },
+            ..Connect::default()
+        };
+        let connection = Connection::new(target, connect, settings.max_packet);
+        Self { name, connection, up: false, filters: filters_of(settings, index), subscribed: false }
+    }
+
+    fn subscribe(&self) -> Packet {
+        let filters = self.filters.clone();
+        Packet::Subscribe(Box::new(Subscribe { id: SUBSCRIBE_ID, filters, properties: Properties::default() }))
+    }
+}
+
+/// What is subscribed to on a side, each filter once.
+fn filters_of(settings: &Settings, side: usize) -> Vec<(ByteString, Options)> {
+    let options = Options { retain_handling: 2, ..Options::up_to(Qos::ExactlyOnce) };
+    let filters: BTreeSet<String> = match (side, settings.topics) {
+        (SENDERS, Topics::CodeLast) => {
+            let share = |filter: String| format!("{}{}/{filter}", topic::SHARE, settings.group);
+            settings.subscriptions().into_iter().map(share).collect()
+        }
+        (SENDERS, Topics::GoEnvelope) => settings.subscriptions().into_iter().collect(),
+        (_, Topics::CodeLast) => [format!("{}{}/#", address::REPLY, settings.code)].into(),
+        (_, Topics::GoEnvelope) => [format!("{}+/+", address::ENVELOPE_SENDER)].into(),
+    };
+    filters.into_iter().map(|filter| (ByteString::from(filter), options)).collect()
+}

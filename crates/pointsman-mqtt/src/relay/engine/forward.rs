@@ -1,0 +1,378 @@
+//! From senders to instances.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use bytestring::ByteString;
+use pointsman_balance::Outcome;
+
+use super::letters::Letter;
+use super::{Engine, Flight, Forward, Origin, Reply, SENDERS, What};
+use crate::packet::{Publish, Qos};
+use crate::reason::Reason;
+use crate::relay::address::{self, Envelope};
+use crate::relay::requests::Request;
+use crate::relay::routes::{Chosen, Line};
+use crate::relay::settings::Topics;
+
+/// The user property by which the client id of a sender is known.
+pub(super) const CLIENT_ID: &str = "pointsman-client-id";
+/// The user property by which a relay knows what it has relayed.
+const RELAY: &str = "pointsman-relay";
+/// So many relays may pass a message on to one another.
+const HOPS: usize = 8;
+
+/// What a sender's topic says.
+struct Inquiry<'a> {
+    /// What routes are matched against.
+    matched: String,
+    /// The code that the sender names.
+    code: Option<&'a str>,
+    envelope: Option<Envelope<'a>>,
+    /// Without the code.
+    topic: &'a str,
+}
+
+impl Engine {
+    /// A message of a sender.
+    pub(super) fn from_sender(&mut self, publish: Publish, now: Instant) {
+        let origin = self.origin(SENDERS, &publish);
+        if publish.retain {
+            // Kept from before the relay subscribed: it is no news. What is new comes without the flag.
+            self.metrics.dropped("retained", 1);
+            return self.acknowledge(origin);
+        }
+        let topic = publish.topic.clone();
+        if Self::is_reserved(&topic) {
+            return self.acknowledge(origin);
+        }
+        let Some(inquiry) = self.inquire(&topic) else {
+            let letter = Letter::new("topic", "the topic is not /VERSION/SENDER/ACTION/ID/CODE/TOPIC/");
+            return self.dead_letter(origin, &topic, &publish, letter, now);
+        };
+        if self.has_been_here(&topic, &publish) {
+            let letter = Letter::new("loop", "a relay has sent this message already");
+            return self.dead_letter(origin, &topic, &publish, letter, now);
+        }
+        let Some(line) = self.routes.find(&inquiry.matched).cloned() else {
+            let letter = Letter::new("no-route", "no route matches the topic");
+            return self.undeliverable(origin, &inquiry, &publish, letter, now);
+        };
+        line.metrics.received(publish.qos);
+        let chosen = {
+            let key = key(&line, &inquiry, &publish);
+            line.choose(key, inquiry.code.filter(|_| line.route.sticky), &[])
+        };
+        match chosen {
+            Ok(chosen) => self.forward(origin, &inquiry, publish, line, chosen, now),
+            Err(error) => {
+                let letter = Letter::new("no-instance", error.to_string());
+                self.undeliverable(origin, &inquiry, &publish, letter, now);
+            }
+        }
+    }
+
+    fn inquire<'a>(&self, topic: &'a str) -> Option<Inquiry<'a>> {
+        match self.topics {
+            Topics::CodeLast => {
+                let known = |code: &str| code == &*self.code || self.routes.knows(code);
+                let (rest, code) = address::split_code(topic, known);
+                Some(Inquiry { matched: rest.to_owned(), code, envelope: None, topic: rest })
+            }
+            Topics::GoEnvelope => {
+                let envelope = Envelope::parse(topic)?;
+                Some(Inquiry {
+                    matched: envelope.matched(),
+                    code: None,
+                    envelope: Some(envelope),
+                    topic: envelope.topic,
+                })
+            }
+        }
+    }
+
+    /// Whether a relay has sent it: then passing it on might never end.
+    fn has_been_here(&self, topic: &str, publish: &Publish) -> bool {
+        let mut hops = publish.properties.user.iter().filter(|(name, _)| *name == RELAY);
+        if hops.clone().any(|(_, code)| **code == *self.code) || hops.by_ref().count() >= HOPS {
+            return true;
+        }
+        match self.topics {
+            Topics::CodeLast => self.routes.knows(address::first_level(topic)),
+            Topics::GoEnvelope => {
+                Envelope::parse(topic).is_some_and(|envelope| address::first_level(envelope.topic) == &*self.code)
+            }
+        }
+    }
+
+    /// Where the sender waits for an answer, if it does.
+    fn reply_of(inquiry: &Inquiry<'_>, publish: &Publish) -> Option<Reply> {
+        let (topic, correlation) = match inquiry.envelope {
+            Some(envelope) if envelope.waits() => (ByteString::from(envelope.response_topic()), None),
+            Some(_) => return None,
+            None => {
+                let properties = &publish.properties;
+                let copied = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+                let topic = properties.response_topic.as_ref()?;
+                (ByteString::from(topic.to_string()), properties.correlation.as_ref().map(copied))
+            }
+        };
+        Some(Reply { topic, correlation, qos: publish.qos })
+    }
+
+    fn forward(
+        &mut self,
+        origin: Option<Origin>,
+        inquiry: &Inquiry<'_>,
+        publish: Publish,
+        line: Arc<Line>,
+        chosen: Chosen,
+        now: Instant,
+    ) {
+        let side = self.side_of(&chosen);
+        let code = chosen.code().clone();
+        let reply = Self::reply_of(inquiry, &publish);
+        if reply.is_some() && inquiry.envelope.is_none() && !self.speaks_v5(side) {
+            let letter = Letter::new("refused", "the service's broker speaks MQTT 3.1.1, which has no requests");
+            return self.undeliverable(origin, inquiry, &publish, letter, now);
+        }
+        let (number, nonce) = (self.requests.next_number(), fastrand::u64(..));
+        let qos = publish.qos;
+        let mut out = publish;
+        let id = (number, nonce);
+        out.topic = self.outgoing_topic(inquiry, &code, id).into();
+        self.address(&mut out, reply.as_ref().map(|_| id), inquiry.envelope.is_some());
+        let request = reply.map(|reply| {
+            let timeout = line.route.response_timeout.unwrap_or(self.limits.response_timeout);
+            (reply, timeout)
+        });
+        let forward = match request {
+            None => Forward { line, chosen: Some(chosen), code, tried: Vec::new(), request: None, qos },
+            Some((reply, timeout)) => {
+                let mut request = Request::new(reply, line.clone(), chosen, nonce, (now, now + timeout));
+                request.copy = line.route.redispatch.then(|| Box::new(detached(&out)));
+                self.requests.insert(number, request);
+                Forward { line, chosen: None, code, tried: Vec::new(), request: Some(number), qos }
+            }
+        };
+        self.send(side, origin, out, forward, (now, now));
+    }
+
+    fn outgoing_topic(&self, inquiry: &Inquiry<'_>, code: &str, (number, nonce): (u64, u64)) -> String {
+        match inquiry.envelope {
+            None => address::join_code(code, inquiry.topic),
+            Some(envelope) => {
+                let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+                envelope.outgoing(&address::envelope_id(number, nonce, unix), code)
+            }
+        }
+    }
+
+    /// Makes a sender's message one of the relay's.
+    fn address(&self, out: &mut Publish, request: Option<(u64, u64)>, envelope: bool) {
+        (out.dup, out.id) = (false, 0);
+        let properties = &mut out.properties;
+        // Both belong to the connection on which it has come.
+        properties.topic_alias = None;
+        properties.subscription_ids.clear();
+        if !envelope {
+            properties.response_topic =
+                request.map(|(number, nonce)| format!("{}{}/{number:x}-{nonce:x}", address::REPLY, self.code).into());
+        }
+        properties.user.push((ByteString::from_static(RELAY), ByteString::from(&*self.code)));
+    }
+
+    fn send(&mut self, side: usize, origin: Option<Origin>, out: Publish, forward: Forward, times: (Instant, Instant)) {
+        let (since, now) = times;
+        // What is sent at once and forgotten takes no memory.
+        let bytes = out.payload.len() + out.topic.len();
+        let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since };
+        if let Err((why, flight)) = self.launch(side, &out, flight, now) {
+            let letter = Letter::new("too-large", why);
+            if let What::Forward(forward) = &flight.what
+                && let Some(request) = forward.request
+            {
+                self.give_up(request, letter.reason, &letter.detail, now);
+            }
+            let topic = self.topic_without_code(&out.topic);
+            self.dead_letter(origin, &topic, &out, letter, now);
+        }
+    }
+
+    /// An instance's broker has taken a message over, or refuses it.
+    pub(super) fn forwarded(
+        &mut self,
+        origin: Option<Origin>,
+        forward: Forward,
+        reason: Reason,
+        message: Option<Publish>,
+        since: Instant,
+        now: Instant,
+    ) {
+        let refused = reason.is_error() || reason == Reason::NO_MATCHING_SUBSCRIBERS;
+        if let (true, Some(message)) = (refused, message) {
+            return self.try_another(origin, forward, reason, message, (since, now));
+        }
+        forward.line.metrics.delivered(forward.qos);
+        if forward.qos != Qos::AtMostOnce {
+            forward.line.metrics.delivery.observe(now.saturating_duration_since(since).as_secs_f64());
+        }
+        self.acknowledge(origin);
+        let Some(number) = forward.request else {
+            if let (Some(chosen), true) = (&forward.chosen, forward.qos != Qos::AtMostOnce) {
+                chosen.report(Outcome::Success);
+            }
+            return;
+        };
+        if let Some(request) = self.requests.get_mut(number) {
+            request.delivered = true;
+            // It may have gone while the message was under way.
+            if !request.line.is_there(request.chosen.code()) {
+                self.orphaned(number, now);
+            }
+        }
+    }
+
+    /// Nobody listens under the instance's code, or its broker refuses the message: another instance is tried, each once.
+    fn try_another(
+        &mut self,
+        origin: Option<Origin>,
+        mut forward: Forward,
+        reason: Reason,
+        mut message: Publish,
+        (since, now): (Instant, Instant),
+    ) {
+        if let Some(number) = forward.request
+            && self.requests.get_mut(number).is_none()
+        {
+            // It has been answered, or given up: nobody waits any more.
+            return self.acknowledge(origin);
+        }
+        let failed = |chosen: &Chosen| chosen.report(Outcome::Failure);
+        forward.chosen.as_ref().map(failed);
+        forward.tried.push(forward.code.clone());
+        let topic = self.topic_without_code(&message.topic);
+        match forward.line.choose(topic.as_bytes(), None, &forward.tried) {
+            Ok(chosen) => {
+                forward.line.metrics.redispatched.inc();
+                let (side, code) = (self.side_of(&chosen), chosen.code().clone());
+                message.topic = self.topic_with_code(&message.topic, &code).into();
+                (message.dup, message.id) = (false, 0);
+                forward.code = code;
+                match forward.request.and_then(|number| self.requests.get_mut(number)) {
+                    Some(request) => {
+                        request.chosen.report(Outcome::Failure);
+                        request.chosen = chosen;
+                    }
+                    None => forward.chosen = Some(chosen),
+                }
+                self.send(side, origin, message, forward, (since, now));
+            }
+            Err(error) => {
+                let letter =
+                    Letter::new("no-subscriber", format!("{reason} at the instances that were tried; {error}"));
+                if let Some(number) = forward.request {
+                    self.give_up(number, letter.reason, &letter.detail, now);
+                }
+                self.dead_letter(origin, &topic, &message, letter, now);
+            }
+        }
+    }
+
+    /// The instances have changed: who has taken requests with it into the grave?
+    pub(crate) fn instances_changed(&mut self, now: Instant) {
+        if self.routes.refresh() {
+            for number in self.requests.orphans() {
+                self.orphaned(number, now);
+            }
+        }
+    }
+
+    fn orphaned(&mut self, number: u64, now: Instant) {
+        let Some(mut request) = self.requests.remove(number) else { return };
+        request.chosen.report(Outcome::Failure);
+        request.tried.push(request.chosen.code().clone());
+        let Some(copy) = request.copy.take() else {
+            let detail = format!("instance {} is gone; the route does not send requests again", request.chosen.code());
+            return self.tell(&request.reply, "instance-gone", &detail, now);
+        };
+        let topic = self.topic_without_code(&copy.topic);
+        match request.line.choose(topic.as_bytes(), None, &request.tried) {
+            Err(error) => self.tell(&request.reply, "instance-gone", &error.to_string(), now),
+            Ok(chosen) => {
+                request.line.metrics.redispatched.inc();
+                let (side, code) = (self.side_of(&chosen), chosen.code().clone());
+                let mut out = (*copy).clone();
+                out.topic = self.topic_with_code(&copy.topic, &code).into();
+                let (line, tried, qos) = (request.line.clone(), request.tried.clone(), out.qos);
+                (request.chosen, request.copy, request.delivered) = (chosen, Some(copy), false);
+                self.requests.insert(number, request);
+                let forward = Forward { line, chosen: None, code, tried, request: Some(number), qos };
+                self.send(side, None, out, forward, (now, now));
+            }
+        }
+    }
+
+    /// Gives up what has waited for an answer too long.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        while let Some(number) = self.requests.overdue(now) {
+            self.give_up(number, "no-answer", "no answer in time", now);
+        }
+    }
+
+    fn topic_with_code(&self, topic: &str, code: &str) -> String {
+        match self.topics {
+            Topics::CodeLast => address::join_code(code, topic.split_once('/').map_or("", |(_, rest)| rest)),
+            Topics::GoEnvelope => address::with_other_code(topic, code),
+        }
+    }
+
+    /// What a sender would call it.
+    fn topic_without_code(&self, topic: &str) -> String {
+        match self.topics {
+            Topics::CodeLast => topic.split_once('/').map_or_else(String::new, |(_, rest)| format!("/{rest}")),
+            Topics::GoEnvelope => topic.to_owned(),
+        }
+    }
+
+    fn undeliverable(
+        &mut self,
+        origin: Option<Origin>,
+        inquiry: &Inquiry<'_>,
+        publish: &Publish,
+        letter: Letter,
+        now: Instant,
+    ) {
+        if let Some(reply) = Self::reply_of(inquiry, publish) {
+            self.tell(&reply, letter.reason, &letter.detail, now);
+        }
+        self.dead_letter(origin, &publish.topic, publish, letter, now);
+    }
+}
+
+/// What the algorithm goes by: with `ip-hash` the sender, with everything else the topic.
+fn key<'a>(line: &Line, inquiry: &'a Inquiry<'a>, publish: &'a Publish) -> &'a [u8] {
+    if line.route.algorithm != pointsman_balance::Algorithm::IpHash {
+        return inquiry.topic.as_bytes();
+    }
+    let sender = publish.properties.user.iter().find(|(name, _)| *name == CLIENT_ID).map(|(_, id)| &**id);
+    let level = || line.route.key_level.and_then(|level| publish.topic.split('/').nth(level));
+    let sender = sender.or_else(level).or_else(|| inquiry.envelope.map(|envelope| envelope.sender));
+    sender.unwrap_or(inquiry.topic).as_bytes()
+}
+
+/// The same message in memory of its own, so that what it was read from can be let go.
+fn detached(publish: &Publish) -> Publish {
+    let properties = &publish.properties;
+    let mut memory = BytesMut::with_capacity(publish.payload.len() + publish.topic.len());
+    memory.put_slice(&publish.payload);
+    let text = |text: &ByteString| ByteString::from(text.to_string());
+    let mut copy = publish.clone();
+    copy.payload = memory.freeze();
+    copy.topic = text(&publish.topic);
+    copy.properties.content_type = properties.content_type.as_ref().map(text);
+    copy.properties.correlation = properties.correlation.as_ref().map(|bytes| Bytes::copy_from_slice(bytes));
+    copy.properties.user = properties.user.iter().map(|(name, value)| (text(name), text(value))).collect();
+    copy
+}

@@ -1,0 +1,54 @@
+//! From instances back to senders.
+
+use std::time::Instant;
+
+use pointsman_balance::Outcome;
+
+use super::{Engine, Flight, SENDERS, What};
+use crate::packet::Publish;
+use crate::relay::address;
+use crate::relay::settings::Topics;
+
+impl Engine {
+    /// What a service's broker sends: the answer to a request.
+    pub(super) fn from_service(&mut self, side: usize, publish: Publish, now: Instant) {
+        let origin = self.origin(side, &publish);
+        let number = match self.topics {
+            Topics::CodeLast => read_reply_topic(&publish.topic),
+            Topics::GoEnvelope => publish.topic.rsplit('/').next().and_then(address::read_envelope_id),
+        };
+        let request = number.and_then(|(number, nonce)| self.requests.answer(number, nonce));
+        let Some(request) = request else {
+            // Too late, a second answer, or another relay's.
+            if self.topics == Topics::CodeLast {
+                self.metrics.dropped("late", 1);
+                tracing::debug!(topic = &*publish.topic, "an answer that nobody waits for");
+            }
+            return self.acknowledge(origin);
+        };
+        request.chosen.report(Outcome::Success);
+        request.line.metrics.responses.inc();
+        request.line.metrics.response.observe(now.saturating_duration_since(request.since).as_secs_f64());
+        let mut out = publish;
+        out.topic = request.reply.topic;
+        (out.dup, out.id, out.retain) = (false, 0, false);
+        let properties = &mut out.properties;
+        properties.topic_alias = None;
+        properties.subscription_ids.clear();
+        if properties.correlation.is_none() {
+            properties.correlation = request.reply.correlation;
+        }
+        let flight = Flight { origin, what: What::Back, bytes: out.payload.len(), since: now };
+        if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
+            self.metrics.dropped("too-large", 1);
+            tracing::warn!(topic = &*out.topic, why, "an answer cannot be passed back");
+            self.acknowledge(flight.origin);
+        }
+    }
+}
+
+/// The number and the nonce in `pointsman/reply/CODE/NUMBER-NONCE`.
+fn read_reply_topic(topic: &str) -> Option<(u64, u64)> {
+    let (number, nonce) = topic.strip_prefix(address::REPLY)?.rsplit('/').next()?.split_once('-')?;
+    Some((u64::from_str_radix(number, 16).ok()?, u64::from_str_radix(nonce, 16).ok()?))
+}

@@ -1,0 +1,99 @@
+//! Requests that wait for their answer.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::engine::Reply;
+use super::routes::{Chosen, Line};
+use crate::packet::Publish;
+
+/// All of them, by their numbers.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    by_number: HashMap<u64, Request>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    last: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) reply: Reply,
+    pub(super) line: Arc<Line>,
+    /// Who has it. In flight there until it is answered.
+    pub(super) chosen: Chosen,
+    pub(super) tried: Vec<Arc<str>>,
+    pub(super) since: Instant,
+    deadline: Instant,
+    /// What is sent again if the instance dies, where the route allows that.
+    pub(super) copy: Option<Box<Publish>>,
+    /// Whether the service's broker has taken it over: until then it is a flight, which is looked after by itself.
+    pub(super) delivered: bool,
+    /// What an answer has to know besides the number: nobody can guess it.
+    pub(super) nonce: u64,
+}
+
+impl Request {
+    pub(super) fn new(
+        reply: Reply,
+        line: Arc<Line>,
+        chosen: Chosen,
+        nonce: u64,
+        (since, deadline): (Instant, Instant),
+    ) -> Self {
+        Self { reply, line, chosen, tried: Vec::new(), since, deadline, copy: None, delivered: false, nonce }
+    }
+}
+
+impl Requests {
+    pub(super) fn len(&self) -> usize {
+        self.by_number.len()
+    }
+
+    /// A number that no request has had.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    pub(super) fn insert(&mut self, number: u64, request: Request) {
+        self.deadlines.insert((request.deadline, number));
+        self.by_number.insert(number, request);
+    }
+
+    pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut Request> {
+        self.by_number.get_mut(&number)
+    }
+
+    /// Takes it out, if the nonce is right.
+    pub(super) fn answer(&mut self, number: u64, nonce: u64) -> Option<Request> {
+        if self.by_number.get(&number)?.nonce != nonce {
+            return None;
+        }
+        self.remove(number)
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> Option<Request> {
+        let request = self.by_number.remove(&number)?;
+        self.deadlines.remove(&(request.deadline, number));
+        Some(request)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// One whose time is over.
+    pub(super) fn overdue(&self, now: Instant) -> Option<u64> {
+        self.deadlines.first().filter(|&&(deadline, _)| deadline <= now).map(|&(_, number)| number)
+    }
+
+    /// Those whose instance is not registered any more, in the order in which they came.
+    pub(super) fn orphans(&self) -> Vec<u64> {
+        let orphaned = |request: &Request| request.delivered && !request.line.is_there(request.chosen.code());
+        let mut numbers: Vec<u64> =
+            self.by_number.iter().filter(|(_, request)| orphaned(request)).map(|(&number, _)| number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+}

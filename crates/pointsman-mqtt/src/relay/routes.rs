@@ -1,0 +1,164 @@
+//! Routes, ready for use: which message is for which service, and which instance takes it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pointsman_balance::{Balancer, Claim, Loads, PickError};
+use pointsman_core::{Instance, View};
+use regex::RegexSet;
+
+use super::metrics::{Metrics, RouteMetrics};
+use super::settings::{Invalid, Route, RouteRole, Settings, compile};
+
+/// Where the instances of services are looked up.
+pub type Views = HashMap<Arc<str>, View>;
+
+/// All routes, compiled.
+#[derive(Debug)]
+pub(super) struct Routes {
+    set: RegexSet,
+    routes: Vec<Arc<Line>>,
+    views: Views,
+    /// One a service: its instances' claims in flight are counted over all routes, and outlive a reload.
+    loads: HashMap<Arc<str>, Loads>,
+    /// The codes of all instances of the services.
+    known: HashSet<Arc<str>>,
+    generations: Vec<u64>,
+}
+
+/// One route, with what it needs to be used.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) route: Route,
+    pub(super) metrics: RouteMetrics,
+    view: View,
+    balancer: Balancer,
+    /// Whether the last message found nobody: told once, not with each message.
+    deserted: AtomicBool,
+}
+
+/// An instance that is to take a message; counted as in flight while this is held.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) instance: Arc<Instance>,
+    pub(super) claim: Option<Claim>,
+}
+
+impl Chosen {
+    pub(super) fn code(&self) -> &Arc<str> {
+        &self.instance.code
+    }
+
+    /// Says how it went.
+    pub(super) fn report(&self, outcome: pointsman_balance::Outcome) {
+        if let Some(claim) = &self.claim {
+            claim.report(outcome);
+        }
+    }
+}
+
+impl Routes {
+    /// Compiles the routes of `settings`. Loads of the routes before are taken over.
+    pub(super) fn new(
+        settings: &Settings,
+        views: Views,
+        metrics: &Metrics,
+        before: Option<&Routes>,
+    ) -> Result<Self, Invalid> {
+        let set = compile(&settings.routes)?;
+        let mut loads = before.map(|routes| routes.loads.clone()).unwrap_or_default();
+        let mut routes = Vec::new();
+        for (index, route) in settings.routes.iter().enumerate() {
+            let view = views.get(&route.service).cloned().ok_or_else(|| Invalid {
+                key: format!("route.{index}.service"),
+                reason: format!("{:?} is not followed", route.service),
+            })?;
+            let loads = loads.entry(route.service.clone()).or_default().clone();
+            let balancer = Balancer::builder(view.clone()).algorithm(route.algorithm).loads(loads).build();
+            let metrics = metrics.route(route);
+            let deserted = AtomicBool::new(false);
+            routes.push(Arc::new(Line { route: route.clone(), metrics, view, balancer, deserted }));
+        }
+        loads.retain(|service, _| views.contains_key(service));
+        let mut it = Self { set, routes, views, loads, known: HashSet::new(), generations: Vec::new() };
+        it.refresh();
+        Ok(it)
+    }
+
+    /// Looks whether instances have come or gone; whether any have.
+    pub(super) fn refresh(&mut self) -> bool {
+        let generations: Vec<u64> = self.views.values().map(View::generation).collect();
+        if generations == self.generations {
+            return false;
+        }
+        self.generations = generations;
+        self.known.clear();
+        for view in self.views.values() {
+            self.known.extend(view.load().instances().iter().map(|instance| instance.code.clone()));
+        }
+        true
+    }
+
+    /// Whether some instance has this code.
+    pub(super) fn knows(&self, code: &str) -> bool {
+        self.known.contains(code)
+    }
+
+    /// The first route that matches.
+    pub(super) fn find(&self, topic: &str) -> Option<&Arc<Line>> {
+        // A set has to try all expressions to the end; a few are tried faster one by one.
+        self.set.matches(topic).iter().next().map(|index| &self.routes[index])
+    }
+
+    /// All routes.
+    pub(super) fn lines(&self) -> &[Arc<Line>] {
+        &self.routes
+    }
+}
+
+impl Line {
+    /// Chooses who takes a message: `sticky` if that is a living instance of the service that takes work, otherwise by the
+    /// algorithm; never one of `tried`.
+    pub(super) fn choose(&self, key: &[u8], sticky: Option<&str>, tried: &[Arc<str>]) -> Result<Chosen, PickError> {
+        let chosen = sticky.and_then(|code| self.stay(code)).map_or_else(|| self.pick(key, tried), Ok);
+        let deserted = chosen.is_err() && tried.is_empty();
+        if self.deserted.load(Ordering::Relaxed) != deserted {
+            self.deserted.store(deserted, Ordering::Relaxed);
+            let (route, service) = (&self.route.pattern, &self.route.service);
+            match &chosen {
+                Err(error) if deserted => tracing::warn!(route, %service, %error, "route without instance"),
+                _ => tracing::info!(route, %service, "route has an instance again"),
+            }
+        }
+        chosen
+    }
+
+    fn stay(&self, code: &str) -> Option<Chosen> {
+        if let Some(claim) = self.balancer.pick_code(code) {
+            return Some(Chosen { instance: claim.instance().clone(), claim: Some(claim) });
+        }
+        // The master is no candidate as long as there are normals, and yet alive.
+        let instance = self.view.load().find(code).filter(|instance| instance.takes_work())?.clone();
+        Some(Chosen { instance, claim: None })
+    }
+
+    fn pick(&self, key: &[u8], tried: &[Arc<str>]) -> Result<Chosen, PickError> {
+        if self.route.role == RouteRole::Master {
+            let service = || self.route.service.clone();
+            let snapshot = self.view.load();
+            let master = snapshot.master().ok_or_else(|| PickError::NoInstance { service: service() })?;
+            if tried.contains(&master.code) {
+                return Err(PickError::AllExcluded { service: service(), candidates: 1 });
+            }
+            return Ok(Chosen { instance: master.clone(), claim: None });
+        }
+        let claim = if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }?;
+        Ok(Chosen { instance: claim.instance().clone(), claim: Some(claim) })
+    }
+
+    /// Whether the instance with this code is registered.
+    pub(super) fn is_there(&self, code: &str) -> bool {
+        self.view.load().find(code).is_some()
+    }
+}
