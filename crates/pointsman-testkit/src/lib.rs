@@ -7,17 +7,23 @@
 
 mod ensemble;
 mod foreign;
+mod mosquitto;
 mod network;
+mod paho;
 mod process;
 mod proxy;
+mod raw_broker;
 mod session;
 mod tls;
 mod zookeeper;
 
 pub use ensemble::Ensemble;
 pub use foreign::{Foreign, ForeignInstance, ForeignOptions, ForeignRole, ForeignView, read_as_foreign};
+pub use mosquitto::{Mosquitto, MosquittoOptions};
 pub use network::PartitionableEnsemble;
+pub use paho::{Echo, Paho, PahoConnack, PahoEvent, PahoMessage, PahoOptions, PahoSubscription};
 pub use proxy::{CuttingProxy, Op, OrderedCut};
+pub use raw_broker::{RawBroker, RawClient, RawConnection};
 pub use tls::TlsFiles;
 pub use zookeeper::{ZooKeeper, ZooKeeperOptions};
 

@@ -83,6 +83,11 @@ impl Process {
     pub(crate) fn resume(&self) {
         kill_process(self.command, Signal::CONT).expect("SIGCONT");
     }
+
+    /// Nothing happens to a command that has ended by itself.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = kill_process(self.command, signal);
+    }
 }
 
 impl Drop for Process {
