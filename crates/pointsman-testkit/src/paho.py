@@ -30,12 +30,33 @@ PROPERTIES = {
 
 
 class ReasonedClient(mqtt.Client):
-    """Paho 1.6 reads the reasons in PUBACK, PUBREC, PUBCOMP and DISCONNECT, and tells nobody. This keeps them."""
+    """Paho 1.6 reads the reasons in PUBACK, PUBREC, PUBCOMP and DISCONNECT, and tells nobody. This keeps them.
+
+    And it says that it is connected after it has sent what was in flight, so that what comes next cannot overtake that.
+    """
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
         self.reasons = {}
         self.disconnect_reason = None
+        self.on_connected = None
+        self.connack = None
+        self.on_connect = self.keep_connack
+
+    @staticmethod
+    def keep_connack(client, _data, flags, reason, properties=None):
+        client.connack = {
+            "reason": int_of(reason),
+            "session_present": bool(flags["session present"]),
+            "properties": properties.json() if properties else {},
+        }
+
+    def _handle_connack(self):
+        result = super()._handle_connack()
+        connack, self.connack = self.connack, None
+        if connack:
+            self.on_connected(self, connack)
+        return result
 
     def _note_reason(self):
         packet = self._in_packet["packet"]
@@ -122,7 +143,7 @@ class Driver:
         if will:
             properties = message_properties(will, PacketTypes.WILLMESSAGE) if v5 else None
             client.will_set(will["topic"], to_bytes(will["payload"]), will["qos"], will["retain"], properties)
-        client.on_connect = self.on_connect
+        client.on_connected = self.on_connected
         client.on_disconnect = self.on_disconnect
         client.on_message = self.on_message
         client.on_publish = lambda _client, _data, mid: self.acknowledged(mid, reason=client.reasons.pop(mid, 0))
@@ -218,12 +239,7 @@ class Driver:
         if id is not None:
             self.say(id=id, **answer)
 
-    def on_connect(self, client, _data, flags, reason, properties=None):
-        connack = {
-            "reason": int_of(reason),
-            "session_present": bool(flags["session present"]),
-            "properties": properties.json() if properties else {},
-        }
+    def on_connected(self, client, connack):
         with self.lock:
             if client is not self.client:
                 return
