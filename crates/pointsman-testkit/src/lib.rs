@@ -22,7 +22,7 @@ pub use foreign::{Foreign, ForeignInstance, ForeignOptions, ForeignRole, Foreign
 pub use mosquitto::{Mosquitto, MosquittoOptions};
 pub use network::PartitionableEnsemble;
 pub use paho::{Echo, Paho, PahoConnack, PahoEvent, PahoMessage, PahoOptions, PahoSubscription};
-pub use proxy::{CuttingProxy, Op, OrderedCut};
+pub use proxy::{CuttingProxy, Direction, Op, OrderedCut};
 pub use raw_broker::{RawBroker, RawClient, RawConnection};
 pub use tls::TlsFiles;
 pub use zookeeper::{ZooKeeper, ZooKeeperOptions};

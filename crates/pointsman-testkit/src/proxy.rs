@@ -5,14 +5,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::zookeeper::free_port;
 
-/// A TCP proxy on loopback. It knows the frames of ZooKeeper's protocol, and passes everything else on as it is.
+mod mqtt;
+
+use mqtt::Framing;
+
+/// A TCP proxy on loopback. It knows the frames of ZooKeeper's protocol and the packets of MQTT, and passes everything else on
+/// as it is.
 ///
 /// It runs in a thread of its own, so that a test that blocks, or that pauses its time, does not hold it up. What a method says
 /// holds when it returns: after `cut` no connection is left and none is accepted.
@@ -38,7 +43,16 @@ pub enum Op {
     SetData,
 }
 
-/// A cut that has been ordered and will happen at the next request that fits.
+/// Which way bytes go through a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client.
+    ToServer,
+    /// From the server.
+    ToClient,
+}
+
+/// A cut that has been ordered and will happen at the next request or packet that fits.
 #[derive(Debug)]
 pub struct OrderedCut(oneshot::Receiver<()>);
 
@@ -49,7 +63,7 @@ impl OrderedCut {
     /// When it has not happened within 20 seconds, or when another order has taken its place.
     pub async fn happened(self) {
         let happened = timeout(Duration::from_secs(20), self.0).await;
-        happened.expect("the request that was to be cut did not come").expect("another order took this one's place");
+        happened.expect("what was to be cut did not come").expect("another order took this one's place");
     }
 }
 
@@ -82,11 +96,17 @@ enum Mode {
 
 #[derive(Debug)]
 struct Order {
-    op: Op,
-    /// What the request has to contain, such as a path.
-    contains: String,
-    moment: Moment,
+    target: Target,
     done: oneshot::Sender<()>,
+}
+
+/// What an order is waiting for.
+#[derive(Debug)]
+enum Target {
+    /// Of ZooKeeper; with what it has to contain, such as a path.
+    Request { op: Op, contains: String, moment: Moment },
+    /// Of MQTT, of this type.
+    Packet(Direction, u8),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +168,7 @@ impl CuttingProxy {
         self.change(|state| state.mode = Mode::Open);
     }
 
-    /// Holds every frame up for so long, in each direction.
+    /// Holds everything up for so long, in each direction: every frame of ZooKeeper's, of other protocols what comes in at once.
     pub fn delay(&self, delay: Duration) {
         self.change(|state| state.delay = delay);
     }
@@ -161,12 +181,18 @@ impl CuttingProxy {
 
     /// The same for a request that contains `text`, such as part of a path.
     pub fn cut_after_commit_of(&self, op: Op, text: &str) -> OrderedCut {
-        self.order(op, text, Moment::AfterCommit)
+        self.order(Target::Request { op, contains: text.to_owned(), moment: Moment::AfterCommit })
     }
 
     /// The next request of this kind that contains `text` never reaches the server: its connection is cut.
     pub fn cut_before(&self, op: Op, text: &str) -> OrderedCut {
-        self.order(op, text, Moment::BeforeForwarding)
+        self.order(Target::Request { op, contains: text.to_owned(), moment: Moment::BeforeForwarding })
+    }
+
+    /// The next MQTT packet of this type (the number of the standard: 3 is PUBLISH, 4 PUBACK, 5 PUBREC, 6 PUBREL, 7 PUBCOMP) in
+    /// this direction is not delivered: everything before it is passed on, then its connection is cut.
+    pub fn cut_at_mqtt(&self, direction: Direction, packet_type: u8) -> OrderedCut {
+        self.order(Target::Packet(direction, packet_type))
     }
 
     /// How many connections it has accepted so far.
@@ -190,9 +216,9 @@ impl CuttingProxy {
         }
     }
 
-    fn order(&self, op: Op, text: &str, moment: Moment) -> OrderedCut {
+    fn order(&self, target: Target) -> OrderedCut {
         let (done, happened) = oneshot::channel();
-        *self.shared.order.lock().unwrap() = Some(Order { op, contains: text.to_owned(), moment, done });
+        *self.shared.order.lock().unwrap() = Some(Order { target, done });
         OrderedCut(happened)
     }
 }
@@ -268,8 +294,8 @@ async fn serve(client: TcpStream, shared: &Shared) {
     let (server_read, server_write) = server.into_split();
     let awaited = Mutex::new(None);
     tokio::select! {
-        () = forward(client_read, server_write, shared, |frame| request(shared, &awaited, frame)) => {}
-        () = forward(server_read, client_write, shared, |frame| reply(shared, &awaited, frame)) => {}
+        () = forward(client_read, server_write, shared, Direction::ToServer, &awaited) => {}
+        () = forward(server_read, client_write, shared, Direction::ToClient, &awaited) => {}
     }
     shared.passage().await;
 }
@@ -287,12 +313,8 @@ type Awaited = Mutex<Option<(i32, Order)>>;
 /// Looks at a request: does the order mean it?
 fn request(shared: &Shared, awaited: &Awaited, frame: &[u8]) -> Verdict {
     let (Some(xid), Some(op)) = (number(frame, 0), number(frame, 4)) else { return Verdict::Forward };
-    let mut order = shared.order.lock().unwrap();
-    if !order.as_ref().is_some_and(|order| order.op.is(op) && contains(frame, &order.contains)) {
-        return Verdict::Forward;
-    }
-    match order.take() {
-        Some(order) if order.moment == Moment::BeforeForwarding => {
+    match shared.take_order(|target| target.is_request(op, frame)) {
+        Some(order) if matches!(order.target, Target::Request { moment: Moment::BeforeForwarding, .. }) => {
             let _ = order.done.send(());
             Verdict::Cut
         }
@@ -333,6 +355,16 @@ fn contains(frame: &[u8], text: &str) -> bool {
     text.is_empty() || frame.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
+impl Target {
+    fn is_request(&self, op: i32, frame: &[u8]) -> bool {
+        matches!(self, Target::Request { op: own, contains: text, .. } if own.is(op) && contains(frame, text))
+    }
+
+    fn is_packet(&self, direction: Direction, packet_type: u8) -> bool {
+        matches!(self, Target::Packet(own, kind) if (*own, *kind) == (direction, packet_type))
+    }
+}
+
 impl Op {
     fn is(self, op: i32) -> bool {
         let create = matches!(op, 1 | 15 | 19 | 21);
@@ -354,6 +386,11 @@ impl Shared {
         listening == (state.mode != Mode::Cut) && self.live.lock().unwrap().iter().all(|&epoch| epoch == state.epoch)
     }
 
+    /// The order, if it is for this; it is nobody else's from now on.
+    fn take_order(&self, is_for_this: impl Fn(&Target) -> bool) -> Option<Order> {
+        self.order.lock().unwrap().take_if(|order| is_for_this(&order.target))
+    }
+
     /// Returns when frames may pass.
     async fn passage(&self) {
         let delay = self.state.borrow().delay;
@@ -366,27 +403,27 @@ impl Shared {
 
 /// Forwards one direction, frame by frame; the first frame of a connection has no header and is not judged. Returns at its end.
 async fn forward(
-    mut from: impl AsyncRead + Unpin,
+    from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     shared: &Shared,
-    judge: impl Fn(&[u8]) -> Verdict,
+    direction: Direction,
+    awaited: &Awaited,
 ) {
+    let mut from = BufReader::with_capacity(16 << 10, from);
     let mut first = true;
-    while let Ok(length) = from.read_u32().await {
-        if length > 64 << 20 {
-            // Not a length: TLS, or a four-letter command.
-            shared.passage().await;
-            if to.write_u32(length).await.is_ok() {
-                forward_bytes(from, to, shared).await;
-            }
-            return;
+    while let Ok(&[byte, ..]) = from.fill_buf().await {
+        // The first byte of a length, for frames are far shorter than 128 MiB; or else MQTT, TLS, or a four-letter command.
+        if byte > 7 {
+            return forward_bytes(from, to, shared, direction, Framing::beginning_with(byte)).await;
         }
+        let Ok(length) = from.read_u32().await else { return };
         let mut frame = vec![0; length as usize];
         if from.read_exact(&mut frame).await.is_err() {
             return;
         }
         shared.passage().await;
-        if !first && judge(&frame) == Verdict::Cut {
+        let judge = if direction == Direction::ToServer { request } else { reply };
+        if !first && judge(shared, awaited, &frame) == Verdict::Cut {
             return;
         }
         first = false;
@@ -397,12 +434,27 @@ async fn forward(
     }
 }
 
-async fn forward_bytes(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, shared: &Shared) {
-    let mut bytes = vec![0; 16 << 10];
-    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+async fn forward_bytes(
+    mut from: impl AsyncBufRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    shared: &Shared,
+    direction: Direction,
+    mut framing: Framing,
+) {
+    while let Ok(bytes @ [_, ..]) = from.fill_buf().await {
         shared.passage().await;
-        if to.write_all(&bytes[..length]).await.is_err() {
+        let ordered = framing.packets(bytes).into_iter().find_map(|(at, packet_type)| {
+            shared.take_order(|target| target.is_packet(direction, packet_type)).map(|order| (at, order))
+        });
+        let length = ordered.as_ref().map_or(bytes.len(), |&(at, _)| at);
+        let written = to.write_all(&bytes[..length]).await;
+        if let Some((_, order)) = ordered {
+            let _ = order.done.send(());
             return;
         }
+        if written.is_err() {
+            return;
+        }
+        from.consume(length);
     }
 }

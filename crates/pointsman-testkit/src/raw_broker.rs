@@ -165,7 +165,7 @@ impl RawConnection {
     pub async fn close(mut self) {
         drop(self.stream.shutdown().await);
         // To close with bytes unread would be a RST.
-        let _ = self.stream.try_read_buf(&mut self.received);
+        while self.stream.try_read_buf(&mut self.received).is_ok_and(|count| count > 0) {}
     }
 
     /// Waits for bytes; `false` at the end.

@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman_testkit::{
-    Echo, Mosquitto, Paho, PahoEvent, PahoMessage, PahoOptions, PahoSubscription, RawBroker, RawClient,
+    CuttingProxy, Direction, Echo, Mosquitto, Paho, PahoEvent, PahoMessage, PahoOptions, PahoSubscription, RawBroker,
+    RawClient,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -252,4 +253,71 @@ async fn a_bad_client_does_as_it_is_told() {
     // Malformed packet.
     assert_eq!(connection.read_packet().await, [0xe0, 1, 0x81]);
     assert!(connection.read_some(SOON).await.is_empty());
+}
+
+/// A client behind a proxy, with a subscription to `a` and a session that outlives its connections.
+async fn behind(proxy: &CuttingProxy) -> Paho {
+    let client = Paho::start().await;
+    let options = PahoOptions::new(&proxy.address()).clean(false).session_expiry(Duration::from_secs(60)).reconnect();
+    client.connect(options).await;
+    client.subscribe("a", 2).await;
+    client
+}
+
+#[tokio::test]
+async fn the_proxy_cuts_blackholes_and_delays_mqtt() {
+    let broker = Mosquitto::start().await;
+    let proxy = CuttingProxy::start(broker.socket_address());
+    let client = behind(&proxy).await;
+    proxy.blackhole();
+    let (acknowledged, ()) = tokio::join!(client.publish(PahoMessage::new("a", "1")), async {
+        assert_eq!(client.try_next_message(Duration::from_millis(100)).await, None);
+        proxy.mend();
+    });
+    assert_eq!((acknowledged, client.next_message(SOON).await.text()), (0, "1"));
+
+    proxy.delay(Duration::from_millis(50));
+    let start = Instant::now();
+    client.publish(PahoMessage::new("a", "2")).await;
+    assert!(start.elapsed() >= Duration::from_millis(100));
+    assert_eq!(client.next_message(SOON).await.text(), "2");
+    proxy.delay(Duration::ZERO);
+
+    proxy.cut();
+    assert_eq!(client.next_event(SOON).await, PahoEvent::Disconnected { reason: None });
+    proxy.mend();
+    assert!(matches!(client.next_event(SOON).await, PahoEvent::Connected(connack) if connack.session_present));
+}
+
+#[tokio::test]
+async fn the_proxy_cuts_at_each_step_of_an_exchange() {
+    let broker = Mosquitto::start().await;
+    let proxy = CuttingProxy::start(broker.socket_address());
+    let (client, receiver) = (behind(&proxy).await, paho(&broker).await);
+    receiver.subscribe("b", 2).await;
+    let (to_server, to_client) = (Direction::ToServer, Direction::ToClient);
+    // Of QoS 1: PUBLISH, PUBACK. Of QoS 2: PUBLISH, PUBREC, PUBREL, PUBCOMP.
+    let cuts = [
+        (1, to_server, 3),
+        (1, to_client, 4),
+        (2, to_server, 3),
+        (2, to_client, 5),
+        (2, to_server, 6),
+        (2, to_client, 7),
+    ];
+    for (qos, direction, packet_type) in cuts {
+        let before = proxy.accepted();
+        let cut = proxy.cut_at_mqtt(direction, packet_type);
+        let text = format!("{qos} {packet_type}");
+        let (reason, ()) = tokio::join!(client.publish(PahoMessage::new("b", text.clone()).qos(qos)), cut.happened());
+        // Whoever repeats PUBREL may be told that the exchange is unknown, for it is over.
+        assert!(reason == 0 || packet_type >= 6 && reason == 0x92, "{text}: {reason:#x}");
+        assert_eq!(proxy.accepted(), before + 1);
+        // Of QoS 1, the broker has it twice when the acknowledgement was lost; of QoS 2 never.
+        let twice = (qos, packet_type) == (1, 4);
+        for _ in 0..1 + usize::from(twice) {
+            assert_eq!(receiver.next_message(SOON).await.text(), text);
+        }
+    }
+    assert_eq!(receiver.try_next_message(Duration::from_millis(100)).await, None);
 }
