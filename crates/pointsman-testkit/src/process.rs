@@ -11,14 +11,17 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// Runs the command behind it. Its standard input is a pipe that only the test process holds: when that ends, by `kill -9` as
-/// well, the pipe does, and the command is killed and its folder removed.
+/// well, the pipe does, and the command is killed and its folder removed. What waits for that comes before the `echo`, which
+/// ends the shell when the test process is no longer there to read it. SIGHUP is what the kernel sends to the group when the test
+/// process dies while the command is stopped.
 const WATCHDOG: &str = r#"
 folder=$1; log=$2; shift 2
+trap '' HUP
 exec 3<&0
 "$@" </dev/null >>"$log" 2>&1 3<&- &
 command=$!
-echo $command
 ( cat <&3; kill -9 $command; rm -rf "$folder" ) >/dev/null 2>&1 &
+echo $command
 wait $command
 "#;
 

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use pointsman_testkit::{
     CuttingProxy, Direction, Echo, Mosquitto, Paho, PahoEvent, PahoMessage, PahoOptions, PahoSubscription, RawBroker,
     RawClient,
 };
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -320,4 +322,47 @@ async fn the_proxy_cuts_at_each_step_of_an_exchange() {
         }
     }
     assert_eq!(receiver.try_next_message(Duration::from_millis(100)).await, None);
+}
+
+/// The kernel tells the group of a stopped process that it has lost its parent, which must not be the end of its watchdog. The
+/// test process is killed here by standing in for it, as in the tests of ZooKeeper.
+#[tokio::test]
+async fn paused_processes_die_with_their_test_process() {
+    let this = std::env::current_exe().unwrap();
+    let mut child = tokio::process::Command::new(this)
+        .args(["--ignored", "--exact", "stands_in_for_a_test_process", "--nocapture"])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let pids: Vec<u32> = loop {
+        let line = lines.next_line().await.unwrap().expect("a line with process ids");
+        if let Some((_, pids)) = line.split_once("paused=") {
+            break pids.split(' ').map(|pid| pid.parse().unwrap()).collect();
+        }
+    };
+    let alive = || {
+        pids.iter().any(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            !(stat.is_empty() || stat.contains(") Z "))
+        })
+    };
+    assert!(pids.len() == 2 && alive());
+    child.kill().await.unwrap();
+    let start = Instant::now();
+    while alive() {
+        assert!(start.elapsed() < SOON, "one of {pids:?} outlives its test process");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "run by paused_processes_die_with_their_test_process only"]
+async fn stands_in_for_a_test_process() {
+    let (broker, client) = (Mosquitto::start().await, Paho::start().await);
+    broker.pause();
+    client.pause();
+    println!("paused={} {}", broker.pid().unwrap(), client.pid().unwrap());
+    tokio::time::sleep(SOON).await;
 }
