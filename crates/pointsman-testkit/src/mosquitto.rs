@@ -63,9 +63,10 @@ impl Default for MosquittoOptions {
 }
 
 impl MosquittoOptions {
-    /// Sessions and their messages are written to the disk after every change, in the next round of the broker's loop. So
-    /// [`Mosquitto::kill`] can lose what was acknowledged just before, unless [`Mosquitto::save`] comes in between;
-    /// [`Mosquitto::stop`] loses nothing.
+    /// Sessions and their messages are written to the disk after every change, but only in the next round of the broker's loop,
+    /// up to 100 ms later. So [`Mosquitto::kill`] loses the message that was acknowledged just before, unless
+    /// [`Mosquitto::save`] comes in between; [`Mosquitto::stop`] loses none. Either way, shared subscriptions are gone after a
+    /// restart (2.0.11), though the sessions and their messages are not.
     #[must_use]
     pub fn persistence(mut self) -> MosquittoOptions {
         self.persistence = true;
