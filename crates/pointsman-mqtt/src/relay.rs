@@ -104,8 +104,13 @@ impl Relay {
     ///
     /// [`Error::Closed`].
     pub async fn ready(&self) -> Result<(), Error> {
-        let ready = self.ready.clone().wait_for(|ready| *ready).await.map(drop);
-        ready.map_err(|_| Error::Closed)
+        self.readiness().await
+    }
+
+    /// [`Relay::ready`] for a task of its own.
+    pub fn readiness(&self) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+        let mut ready = self.ready.clone();
+        async move { ready.wait_for(|ready| *ready).await.map(drop).map_err(|_| Error::Closed) }
     }
 
     /// Goes on with other routes, filters, limits and timeouts, without losing a message: what is under way ends under the

@@ -1,0 +1,163 @@
+//! The relay, over the services of a registry, and itself a service.
+
+use std::sync::Arc;
+
+use pointsman_mqtt::broker::Broker;
+use pointsman_mqtt::relay::{self, Figures, Settings, Views};
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
+
+use super::Error;
+use crate::{Instance, Registration, Registry, Service};
+
+/// A running relay: receives what senders publish, and publishes it under the code of an instance of the route's service.
+///
+/// Dropped, it leaves in the background, as by [`Relay::close`].
+#[derive(Debug)]
+pub struct Relay {
+    relay: relay::Relay,
+    registry: Registry,
+    followed: Mutex<Followed>,
+    changed: Arc<watch::Sender<()>>,
+    /// Registers once the relay is ready; and what has come of it.
+    registering: JoinSet<Result<Registration, Error>>,
+}
+
+/// The services that routes name, and who tells the relay of their changes.
+#[derive(Debug)]
+struct Followed {
+    services: Vec<Service>,
+    _tellers: JoinSet<()>,
+}
+
+impl Relay {
+    /// Starts a relay. It connects, and connects again, by itself; as soon as all brokers are connected and all subscriptions
+    /// are confirmed, it registers under `register_as`, with its code and its ingress broker's address. `embedded` is the
+    /// broker in this process, for settings that name none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Relay`] with everything that is wrong with the settings; [`Error::Registry`] when a service cannot be followed.
+    pub async fn start(
+        registry: &Registry,
+        settings: Settings,
+        register_as: Option<&str>,
+        embedded: Option<&Broker>,
+    ) -> Result<Self, Error> {
+        // Before anything is connected.
+        let problems = settings.problems();
+        if !problems.is_empty() {
+            return Err(relay::Error::Invalid(problems).into());
+        }
+        let address = match (&settings.ingress, embedded) {
+            (Some(url), _) => url.address(),
+            (None, Some(broker)) => broker.address().to_string(),
+            (None, None) => return Err(relay::Error::NoBroker.into()),
+        };
+        let instance = register_as.map(|name| Instance::new(name).code(settings.code.clone()).address(address));
+        instance.as_ref().map_or(Ok(()), Instance::check)?;
+        let changed = Arc::new(watch::Sender::new(()));
+        let followed = Followed::new(registry, &settings, &changed).await?;
+        let handle = embedded.map(Broker::handle);
+        let relay = relay::Relay::start(settings, followed.views(), changed.subscribe(), handle)?;
+        let mut registering = JoinSet::new();
+        if let Some(instance) = instance {
+            let (registry, ready) = (registry.clone(), relay.readiness());
+            registering.spawn(async move {
+                ready.await?;
+                Ok(registry.register(instance).await?)
+            });
+        }
+        Ok(Self { relay, registry: registry.clone(), followed: Mutex::new(followed), changed, registering })
+    }
+
+    /// Returns when all brokers are connected, all subscriptions confirmed, and the relay is registered where it is to be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Registry`] when it cannot be registered: another relay has its code. [`Error::Relay`].
+    pub async fn ready(&mut self) -> Result<(), Error> {
+        self.relay.ready().await?;
+        if let Some(registered) = self.registering.join_next().await {
+            let registration = registered.map_err(|_| relay::Error::Closed)??;
+            // Kept as a task that has ended: it is handed out when the relay closes.
+            self.registering.spawn(std::future::ready(Ok(registration)));
+        }
+        Ok(())
+    }
+
+    /// Goes on with other routes, filters, limits and timeouts, without losing a message. Brokers, topics and code stay as they
+    /// were at the start.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Relay`] with everything that is wrong, [`Error::Registry`] when a service cannot be followed; everything stays
+    /// as it was then.
+    pub async fn reload(&self, settings: &Settings) -> Result<(), Error> {
+        let problems = settings.problems();
+        if !problems.is_empty() {
+            return Err(relay::Error::Invalid(problems).into());
+        }
+        let mut followed = self.followed.lock().await;
+        let next = Followed::new(&self.registry, settings, &self.changed).await?;
+        self.relay.reload(settings.clone(), next.views()).await?;
+        *followed = next;
+        Ok(())
+    }
+
+    /// What it has done so far.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Relay`] when it has ended.
+    pub async fn figures(&self) -> Result<Figures, Error> {
+        Ok(self.relay.figures().await?)
+    }
+
+    /// The same for machines, in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Relay`] when it has ended.
+    pub async fn metrics(&self) -> Result<String, Error> {
+        Ok(self.relay.metrics().await?)
+    }
+
+    /// Leaves: deregisters, takes nothing new, sees through what is under way (no longer than the drain timeout), and
+    /// disconnects.
+    pub async fn close(mut self) {
+        if let Some(Ok(Ok(registration))) = self.registering.try_join_next()
+            && let Err(error) = registration.close().await
+        {
+            tracing::warn!(%error, "the relay's registration ends with its session");
+        }
+        self.registering.shutdown().await;
+        self.relay.close().await;
+    }
+}
+
+impl Followed {
+    async fn new(registry: &Registry, settings: &Settings, changed: &Arc<watch::Sender<()>>) -> Result<Self, Error> {
+        let mut names: Vec<_> = settings.routes.iter().map(|route| route.service.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let directory = registry.discover_several(names.clone()).await?;
+        let services: Vec<Service> =
+            names.iter().filter_map(|name| directory.service(name)).map(Service::from).collect();
+        let mut tellers = JoinSet::new();
+        for service in &services {
+            let (mut changes, changed) = (service.changes(), changed.clone());
+            tellers.spawn(async move {
+                loop {
+                    changes.next().await;
+                    changed.send_replace(());
+                }
+            });
+        }
+        Ok(Self { services, _tellers: tellers })
+    }
+
+    fn views(&self) -> Views {
+        self.services.iter().map(|service| (service.name().clone(), service.view())).collect()
+    }
+}
