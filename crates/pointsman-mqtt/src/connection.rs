@@ -82,11 +82,6 @@ impl Connection {
         connection
     }
 
-    /// What is sent with the next connection.
-    pub(crate) fn greeting(&mut self) -> &mut Connect {
-        &mut self.connect
-    }
-
     /// Lets the next poll read again.
     pub(crate) fn begin_pass(&mut self) {
         self.filled = false;

@@ -12,11 +12,13 @@
 //! | what is done with a message | `engine.rs`: `forward.rs` there, `respond.rs` back, `letters.rs` nowhere |
 //! | requests that wait for an answer | `requests.rs` |
 //! | reading and writing, connecting, leaving | `driver.rs` |
+//! | what survives the process | `journal.rs` |
 //! | what is counted | `metrics.rs` |
 
 mod address;
 mod driver;
 mod engine;
+mod journal;
 mod metrics;
 mod prefix;
 mod requests;
@@ -31,6 +33,7 @@ pub use settings::{Invalid, Route, RouteRole, Settings, Topics};
 
 use self::driver::{Command, Driver};
 use self::engine::Engine;
+use self::journal::Journal;
 use self::metrics::Metrics;
 use self::routes::Routes;
 use crate::broker::Handle;
@@ -53,6 +56,14 @@ pub enum Error {
     /// No broker is named, and none is embedded.
     #[error("the relay's settings name no ingress broker, and none is embedded")]
     NoBroker,
+    /// The folder for what must survive the process cannot be used.
+    #[error("the relay's folder {}: {source}", .path.display())]
+    State {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
     /// The relay has ended.
     #[error("the relay has ended")]
     Closed,
@@ -66,7 +77,7 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] with all problems of the settings, [`Error::NoBroker`].
+    /// [`Error::Invalid`] with all problems of the settings, [`Error::NoBroker`], [`Error::State`].
     pub fn start(
         settings: Settings,
         views: Views,
@@ -91,7 +102,13 @@ impl Relay {
         let brokers = brokers.collect();
         let metrics = Metrics::new();
         let routes = Routes::new(&settings, views, &metrics, None).map_err(|problem| Error::Invalid(vec![problem]))?;
-        let engine = Engine::new(&settings, routes, brokers, metrics);
+        let journal = match &settings.state {
+            None => Journal::default(),
+            Some(folder) => {
+                Journal::open(folder, &settings.code).map_err(|source| Error::State { path: folder.clone(), source })?
+            }
+        };
+        let engine = Engine::new(&settings, routes, brokers, metrics, journal);
         let (commands, receiver) = mpsc::channel(16);
         let (driver, ready) = Driver::new(settings, targets, engine, receiver, changed);
         tokio::spawn(driver.run());

@@ -271,6 +271,12 @@ impl<T: Clone> Session<T> {
         self.outbound.restore(id, taken);
     }
 
+    /// Releases a message of QoS 2 that was restored and will not be given any more: what the peer has of it, it may deliver.
+    pub fn release_restored(&mut self, id: u16) {
+        let to = (self.peer.version, self.up);
+        self.outbound.release_restored(id, to, &mut self.out);
+    }
+
     /// Sends a message of QoS 2 under the identifier that it had in an earlier life; as a new one if that is gone.
     ///
     /// # Errors

@@ -115,6 +115,7 @@ impl Driver {
             }
             progress |= self.poll_timer(now, context);
             let left = self.leave(now);
+            self.engine.write_journal();
             self.flush(context);
             if left {
                 self.end();
@@ -185,12 +186,13 @@ impl Driver {
                 tracing::info!(broker = side.name, session_present = peer.session_present, "connected");
                 self.engine.metrics.connected(&side.name, true);
                 self.engine.connected(index, peer, now.into_std());
-                if !peer.session_present || !side.subscribed {
+                // Also where the session is still there: mosquitto 2.0 loses shared subscriptions when it is restarted, and
+                // keeps the session.
+                if !side.filters.is_empty() {
                     side.subscribed = false;
                     let subscribe = side.subscribe();
                     self.send(index, &subscribe);
                 }
-                self.tell_ready();
             }
             Signal::Down(reason) => self.lost(index, &reason),
             Signal::Packet(packet) => match self.engine.receive(index, packet, now.into_std()) {

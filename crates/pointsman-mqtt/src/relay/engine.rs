@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use pointsman_core::Instance;
 use slab::Slab;
 
 use super::address;
+use super::journal::{Journal, Kept, Place};
 use super::metrics::Metrics;
-use super::requests::Requests;
+use super::requests::{Request, Requests};
 use super::routes::{Chosen, Line, Routes};
 use super::settings::{Settings, Topics};
 use crate::packet::{Malformed, Packet, Publish, Qos, Version};
@@ -47,6 +49,7 @@ pub(super) struct Engine {
     flying_bytes: usize,
     pub(super) requests: Requests,
     pub(super) metrics: Metrics,
+    pub(super) journal: Journal,
     /// Messages that have come from senders, ever: whether it stands still is seen by it.
     pub(super) arrivals: u64,
 }
@@ -64,6 +67,8 @@ struct Flight {
     what: What,
     bytes: usize,
     since: Instant,
+    /// With QoS 2 and a journal: where it is.
+    place: Option<Place>,
 }
 
 /// Where a message of QoS 1 or 2 is to be acknowledged.
@@ -72,14 +77,15 @@ pub(super) struct Origin {
     side: usize,
     id: u16,
     epoch: u32,
+    exactly_once: bool,
 }
 
 #[derive(Debug)]
 enum What {
     /// To an instance.
     Forward(Box<Forward>),
-    /// Back to a sender; a dead letter; an error.
-    Back,
+    /// Back to a sender: the answer to this request, or an error; or a dead letter.
+    Back(Option<u64>),
 }
 
 #[derive(Debug)]
@@ -103,14 +109,21 @@ pub(super) struct Reply {
 
 impl Engine {
     /// `brokers` are the addresses of all sides.
-    pub(super) fn new(settings: &Settings, routes: Routes, brokers: Vec<String>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        settings: &Settings,
+        routes: Routes,
+        brokers: Vec<String>,
+        metrics: Metrics,
+        journal: Journal,
+    ) -> Self {
         // What is not acknowledged is bounded by what the relay may have in flight.
         let window = u16::try_from(settings.max_in_flight).unwrap_or(u16::MAX);
         let mut sessions: Vec<Session<u32>> = brokers.iter().map(|_| Session::new(window)).collect();
         for session in &mut sessions {
             session.hold_at_most_once(true);
+            session.report_assigned(journal.is_on());
         }
-        Self {
+        let mut it = Self {
             epochs: vec![0; brokers.len()],
             sessions,
             brokers,
@@ -122,8 +135,64 @@ impl Engine {
             flying_bytes: 0,
             requests: Requests::default(),
             metrics,
+            journal,
             arrivals: 0,
+        };
+        it.restore(Instant::now());
+        it
+    }
+
+    /// Takes up what an earlier life has left. Brokers that are not there any more are left alone.
+    fn restore(&mut self, now: Instant) {
+        for (side, id) in self.journal.received_before() {
+            if let Some(session) = self.sessions.get_mut(side) {
+                session.restore_received(id);
+            }
         }
+        for ((side, id), taken) in self.journal.sent_before() {
+            if let Some(session) = self.sessions.get_mut(side) {
+                session.restore_sent(id, taken);
+            }
+        }
+        let timeout = self.limits.response_timeout;
+        for (number, kept) in self.journal.requests_before() {
+            match self.request_of(kept, (now, now + timeout)) {
+                Some(request) => self.requests.insert(number, request),
+                None => self.journal.answered(number),
+            }
+        }
+    }
+
+    fn request_of(&self, kept: Kept, times: (Instant, Instant)) -> Option<Request> {
+        let line = self.routes.lines().iter().find(|line| *line.route.service == *kept.service)?.clone();
+        let instance = Arc::new(Instance::new(kept.service).code(kept.code));
+        let chosen = Chosen { instance, claim: None };
+        let correlation = kept.correlation.map(Bytes::from);
+        let reply = Reply { topic: kept.reply.into(), correlation, qos: Qos::of(kept.qos)? };
+        let mut request = Request::new(reply, line, chosen, kept.nonce, times);
+        request.delivered = true;
+        Some(request)
+    }
+
+    /// Notes what has been given an identifier, before it is sent.
+    pub(super) fn write_journal(&mut self) {
+        if !self.journal.is_on() {
+            return;
+        }
+        for side in 0..self.sessions.len() {
+            for (token, id) in self.sessions[side].take_assigned() {
+                self.placed(token, (side, id));
+            }
+        }
+        self.journal.write();
+    }
+
+    fn placed(&mut self, token: u32, place: Place) {
+        let Some(flight) = self.flights.get_mut(token as usize) else { return };
+        flight.place = Some(place);
+        let origin = flight.origin.filter(|origin| origin.exactly_once).map(|origin| (origin.side, origin.id));
+        let code = if let What::Forward(forward) = &flight.what { &*forward.code } else { "" };
+        self.journal.sent(place, origin, code);
     }
 
     /// Goes on with other routes and limits. What is under way is not touched.
@@ -136,6 +205,9 @@ impl Engine {
     pub(super) fn connected(&mut self, side: usize, peer: Peer, now: Instant) {
         if !peer.session_present {
             self.epochs[side] += 1;
+            for place in self.journal.lost(side) {
+                self.release(place);
+            }
         }
         self.sessions[side].connected(peer, now);
         self.settle(side, now);
@@ -157,7 +229,9 @@ impl Engine {
             Event::Message(publish) => self.from_service(side, publish, now),
             Event::Acknowledged { token, reason, message } => self.taken_over(token, reason, message, now),
             Event::Other(packet) => return Ok(Some(packet)),
-            Event::Released(_) | Event::Completed(_) | Event::Nothing => {}
+            Event::Released(id) => self.journal.released((side, id)),
+            Event::Completed(id) => self.journal.through((side, id)),
+            Event::Nothing => {}
         }
         self.settle(side, now);
         Ok(None)
@@ -196,25 +270,60 @@ impl Engine {
 
     fn origin(&self, side: usize, publish: &Publish) -> Option<Origin> {
         let epoch = self.epochs[side];
-        (publish.qos != Qos::AtMostOnce).then_some(Origin { side, id: publish.id, epoch })
+        let exactly_once = publish.qos == Qos::ExactlyOnce;
+        (publish.qos != Qos::AtMostOnce).then_some(Origin { side, id: publish.id, epoch, exactly_once })
+    }
+
+    /// Where a message that has come again after a restart had gone, and to which instance.
+    fn restored(&mut self, origin: Option<Origin>) -> Option<(Place, String)> {
+        let origin = origin.filter(|origin| origin.exactly_once && self.journal.is_on())?;
+        let (place, code) = self.journal.restored((origin.side, origin.id))?;
+        if place.0 == SENDERS || place.0 >= self.sessions.len() {
+            // It was a dead letter: it has another chance now.
+            self.release(place);
+            return None;
+        }
+        Some((place, code))
+    }
+
+    /// As [`Engine::restored`], for answers.
+    fn place_before(&mut self, origin: Option<Origin>) -> Option<Place> {
+        let origin = origin.filter(|origin| origin.exactly_once && self.journal.is_on())?;
+        self.journal.restored((origin.side, origin.id)).map(|(place, _)| place)
+    }
+
+    fn release(&mut self, (side, id): Place) {
+        if let Some(session) = self.sessions.get_mut(side) {
+            session.release_restored(id);
+        }
     }
 
     /// The message is in other hands, or need not be.
     fn acknowledge(&mut self, origin: Option<Origin>) {
-        if let Some(Origin { side, id, epoch }) = origin
+        if let Some(Origin { side, id, epoch, exactly_once }) = origin
             && self.epochs[side] == epoch
         {
             self.sessions[side].acknowledge(id, Reason::SUCCESS);
+            if exactly_once && self.journal.is_on() {
+                self.journal.received((side, id));
+            }
         }
     }
 
-    /// Sends a message; what becomes of it comes to [`Engine::taken_over`].
+    /// Sends a message; what becomes of it comes to [`Engine::taken_over`]. A message of QoS 2 that has come again after a
+    /// restart goes out as it did before.
     fn launch(&mut self, side: usize, publish: &Publish, flight: Flight, now: Instant) -> Result<(), (String, Flight)> {
+        let place = flight.place.filter(|place| place.0 == side);
         let bytes = flight.bytes;
         let key = self.flights.insert(flight);
         let token = u32::try_from(key).unwrap_or(u32::MAX);
         self.flying_bytes += bytes;
-        match self.sessions[side].publish(publish, token, now) {
+        let session = &mut self.sessions[side];
+        let result = match place {
+            Some((_, id)) => session.publish_restored(id, publish, token, now).map(|()| None),
+            None => session.publish(publish, token, now),
+        };
+        match result {
             Ok(None) => Ok(()),
             Ok(Some(token)) => {
                 self.taken_over(token, Reason::SUCCESS, None, now);
@@ -236,11 +345,19 @@ impl Engine {
     /// A broker has taken a message over, or refuses it.
     fn taken_over(&mut self, token: u32, reason: Reason, message: Option<Box<Publish>>, now: Instant) {
         let Some(flight) = self.land(token) else { return };
+        match flight.place {
+            Some(place) if reason.is_error() => self.journal.through(place),
+            Some(place) => self.journal.taken(place),
+            None => {}
+        }
         match flight.what {
             What::Forward(forward) => {
                 self.forwarded(flight.origin, *forward, reason, message.map(|m| *m), flight.since, now);
             }
-            What::Back => {
+            What::Back(request) => {
+                if let Some(number) = request {
+                    self.journal.answered(number);
+                }
                 if reason.is_error() {
                     self.metrics.dropped("refused", 1);
                     tracing::warn!(%reason, "the senders' broker refuses what the relay sends");
@@ -253,6 +370,9 @@ impl Engine {
     fn expired(&mut self, token: u32, now: Instant) {
         let Some(flight) = self.land(token) else { return };
         self.metrics.dropped("expired", 1);
+        if let What::Back(Some(number)) = flight.what {
+            self.journal.answered(number);
+        }
         if let What::Forward(forward) = &flight.what
             && let Some(request) = forward.request
         {

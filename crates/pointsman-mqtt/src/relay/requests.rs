@@ -57,6 +57,7 @@ impl Requests {
     }
 
     pub(super) fn insert(&mut self, number: u64, request: Request) {
+        self.last = self.last.max(number);
         self.deadlines.insert((request.deadline, number));
         self.by_number.insert(number, request);
     }

@@ -134,6 +134,14 @@ impl Line {
         chosen
     }
 
+    /// The instance that had been chosen before a restart: what has been sent to it cannot be taken back.
+    pub(super) fn again(&self, code: &str) -> Chosen {
+        self.stay(code).unwrap_or_else(|| {
+            let instance = Arc::new(Instance::new(self.route.service.clone()).code(code));
+            Chosen { instance, claim: None }
+        })
+    }
+
     fn stay(&self, code: &str) -> Option<Chosen> {
         if let Some(claim) = self.balancer.pick_code(code) {
             return Some(Chosen { instance: claim.instance().clone(), claim: Some(claim) });

@@ -298,6 +298,16 @@ impl<T: Clone> Outbound<T> {
         self.flights[index] = Some(Flight { sequence: self.sequence, stage });
     }
 
+    pub(super) fn release_restored(&mut self, id: u16, (version, up): (Version, bool), out: &mut BytesMut) {
+        let Some(Some(flight)) = self.flights.get_mut(usize::from(id.max(1)) - 1) else { return };
+        if matches!(flight.stage, Stage::Restored) {
+            flight.stage = Stage::Released;
+            if up {
+                put_ack(AckKind::Pubrel, id, Reason::SUCCESS, version, out);
+            }
+        }
+    }
+
     pub(super) fn publish_restored(
         &mut self,
         id: u16,

@@ -12,6 +12,7 @@ use super::{Engine, Flight, Forward, Origin, Reply, SENDERS, What};
 use crate::packet::{Publish, Qos};
 use crate::reason::Reason;
 use crate::relay::address::{self, Envelope};
+use crate::relay::journal::{Kept, Place};
 use crate::relay::requests::Request;
 use crate::relay::routes::{Chosen, Line};
 use crate::relay::settings::Topics;
@@ -22,6 +23,13 @@ pub(super) const CLIENT_ID: &str = "pointsman-client-id";
 const RELAY: &str = "pointsman-relay";
 /// So many relays may pass a message on to one another.
 const HOPS: usize = 8;
+
+/// How a message has come so far.
+struct Way {
+    origin: Option<Origin>,
+    place: Option<Place>,
+    since: Instant,
+}
 
 /// What a sender's topic says.
 struct Inquiry<'a> {
@@ -60,12 +68,17 @@ impl Engine {
             return self.undeliverable(origin, &inquiry, &publish, letter, now);
         };
         line.metrics.received(publish.qos);
-        let chosen = {
-            let key = key(&line, &inquiry, &publish);
-            line.choose(key, inquiry.code.filter(|_| line.route.sticky), &[])
+        let before = self.restored(origin);
+        let chosen = match &before {
+            Some((_, code)) => Ok(line.again(code)),
+            None => {
+                let key = key(&line, &inquiry, &publish);
+                line.choose(key, inquiry.code.filter(|_| line.route.sticky), &[])
+            }
         };
+        let place = before.map(|(place, _)| place);
         match chosen {
-            Ok(chosen) => self.forward(origin, &inquiry, publish, line, chosen, now),
+            Ok(chosen) => self.forward((origin, place), &inquiry, publish, line, chosen, now),
             Err(error) => {
                 let letter = Letter::new("no-instance", error.to_string());
                 self.undeliverable(origin, &inquiry, &publish, letter, now);
@@ -123,14 +136,14 @@ impl Engine {
 
     fn forward(
         &mut self,
-        origin: Option<Origin>,
+        (origin, place): (Option<Origin>, Option<Place>),
         inquiry: &Inquiry<'_>,
         publish: Publish,
         line: Arc<Line>,
         chosen: Chosen,
         now: Instant,
     ) {
-        let side = self.side_of(&chosen);
+        let side = place.map_or_else(|| self.side_of(&chosen), |place| place.0);
         let code = chosen.code().clone();
         let reply = Self::reply_of(inquiry, &publish);
         if reply.is_some() && inquiry.envelope.is_none() && !self.speaks_v5(side) {
@@ -152,11 +165,14 @@ impl Engine {
             Some((reply, timeout)) => {
                 let mut request = Request::new(reply, line.clone(), chosen, nonce, (now, now + timeout));
                 request.copy = line.route.redispatch.then(|| Box::new(detached(&out)));
+                if qos != Qos::AtMostOnce && self.journal.is_on() {
+                    self.journal.request(number, kept(&request));
+                }
                 self.requests.insert(number, request);
                 Forward { line, chosen: None, code, tried: Vec::new(), request: Some(number), qos }
             }
         };
-        self.send(side, origin, out, forward, (now, now));
+        self.send(side, Way { origin, place, since: now }, out, forward, now);
     }
 
     fn outgoing_topic(&self, inquiry: &Inquiry<'_>, code: &str, (number, nonce): (u64, u64)) -> String {
@@ -183,11 +199,11 @@ impl Engine {
         properties.user.push((ByteString::from_static(RELAY), ByteString::from(&*self.code)));
     }
 
-    fn send(&mut self, side: usize, origin: Option<Origin>, out: Publish, forward: Forward, times: (Instant, Instant)) {
-        let (since, now) = times;
+    fn send(&mut self, side: usize, way: Way, out: Publish, forward: Forward, now: Instant) {
+        let Way { origin, place, since } = way;
         // What is sent at once and forgotten takes no memory.
         let bytes = out.payload.len() + out.topic.len();
-        let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since };
+        let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since, place };
         if let Err((why, flight)) = self.launch(side, &out, flight, now) {
             let letter = Letter::new("too-large", why);
             if let What::Forward(forward) = &flight.what
@@ -267,7 +283,7 @@ impl Engine {
                     }
                     None => forward.chosen = Some(chosen),
                 }
-                self.send(side, origin, message, forward, (since, now));
+                self.send(side, Way { origin, place: None, since }, message, forward, now);
             }
             Err(error) => {
                 let letter =
@@ -295,11 +311,11 @@ impl Engine {
         request.tried.push(request.chosen.code().clone());
         let Some(copy) = request.copy.take() else {
             let detail = format!("instance {} is gone; the route does not send requests again", request.chosen.code());
-            return self.tell(&request.reply, "instance-gone", &detail, now);
+            return self.tell(Some(number), &request.reply, "instance-gone", &detail, now);
         };
         let topic = self.topic_without_code(&copy.topic);
         match request.line.choose(topic.as_bytes(), None, &request.tried) {
-            Err(error) => self.tell(&request.reply, "instance-gone", &error.to_string(), now),
+            Err(error) => self.tell(Some(number), &request.reply, "instance-gone", &error.to_string(), now),
             Ok(chosen) => {
                 request.line.metrics.redispatched.inc();
                 let (side, code) = (self.side_of(&chosen), chosen.code().clone());
@@ -309,7 +325,7 @@ impl Engine {
                 (request.chosen, request.copy, request.delivered) = (chosen, Some(copy), false);
                 self.requests.insert(number, request);
                 let forward = Forward { line, chosen: None, code, tried, request: Some(number), qos };
-                self.send(side, None, out, forward, (now, now));
+                self.send(side, Way { origin: None, place: None, since: now }, out, forward, now);
             }
         }
     }
@@ -345,9 +361,20 @@ impl Engine {
         now: Instant,
     ) {
         if let Some(reply) = Self::reply_of(inquiry, publish) {
-            self.tell(&reply, letter.reason, &letter.detail, now);
+            self.tell(None, &reply, letter.reason, &letter.detail, now);
         }
         self.dead_letter(origin, &publish.topic, publish, letter, now);
+    }
+}
+
+fn kept(request: &Request) -> Kept {
+    Kept {
+        nonce: request.nonce,
+        qos: request.reply.qos.number(),
+        service: request.line.route.service.to_string(),
+        code: request.chosen.code().to_string(),
+        correlation: request.reply.correlation.as_ref().map(|bytes| bytes.to_vec()),
+        reply: request.reply.topic.to_string(),
     }
 }
 

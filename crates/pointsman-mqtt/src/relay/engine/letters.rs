@@ -62,7 +62,7 @@ impl Engine {
             out.properties.user.push((ByteString::from_static(TOPIC), topic.into()));
             out.topic = address::DEAD_LETTER.into();
         }
-        let flight = Flight { origin, what: What::Back, bytes: out.payload.len(), since: now };
+        let flight = Flight { origin, what: What::Back(None), bytes: out.payload.len(), since: now, place: None };
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
             self.metrics.dropped("too-large", 1);
             tracing::warn!(topic, why, reason = letter.reason, "not even a dead letter");
@@ -74,11 +74,18 @@ impl Engine {
     pub(super) fn give_up(&mut self, number: u64, reason: &'static str, detail: &str, now: Instant) {
         let Some(request) = self.requests.remove(number) else { return };
         request.chosen.report(Outcome::Failure);
-        self.tell(&request.reply, reason, detail, now);
+        self.tell(Some(number), &request.reply, reason, detail, now);
     }
 
-    /// Tells a sender that there will be no answer.
-    pub(super) fn tell(&mut self, reply: &Reply, reason: &'static str, detail: &str, now: Instant) {
+    /// Tells a sender that there will be no answer to a request.
+    pub(super) fn tell(
+        &mut self,
+        number: Option<u64>,
+        reply: &Reply,
+        reason: &'static str,
+        detail: &str,
+        now: Instant,
+    ) {
         self.metrics.error_told(reason);
         let letter = Letter::new(reason, detail);
         let properties = MessageProperties {
@@ -95,7 +102,8 @@ impl Engine {
             payload: problem(reason, detail).into(),
             ..Publish::default()
         };
-        let flight = Flight { origin: None, what: What::Back, bytes: out.payload.len(), since: now };
+        let flight =
+            Flight { origin: None, what: What::Back(number), bytes: out.payload.len(), since: now, place: None };
         if let Err((why, _)) = self.launch(SENDERS, &out, flight, now) {
             self.metrics.dropped("too-large", 1);
             tracing::warn!(topic = &*out.topic, why, reason, "an error cannot be told");

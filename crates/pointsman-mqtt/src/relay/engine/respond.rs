@@ -17,8 +17,8 @@ impl Engine {
             Topics::CodeLast => read_reply_topic(&publish.topic),
             Topics::GoEnvelope => publish.topic.rsplit('/').next().and_then(address::read_envelope_id),
         };
-        let request = number.and_then(|(number, nonce)| self.requests.answer(number, nonce));
-        let Some(request) = request else {
+        let request = number.and_then(|(number, nonce)| Some((number, self.requests.answer(number, nonce)?)));
+        let Some((number, request)) = request else {
             // Too late, a second answer, or another relay's.
             if self.topics == Topics::CodeLast {
                 self.metrics.dropped("late", 1);
@@ -38,10 +38,12 @@ impl Engine {
         if properties.correlation.is_none() {
             properties.correlation = request.reply.correlation;
         }
-        let flight = Flight { origin, what: What::Back, bytes: out.payload.len(), since: now };
+        let place = self.place_before(origin);
+        let flight = Flight { origin, what: What::Back(Some(number)), bytes: out.payload.len(), since: now, place };
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
             self.metrics.dropped("too-large", 1);
             tracing::warn!(topic = &*out.topic, why, "an answer cannot be passed back");
+            self.journal.answered(number);
             self.acknowledge(flight.origin);
         }
     }
