@@ -96,7 +96,8 @@ class Driver:
         # Guards what follows; never held while Paho is called, because Paho calls back with its own locks held.
         self.lock = threading.Lock()
         self.connecting = None
-        self.waiting = {}  # mid -> id of the command that waits for its acknowledgement
+        self.connected = False  # unlike Paho's own, false before anybody is told of the end
+        self.waiting = {}  # mid -> the command that waits for its acknowledgement, and whether that may come by a reconnection
         self.early = {}  # mid -> an acknowledgement that came before the command knew its mid
         self.echo = None
         self.envelope = None
@@ -155,7 +156,7 @@ class Driver:
         )
         with self.lock:
             self.client, self.connecting = client, command["id"]
-            self.waiting, self.early = {}, {}
+            self.connected, self.waiting, self.early = False, {}, {}
         more = {}
         if v5:
             properties = Properties(PacketTypes.CONNECT)
@@ -177,9 +178,13 @@ class Driver:
 
     def do_disconnect(self, command):
         with self.lock:
-            self.waiting["disconnect"] = command["id"]
-        if self.client.disconnect() != mqtt.MQTT_ERR_SUCCESS:
-            self.acknowledged("disconnect", reason=0)
+            connected = self.connected
+            if connected:
+                self.waiting["disconnect"] = command["id"], False
+        # Without a connection as well: it ends Paho's attempts to have one.
+        self.client.disconnect()
+        if not connected:
+            self.say(id=command["id"], reason=0)
 
     def do_subscribe(self, command):
         filter, qos = command["filter"], command["qos"]
@@ -190,19 +195,19 @@ class Driver:
             properties = Properties(PacketTypes.SUBSCRIBE)
             if command["identifier"] is not None:
                 properties.SubscriptionIdentifier = command["identifier"]
-            rc, mid = self.client.subscribe(filter, options=options, properties=properties)
+            _, mid = self.client.subscribe(filter, options=options, properties=properties)
         else:
-            rc, mid = self.client.subscribe(filter, qos)
-        self.wait(command, rc, mid)
+            _, mid = self.client.subscribe(filter, qos)
+        self.wait(command, mid)
 
     def do_unsubscribe(self, command):
-        self.wait(command, *self.client.unsubscribe(command["filter"]))
+        _, mid = self.client.unsubscribe(command["filter"])
+        self.wait(command, mid)
 
     def do_publish(self, command):
         info = self.publish(command["message"])
-        # Above QoS 0, what cannot be sent now may still be by Paho's own reconnection.
-        keeps = self.reconnects and command["message"]["qos"] > 0
-        self.wait(command, mqtt.MQTT_ERR_SUCCESS if keeps else info.rc, info.mid)
+        # Paho sends again what is above QoS 0.
+        self.wait(command, info.mid, keeps=self.reconnects and command["message"]["qos"] > 0)
 
     def do_echo(self, command):
         self.echo = command["echo"]
@@ -211,7 +216,8 @@ class Driver:
     def do_envelope_echo(self, command):
         code = command["code"]
         self.envelope = {**command, "filter": f"/+/+/POST/+/configs/serverinfo/{code}/"}
-        self.wait(command, *self.client.subscribe(self.envelope["filter"], command["qos"]))
+        _, mid = self.client.subscribe(self.envelope["filter"], command["qos"])
+        self.wait(command, mid)
 
     # What becomes of them.
 
@@ -220,20 +226,20 @@ class Driver:
         payload = to_bytes(message["payload"])
         return self.client.publish(message["topic"], payload, message["qos"], message["retain"], properties)
 
-    def wait(self, command, rc, mid):
+    def wait(self, command, mid, keeps=False):
         """Answers the command when `mid` is acknowledged, or says that this will not be."""
         with self.lock:
             answer = self.early.pop(mid, None)
-            if answer is None and rc != mqtt.MQTT_ERR_SUCCESS:
+            if answer is None and not self.connected and not keeps:
                 answer = {"reason": None}
             if answer is None:
-                self.waiting[mid] = command["id"]
+                self.waiting[mid] = command["id"], keeps
         if answer is not None:
             self.say(id=command["id"], **answer)
 
     def acknowledged(self, mid, **answer):
         with self.lock:
-            id = self.waiting.pop(mid, None)
+            id, _ = self.waiting.pop(mid, (None, None))
             if id is None:
                 self.early[mid] = answer
         if id is not None:
@@ -243,6 +249,7 @@ class Driver:
         with self.lock:
             if client is not self.client:
                 return
+            self.connected = connack["reason"] == 0
             id, self.connecting = self.connecting, None
         if id is None:
             self.say(event="connected", **connack)
@@ -254,10 +261,12 @@ class Driver:
         with self.lock:
             if client is not self.client:
                 return
+            self.connected = False
             id, self.connecting = self.connecting, None
-            asked = self.waiting.pop("disconnect", None)
-            lost, self.waiting = ({}, self.waiting) if self.reconnects and asked is None else (self.waiting, {})
-        for waiting in lost.values():
+            asked, _ = self.waiting.pop("disconnect", (None, None))
+            lost = [mid for mid, (_, keeps) in self.waiting.items() if asked is not None or not keeps]
+            lost = [self.waiting.pop(mid)[0] for mid in lost]
+        for waiting in lost:
             self.say(id=waiting, reason=None)
         if id is not None:
             self.say(id=id, error=f"disconnected before CONNACK: {mqtt.error_string(int_of(rc))}")
