@@ -271,6 +271,14 @@ impl<T: Clone> Session<T> {
         self.outbound.restore(id, taken);
     }
 
+    /// From an earlier life of this session, of which nothing is known: with the next connection, releases every message of QoS 2
+    /// that it can have sent to this peer.
+    pub fn release_all(&mut self, peer: &Peer) {
+        for id in 1..=outbound::window(peer) {
+            self.outbound.restore(id, true);
+        }
+    }
+
     /// Releases a message of QoS 2 that was restored and will not be given any more: what the peer has of it, it may deliver.
     pub fn release_restored(&mut self, id: u16) {
         let to = (self.peer.version, self.up);

@@ -50,6 +50,8 @@ pub(super) struct Engine {
     pub(super) requests: Requests,
     pub(super) metrics: Metrics,
     pub(super) journal: Journal,
+    /// Sides whose broker may hold messages of QoS 2 from an earlier life that are not known here.
+    unknown_past: Vec<bool>,
     /// Messages that have come from senders, ever: whether it stands still is seen by it.
     pub(super) arrivals: u64,
 }
@@ -123,6 +125,7 @@ impl Engine {
             session.hold_at_most_once(true);
             session.report_assigned(journal.is_on());
         }
+        let unknown_past = vec![!journal.knows_the_past(); brokers.len()];
         let mut it = Self {
             epochs: vec![0; brokers.len()],
             sessions,
@@ -136,6 +139,7 @@ impl Engine {
             requests: Requests::default(),
             metrics,
             journal,
+            unknown_past,
             arrivals: 0,
         };
         it.restore(Instant::now());
@@ -203,6 +207,11 @@ impl Engine {
 
     /// A connection is up.
     pub(super) fn connected(&mut self, side: usize, peer: Peer, now: Instant) {
+        if std::mem::take(&mut self.unknown_past[side]) && peer.session_present {
+            // What the broker has received but not been told to deliver (PUBREL) would be lost, and a new message with the
+            // identifier of such a one would be taken for it.
+            self.sessions[side].release_all(&peer);
+        }
         if !peer.session_present {
             self.epochs[side] += 1;
             for place in self.journal.lost(side) {

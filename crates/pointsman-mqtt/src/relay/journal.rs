@@ -29,6 +29,8 @@ pub(super) struct Journal {
     /// Where messages had gone, by where they came from: from an earlier life, until they come again.
     restored: HashMap<Place, Place>,
     failed: bool,
+    /// Whether there was a file.
+    found: bool,
 }
 
 /// A message of QoS 2 that was sent.
@@ -63,7 +65,10 @@ impl Journal {
         let path = folder.join(format!("{code}.journal"));
         let mut it = Self::default();
         match fs::read_to_string(&path) {
-            Ok(text) => text.lines().for_each(|line| it.replay(line)),
+            Ok(text) => {
+                it.found = true;
+                text.lines().for_each(|line| it.replay(line));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -76,6 +81,11 @@ impl Journal {
     /// Whether anything is kept at all.
     pub(super) fn is_on(&self) -> bool {
         self.file.is_some()
+    }
+
+    /// Whether it is known what an earlier life has left at the brokers.
+    pub(super) fn knows_the_past(&self) -> bool {
+        self.found
     }
 
     /// Messages that were acknowledged with PUBREC.

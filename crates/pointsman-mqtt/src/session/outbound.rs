@@ -13,6 +13,11 @@ use crate::reason::Reason;
 /// UNSUBSCRIBE.
 const MAX_IN_FLIGHT: u16 = u16::MAX - 15;
 
+/// How many messages may be under way to a peer; no identifier is higher.
+pub(super) fn window(peer: &Peer) -> u16 {
+    peer.receive_maximum.min(MAX_IN_FLIGHT)
+}
+
 #[derive(Debug)]
 pub(super) struct Outbound<T> {
     /// By packet identifier - 1.
@@ -118,7 +123,7 @@ impl<T: Clone> Outbound<T> {
     }
 
     fn has_room(&self, peer: &Peer) -> bool {
-        self.in_flight() < usize::from(peer.receive_maximum.min(MAX_IN_FLIGHT))
+        self.in_flight() < usize::from(window(peer))
     }
 
     /// Sends what waits, as far as the receive maximum allows.
@@ -287,12 +292,18 @@ impl<T: Clone> Outbound<T> {
 
     pub(super) fn restore(&mut self, id: u16, taken: bool) {
         let index = usize::from(id.max(1)) - 1;
+        if index < self.flights.len() {
+            if self.flights[index].is_some() {
+                return;
+            }
+            self.free.retain(|&free| free != id);
+        }
         while self.flights.len() <= index {
             self.flights.push(None);
-            let fresh = u16::try_from(self.flights.len()).unwrap_or(u16::MAX);
-            self.free.push(fresh);
+            if self.flights.len() <= index {
+                self.free.push(u16::try_from(self.flights.len()).unwrap_or(u16::MAX));
+            }
         }
-        self.free.retain(|&free| free != id);
         self.sequence += 1;
         let stage = if taken { Stage::Released } else { Stage::Restored };
         self.flights[index] = Some(Flight { sequence: self.sequence, stage });

@@ -1,6 +1,6 @@
 //! What the tests of the relay share: a fleet whose instances come and go as a test says, and clients that are none of ours.
 
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pointsman_core::{Instance, Role, Snapshot, Term, View, ViewWriter};
 use pointsman_mqtt::relay::{Figures, Relay, Route, Settings, Views};
-use pointsman_testkit::{Echo, Mosquitto, Paho, PahoMessage, PahoOptions, PahoSubscription};
+use pointsman_testkit::{Echo, Mosquitto, Paho, PahoOptions};
 use tokio::sync::watch;
 
 /// What should happen happens within this.
