@@ -2,6 +2,9 @@
 
 pub mod broker;
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod packet;
 pub mod reason;
 pub mod relay;

@@ -229,3 +229,6 @@ pub struct Disconnect {
     /// MQTT 5 only.
     pub properties: Properties,
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,7 +93,7 @@ impl Decoder {
             8 => Packet::Subscribe(Box::new(subscribe(&mut reader, v5)?)),
             9 => Packet::Suback(Box::new(suback(&mut reader, v5)?)),
             10 => Packet::Unsubscribe(Box::new(unsubscribe(&mut reader, v5)?)),
-            11 => Packet::Unsuback(Box::new(suback(&mut reader, v5)?)),
+            11 => Packet::Unsuback(Box::new(unsuback(&mut reader, v5)?)),
             12 => Packet::Pingreq,
             13 => Packet::Pingresp,
             14 => Packet::Disconnect(Box::new(disconnect(&mut reader, v5, Of::Disconnect)?)),
@@ -308,8 +308,15 @@ fn subscribe(reader: &mut Reader, v5: bool) -> Result<Subscribe, Malformed> {
 fn suback(reader: &mut Reader, v5: bool) -> Result<Suback, Malformed> {
     let id = reader.id()?;
     let properties = if v5 { Properties::read(reader, Of::Suback)? } else { Properties::default() };
-    let reasons = reader.rest().iter().map(|&code| Reason(code)).collect();
-    Ok(Suback { id, reasons, properties })
+    let reason = |&code: &u8| {
+        // 3.1.1 has one word for every failure.
+        if !v5 && Reason(code).is_error() { Reason::UNSPECIFIED_ERROR } else { Reason(code) }
+    };
+    Ok(Suback { id, reasons: reader.rest().iter().map(reason).collect(), properties })
+}
+
+fn unsuback(reader: &mut Reader, v5: bool) -> Result<Suback, Malformed> {
+    if v5 { suback(reader, v5) } else { Ok(Suback { id: reader.id()?, ..Suback::default() }) }
 }
 
 fn unsubscribe(reader: &mut Reader, v5: bool) -> Result<Unsubscribe, Malformed> {

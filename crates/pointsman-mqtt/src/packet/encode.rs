@@ -14,6 +14,9 @@ pub enum Unencodable {
     /// The whole is longer than 268,435,455 bytes.
     #[error("a packet of more than 268,435,455 bytes")]
     Packet,
+    /// A subscription identifier is larger than that.
+    #[error("a subscription identifier of more than 268,435,455")]
+    Number,
 }
 
 /// Appends a packet to `out`. Properties are left out where the version has none.
@@ -23,6 +26,7 @@ pub enum Unencodable {
 /// [`Unencodable`]; `out` is as it was then.
 pub fn encode(packet: &Packet, version: Version, out: &mut BytesMut) -> Result<(), Unencodable> {
     let v5 = version == Version::V5;
+    check_packet(packet, v5)?;
     let mut body = BytesMut::new();
     let first = match packet {
         Packet::Publish(publish) => return encode_publish(publish, version, out).map(drop),
@@ -33,7 +37,6 @@ pub fn encode(packet: &Packet, version: Version, out: &mut BytesMut) -> Result<(
         Packet::Pingreq => 0xc0,
         Packet::Pingresp => 0xd0,
         Packet::Connect(connect) => {
-            check_connect(connect)?;
             put_connect(connect, &mut body);
             0x10
         }
@@ -45,7 +48,6 @@ pub fn encode(packet: &Packet, version: Version, out: &mut BytesMut) -> Result<(
             body.put_u16(subscribe.id);
             put_properties(&subscribe.properties, v5, &mut body);
             for (filter, options) in &subscribe.filters {
-                check(filter.len())?;
                 put_text(&mut body, filter);
                 let flags = u8::from(options.no_local) << 2 | u8::from(options.retain_as_published) << 3;
                 let bits = if v5 { flags | options.retain_handling << 4 } else { 0 };
@@ -69,7 +71,6 @@ pub fn encode(packet: &Packet, version: Version, out: &mut BytesMut) -> Result<(
             body.put_u16(unsubscribe.id);
             put_properties(&unsubscribe.properties, v5, &mut body);
             for filter in &unsubscribe.filters {
-                check(filter.len())?;
                 put_text(&mut body, filter);
             }
             0xa2
@@ -103,10 +104,7 @@ pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -
     let Publish { topic, properties, payload, .. } = publish;
     check(topic.len())?;
     let properties_len = if v5 {
-        properties.user.iter().try_for_each(|(name, value)| check(name.len()).and_then(|()| check(value.len())))?;
-        properties.response_topic.as_ref().map_or(Ok(()), |topic| check(topic.len()))?;
-        properties.correlation.as_ref().map_or(Ok(()), |bytes| check(bytes.len()))?;
-        properties.content_type.as_ref().map_or(Ok(()), |text| check(text.len()))?;
+        properties.check()?;
         properties.len()
     } else {
         0
@@ -123,7 +121,9 @@ pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -
         return Err(Unencodable::Packet);
     }
     out.reserve(5 + remaining);
-    out.put_u8(0x30 | u8::from(publish.dup) << 3 | publish.qos.number() << 1 | u8::from(publish.retain));
+    // With QoS 0 nothing is sent twice.
+    let dup = publish.dup && with_id;
+    out.put_u8(0x30 | u8::from(dup) << 3 | publish.qos.number() << 1 | u8::from(publish.retain));
     put_varint(out, remaining);
     put_text(out, topic);
     if with_id {
@@ -137,17 +137,50 @@ pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -
     Ok(1 + varint_len(remaining) + 2 + topic.len())
 }
 
-fn check(length: usize) -> Result<(), Unencodable> {
+pub(crate) fn check(length: usize) -> Result<(), Unencodable> {
     if length > MAX_TEXT_BYTES { Err(Unencodable::Text) } else { Ok(()) }
 }
 
+/// The specification's limit for what is written as a variable number of bytes.
+pub(crate) fn check_number(number: u32) -> Result<(), Unencodable> {
+    if number as usize > MAX_REMAINING { Err(Unencodable::Number) } else { Ok(()) }
+}
+
+/// Whether each string and number in it can be expressed. What the version has no place for need not be.
+fn check_packet(packet: &Packet, v5: bool) -> Result<(), Unencodable> {
+    let properties = match packet {
+        Packet::Connect(connect) => return check_connect(connect),
+        Packet::Connack(connack) => &connack.properties,
+        Packet::Subscribe(subscribe) => {
+            subscribe.filters.iter().try_for_each(|(filter, _)| check(filter.len()))?;
+            &subscribe.properties
+        }
+        Packet::Unsubscribe(unsubscribe) => {
+            unsubscribe.filters.iter().try_for_each(|filter| check(filter.len()))?;
+            &unsubscribe.properties
+        }
+        Packet::Suback(suback) | Packet::Unsuback(suback) => &suback.properties,
+        Packet::Disconnect(end) | Packet::Auth(end) => &end.properties,
+        Packet::Publish(_) | Packet::Ack(_) | Packet::Pingreq | Packet::Pingresp => return Ok(()),
+    };
+    if v5 { properties.check() } else { Ok(()) }
+}
+
 fn check_connect(connect: &Connect) -> Result<(), Unencodable> {
+    let v5 = connect.version == Version::V5;
     check(connect.client_id.len())?;
     check(connect.user.as_ref().map_or(0, |user| user.len()))?;
     check(connect.password.as_ref().map_or(0, bytes::Bytes::len))?;
-    connect.will.as_ref().map_or(Ok(()), |will| check(will.topic.len()).and_then(|()| check(will.payload.len())))
+    if v5 {
+        connect.properties.check()?;
+    }
+    let Some(will) = &connect.will else { return Ok(()) };
+    check(will.topic.len())?;
+    check(will.payload.len())?;
+    if v5 { will.properties.check() } else { Ok(()) }
 }
 
+/// The reason stays, but a long explanation is left out: an acknowledgement is to fit into every maximum packet size.
 fn put_ack(ack: &Ack, v5: bool, out: &mut BytesMut) {
     let first = (ack.kind as u8) << 4 | if ack.kind == super::AckKind::Pubrel { 2 } else { 0 };
     match &ack.reason_string {

@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use bytestring::ByteString;
 
 use super::decode::{Malformed, Reader};
-use super::encode::{put_bytes, put_text, varint_len};
+use super::encode::{Unencodable, check, check_number, put_bytes, put_text, varint_len};
 
 /// The properties that belong to a message, whether published or a will.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -144,6 +144,15 @@ impl MessageProperties {
         Ok(it)
     }
 
+    /// Whether each can be expressed.
+    pub(crate) fn check(&self) -> Result<(), Unencodable> {
+        let texts = [&self.content_type, &self.response_topic];
+        texts.into_iter().flatten().try_for_each(|text| check(text.len()))?;
+        check(self.correlation.as_ref().map_or(0, Bytes::len))?;
+        self.subscription_ids.iter().try_for_each(|&id| check_number(id))?;
+        check_user(&self.user)
+    }
+
     /// How many bytes they take, without their length.
     pub(crate) fn len(&self) -> usize {
         let text = |text: &Option<ByteString>| text.as_ref().map_or(0, |text| 3 + text.len());
@@ -190,6 +199,9 @@ impl Properties {
     pub(crate) fn read(reader: &mut Reader, of: Of) -> Result<Self, Malformed> {
         let mut it = Self::default();
         read(reader, of, |id, reader| it.take(id, reader))?;
+        if it.authentication_data.is_some() && it.authentication_method.is_none() {
+            return Err(Malformed::protocol("authentication data without a method"));
+        }
         Ok(it)
     }
 
@@ -224,18 +236,29 @@ impl Properties {
         }
     }
 
-    /// Writes them, with their length before them.
-    pub(crate) fn put(&self, out: &mut BytesMut) {
-        let mut inner = BytesMut::new();
-        self.put_numbers(&mut inner);
-        let texts = [
+    /// Whether each can be expressed.
+    pub(crate) fn check(&self) -> Result<(), Unencodable> {
+        self.texts().into_iter().filter_map(|(_, text)| text.as_ref()).try_for_each(|text| check(text.len()))?;
+        check(self.authentication_data.as_ref().map_or(0, Bytes::len))?;
+        check_number(self.subscription_id.unwrap_or(0))?;
+        check_user(&self.user)
+    }
+
+    fn texts(&self) -> [(u8, &Option<ByteString>); 5] {
+        [
             (18, &self.assigned_client_id),
             (21, &self.authentication_method),
             (26, &self.response_information),
             (28, &self.server_reference),
             (31, &self.reason_string),
-        ];
-        for (id, text) in texts {
+        ]
+    }
+
+    /// Writes them, with their length before them.
+    pub(crate) fn put(&self, out: &mut BytesMut) {
+        let mut inner = BytesMut::new();
+        self.put_numbers(&mut inner);
+        for (id, text) in self.texts() {
             if let Some(text) = text {
                 inner.put_u8(id);
                 put_text(&mut inner, text);
@@ -282,6 +305,10 @@ impl Properties {
             }
         }
     }
+}
+
+fn check_user(user: &[(ByteString, ByteString)]) -> Result<(), Unencodable> {
+    user.iter().try_for_each(|(name, value)| check(name.len()).and_then(|()| check(value.len())))
 }
 
 fn put_user(out: &mut impl BufMut, user: &[(ByteString, ByteString)]) {
