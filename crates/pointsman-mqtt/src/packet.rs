@@ -8,8 +8,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 pub use decode::{Decoder, Malformed};
-pub(crate) use encode::varint_len;
 pub use encode::{Unencodable, encode, encode_publish};
+pub(crate) use encode::{put_varint, varint_len};
 pub use properties::{MessageProperties, Properties};
 
 use crate::reason::Reason;

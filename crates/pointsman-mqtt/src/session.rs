@@ -6,6 +6,7 @@
 
 mod inbound;
 mod outbound;
+mod stored;
 
 use std::time::Instant;
 
@@ -114,11 +115,10 @@ impl<T: Clone> Session<T> {
         self.out.clear();
         self.up = true;
         let before = std::mem::replace(&mut self.peer, peer);
-        if !peer.session_present {
-            self.inbound.clear();
-        }
-        self.outbound.reconnect(before.version, peer, &mut self.out);
+        self.inbound.reconnect(peer.session_present);
+        self.outbound.reconnect(before.version, &self.peer, now, &mut self.out);
         self.outbound.pump(&self.peer, now, &mut self.out);
+        self.outbound.pump_at_most_once(&self.peer, now, &mut self.out);
     }
 
     /// The connection is lost. What was under way stays; messages of QoS 0 that had not been written yet are lost: that many,
@@ -199,7 +199,18 @@ impl<T: Clone> Session<T> {
     ///
     /// [`Malformed`], when the packet breaks the protocol; the connection has to be closed then.
     pub fn receive(&mut self, packet: Packet, now: Instant) -> Result<Event<T>, Malformed> {
+        let event = self.take_in(packet, now);
+        if !self.up {
+            // What was read before the connection broke may still come; there is nobody to answer.
+            self.out.clear();
+        }
+        event
+    }
+
+    fn take_in(&mut self, packet: Packet, now: Instant) -> Result<Event<T>, Malformed> {
         match packet {
+            Packet::Publish(Publish { id: 0, qos: Qos::AtLeastOnce | Qos::ExactlyOnce, .. })
+            | Packet::Ack(Ack { id: 0, .. }) => Err(Malformed::protocol("a packet identifier is 0")),
             Packet::Publish(publish) => self.inbound.publish(publish, self.peer.version, &mut self.out),
             Packet::Ack(Ack { kind: AckKind::Pubrel, id, .. }) => {
                 let known = self.inbound.release(id);
@@ -209,7 +220,9 @@ impl<T: Clone> Session<T> {
             }
             Packet::Ack(ack) => {
                 let event = self.outbound.acknowledged(&ack, self.peer.version, &mut self.out)?;
-                self.outbound.pump(&self.peer, now, &mut self.out);
+                if self.up {
+                    self.outbound.pump(&self.peer, now, &mut self.out);
+                }
                 Ok(event)
             }
             other => Ok(Event::Other(other)),
@@ -217,14 +230,16 @@ impl<T: Clone> Session<T> {
     }
 
     /// Acknowledges a message of QoS 1 or 2: this side has taken it over, or refuses it. An identifier that is not, or no
-    /// longer, under way is passed over.
+    /// longer, under way is passed over. After [`Session::connected`] without the old session the identifiers that were given
+    /// out before mean nothing any more, and may come again for other messages.
     pub fn acknowledge(&mut self, id: u16, reason: Reason) {
         self.inbound.acknowledge(id, reason, (self.peer.version, self.up), &mut self.out);
     }
 
-    /// A message whose time was over before it could be sent.
+    /// A message whose time was over before it could be sent; or that has waited for a connection, and the peer there turns out
+    /// to take no packets of that size.
     pub fn take_expired(&mut self) -> Option<T> {
-        self.outbound.expired.pop()
+        self.outbound.expired.pop_front()
     }
 
     /// Messages of QoS 2 that have been given an identifier since the last call.
@@ -255,7 +270,8 @@ impl<T: Clone> Session<T> {
         self.inbound.pending()
     }
 
-    /// Takes all messages to the peer out of the session, in their order: what it was given with each.
+    /// Takes all messages to the peer out of the session, in their order: what it was given with each. What had been sent
+    /// already may still arrive. The session can go on: it then lets go of each identifier in its time.
     pub fn drain(&mut self) -> Vec<T> {
         self.outbound.drain()
     }
@@ -285,7 +301,8 @@ impl<T: Clone> Session<T> {
         self.outbound.release_restored(id, to, &mut self.out);
     }
 
-    /// Sends a message of QoS 2 under the identifier that it had in an earlier life; as a new one if that is gone.
+    /// Sends a message of QoS 2 under the identifier that it had in an earlier life; as a new one if that is gone. A peer that
+    /// takes nothing above QoS 0 gets it so; the token comes back by [`Session::take_sent`] then.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ fn decoded(version: Version, bytes: &[u8]) -> Result<Option<Packet>, Malformed> 
 /// The fixed header, and what follows it.
 fn framed(first: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
-    encode::put_varint(&mut bytes, body.len());
+    put_varint(&mut bytes, body.len());
     bytes.extend_from_slice(body);
     bytes
 }
@@ -386,7 +386,7 @@ fn lengths_of_one_to_four_bytes() {
         (MAX_REMAINING, &[0xff, 0xff, 0xff, 0x7f]),
     ] {
         let mut out = BytesMut::new();
-        encode::put_varint(&mut out, length);
+        put_varint(&mut out, length);
         assert_eq!((&out[..], varint_len(length)), (bytes, bytes.len()));
     }
 }

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::stored::{Stored, check_size};
 use super::{Event, Peer, Refusal, put_ack};
-use crate::packet::{Ack, AckKind, Decoder, Malformed, Packet, Publish, Qos, Version, encode_publish};
+use crate::packet::{Ack, AckKind, Malformed, Publish, Qos, Version, encode_publish};
 use crate::reason::Reason;
 
 /// So many messages are under way at most, whatever the peer takes: the identifiers above are left for SUBSCRIBE and
@@ -26,8 +27,8 @@ pub(super) struct Outbound<T> {
     free: Vec<u16>,
     /// Counts what was sent: the order in which it is sent again.
     sequence: u64,
-    pub(super) queue: VecDeque<Waiting<T>>,
-    pub(super) expired: Vec<T>,
+    pub(super) queue: VecDeque<Stored<T>>,
+    pub(super) expired: VecDeque<T>,
     pub(super) assigned: Vec<(T, u16)>,
     pub(super) report: bool,
     /// Messages of QoS 0 in the output since it was last written to the end.
@@ -49,30 +50,8 @@ enum Stage<T> {
     Released,
     /// From an earlier life: its message is yet to be given.
     Restored,
-}
-
-/// A message in its encoded form, in memory of its own: what it was read from can be let go.
-#[derive(Debug)]
-struct Stored<T> {
-    token: T,
-    qos: Qos,
-    packet: BytesMut,
-    /// Where the packet identifier stands.
-    id_at: usize,
-}
-
-#[derive(Debug)]
-pub(super) struct Waiting<T> {
-    stored: Stored<T>,
-    expiry: Option<Expiry>,
-}
-
-/// When a message is worth nothing any more, and where in the packet its seconds stand.
-#[derive(Debug, Clone, Copy)]
-struct Expiry {
-    since: Instant,
-    seconds: u32,
-    at: usize,
+    /// QoS 1, taken out of the session while the peer had yet to acknowledge it: then the identifier is free.
+    Drained,
 }
 
 impl<T> Default for Outbound<T> {
@@ -82,7 +61,7 @@ impl<T> Default for Outbound<T> {
             free: Vec::new(),
             sequence: 0,
             queue: VecDeque::new(),
-            expired: Vec::new(),
+            expired: VecDeque::new(),
             assigned: Vec::new(),
             report: false,
             unwritten: 0,
@@ -113,11 +92,11 @@ impl<T: Clone> Outbound<T> {
             }
             return Ok(Some(token));
         }
-        let waiting = Waiting::new(publish, qos, token, peer, now)?;
+        let stored = Stored::new(publish, qos, token, peer, now)?;
         if up && self.queue.is_empty() && self.has_room(peer) {
-            self.launch(waiting.stored, out);
+            self.launch(stored, out);
         } else {
-            self.queue.push_back(waiting);
+            self.queue.push_back(stored);
         }
         Ok(None)
     }
@@ -128,29 +107,41 @@ impl<T: Clone> Outbound<T> {
 
     /// Sends what waits, as far as the receive maximum allows.
     pub(super) fn pump(&mut self, peer: &Peer, now: Instant, out: &mut BytesMut) {
-        while self.queue.front().is_some_and(|next| next.stored.qos == Qos::AtMostOnce || self.has_room(peer)) {
-            let Some(Waiting { mut stored, expiry }) = self.queue.pop_front() else { return };
-            if let Some(Expiry { since, seconds, at }) = expiry {
-                let waited = now.saturating_duration_since(since).as_secs();
-                match u64::from(seconds).checked_sub(waited) {
-                    // A message may live for 0 more seconds: then it goes out at once.
-                    Some(left) if left > 0 || seconds == 0 => {
-                        let left = u32::try_from(left).unwrap_or(u32::MAX);
-                        stored.packet[at..at + 4].copy_from_slice(&left.to_be_bytes());
-                    }
-                    _ => {
-                        self.expired.push(stored.token);
-                        continue;
-                    }
+        while let Some(next) = self.queue.front() {
+            if next.qos.min(peer.max_qos) > Qos::AtMostOnce && !self.has_room(peer) {
+                return;
+            }
+            let Some(next) = self.queue.pop_front() else { return };
+            self.launch_waiting(next, peer, now, out);
+        }
+    }
+
+    /// Sends all messages of QoS 0 that wait: none is to be overtaken by one that comes while there is a connection.
+    pub(super) fn pump_at_most_once(&mut self, peer: &Peer, now: Instant, out: &mut BytesMut) {
+        if self.queue.iter().any(|waiting| waiting.qos == Qos::AtMostOnce) {
+            for waiting in std::mem::take(&mut self.queue) {
+                if waiting.qos == Qos::AtMostOnce {
+                    self.launch_waiting(waiting, peer, now, out);
+                } else {
+                    self.queue.push_back(waiting);
                 }
             }
+        }
+    }
+
+    /// What has waited for a connection may have to go to a peer that takes less than was known.
+    fn launch_waiting(&mut self, mut stored: Stored<T>, peer: &Peer, now: Instant, out: &mut BytesMut) {
+        stored.lower(peer.max_qos);
+        if stored.age(now) && stored.fits(peer) {
             self.launch(stored, out);
+        } else {
+            self.expired.push_back(stored.token);
         }
     }
 
     fn launch(&mut self, mut stored: Stored<T>, out: &mut BytesMut) {
         if stored.qos == Qos::AtMostOnce {
-            out.extend_from_slice(&stored.packet);
+            out.extend_from_slice(stored.bytes());
             self.unwritten += 1;
             self.sent.push_back(stored.token);
             return;
@@ -159,12 +150,12 @@ impl<T: Clone> Outbound<T> {
         if self.report && stored.qos == Qos::ExactlyOnce {
             self.assigned.push((stored.token.clone(), id));
         }
-        stored.packet[stored.id_at..stored.id_at + 2].copy_from_slice(&id.to_be_bytes());
+        stored.set_id(id);
         self.fly(id, stored, out);
     }
 
     fn fly(&mut self, id: u16, stored: Stored<T>, out: &mut BytesMut) {
-        out.extend_from_slice(&stored.packet);
+        out.extend_from_slice(stored.bytes());
         self.sequence += 1;
         self.flights[usize::from(id) - 1] = Some(Flight { sequence: self.sequence, stage: Stage::Sent(stored) });
     }
@@ -189,37 +180,44 @@ impl<T: Clone> Outbound<T> {
         version: Version,
         out: &mut BytesMut,
     ) -> Result<Event<T>, Malformed> {
-        let index = usize::from(ack.id) - 1;
+        let index = usize::from(ack.id).checked_sub(1).ok_or(Malformed::protocol("a packet identifier is 0"))?;
         let Some(Some(flight)) = self.flights.get_mut(index) else {
             if ack.kind == AckKind::Pubrec {
                 put_ack(AckKind::Pubrel, ack.id, Reason::PACKET_IDENTIFIER_NOT_FOUND, version, out);
             }
             return Ok(Event::Nothing);
         };
-        let qos = match &flight.stage {
-            Stage::Sent(stored) => Some(stored.qos),
-            Stage::Released | Stage::Restored => None,
-        };
-        match (ack.kind, qos) {
-            (AckKind::Puback, Some(Qos::AtLeastOnce)) => Ok(self.taken(ack.id, ack.reason, version)),
-            (AckKind::Pubrec, Some(Qos::ExactlyOnce)) if ack.reason.is_error() => {
+        match (ack.kind, &flight.stage) {
+            (AckKind::Puback, Stage::Sent(Stored { qos: Qos::AtLeastOnce, .. })) => {
                 Ok(self.taken(ack.id, ack.reason, version))
             }
-            (AckKind::Pubrec, Some(Qos::ExactlyOnce)) => {
+            (AckKind::Pubrec, Stage::Sent(Stored { qos: Qos::ExactlyOnce, .. })) if ack.reason.is_error() => {
+                Ok(self.taken(ack.id, ack.reason, version))
+            }
+            (AckKind::Pubrec, Stage::Sent(Stored { qos: Qos::ExactlyOnce, .. })) => {
                 put_ack(AckKind::Pubrel, ack.id, Reason::SUCCESS, version, out);
                 match std::mem::replace(&mut flight.stage, Stage::Released) {
                     Stage::Sent(stored) => Ok(stored.acknowledged(ack.reason, version)),
-                    Stage::Released | Stage::Restored => Ok(Event::Nothing),
+                    _ => Ok(Event::Nothing),
                 }
             }
-            (AckKind::Pubrec, None) => {
-                put_ack(AckKind::Pubrel, ack.id, Reason::SUCCESS, version, out);
-                flight.stage = Stage::Released;
-                Ok(Event::Nothing)
-            }
-            (AckKind::Pubcomp, None) => {
+            (AckKind::Pubrec, Stage::Released) if ack.reason.is_error() => {
                 self.land(ack.id);
                 Ok(Event::Completed(ack.id))
+            }
+            (AckKind::Pubrec, Stage::Released) => {
+                put_ack(AckKind::Pubrel, ack.id, Reason::SUCCESS, version, out);
+                Ok(Event::Nothing)
+            }
+            // It is answered when the message has been sent again: until then the identifier says what message it was.
+            (AckKind::Pubrec, Stage::Restored) => Ok(Event::Nothing),
+            (AckKind::Pubcomp, Stage::Released) => {
+                self.land(ack.id);
+                Ok(Event::Completed(ack.id))
+            }
+            (AckKind::Puback, Stage::Drained) => {
+                self.land(ack.id);
+                Ok(Event::Nothing)
             }
             _ => Err(Malformed::protocol("an acknowledgement does not fit its message")),
         }
@@ -234,75 +232,91 @@ impl<T: Clone> Outbound<T> {
 
     /// After a new connection: with the old session, sends again what has not been acknowledged; with a new one, what the peer
     /// has not taken over counts as never sent.
-    pub(super) fn reconnect(&mut self, before: Version, peer: Peer, out: &mut BytesMut) {
-        let mut order: Vec<(u64, u16)> =
-            (1..).zip(&self.flights).filter_map(|(id, f)| Some((f.as_ref()?.sequence, id))).collect();
-        order.sort_unstable();
+    pub(super) fn reconnect(&mut self, before: Version, peer: &Peer, now: Instant, out: &mut BytesMut) {
         if before != peer.version {
-            self.translate(before, peer.version);
+            self.translate(peer.version);
         }
         if peer.session_present {
-            for (_, id) in order {
-                let Some(flight) = &mut self.flights[usize::from(id) - 1] else { continue };
-                match &mut flight.stage {
-                    Stage::Sent(stored) => {
-                        stored.packet[0] |= 8;
-                        out.extend_from_slice(&stored.packet);
-                    }
-                    Stage::Released => put_ack(AckKind::Pubrel, id, Reason::SUCCESS, peer.version, out),
-                    Stage::Restored => {}
-                }
+            for id in self.in_order() {
+                self.resend(id, peer, now, out);
             }
             return;
         }
-        for (_, id) in order.into_iter().rev() {
+        for id in self.in_order().into_iter().rev() {
             if let Some(Flight { stage: Stage::Sent(mut stored), .. }) = self.land(id) {
-                stored.packet[0] &= !8;
-                self.queue.push_front(Waiting { stored, expiry: None });
+                stored.set_dup(false);
+                self.queue.push_front(stored);
             }
         }
     }
 
-    /// A client may take a session up with another version.
-    fn translate(&mut self, from: Version, to: Version) {
-        let flying = self.flights.iter_mut().flatten().filter_map(|flight| match &mut flight.stage {
-            Stage::Sent(stored) => Some(stored),
-            Stage::Released | Stage::Restored => None,
-        });
-        for stored in flying {
-            stored.translate(from, to);
-        }
-        for waiting in &mut self.queue {
-            // Where the seconds stand is known only in the form that has them.
-            waiting.expiry = None;
-            waiting.stored.translate(from, to);
+    /// The identifiers in use, as they were sent.
+    fn in_order(&self) -> Vec<u16> {
+        let used = (1..).zip(&self.flights).filter_map(|(id, flight)| Some((flight.as_ref()?.sequence, id)));
+        let mut order: Vec<(u64, u16)> = used.collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn resend(&mut self, id: u16, peer: &Peer, now: Instant, out: &mut BytesMut) {
+        let Some(flight) = &mut self.flights[usize::from(id) - 1] else { return };
+        match &mut flight.stage {
+            Stage::Sent(stored) if stored.fits(peer) => {
+                // Its time may be over, but its delivery has begun.
+                stored.age(now);
+                stored.set_dup(true);
+                out.extend_from_slice(stored.bytes());
+            }
+            Stage::Sent(_) => {
+                // The specification wants it to be taken for sent. QoS 2: the peer may have it, and has to let it go.
+                let token = self.give_up(id);
+                self.expired.extend(token);
+                self.resend(id, peer, now, out);
+            }
+            Stage::Released => put_ack(AckKind::Pubrel, id, Reason::SUCCESS, peer.version, out),
+            Stage::Restored => {}
+            Stage::Drained => drop(self.land(id)),
         }
     }
 
-    pub(super) fn drain(&mut self) -> Vec<T> {
-        let mut flying: Vec<Flight<T>> = std::mem::take(&mut self.flights).into_iter().flatten().collect();
-        self.free.clear();
-        flying.sort_unstable_by_key(|flight| flight.sequence);
-        let flying = flying.into_iter().filter_map(|flight| match flight.stage {
+    /// Takes a message out while its identifier stays in use.
+    fn give_up(&mut self, id: u16) -> Option<T> {
+        let flight = self.flights[usize::from(id) - 1].as_mut()?;
+        let Stage::Sent(stored) = &flight.stage else { return None };
+        let left = if stored.qos == Qos::AtLeastOnce { Stage::Drained } else { Stage::Released };
+        match std::mem::replace(&mut flight.stage, left) {
             Stage::Sent(stored) => Some(stored.token),
-            Stage::Released | Stage::Restored => None,
-        });
-        flying.chain(self.queue.drain(..).map(|waiting| waiting.stored.token)).collect()
+            _ => None,
+        }
+    }
+
+    fn translate(&mut self, to: Version) {
+        for flight in self.flights.iter_mut().flatten() {
+            if let Stage::Sent(stored) = &mut flight.stage {
+                stored.translate(to);
+            }
+        }
+        self.queue.iter_mut().for_each(|waiting| waiting.translate(to));
+    }
+
+    /// The identifiers stay in use until the peer is done with them.
+    pub(super) fn drain(&mut self) -> Vec<T> {
+        let mut tokens: Vec<T> = self.in_order().into_iter().filter_map(|id| self.give_up(id)).collect();
+        tokens.extend(self.queue.drain(..).map(|waiting| waiting.token));
+        tokens
     }
 
     pub(super) fn restore(&mut self, id: u16, taken: bool) {
-        let index = usize::from(id.max(1)) - 1;
-        if index < self.flights.len() {
-            if self.flights[index].is_some() {
-                return;
-            }
-            self.free.retain(|&free| free != id);
-        }
-        while self.flights.len() <= index {
+        let Some(index) = usize::from(id).checked_sub(1) else { return };
+        while self.flights.len() < index {
             self.flights.push(None);
-            if self.flights.len() <= index {
-                self.free.push(u16::try_from(self.flights.len()).unwrap_or(u16::MAX));
-            }
+            self.free.push(u16::try_from(self.flights.len()).unwrap_or(u16::MAX));
+        }
+        match self.flights.get(index) {
+            None => self.flights.push(None),
+            Some(None) => self.free.retain(|&free| free != id),
+            Some(Some(Flight { stage: Stage::Sent(_), .. })) => return,
+            Some(Some(_)) => {}
         }
         self.sequence += 1;
         let stage = if taken { Stage::Released } else { Stage::Restored };
@@ -328,66 +342,22 @@ impl<T: Clone> Outbound<T> {
         now: Instant,
         out: &mut BytesMut,
     ) -> Result<(), Refusal> {
-        let index = usize::from(id.max(1)) - 1;
-        if !matches!(self.flights.get(index), Some(Some(Flight { stage: Stage::Restored, .. }))) {
-            return self.publish(publish, token, to, now, out).map(drop);
-        }
-        let mut stored = Waiting::new(publish, Qos::ExactlyOnce, token, to.0, now)?.stored;
-        stored.packet[stored.id_at..stored.id_at + 2].copy_from_slice(&id.to_be_bytes());
-        stored.packet[0] |= 8;
+        let flight = usize::from(id).checked_sub(1).and_then(|index| self.flights.get_mut(index)?.as_mut());
+        let Some(flight) = flight.filter(|flight| matches!(flight.stage, Stage::Restored)) else {
+            let sent = self.publish(publish, token, to, now, out)?;
+            self.sent.extend(sent);
+            return Ok(());
+        };
+        let mut stored = Stored::new(publish, Qos::ExactlyOnce, token, to.0, now)?;
+        stored.set_id(id);
+        stored.set_dup(true);
         if to.1 {
-            self.fly(id, stored, out);
-        } else {
-            self.sequence += 1;
-            self.flights[index] = Some(Flight { sequence: self.sequence, stage: Stage::Sent(stored) });
+            out.extend_from_slice(stored.bytes());
         }
+        self.sequence += 1;
+        *flight = Flight { sequence: self.sequence, stage: Stage::Sent(stored) };
         Ok(())
     }
-}
-
-impl<T> Waiting<T> {
-    fn new(publish: &Publish, qos: Qos, token: T, peer: &Peer, now: Instant) -> Result<Self, Refusal> {
-        let mut packet = BytesMut::new();
-        let (version, properties) = (peer.version, &publish.properties);
-        // The identifier is put in when there is one.
-        let id_at = if publish.qos == qos && !publish.dup {
-            encode_publish(publish, version, &mut packet)?
-        } else {
-            encode_publish(&Publish { qos, dup: false, ..publish.clone() }, version, &mut packet)?
-        };
-        check_size(packet.len(), peer)?;
-        let expiry = properties.expiry.filter(|_| version == Version::V5).map(|seconds| {
-            let id = if qos == Qos::AtMostOnce { 0 } else { 2 };
-            let before = crate::packet::varint_len(properties.len()) + if properties.utf8.is_some() { 2 } else { 0 };
-            Expiry { since: now, seconds, at: id_at + id + before + 1 }
-        });
-        Ok(Self { stored: Stored { token, qos, packet, id_at }, expiry })
-    }
-}
-
-impl<T> Stored<T> {
-    fn acknowledged(self, reason: Reason, version: Version) -> Event<T> {
-        let message = if reason == Reason::SUCCESS { None } else { self.decoded(version).map(Box::new) };
-        Event::Acknowledged { token: self.token, reason, message }
-    }
-
-    /// It was encoded here, so it can be decoded.
-    fn decoded(&self, version: Version) -> Option<Publish> {
-        let decoded = Decoder::new(version, usize::MAX).decode(&mut self.packet.clone());
-        if let Ok(Some(Packet::Publish(publish))) = decoded { Some(publish) } else { None }
-    }
-
-    fn translate(&mut self, from: Version, to: Version) {
-        let Some(publish) = self.decoded(from) else { return };
-        let mut packet = BytesMut::new();
-        if let Ok(id_at) = encode_publish(&publish, to, &mut packet) {
-            (self.packet, self.id_at) = (packet, id_at);
-        }
-    }
-}
-
-fn check_size(size: usize, peer: &Peer) -> Result<(), Refusal> {
-    if size > peer.max_packet { Err(Refusal::TooLarge { size, limit: peer.max_packet }) } else { Ok(()) }
 }
 
 /// The fast path: straight into the output.
