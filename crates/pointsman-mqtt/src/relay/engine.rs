@@ -42,6 +42,8 @@ pub(super) struct Engine {
     /// `host:port` of each broker.
     brokers: Vec<String>,
     code: Arc<str>,
+    /// The same, as it stands in every message.
+    own_code: ByteString,
     topics: Topics,
     limits: Limits,
     pub(super) routes: Routes,
@@ -131,6 +133,7 @@ impl Engine {
             sessions,
             brokers,
             code: settings.code.clone(),
+            own_code: ByteString::from(&*settings.code),
             topics: settings.topics,
             limits: Limits::of(settings),
             routes,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_balance::Algorithm;
-use pointsman_core::check_name;
+use pointsman_core::{check_address, check_name};
 use regex::{RegexSet, RegexSetBuilder};
 
 use super::prefix;
@@ -26,6 +26,8 @@ pub struct Settings {
     pub topics: Topics,
     /// The relay's own code.
     pub code: Arc<str>,
+    /// `host:port` at which senders reach the ingress broker, as the relay registers it; `None`: as the relay reaches it.
+    pub advertise: Option<String>,
     /// Relays of one group share the messages of one broker. Default `pointsman`.
     pub group: String,
     /// The topic filters that are subscribed to on the ingress broker; empty: what the routes can match.
@@ -116,6 +118,7 @@ impl Settings {
             egress: Vec::new(),
             topics: Topics::default(),
             code: uuid::Uuid::new_v4().to_string().into(),
+            advertise: None,
             group: "pointsman".to_owned(),
             filters: Vec::new(),
             routes: Vec::new(),
@@ -135,6 +138,9 @@ impl Settings {
         let mut wrong = |key: String, reason: String| problems.push(Invalid { key, reason });
         if let Err(error) = check_name("code", &self.code) {
             wrong("code".to_owned(), error.to_string());
+        }
+        if let Some(Err(error)) = self.advertise.as_deref().map(check_address) {
+            wrong("advertise".to_owned(), error.to_string());
         }
         if let Err(error) = check_name("group", &self.group) {
             wrong("group".to_owned(), error.to_string());

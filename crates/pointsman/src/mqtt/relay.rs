@@ -49,10 +49,11 @@ impl Relay {
         if !problems.is_empty() {
             return Err(relay::Error::Invalid(problems).into());
         }
-        let address = match (&settings.ingress, embedded) {
-            (Some(url), _) => url.address(),
-            (None, Some(broker)) => broker.address().to_string(),
-            (None, None) => return Err(relay::Error::NoBroker.into()),
+        let address = match (&settings.advertise, &settings.ingress, embedded) {
+            (Some(address), ..) => address.clone(),
+            (None, Some(url), _) => url.address(),
+            (None, None, Some(broker)) => broker.address().to_string(),
+            (None, None, None) => return Err(relay::Error::NoBroker.into()),
         };
         let instance = register_as.map(|name| Instance::new(name).code(settings.code.clone()).address(address));
         instance.as_ref().map_or(Ok(()), Instance::check)?;

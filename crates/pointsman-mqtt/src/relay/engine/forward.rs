@@ -1,5 +1,6 @@
 //! From senders to instances.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -34,7 +35,7 @@ struct Way {
 /// What a sender's topic says.
 struct Inquiry<'a> {
     /// What routes are matched against.
-    matched: String,
+    matched: Cow<'a, str>,
     /// The code that the sender names.
     code: Option<&'a str>,
     envelope: Option<Envelope<'a>>,
@@ -91,12 +92,12 @@ impl Engine {
             Topics::CodeLast => {
                 let known = |code: &str| code == &*self.code || self.routes.knows(code);
                 let (rest, code) = address::split_code(topic, known);
-                Some(Inquiry { matched: rest.to_owned(), code, envelope: None, topic: rest })
+                Some(Inquiry { matched: Cow::Borrowed(rest), code, envelope: None, topic: rest })
             }
             Topics::GoEnvelope => {
                 let envelope = Envelope::parse(topic)?;
                 Some(Inquiry {
-                    matched: envelope.matched(),
+                    matched: Cow::Owned(envelope.matched()),
                     code: None,
                     envelope: Some(envelope),
                     topic: envelope.topic,
@@ -196,11 +197,14 @@ impl Engine {
             properties.response_topic =
                 request.map(|(number, nonce)| format!("{}{}/{number:x}-{nonce:x}", address::REPLY, self.code).into());
         }
-        properties.user.push((ByteString::from_static(RELAY), ByteString::from(&*self.code)));
+        properties.user.push((ByteString::from_static(RELAY), self.own_code.clone()));
     }
 
     fn send(&mut self, side: usize, way: Way, out: Publish, forward: Forward, now: Instant) {
         let Way { origin, place, since } = way;
+        if forward.qos == Qos::AtMostOnce && forward.request.is_none() && self.sessions[side].is_up() {
+            return self.send_and_forget(side, &out, &forward, now);
+        }
         // What is sent at once and forgotten takes no memory.
         let bytes = out.payload.len() + out.topic.len();
         let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since, place };
@@ -213,6 +217,17 @@ impl Engine {
             }
             let topic = self.topic_without_code(&out.topic);
             self.dead_letter(origin, &topic, &out, letter, now);
+        }
+    }
+
+    /// QoS 0 over a connection that is up: nothing will be heard of it.
+    fn send_and_forget(&mut self, side: usize, out: &Publish, forward: &Forward, now: Instant) {
+        match self.sessions[side].publish(out, u32::MAX, now) {
+            Ok(_) => forward.line.metrics.delivered(Qos::AtMostOnce),
+            Err(refusal) => {
+                let topic = self.topic_without_code(&out.topic);
+                self.dead_letter(None, &topic, out, Letter::new("too-large", refusal.to_string()), now);
+            }
         }
     }
 
