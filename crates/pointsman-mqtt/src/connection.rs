@@ -14,6 +14,8 @@ use crate::wire::{ConnectError, Target, Wire};
 /// Before the second attempt; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A connection that has lasted so long was a good one.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// Connects, and connects again. It carries packets; what they mean is a [`Session`](crate::session::Session)'s business.
 pub(crate) struct Connection {
@@ -24,8 +26,10 @@ pub(crate) struct Connection {
     state: State,
     /// For the next attempt, or the next ping.
     timer: Pin<Box<Sleep>>,
-    /// Attempts that have failed since the last connection.
+    /// Connections that have failed, or did not last, since one that did.
     failures: u32,
+    /// When the last one came up.
+    since: Option<Instant>,
     /// Whether something has come since the last ping.
     heard: bool,
     ping: Ping,
@@ -73,6 +77,7 @@ impl Connection {
             state: State::Closed,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             failures: 0,
+            since: None,
             heard: true,
             ping: Ping::None,
             filled: false,
@@ -179,7 +184,7 @@ impl Connection {
 
     fn up(&mut self, wire: Wire, connack: &Connack) -> Signal {
         self.state = State::Up(wire);
-        (self.failures, self.heard, self.ping) = (0, true, Ping::None);
+        (self.since, self.heard, self.ping) = (Some(Instant::now()), true, Ping::None);
         let properties = &connack.properties;
         if let Some(seconds) = properties.server_keep_alive {
             self.keep_alive = Duration::from_secs(seconds.into());
@@ -204,6 +209,10 @@ impl Connection {
     }
 
     fn down(&mut self, reason: String) -> Signal {
+        // Two clients with one identifier throw each other out: neither is to come back faster and faster.
+        if self.since.take().is_some_and(|since| since.elapsed() >= LASTING) {
+            self.failures = 0;
+        }
         let pause = (FIRST_PAUSE * 2_u32.pow(self.failures.min(10))).min(LONGEST_PAUSE);
         self.failures += 1;
         // With jitter, so that all who have lost a broker do not come back at once.

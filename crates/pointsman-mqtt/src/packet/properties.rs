@@ -125,7 +125,8 @@ impl MessageProperties {
             1 => once(&mut it.utf8, reader.bool()?),
             2 => once(&mut it.expiry, reader.u32()?),
             3 => once(&mut it.content_type, reader.text()?),
-            8 => once(&mut it.response_topic, reader.topic()?),
+            // Whether it is a topic is for the receiver to say: a message that was refused here would come again for ever.
+            8 => once(&mut it.response_topic, reader.text()?),
             9 => once(&mut it.correlation, reader.bytes()?),
             11 => {
                 it.subscription_ids.push(reader.nonzero_varint()?);

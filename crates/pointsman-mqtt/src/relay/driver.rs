@@ -185,14 +185,11 @@ impl Driver {
                 side.up = true;
                 tracing::info!(broker = side.name, session_present = peer.session_present, "connected");
                 self.engine.metrics.connected(&side.name, true);
-                self.engine.connected(index, peer, now.into_std());
                 // Also where the session is still there: mosquitto 2.0 loses shared subscriptions when it is restarted, and
                 // keeps the session.
-                if !side.filters.is_empty() {
-                    side.subscribed = false;
-                    let subscribe = side.subscribe();
-                    self.send(index, &subscribe);
-                }
+                side.subscribed = side.filters.is_empty();
+                let subscribe = (!side.filters.is_empty()).then(|| side.subscribe());
+                self.engine.connected(index, peer, subscribe.as_ref(), now.into_std());
             }
             Signal::Down(reason) => self.lost(index, &reason),
             Signal::Packet(packet) => match self.engine.receive(index, packet, now.into_std()) {
@@ -284,13 +281,6 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, index: usize, packet: &Packet) {
-        // Filters have been checked, and everything else is short.
-        if let Err(error) = self.engine.sessions[index].send(packet) {
-            tracing::error!(%error, "a control packet cannot be sent");
-        }
-    }
-
     fn reload(&mut self, settings: Settings, views: Views) -> Result<(), Invalid> {
         let routes = Routes::new(&settings, views, &self.engine.metrics, Some(&self.engine.routes))?;
         self.engine.reload(&settings, routes);
@@ -308,10 +298,10 @@ impl Driver {
             .collect();
         side.subscribed = false;
         let subscribe = side.subscribe();
-        self.send(SENDERS, &subscribe);
+        self.engine.control(SENDERS, &subscribe);
         if !gone.is_empty() {
             let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters: gone, properties: Properties::default() };
-            self.send(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
+            self.engine.control(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
         }
         Ok(())
     }
@@ -324,7 +314,7 @@ impl Driver {
         let filters: Vec<_> = std::mem::take(&mut side.filters).into_iter().map(|(filter, _)| filter).collect();
         if side.up && !filters.is_empty() {
             let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters, properties: Properties::default() };
-            self.send(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
+            self.engine.control(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
         }
     }
 
@@ -343,7 +333,7 @@ impl Driver {
             leaving.barrier = Some(arrivals);
             let filters = vec![ByteString::from_static("pointsman/barrier")];
             let barrier = Unsubscribe { id: BARRIER_ID, filters, properties: Properties::default() };
-            self.send(SENDERS, &Packet::Unsubscribe(Box::new(barrier)));
+            self.engine.control(SENDERS, &Packet::Unsubscribe(Box::new(barrier)));
         }
         false
     }
@@ -359,7 +349,7 @@ impl Driver {
         let goodbye =
             Disconnect { properties: Properties { session_expiry, ..Properties::default() }, ..Disconnect::default() };
         for index in 0..self.sides.len() {
-            self.send(index, &Packet::Disconnect(Box::new(goodbye.clone())));
+            self.engine.control(index, &Packet::Disconnect(Box::new(goodbye.clone())));
         }
         // It fits into the socket's buffer, or the broker has not read for so long that it does not matter.
         self.flush(&mut Context::from_waker(std::task::Waker::noop()));
@@ -398,7 +388,9 @@ impl Side {
             },
             ..Connect::default()
         };
-        let connection = Connection::new(target, connect, settings.max_packet);
+        // 3.1.1 has no way to say what is too large, and what is refused comes again.
+        let max_packet = if version == Version::V5 { settings.max_packet } else { usize::MAX };
+        let connection = Connection::new(target, connect, max_packet);
         Self { name, connection, up: false, filters: filters_of(settings, index), subscribed: false }
     }
 

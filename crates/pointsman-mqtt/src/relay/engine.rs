@@ -48,7 +48,10 @@ pub(super) struct Engine {
     limits: Limits,
     pub(super) routes: Routes,
     flights: Slab<Flight>,
-    flying_bytes: usize,
+    /// What is on its way to instances: so much, and no more, is taken from senders. What goes back to senders does not count,
+    /// or it could keep its own acknowledgements from being read.
+    forwards: usize,
+    forward_bytes: usize,
     pub(super) requests: Requests,
     pub(super) metrics: Metrics,
     pub(super) journal: Journal,
@@ -138,7 +141,8 @@ impl Engine {
             limits: Limits::of(settings),
             routes,
             flights: Slab::new(),
-            flying_bytes: 0,
+            forwards: 0,
+            forward_bytes: 0,
             requests: Requests::default(),
             metrics,
             journal,
@@ -208,8 +212,8 @@ impl Engine {
         self.routes = routes;
     }
 
-    /// A connection is up.
-    pub(super) fn connected(&mut self, side: usize, peer: Peer, now: Instant) {
+    /// A connection is up. Before anything else it is subscribed: what is sent again may lead to answers at once.
+    pub(super) fn connected(&mut self, side: usize, peer: Peer, subscribe: Option<&Packet>, now: Instant) {
         if std::mem::take(&mut self.unknown_past[side]) && peer.session_present {
             // What the broker has received but not been told to deliver (PUBREL) would be lost, and a new message with the
             // identifier of such a one would be taken for it.
@@ -222,7 +226,20 @@ impl Engine {
             }
         }
         self.sessions[side].connected(peer, now);
+        if let Some(subscribe) = subscribe {
+            let again = self.sessions[side].output().split();
+            self.control(side, subscribe);
+            self.sessions[side].output().unsplit(again);
+        }
         self.settle(side, now);
+    }
+
+    /// Sends a packet that is not about messages.
+    pub(super) fn control(&mut self, side: usize, packet: &Packet) {
+        // Filters have been checked, and everything else is short.
+        if let Err(error) = self.sessions[side].send(packet) {
+            tracing::error!(%error, "a control packet cannot be sent");
+        }
     }
 
     /// A connection is lost.
@@ -251,8 +268,8 @@ impl Engine {
 
     /// Whether more may be taken from senders.
     pub(super) fn has_room(&self) -> bool {
-        self.flights.len() + self.requests.len() < self.limits.max_in_flight
-            && self.flying_bytes < IN_FLIGHT_BYTES
+        self.forwards + self.requests.len() < self.limits.max_in_flight
+            && self.forward_bytes < IN_FLIGHT_BYTES
             && self.has_room_in_outputs()
     }
 
@@ -326,10 +343,12 @@ impl Engine {
     /// restart goes out as it did before.
     fn launch(&mut self, side: usize, publish: &Publish, flight: Flight, now: Instant) -> Result<(), (String, Flight)> {
         let place = flight.place.filter(|place| place.0 == side);
-        let bytes = flight.bytes;
+        if matches!(flight.what, What::Forward(_)) {
+            self.forwards += 1;
+            self.forward_bytes += flight.bytes;
+        }
         let key = self.flights.insert(flight);
         let token = u32::try_from(key).unwrap_or(u32::MAX);
-        self.flying_bytes += bytes;
         let session = &mut self.sessions[side];
         let result = match place {
             Some((_, id)) => session.publish_restored(id, publish, token, now).map(|()| None),
@@ -350,7 +369,10 @@ impl Engine {
 
     fn land(&mut self, token: u32) -> Option<Flight> {
         let flight = self.flights.try_remove(token as usize)?;
-        self.flying_bytes -= flight.bytes;
+        if matches!(flight.what, What::Forward(_)) {
+            self.forwards -= 1;
+            self.forward_bytes -= flight.bytes;
+        }
         Some(flight)
     }
 
