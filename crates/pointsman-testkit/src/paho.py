@@ -87,7 +87,8 @@ class ReasonedClient(mqtt.Client):
 class Driver:
     """What the test asks for, done with one client at a time."""
 
-    def __init__(self, stream):
+    def __init__(self, commands, stream):
+        self.commands = commands
         self.stream = stream
         self.writing = threading.Lock()
         self.client = None
@@ -103,7 +104,7 @@ class Driver:
         self.envelope = None
 
     def run(self):
-        for line in self.stream:
+        for line in self.commands:
             command = json.loads(line)
             try:
                 getattr(self, "do_" + command["do"])(command)
@@ -359,6 +360,8 @@ if __name__ == "__main__":
     threading.excepthook = die
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(sys.argv[1])
-    Driver(connection.makefile("rw", encoding="utf-8", newline="\n")).run()
+    # Two files: one for both would forget what it has read ahead whenever it writes.
+    commands, stream = (connection.makefile(mode, encoding="utf-8", newline="\n") for mode in "rw")
+    Driver(commands, stream).run()
     # The test is gone.
     os._exit(0)
