@@ -185,6 +185,10 @@ impl Chooser {
         if allowed.len() == seats.len() {
             return Some(self.choose(seats, from, ask));
         }
+        // Where there is no choice nobody's turn is used up: those who stay with an instance would skip others otherwise.
+        if allowed.len() < 2 {
+            return allowed.first().copied();
+        }
         match self {
             Chooser::Turns(cycle) => {
                 let turn = from.turn.next(ask.owner);

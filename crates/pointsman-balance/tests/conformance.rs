@@ -426,3 +426,18 @@ fn a_code_that_is_asked_for_is_claimed_if_it_is_a_candidate() {
         }
     }
 }
+
+#[test]
+fn asking_for_a_code_takes_nobodys_turn() {
+    for algorithm in [Algorithm::RoundRobin, Algorithm::WeightedRoundRobin] {
+        let balancer = seeded(snapshot([normal("a", 1), normal("b", 1)]), algorithm);
+        let mut picks: Vec<_> = (0..4)
+            .map(|_| {
+                assert!(balancer.pick_code("x").is_none());
+                balancer.pick("").unwrap().code().to_string()
+            })
+            .collect();
+        picks.sort();
+        assert_eq!(picks, ["a", "a", "b", "b"], "{algorithm}");
+    }
+}
