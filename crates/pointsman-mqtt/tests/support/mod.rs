@@ -1,14 +1,17 @@
 //! What the tests of the relay share: a fleet whose instances come and go as a test says, and clients that are none of ours.
 
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, dead_code)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
 
 use pointsman_core::{Instance, Role, Snapshot, Term, View, ViewWriter};
 use pointsman_mqtt::relay::{Figures, Relay, Route, Settings, Views};
-use pointsman_testkit::{Echo, Mosquitto, Paho, PahoOptions};
+use pointsman_testkit::{Echo, Mosquitto, Paho, PahoMessage, PahoOptions, PahoSubscription};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 /// What should happen happens within this.
@@ -118,4 +121,111 @@ pub async fn service(broker: &Mosquitto, code: &str) -> Paho {
 
 pub async fn figures(relay: &Relay) -> Figures {
     relay.figures().await.unwrap()
+}
+
+/// Takes what is sent to each of these codes, and answers nothing.
+pub async fn everyone(broker: &Mosquitto, codes: &[&str]) -> Paho {
+    let paho = client(broker).await;
+    for code in codes {
+        paho.subscribe(&format!("{code}/#"), 2).await;
+    }
+    paho
+}
+
+/// Takes what nobody else does.
+pub async fn dead_letters(broker: &Mosquitto) -> Paho {
+    let paho = client(broker).await;
+    paho.subscribe("pointsman/dead-letter/#", 2).await;
+    paho
+}
+
+/// Publishes all of them, in this order, without waiting for one before the next; returns when all are acknowledged.
+pub async fn publish_all(sender: &Paho, messages: impl IntoIterator<Item = PahoMessage>) {
+    join_all(messages.into_iter().map(|message| sender.publish(message))).await;
+}
+
+/// Messages whose payloads are these numbers.
+pub fn numbered(topic: &str, numbers: std::ops::Range<usize>, qos: u8) -> Vec<PahoMessage> {
+    numbers.map(|number| PahoMessage::new(topic, number.to_string()).qos(qos)).collect()
+}
+
+/// The numbers of `count` numbered messages in the order of their first arrival; and how many came again. Panics when one is
+/// missing.
+pub async fn collect(service: &Paho, count: usize) -> (Vec<usize>, usize) {
+    let (mut numbers, mut again) = (Vec::new(), 0);
+    let mut seen = vec![false; count];
+    while numbers.len() < count {
+        let Some(message) = service.try_next_message(SOON).await else {
+            let missing: Vec<usize> = (0..count).filter(|&number| !seen[number]).collect();
+            panic!("{} of {count} are missing: {missing:?}", missing.len());
+        };
+        let number: usize = message.text().parse().unwrap();
+        if std::mem::replace(&mut seen[number], true) {
+            again += 1;
+        } else {
+            numbers.push(number);
+        }
+    }
+    (numbers, again)
+}
+
+/// Whatever is published to `code` with the payload `end` comes after all that was published before; returns how many did.
+pub async fn rest(service: &Paho, sender: &Paho, code: &str) -> usize {
+    sender.publish(PahoMessage::new(&format!("{code}/end"), "end").qos(2)).await;
+    service.messages_until(|message| message.text() == "end", SOON).await.len() - 1
+}
+
+/// Waits until the figures are as wanted.
+pub async fn until(relay: &Relay, what: &str, wanted: impl Fn(&Figures) -> bool) -> Figures {
+    let start = Instant::now();
+    loop {
+        let figures = figures(relay).await;
+        if wanted(&figures) {
+            return figures;
+        }
+        assert!(start.elapsed() < SOON, "not {what}: {figures:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The value of a user property.
+pub fn property<'a>(message: &'a PahoMessage, name: &str) -> Option<&'a str> {
+    message.user_properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// A relay in a runtime of its own, which can be killed: nothing of it runs, and its sockets are closed, from one moment to the
+/// next.
+pub struct Mortal {
+    runtime: Option<Runtime>,
+    relay: Option<Relay>,
+}
+
+impl Mortal {
+    pub async fn start(fleet: &Fleet, settings: Settings) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let relay = {
+            let _inside = runtime.enter();
+            Relay::start(settings, fleet.views(), fleet.changed(), None).unwrap()
+        };
+        let it = Self { runtime: Some(runtime), relay: Some(relay) };
+        tokio::time::timeout(SOON, it.relay().ready()).await.expect("the relay to be ready").unwrap();
+        it
+    }
+
+    pub fn relay(&self) -> &Relay {
+        self.relay.as_ref().unwrap()
+    }
+
+    pub fn kill(mut self) {
+        let runtime = self.runtime.take().unwrap();
+        std::thread::spawn(move || runtime.shutdown_timeout(SOON)).join().unwrap();
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
