@@ -5,6 +5,7 @@
 #![allow(clippy::missing_panics_doc)] // To panic is what it is for.
 
 pub mod packets;
+pub mod sessions;
 
 /// Bytes that decide what happens next. When they are at an end, all is 0.
 #[derive(Debug, Clone)]

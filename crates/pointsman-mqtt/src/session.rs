@@ -270,6 +270,12 @@ impl<T: Clone> Session<T> {
         self.inbound.pending()
     }
 
+    /// Whether nothing is remembered, so that a new session would do as well.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn is_blank(&self) -> bool {
+        self.outstanding() == 0 && self.inbound.is_empty()
+    }
+
     /// Takes all messages to the peer out of the session, in their order: what it was given with each. What had been sent
     /// already may still arrive. The session can go on: it then lets go of each identifier in its time.
     pub fn drain(&mut self) -> Vec<T> {

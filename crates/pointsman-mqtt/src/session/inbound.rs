@@ -14,45 +14,38 @@ pub(super) struct Inbound {
     /// How many are pending.
     pending: usize,
     limit: u16,
+    /// Counts the connections.
+    connection: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Given out, and not acknowledged.
-    Pending(Qos, Answer),
-    /// QoS 1, acknowledged when the peer could not be told: it will come again, and is acknowledged then.
-    Acknowledged,
+    /// Given out, and not acknowledged; it has come on this connection last. It is acknowledged only on that one: who does so
+    /// before it has come again does it twice, and the second answer might meet another message with the same identifier.
+    Pending(Qos, u64),
+    /// QoS 2, given out and not acknowledged, and the peer has let it go: no answer is wanted.
+    Recalled,
+    /// QoS 1, acknowledged when the peer could not be told; it has come on this connection last. On the next one it comes again,
+    /// and is acknowledged then. On a later one it could be another message: one delivery too many is better than one too few.
+    Acknowledged(u64),
     /// QoS 2, PUBREC is sent (or will be, when it comes again): PUBREL will come.
     Received,
 }
 
-/// When the acknowledgement of a pending message is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    /// As soon as there is one.
-    Now,
-    /// When the message has come again, on the connection that there is now. Who answers earlier answers twice: the second
-    /// answer might meet another message that has the identifier by then.
-    Again,
-    /// Not at all: the peer has let the identifier go.
-    Never,
-}
-
 impl Inbound {
     pub(super) fn new(limit: u16) -> Self {
-        Self { messages: HashMap::new(), pending: 0, limit }
+        Self { messages: HashMap::new(), pending: 0, limit, connection: 0 }
     }
 
     /// After a new connection, with the old session or without.
     pub(super) fn reconnect(&mut self, session_present: bool) {
-        if !session_present {
+        self.connection += 1;
+        if session_present {
+            let connection = self.connection;
+            self.messages.retain(|_, state| !matches!(state, State::Acknowledged(on) if *on + 1 < connection));
+        } else {
             self.messages.clear();
             self.pending = 0;
-        }
-        for state in self.messages.values_mut() {
-            if let State::Pending(_, answer @ Answer::Now) = state {
-                *answer = Answer::Again;
-            }
         }
     }
 
@@ -60,8 +53,15 @@ impl Inbound {
         self.pending
     }
 
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
     pub(super) fn restore(&mut self, id: u16) {
-        self.messages.insert(id, State::Received);
+        if id > 0 && !self.messages.contains_key(&id) {
+            self.messages.insert(id, State::Received);
+        }
     }
 
     /// A message that comes again while it is under way is not given out again: it is acknowledged in its time.
@@ -71,12 +71,12 @@ impl Inbound {
         version: Version,
         out: &mut BytesMut,
     ) -> Result<Event<T>, Malformed> {
-        let (qos, id) = (publish.qos, publish.id);
+        let (qos, id, dup) = (publish.qos, publish.id, publish.dup);
         if qos == Qos::AtMostOnce {
             return Ok(Event::Message(publish));
         }
         match self.messages.get_mut(&id) {
-            Some(State::Acknowledged) if qos == Qos::AtLeastOnce && publish.dup => {
+            Some(State::Acknowledged(_)) if qos == Qos::AtLeastOnce && dup => {
                 self.messages.remove(&id);
                 put_ack(AckKind::Puback, id, Reason::SUCCESS, version, out);
                 Ok(Event::Nothing)
@@ -85,21 +85,21 @@ impl Inbound {
                 put_ack(AckKind::Pubrec, id, Reason::SUCCESS, version, out);
                 Ok(Event::Nothing)
             }
-            Some(State::Pending(pending, answer @ (Answer::Now | Answer::Again))) if *pending == qos && publish.dup => {
-                *answer = Answer::Now;
+            Some(State::Pending(pending, on)) if *pending == qos && dup => {
+                *on = self.connection;
                 Ok(Event::Nothing)
             }
-            Some(State::Pending(..) | State::Received) => {
+            Some(State::Pending(..) | State::Recalled | State::Received) => {
                 let what = "a packet identifier is used for a second message";
                 Err(Malformed { what, reason: Reason::PACKET_IDENTIFIER_IN_USE })
             }
             // A peer that does not say that it has sent the acknowledged one before has given it up, and sends another.
-            None | Some(State::Acknowledged) if self.pending >= usize::from(self.limit) => {
+            None | Some(State::Acknowledged(_)) if self.pending >= usize::from(self.limit) => {
                 let what = "more messages than the receive maximum";
                 Err(Malformed { what, reason: Reason::RECEIVE_MAXIMUM_EXCEEDED })
             }
-            None | Some(State::Acknowledged) => {
-                self.messages.insert(id, State::Pending(qos, Answer::Now));
+            None | Some(State::Acknowledged(_)) => {
+                self.messages.insert(id, State::Pending(qos, self.connection));
                 self.pending += 1;
                 Ok(Event::Message(publish))
             }
@@ -107,34 +107,39 @@ impl Inbound {
     }
 
     pub(super) fn acknowledge(&mut self, id: u16, reason: Reason, to: (Version, bool), out: &mut BytesMut) {
-        let Some(&State::Pending(qos, answer)) = self.messages.get(&id) else { return };
         let (version, up) = to;
-        let now = up && answer == Answer::Now;
+        let (qos, on) = match self.messages.get(&id) {
+            Some(&State::Pending(qos, on)) => (qos, on),
+            Some(State::Recalled) => {
+                self.pending -= 1;
+                self.messages.remove(&id);
+                return;
+            }
+            Some(State::Acknowledged(_) | State::Received) | None => return,
+        };
         self.pending -= 1;
-        let kind = if qos == Qos::AtLeastOnce { AckKind::Puback } else { AckKind::Pubrec };
+        let now = up && on == self.connection;
         match qos {
-            _ if reason.is_error() || answer == Answer::Never => drop(self.messages.remove(&id)),
+            _ if reason.is_error() => drop(self.messages.remove(&id)),
             Qos::ExactlyOnce => drop(self.messages.insert(id, State::Received)),
             _ if now => drop(self.messages.remove(&id)),
-            _ => drop(self.messages.insert(id, State::Acknowledged)),
+            _ => drop(self.messages.insert(id, State::Acknowledged(on))),
         }
         if now {
+            let kind = if qos == Qos::AtLeastOnce { AckKind::Puback } else { AckKind::Pubrec };
             put_ack(kind, id, reason, version, out);
         }
     }
 
     /// Whether such a message had been received.
     pub(super) fn release(&mut self, id: u16) -> bool {
-        let state = self.messages.get_mut(&id);
-        if let Some(State::Pending(Qos::ExactlyOnce, answer)) = state {
-            // The peer has taken the message back before it was acknowledged.
-            *answer = Answer::Never;
-            return false;
+        match self.messages.get(&id) {
+            Some(State::Received) => self.messages.remove(&id).is_some(),
+            Some(State::Pending(Qos::ExactlyOnce, _)) => {
+                self.messages.insert(id, State::Recalled);
+                false
+            }
+            _ => false,
         }
-        let received = state == Some(&mut State::Received);
-        if received {
-            self.messages.remove(&id);
-        }
-        received
     }
 }

@@ -1,8 +1,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use proptest::prelude::*;
 
 use super::*;
+use crate::fuzzing::sessions::{endure, play};
 use crate::packet::Decoder;
 
 fn message(topic: &'static str, qos: Qos) -> Publish {
@@ -332,6 +334,23 @@ fn an_acknowledged_identifier_may_come_with_another_message() {
     assert_eq!(b.unacknowledged(), 1);
 }
 
+/// Of a peer that has been started again, and knows nothing any more of its messages of QoS 1.
+#[test]
+fn what_was_acknowledged_long_ago_does_not_swallow_another_message() {
+    let now = Instant::now();
+    let mut b = Session::<u32>::new(10);
+    b.connected(Peer::default(), now);
+    let publish = |dup| Packet::Publish(Publish { id: 1, dup, ..message("t", Qos::AtLeastOnce) });
+    b.receive(publish(false), now).unwrap();
+    b.disconnected();
+    b.acknowledge(1, Reason::SUCCESS);
+    // Another message is sent on this connection, and lost.
+    b.connected(kept(), now);
+    b.disconnected();
+    b.connected(kept(), now);
+    assert!(matches!(b.receive(publish(true), now), Ok(Event::Message(_))));
+}
+
 #[test]
 fn what_comes_without_a_connection_is_not_answered() {
     let now = Instant::now();
@@ -423,4 +442,18 @@ fn as_many_messages_as_there_are_identifiers() {
     a.connected(Peer::default(), now);
     assert_eq!(publishes(sent(&mut a)).len(), under_way);
     assert_eq!(a.drain(), Vec::from_iter(0..65_540));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn two_sessions_over_a_connection_that_breaks(script in proptest::collection::vec(any::<u8>(), 0..600)) {
+        play(&script);
+    }
+
+    #[test]
+    fn a_session_with_a_peer_that_sends_anything(script in proptest::collection::vec(any::<u8>(), 0..600)) {
+        endure(&script);
+    }
 }
