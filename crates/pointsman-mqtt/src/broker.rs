@@ -1,16 +1,181 @@
-//! The embedded broker (stand-in until it lands).
+//! The embedded MQTT broker: 3.1.1 and 5, for any client by TCP or TLS, and for the relay within the process.
+//!
+//! It is a broker of its own because of how it acknowledges. A client that comes by [`Handle::connect`] is *local*:
+//!
+//! - A message of QoS 1 or 2 that goes to local clients is acknowledged to its publisher once they have acknowledged it.
+//! - A message of QoS 1 or 2 that a local client publishes is acknowledged to it once a subscriber has acknowledged it; with
+//!   [`Reason::NO_MATCHING_SUBSCRIBERS`](crate::reason::Reason::NO_MATCHING_SUBSCRIBERS) when there is none, or its session ends.
+//! - A message for a local client says by the user property [`CLIENT_ID_PROPERTY`] who has published it.
+//! - Nothing for a local client is dropped: who publishes to it is not read until it has caught up.
+//!
+//! Everything else is as in other brokers. What happens to messages is in `broker/core.rs`, which knows no sockets; there is
+//! one task for each connection (`broker/link.rs`).
+
+mod client;
+mod core;
+mod duty;
+mod figures;
+mod greet;
+mod limits;
+mod link;
+mod listen;
+mod message;
+mod options;
+mod retained;
+mod route;
+mod shared;
+mod slots;
+mod subscribe;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod users;
+mod wake;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::DuplexStream;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-/// A way into the broker.
-#[derive(Debug, Clone)]
-pub struct Handle;
+pub use figures::Figures;
+pub use message::CLIENT_ID_PROPERTY;
+pub use options::{Options, Tls};
+pub use users::{InvalidUsers, Users};
+
+use self::core::Core;
+use limits::Limits;
+use shared::Broking;
+
+/// How long farewells may take when the broker closes.
+const CLOSING: Duration = Duration::from_secs(3);
+/// What the pipe to a client in this process holds, in bytes, each way.
+const PIPE: usize = 256 << 10;
+
+/// A running broker. Dropped, it is gone without a word to its clients; see [`Broker::close`].
+#[derive(Debug)]
+pub struct Broker {
+    address: SocketAddr,
+    broking: Arc<Broking>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// A way into a running broker. Cheap to clone; keeps no broker running.
+#[derive(Clone)]
+pub struct Handle(Arc<Broking>);
+
+/// Why a broker does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Everybody in the network could connect.
+    #[error(
+        "listen on {address}: clients would need no password there; give the broker users, or let it listen on loopback \
+         (127.0.0.1:{})",
+        .address.port()
+    )]
+    Unprotected {
+        /// Where it was to listen.
+        address: SocketAddr,
+    },
+    /// The address cannot be had.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// Where it was to listen.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The certificate or its key cannot be used.
+    #[error("read {}: {source}", .path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+}
+
+impl Broker {
+    /// Starts a broker on the current runtime. When it returns, clients can connect.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; nothing is left behind then.
+    pub async fn start(options: Options) -> Result<Broker, Error> {
+        if options.users.is_none() && !options.listen.ip().is_loopback() {
+            return Err(Error::Unprotected { address: options.listen });
+        }
+        let tls = options.tls.as_ref().map(listen::acceptor).transpose()?;
+        let (listener, address) = listen::bind(options.listen).await?;
+        let limits = Limits::new(&options);
+        let broking = Broking::new(Core::new(limits, options.users), options.connect_timeout, options.max_connections);
+        tracing::info!(%address, tls = tls.is_some(), "MQTT broker listening");
+        let tasks = vec![
+            tokio::spawn(listen::accept(listener, tls, Arc::clone(&broking))),
+            tokio::spawn(Arc::clone(&broking).run_clock()),
+        ];
+        Ok(Broker { address, broking, tasks })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A way in for clients in this process.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.broking))
+    }
+
+    /// Tells all clients (MQTT 5: DISCONNECT, server shutting down), and closes their connections. Takes three seconds at most;
+    /// whoever has not read its farewell until then goes without. Wills are not published. Dropped before it is done, the rest
+    /// goes as with a dropped broker.
+    pub async fn close(self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.broking.shut_down(Instant::now() + CLOSING).await;
+        tracing::info!(address = %self.address, "MQTT broker closed");
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.broking.stop();
+    }
+}
 
 impl Handle {
-    /// An in-process client.
+    /// A connection of a client in this process, which speaks MQTT over it. It is trusted: no user name is asked for, and
+    /// messages go from end to end (see [`broker`](self)). Once the broker has stopped, the connection is closed at once.
     #[must_use]
     pub fn connect(&self) -> DuplexStream {
-        tokio::io::duplex(1 << 16).0
+        let (ours, theirs) = tokio::io::duplex(PIPE);
+        self.0.serve("this process".into(), true, async move { Ok(ours) });
+        theirs
+    }
+
+    /// What the broker is doing.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.0.core().figures()
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Handle")
     }
 }
 

@@ -1,0 +1,180 @@
+//! One client as the broker knows it: its session, its subscriptions, and what waits for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytestring::ByteString;
+
+use super::core::TimerKey;
+use super::limits::Limits;
+use super::message::size;
+use super::slots::Key;
+use crate::packet::{Options, Publish, Qos, Will};
+use crate::session::{Refusal, Session};
+
+/// A client, connected or not, for as long as its session lasts.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) id: ByteString,
+    /// Whether it is in this process: nothing for it is dropped, and who publishes to it is acknowledged by it.
+    pub(super) local: bool,
+    pub(super) session: Session<Token>,
+    /// `None` while it is away.
+    pub(super) connection: Option<Key>,
+    pub(super) subscriptions: HashMap<ByteString, (Options, Option<u32>)>,
+    /// How long the session lasts without a connection.
+    pub(super) expiry: Duration,
+    pub(super) will: Option<Will>,
+    /// When the session ends; set while it is away.
+    pub(super) ends: Option<TimerKey>,
+    /// When the will is published; set while it is away.
+    pub(super) will_due: Option<TimerKey>,
+    /// What the messages that it has not acknowledged take, in bytes.
+    pub(super) bytes: usize,
+    /// Messages of local clients that it has not acknowledged.
+    pub(super) owed: usize,
+    /// Connections that are not read until this client has caught up.
+    pub(super) waiters: Vec<Key>,
+    /// Whether the last message for it was dropped.
+    pub(super) dropping: bool,
+    /// The last message that found this client, and its place among the targets: a client gets one copy.
+    pub(super) mark: (u64, usize),
+}
+
+/// Goes with a message through a session, and comes back with its acknowledgement.
+#[derive(Debug, Clone)]
+pub(super) struct Token {
+    size: usize,
+    /// Who waits for it.
+    pub(super) duty: Option<Key>,
+    /// Whether it is a local client that waits.
+    pub(super) owed: bool,
+    /// If it came by a shared subscription: what another member would need.
+    pub(super) shared: Option<Arc<Shared>>,
+}
+
+/// A message for one member of a group.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// With `$share` and the group's name.
+    pub(super) filter: Arc<str>,
+    pub(super) publish: Publish,
+    pub(super) from: ByteString,
+    pub(super) since: Instant,
+}
+
+/// What has become of a message for one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// It waits for the acknowledgement.
+    Waits,
+    /// It is on its way, and there will be no acknowledgement.
+    Sent,
+    /// It is not for a client without a connection.
+    Away,
+    /// It is lost.
+    Dropped(Drop),
+}
+
+/// Why a message is lost to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drop {
+    /// It does not read fast enough.
+    Slow,
+    /// Too many wait already.
+    QueueFull,
+    /// It takes no packets of that size.
+    TooLarge,
+}
+
+impl Client {
+    pub(super) fn new(id: ByteString, local: bool) -> Self {
+        Self {
+            id,
+            local,
+            // Clients of 3.1.1 know no receive maximum; it is kept where it was announced.
+            session: Session::new(u16::MAX),
+            connection: None,
+            subscriptions: HashMap::new(),
+            expiry: Duration::ZERO,
+            will: None,
+            ends: None,
+            will_due: None,
+            bytes: 0,
+            owed: 0,
+            waiters: Vec::new(),
+            dropping: false,
+            mark: (0, 0),
+        }
+    }
+
+    /// What waits for it, in bytes.
+    pub(super) fn load(&mut self) -> usize {
+        self.bytes + self.session.output().len()
+    }
+
+    /// Whether whoever publishes to this local client has to wait.
+    pub(super) fn is_above(&mut self, limits: &Limits) -> bool {
+        self.load() > limits.high || self.session.queued() > limits.max_queued
+    }
+
+    pub(super) fn is_below(&mut self, limits: &Limits) -> bool {
+        self.load() <= limits.high / 2 && self.session.queued() <= limits.max_queued / 2
+    }
+
+    /// Whether a message with an acknowledgement would be dropped. `pressed`: its publisher can be made to wait instead.
+    pub(super) fn is_full(&self, bytes: usize, limits: &Limits, pressed: bool) -> bool {
+        let full = self.session.queued() >= limits.max_queued || self.bytes + bytes > limits.max_queued_bytes;
+        full && !(self.local && pressed)
+    }
+
+    /// Sends a message, or lets it wait.
+    pub(super) fn deliver(
+        &mut self,
+        publish: &Publish,
+        token: Token,
+        limits: &Limits,
+        pressed: bool,
+        now: Instant,
+    ) -> Delivery {
+        if publish.qos == Qos::AtMostOnce {
+            if !self.session.is_up() {
+                return Delivery::Away;
+            }
+            let limit = if self.local { limits.high * 8 } else { limits.outbox };
+            if self.session.output().len() > limit && !(self.local && pressed) {
+                return Delivery::Dropped(Drop::Slow);
+            }
+            return match self.session.publish(publish, token, now) {
+                Ok(_) => Delivery::Sent,
+                Err(Refusal::TooLarge { .. } | Refusal::Unencodable(_)) => Delivery::Dropped(Drop::TooLarge),
+            };
+        }
+        if self.is_full(token.size, limits, pressed) {
+            return Delivery::Dropped(Drop::QueueFull);
+        }
+        let (bytes, owed) = (token.size, usize::from(token.owed));
+        match self.session.publish(publish, token, now) {
+            Ok(_) => {
+                self.bytes += bytes;
+                self.owed += owed;
+                Delivery::Waits
+            }
+            Err(Refusal::TooLarge { .. } | Refusal::Unencodable(_)) => Delivery::Dropped(Drop::TooLarge),
+        }
+    }
+
+    /// A token has come back.
+    pub(super) fn returned(&mut self, token: &Token) {
+        self.bytes = self.bytes.saturating_sub(token.size);
+        self.owed = self.owed.saturating_sub(usize::from(token.owed));
+    }
+}
+
+impl Token {
+    pub(super) fn new(publish: &Publish, duty: Option<Key>, owed: bool, shared: Option<Arc<Shared>>) -> Self {
+        let copies = if shared.is_some() { 2 } else { 1 };
+        Self { size: copies * size(publish), duty, owed: owed && duty.is_some(), shared }
+    }
+}

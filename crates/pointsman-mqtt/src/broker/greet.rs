@@ -1,0 +1,251 @@
+//! How clients come and go: CONNECT, DISCONNECT, sessions and wills.
+
+use std::time::{Duration, Instant};
+
+use bytestring::ByteString;
+
+use super::client::Client;
+use super::core::{Core, Timer, Work};
+use super::duty::Answer;
+use super::limits::{IN_FLIGHT, RECEIVE_MAXIMUM};
+use super::message::detached;
+use super::slots::Key;
+use crate::packet::{Connack, Connect, Disconnect, Malformed, Packet, Properties, Publish, Qos, Version, Will};
+use crate::reason::Reason;
+use crate::session::Peer;
+
+/// What a connection is refused with.
+struct Refused {
+    reason: Reason,
+    why: &'static str,
+}
+
+impl Core {
+    /// The first packet of a connection.
+    pub(super) fn greet(&mut self, connection: Key, packet: Packet, now: Instant) -> Result<(), Malformed> {
+        let Packet::Connect(connect) = packet else {
+            return Err(Malformed::protocol("the first packet is not CONNECT"));
+        };
+        let version = connect.version;
+        if let Err(Refused { reason, why }) = self.connect(connection, *connect, now) {
+            let name = self.connections.get(connection).map(|state| state.name.clone()).unwrap_or_default();
+            tracing::warn!(peer = %name, %reason, why, "MQTT connection refused");
+            self.figures.refused += 1;
+            self.refuse(connection, version, reason, Some(why));
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse(&mut self, connection: Key, version: Version, reason: Reason, why: Option<&'static str>) {
+        let properties = Properties { reason_string: why.map(Into::into), ..Properties::default() };
+        let connack = Connack { session_present: false, reason, properties };
+        self.put_first(connection, version, &Packet::Connack(Box::new(connack)));
+        self.close(connection, None);
+    }
+
+    fn connect(&mut self, connection: Key, mut connect: Connect, now: Instant) -> Result<(), Refused> {
+        let Some(state) = self.connections.get(connection) else { return Ok(()) };
+        let (local, name) = (state.local, state.name.clone());
+        self.admit(&connect, local)?;
+        let assigned = if connect.client_id.is_empty() {
+            if connect.version == Version::V311 && !connect.clean_start {
+                let why = "an empty client id needs a clean session";
+                return Err(Refused { reason: Reason::CLIENT_ID_NOT_VALID, why });
+            }
+            Some(ByteString::from(uuid::Uuid::new_v4().to_string()))
+        } else {
+            None
+        };
+        // In memory of its own, as everything that outlives the packet.
+        let id = assigned.clone().unwrap_or_else(|| ByteString::from(connect.client_id.to_string()));
+        let (key, present) = self.take_up(&id, connect.clean_start, local, now)?;
+        let (expiry, capped) = self.expiry(&connect);
+        let will = connect.will.take().map(own);
+        if let Some(state) = self.connections.get_mut(connection) {
+            state.client = Some(key);
+            let keep_alive = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
+            state.keep_alive = Some(keep_alive).filter(|limit| !limit.is_zero());
+        }
+        let properties = Properties {
+            session_expiry: capped.then(|| u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX)),
+            assigned_client_id: assigned,
+            receive_maximum: Some(if local { u16::MAX } else { RECEIVE_MAXIMUM }),
+            maximum_packet: u32::try_from(self.limits.max_packet).ok(),
+            topic_alias_maximum: Some(0),
+            shared_available: Some(true),
+            ..Properties::default()
+        };
+        let connack = Connack { session_present: present, reason: Reason::SUCCESS, properties };
+        self.put_first(connection, connect.version, &Packet::Connack(Box::new(connack)));
+        let most = if local { u16::MAX } else { IN_FLIGHT };
+        let peer = Peer {
+            version: connect.version,
+            session_present: present,
+            receive_maximum: connect.properties.receive_maximum.unwrap_or(u16::MAX).min(most),
+            max_packet: connect.properties.maximum_packet.map_or(usize::MAX, |size| size as usize),
+            max_qos: Qos::ExactlyOnce,
+        };
+        if let Some(client) = self.clients.get_mut(key) {
+            (client.connection, client.will, client.expiry) = (Some(connection), will, expiry);
+            client.session.connected(peer, now);
+        }
+        self.take_expired(key);
+        self.touch(key);
+        tracing::info!(client = %id, peer = %name, version = ?connect.version, session_present = present, "MQTT client connected");
+        Ok(())
+    }
+
+    fn admit(&self, connect: &Connect, local: bool) -> Result<(), Refused> {
+        if self.closed {
+            return Err(Refused { reason: Reason::SERVER_SHUTTING_DOWN, why: "the broker is shutting down" });
+        }
+        if connect.properties.authentication_method.is_some() {
+            let why = "there is no extended authentication here";
+            return Err(Refused { reason: Reason::BAD_AUTHENTICATION_METHOD, why });
+        }
+        let Some(users) = self.users.as_ref().filter(|_| !local) else { return Ok(()) };
+        let password = connect.password.as_deref().unwrap_or_default();
+        match &connect.user {
+            Some(user) if users.admits(user, password) => Ok(()),
+            Some(_) => Err(Refused { reason: Reason::BAD_CREDENTIALS, why: "wrong user name or password" }),
+            None => Err(Refused { reason: Reason::BAD_CREDENTIALS, why: "a user name and password are needed" }),
+        }
+    }
+
+    /// The client of that id, and whether its session is an earlier one. Whoever had it before is told.
+    fn take_up(&mut self, id: &ByteString, clean: bool, local: bool, now: Instant) -> Result<(Key, bool), Refused> {
+        if let Some(&old) = self.by_id.get(id)
+            && let Some(client) = self.clients.get(old)
+        {
+            if client.local && !local {
+                return Err(Refused {
+                    reason: Reason::NOT_AUTHORIZED,
+                    why: "this client id belongs to the broker's process",
+                });
+            }
+            let keep = !clean && client.local == local;
+            if let Some(connection) = client.connection {
+                tracing::info!(client = %id, "MQTT session taken over by another connection");
+                self.close(connection, Some(Reason::SESSION_TAKEN_OVER));
+                self.detach(old, true, now);
+            }
+            if !keep {
+                self.end(old);
+            }
+        }
+        if let Some(&key) = self.by_id.get(id)
+            && let Some(client) = self.clients.get_mut(key)
+        {
+            let timers = [client.ends.take(), client.will_due.take()];
+            client.will = None;
+            timers.into_iter().for_each(|timer| self.stop_timer(timer));
+            return Ok((key, true));
+        }
+        if self.clients.len() >= self.limits.max_sessions {
+            return Err(Refused { reason: Reason::QUOTA_EXCEEDED, why: "there are too many sessions" });
+        }
+        let key = self.clients.insert(Client::new(id.clone(), local));
+        self.by_id.insert(id.clone(), key);
+        Ok((key, false))
+    }
+
+    /// How long the session is kept, and whether that is less than the client wants.
+    fn expiry(&self, connect: &Connect) -> (Duration, bool) {
+        let most = self.limits.max_session_expiry;
+        let wanted = match connect.version {
+            Version::V311 if connect.clean_start => return (Duration::ZERO, false),
+            Version::V311 => return (most, false),
+            Version::V5 => Duration::from_secs(u64::from(connect.properties.session_expiry.unwrap_or(0))),
+        };
+        (wanted.min(most), wanted > most)
+    }
+
+    /// DISCONNECT of a client.
+    pub(super) fn leave(&mut self, connection: Key, key: Key, end: &Disconnect, now: Instant) -> Result<(), Malformed> {
+        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+        if let Some(seconds) = end.properties.session_expiry {
+            if client.expiry.is_zero() && seconds > 0 {
+                return Err(Malformed::protocol("a session that was to end with its connection cannot be kept"));
+            }
+            client.expiry = Duration::from_secs(u64::from(seconds)).min(self.limits.max_session_expiry);
+        }
+        tracing::debug!(client = %client.id, reason = %end.reason, "MQTT client disconnected");
+        self.close(connection, None);
+        self.detach(key, end.reason != Reason::SUCCESS, now);
+        Ok(())
+    }
+
+    /// A client is without a connection. `lost`: it has not taken its leave, so its will is due.
+    pub(super) fn detach(&mut self, key: Key, lost: bool, now: Instant) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.session.disconnected();
+        client.connection = None;
+        if !lost {
+            client.will = None;
+        }
+        if client.expiry.is_zero() {
+            return self.end(key);
+        }
+        let ends = now + client.expiry;
+        let delay = client.will.as_ref().map(|will| Duration::from_secs(u64::from(will.delay)));
+        let expiry = client.expiry;
+        let timer = self.set_timer(ends, Timer::SessionEnds(key));
+        // A will whose delay is longer than the session goes out with the session's end.
+        let due = match delay {
+            Some(delay) if delay.is_zero() => {
+                self.send_will(key);
+                None
+            }
+            Some(delay) if delay < expiry => Some(self.set_timer(now + delay, Timer::WillIsDue(key))),
+            _ => None,
+        };
+        if let Some(client) = self.clients.get_mut(key) {
+            (client.ends, client.will_due) = (Some(timer), due);
+        }
+    }
+
+    pub(super) fn send_will(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.will_due = None;
+        if let Some(Will { topic, payload, qos, retain, properties, .. }) = client.will.take() {
+            let publish = Publish { topic, payload, qos, retain, properties, ..Publish::default() };
+            self.work.push_back(Work::Publish { from: client.id.clone(), publish: Box::new(publish) });
+        }
+    }
+
+    /// A session is over. What it has not acknowledged is for others, or comes back.
+    pub(super) fn end(&mut self, key: Key) {
+        self.send_will(key);
+        let Some(mut client) = self.clients.remove(key) else { return };
+        self.by_id.remove(&client.id);
+        [client.ends, client.will_due].into_iter().for_each(|timer| self.stop_timer(timer));
+        for filter in client.subscriptions.keys() {
+            self.tree.remove(filter, key);
+        }
+        self.figures.subscriptions -= client.subscriptions.len();
+        self.release(&client.waiters);
+        let waiting = client.session.queued();
+        let tokens = client.session.drain();
+        let sent = tokens.len() - waiting;
+        for (place, token) in tokens.into_iter().enumerate() {
+            match token.shared {
+                // Of QoS 2, what may have arrived is not given to another: it must not arrive twice [MQTT-4.8.2-5].
+                Some(shared) if place >= sent || shared.publish.qos == Qos::AtLeastOnce => {
+                    self.work.push_back(Work::Again { shared, duty: token.duty, owed: token.owed });
+                }
+                _ => {
+                    if let Some(duty) = token.duty {
+                        self.work.push_back(Work::Answer { duty, answer: Answer::Gone });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A will in memory of its own.
+fn own(will: Will) -> Will {
+    let Will { topic, payload, qos, retain, delay, properties } = will;
+    let publish = detached(&Publish { topic, payload, properties, ..Publish::default() });
+    Will { topic: publish.topic, payload: publish.payload, qos, retain, delay, properties: publish.properties }
+}

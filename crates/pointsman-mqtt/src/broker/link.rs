@@ -1,0 +1,283 @@
+//! The task of one connection: reads, gives what it has read to the core, and writes what the core has for it.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::core::{Gate, Status};
+use super::shared::Broking;
+use super::slots::Key;
+use super::wake::Wake;
+use crate::packet::{Decoder, Malformed, Packet, Version};
+use crate::reason::Reason;
+
+/// How much is read at once, in bytes: at most, and from a connection that has little to say.
+const CHUNK: usize = 64 << 10;
+const LITTLE: usize = 4 << 10;
+/// What may wait to be written before no more is read, in bytes.
+const UNWRITTEN: usize = 1 << 20;
+/// How often a chunk is read where only a little may be ([`Gate::Trickle`]).
+const TRICKLE: Duration = Duration::from_millis(20);
+/// How long the last words may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Buffers larger than that, in bytes, are not kept.
+const SPARE: usize = 256 << 10;
+
+/// A connection, from its first byte to its last.
+pub(super) struct Link<S> {
+    broking: Arc<Broking>,
+    key: Key,
+    wake: Arc<Wake>,
+    stream: S,
+    decoder: Decoder,
+    input: BytesMut,
+    /// How much is read at once: more where more comes.
+    chunk: usize,
+    output: BytesMut,
+    /// Whether something may still be in the stream's own buffer.
+    unflushed: bool,
+    status: Status,
+    /// When the client was last heard, or could not be.
+    heard: Instant,
+    timer: Pin<Box<Sleep>>,
+    /// Kept for their memory.
+    packets: Vec<Packet>,
+    woken: Vec<Arc<Wake>>,
+    /// Not known to have ended.
+    open: bool,
+}
+
+/// What happens to a connection.
+enum Happening {
+    Read,
+    Written,
+    Woken,
+    Timer,
+    End(&'static str),
+    Broken(io::Error),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
+    /// `since`: when the client began to connect.
+    pub(super) fn new(broking: Arc<Broking>, name: Arc<str>, local: bool, stream: S, since: Instant) -> Self {
+        let wake = Arc::new(Wake::default());
+        let (key, status, max_packet) = {
+            let mut core = broking.core();
+            let key = core.open(name, local, Arc::clone(&wake));
+            (key, core.status(key), core.limits.max_packet)
+        };
+        Self {
+            timer: Box::pin(sleep_until(since + broking.connect_timeout)),
+            broking,
+            key,
+            wake,
+            stream,
+            decoder: Decoder::new(Version::V311, max_packet),
+            input: BytesMut::new(),
+            chunk: LITTLE,
+            output: BytesMut::new(),
+            unflushed: false,
+            status,
+            heard: since,
+            packets: Vec::new(),
+            woken: Vec::new(),
+            open: true,
+        }
+    }
+
+    /// Serves the client until the connection ends.
+    pub(super) async fn run(mut self) {
+        while !(self.status.closing && self.output.is_empty() && !self.unflushed) {
+            let closing = self.status.closing;
+            let next = poll_fn(|context| self.poll(context));
+            let happening = if closing { timeout(FAREWELL, next).await } else { Ok(next.await) };
+            let Ok(happening) = happening else { break };
+            match happening {
+                Happening::Read => self.take_in(),
+                Happening::Written | Happening::Woken => self.exchange(None),
+                Happening::Timer => self.overdue(),
+                Happening::End(why) => return self.over(why),
+                Happening::Broken(error) => return self.over(&error.to_string()),
+            }
+        }
+        self.over("closed");
+        let _ = timeout(FAREWELL, self.linger()).await;
+    }
+
+    /// Waits for the other end to close as well: bytes that nobody has read when a socket is closed make the kernel throw away
+    /// what the client has not read yet, which is why it was disconnected.
+    async fn linger(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        let mut rest = [0; 1024];
+        while self.stream.read(&mut rest).await? > 0 {}
+        Ok(())
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Happening> {
+        match self.poll_write(context) {
+            Err(error) => return Poll::Ready(Happening::Broken(error)),
+            Ok(true) => return Poll::Ready(Happening::Written),
+            Ok(false) => {}
+        }
+        let trickle = self.status.gate == Gate::Trickle;
+        let due = !trickle || self.heard + TRICKLE <= Instant::now();
+        let may_read = matches!(self.status.gate, Gate::Open | Gate::Trickle) && due && self.output.len() < UNWRITTEN;
+        if may_read {
+            match self.poll_read(context) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Happening::End("closed by the client")),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Happening::Read),
+                Poll::Ready(Err(error)) => return Poll::Ready(Happening::Broken(error)),
+                Poll::Pending => {}
+            }
+        }
+        if self.wake.poll(context).is_ready() {
+            return Poll::Ready(Happening::Woken);
+        }
+        if (!self.status.greeted || self.status.keep_alive.is_some() || (trickle && !due)) && !self.status.closing {
+            return self.timer.as_mut().poll(context).map(|()| Happening::Timer);
+        }
+        Poll::Pending
+    }
+
+    /// Writes as much as goes; whether that was the last of it.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
+        if self.output.is_empty() && !self.unflushed {
+            return Ok(false);
+        }
+        while !self.output.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(context, &self.output)? {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => {
+                    self.output.advance(written);
+                    self.unflushed = true;
+                    if self.status.gate == Gate::Full {
+                        // It reads, although it cannot be heard.
+                        self.heard = Instant::now();
+                    }
+                }
+            }
+        }
+        if Pin::new(&mut self.stream).poll_flush(context)?.is_pending() {
+            return Ok(false);
+        }
+        self.unflushed = false;
+        Ok(true)
+    }
+
+    /// The future of `read_buf` keeps no state, so that a new one each time does no harm.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.input.reserve(self.chunk);
+        let room = self.input.capacity() - self.input.len();
+        let read = std::pin::pin!(self.stream.read_buf(&mut self.input)).poll(context);
+        if let Poll::Ready(Ok(count)) = read {
+            self.chunk = match count {
+                all if all == room => (self.chunk * 4).min(CHUNK),
+                few if few < self.chunk / 16 => (self.chunk / 2).max(LITTLE),
+                _ => self.chunk,
+            };
+        }
+        read
+    }
+
+    fn take_in(&mut self) {
+        self.heard = Instant::now();
+        let mut malformed = None;
+        loop {
+            match self.decoder.decode(&mut self.input) {
+                Ok(Some(packet)) => self.packets.push(packet),
+                Ok(None) => break,
+                Err(error) => {
+                    malformed = Some(error);
+                    break;
+                }
+            }
+        }
+        if malformed.is_some() || !self.packets.is_empty() {
+            self.exchange(malformed);
+        }
+    }
+
+    /// Gives the core what has come, and takes what it has. The lock is taken once.
+    fn exchange(&mut self, malformed: Option<Malformed>) {
+        let now = Instant::now().into_std();
+        let before = self.status;
+        {
+            let mut core = self.broking.core();
+            core.begin(self.key);
+            core.receive(self.key, self.packets.drain(..), now);
+            if let Some(malformed) = malformed {
+                core.fail(self.key, malformed, now);
+            }
+            if self.output.is_empty() {
+                if self.output.capacity() > SPARE {
+                    self.output = BytesMut::new();
+                }
+                core.take_output(self.key, &mut self.output);
+            }
+            self.status = core.status(self.key);
+            core.rest(self.key);
+            core.take_woken(&mut self.woken);
+            self.broking.keep_time(&core);
+        }
+        if self.status.greeted != before.greeted || self.status.gate != before.gate {
+            self.set_timer();
+        }
+        self.woken.drain(..).for_each(|wake| wake.wake());
+    }
+
+    fn set_timer(&mut self) {
+        let due = match (self.status.gate, self.status.keep_alive) {
+            (Gate::Trickle, _) => self.heard + TRICKLE,
+            (_, Some(limit)) => self.heard + limit,
+            _ => return,
+        };
+        self.timer.as_mut().reset(due);
+    }
+
+    /// The time has come at which something should have been heard; often it was.
+    fn overdue(&mut self) {
+        let now = Instant::now();
+        match (self.status.greeted, self.status.gate, self.status.keep_alive) {
+            (false, ..) => {
+                let what = "no CONNECT in time";
+                self.exchange(Some(Malformed { what, reason: Reason::KEEP_ALIVE_TIMEOUT }));
+            }
+            (_, Gate::Trickle, _) => {
+                // Looks again, and reads.
+                self.timer.as_mut().reset(now + TRICKLE);
+            }
+            // Who is not read cannot be heard.
+            (_, Gate::Shut, limit) => {
+                self.heard = now;
+                self.timer.as_mut().reset(now + limit.unwrap_or(TRICKLE));
+            }
+            (_, _, Some(limit)) if now >= self.heard + limit => {
+                let what = "silent for one and a half of its keep alive";
+                self.exchange(Some(Malformed { what, reason: Reason::KEEP_ALIVE_TIMEOUT }));
+            }
+            _ => self.set_timer(),
+        }
+    }
+
+    fn over(&mut self, why: &str) {
+        self.open = false;
+        self.broking.lost(self.key, why);
+    }
+}
+
+/// A task that is aborted leaves nothing behind.
+impl<S> Drop for Link<S> {
+    fn drop(&mut self) {
+        if self.open {
+            self.broking.lost(self.key, "the broker has stopped");
+        }
+    }
+}

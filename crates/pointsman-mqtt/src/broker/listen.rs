@@ -1,0 +1,77 @@
+//! Accepting connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, rustls};
+
+use super::shared::Broking;
+use super::{Error, Tls};
+
+/// A client that is silent, and has not promised to speak, is asked by the kernel whether it is still there.
+const PROBE: Duration = Duration::from_secs(60);
+/// After an error that more patience may help (no file descriptors left).
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds, before anything is served.
+pub(super) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Accepts, for ever.
+pub(super) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, broking: Arc<Broking>) {
+    let mut failing = false;
+    loop {
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "MQTT connections cannot be accepted");
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        failing = false;
+        prepare(&socket);
+        let name: Arc<str> = peer.to_string().into();
+        match tls.clone() {
+            None => broking.serve(name, false, async move { Ok(socket) }),
+            Some(tls) => broking.serve(name, false, async move { tls.accept(socket).await }),
+        }
+    }
+}
+
+/// What cannot be set makes the connection slower, or a dead one live longer.
+fn prepare(socket: &TcpStream) {
+    let _ = socket.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_socket_keepalive(socket, true);
+    let _ = rustix::net::sockopt::set_tcp_keepidle(socket, PROBE);
+    let _ = rustix::net::sockopt::set_tcp_keepintvl(socket, PROBE / 6);
+}
+
+/// Reads certificate and key.
+pub(super) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Error> {
+    let failed = |path: &std::path::Path| {
+        let path = path.to_owned();
+        move |source| Error::Tls { path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(&tls.cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| failed(&tls.cert)(io::Error::other(error)))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| failed(&tls.key)(io::Error::other(error)))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|error| failed(&tls.cert)(io::Error::other(error)))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

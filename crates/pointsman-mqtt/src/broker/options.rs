@@ -1,0 +1,77 @@
+//! What a broker is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Users;
+
+/// What a broker is started with. Everything but the address has a default.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// Where to listen; port 0 for any that is free.
+    pub listen: SocketAddr,
+    /// Speak TLS. Default: no.
+    pub tls: Option<Tls>,
+    /// Who may connect. Default: everybody, which is possible on loopback only.
+    pub users: Option<Users>,
+    /// The largest packet that is taken, in bytes. Default 1 MiB.
+    pub max_packet: usize,
+    /// Connections at a time. Default 10,000.
+    pub max_connections: usize,
+    /// Sessions at a time, of clients that are connected or away. Default 50,000.
+    pub max_sessions: usize,
+    /// Subscriptions of one client. Default 1,000.
+    pub max_subscriptions: usize,
+    /// Messages of QoS 1 and 2 that wait for one client. Default 10,000.
+    pub max_queued: usize,
+    /// The memory that they take, in bytes, those that are under way included. Default 64 MiB.
+    pub max_queued_bytes: usize,
+    /// How long a session may be kept for a client that is away. Default 1 h.
+    pub max_session_expiry: Duration,
+    /// Retained messages. Default 10,000.
+    pub max_retained: usize,
+    /// The memory that they take, in bytes. Default 64 MiB.
+    pub max_retained_bytes: usize,
+    /// What may wait to be written to one client before messages of QoS 0 are dropped, in bytes. Default 4 MiB.
+    pub outbox: usize,
+    /// What may wait for a client in this process before those who publish to it have to wait, in bytes. They go on when it is
+    /// half of it. Default 8 MiB.
+    pub high_watermark: usize,
+    /// How long a client may take to connect, from the first byte (TLS included) to CONNECT. Default 10 s.
+    pub connect_timeout: Duration,
+}
+
+/// The certificate of a broker that speaks TLS; read when it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM: the certificate, and after it those that lead to its authority.
+    pub cert: PathBuf,
+    /// PEM: its key.
+    pub key: PathBuf,
+}
+
+impl Options {
+    /// The defaults.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            tls: None,
+            users: None,
+            max_packet: 1 << 20,
+            max_connections: 10_000,
+            max_sessions: 50_000,
+            max_subscriptions: 1_000,
+            max_queued: 10_000,
+            max_queued_bytes: 64 << 20,
+            max_session_expiry: Duration::from_secs(3600),
+            max_retained: 10_000,
+            max_retained_bytes: 64 << 20,
+            outbox: 4 << 20,
+            high_watermark: 8 << 20,
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}

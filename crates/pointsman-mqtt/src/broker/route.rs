@@ -1,0 +1,319 @@
+//! From a publisher to the subscribers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytestring::ByteString;
+
+use super::client::{Client, Delivery, Drop, Shared, Token};
+use super::core::Core;
+use super::duty::{Answer, Duty, Rule};
+use super::limits::Limits;
+use super::message::{CLIENT_ID_PROPERTY, detached, expired, size};
+use super::slots::{Key, Slots};
+use super::tree::Subscription;
+use crate::packet::{Malformed, Publish, Qos};
+use crate::reason::Reason;
+
+/// Who publishes.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// `None` for wills and retained messages.
+    pub(super) client: Option<Key>,
+    pub(super) connection: Option<Key>,
+    pub(super) local: bool,
+    pub(super) id: ByteString,
+}
+
+/// A client that is to get a message, and how.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) client: Key,
+    pub(super) local: bool,
+    /// At most.
+    pub(super) qos: Qos,
+    pub(super) retain_as_published: bool,
+    /// The identifiers of the subscriptions by which it comes.
+    pub(super) ids: Vec<u32>,
+    /// The shared subscription by which it comes.
+    pub(super) group: Option<Arc<str>>,
+}
+
+/// How a message has fared.
+#[derive(Debug, Default)]
+struct Tally {
+    taken: bool,
+    dropped: bool,
+}
+
+impl Core {
+    /// A message of a client.
+    pub(super) fn published(
+        &mut self,
+        connection: Key,
+        key: Key,
+        mut publish: Publish,
+        now: Instant,
+    ) -> Result<(), Malformed> {
+        check(&publish)?;
+        let Some(client) = self.clients.get(key) else { return Ok(()) };
+        let (local, id) = (client.local, client.id.clone());
+        let source = Source { client: Some(key), connection: Some(connection), local, id };
+        if !local {
+            publish.properties.user.retain(|(name, _)| *name != CLIENT_ID_PROPERTY);
+        }
+        self.figures.messages_in += 1;
+        let packet_id = publish.id;
+        let kept = !publish.retain || self.keep(&publish, &source.id, now);
+        let waits = (publish.qos > Qos::AtMostOnce).then_some((key, packet_id));
+        let mut answer = self.distribute(&source, publish, waits, now);
+        if !kept && answer == Some(Reason::NO_MATCHING_SUBSCRIBERS) {
+            answer = Some(Reason::QUOTA_EXCEEDED);
+        }
+        if let Some(reason) = answer.filter(|_| waits.is_some())
+            && let Some(client) = self.clients.get_mut(key)
+        {
+            client.session.acknowledge(packet_id, reason);
+            self.touch(key);
+        }
+        Ok(())
+    }
+
+    pub(super) fn publish_will(&mut self, from: ByteString, publish: Publish, now: Instant) {
+        self.figures.messages_in += 1;
+        if publish.retain {
+            self.keep(&publish, &from, now);
+        }
+        let mut publish = publish;
+        publish.properties.user.retain(|(name, _)| *name != CLIENT_ID_PROPERTY);
+        self.distribute(&Source { client: None, connection: None, local: false, id: from }, publish, None, now);
+    }
+
+    fn keep(&mut self, publish: &Publish, from: &ByteString, now: Instant) -> bool {
+        let kept = self.retained.keep(publish, from, now).is_ok();
+        self.figures.dropped_retained += u64::from(!kept);
+        kept
+    }
+
+    /// Gives a message to all who have subscribed. What its publisher is told; `None` if that has to wait for others.
+    fn distribute(
+        &mut self,
+        source: &Source,
+        mut publish: Publish,
+        waits: Option<(Key, u16)>,
+        now: Instant,
+    ) -> Option<Reason> {
+        self.collect(source, &publish);
+        let mut targets = std::mem::take(&mut self.targets);
+        let (qos, retain) = (publish.qos, publish.retain);
+        (publish.dup, publish.id) = (false, 0);
+        let awaited = |target: &Target| source.local || target.local;
+        let duty = waits.filter(|_| targets.iter().any(awaited)).map(|(publisher, id)| {
+            let rule = if source.local { Rule::Any } else { Rule::All };
+            self.duties.insert(Duty::new(publisher, id, rule))
+        });
+        let mut tally = Tally::default();
+        for target in targets.drain(..) {
+            let own_duty = duty.filter(|_| awaited(&target));
+            let delivery = self.deliver(source, &mut publish, (qos, retain), target, own_duty, now);
+            match delivery {
+                Delivery::Waits | Delivery::Sent => tally.taken = true,
+                Delivery::Dropped(_) => tally.dropped = true,
+                Delivery::Away => {}
+            }
+            match (duty.and_then(|key| self.duties.get_mut(key)), delivery) {
+                (Some(duty), Delivery::Waits) if own_duty.is_some() => duty.wait(),
+                (Some(duty), Delivery::Waits | Delivery::Sent) => duty.taken_elsewhere(),
+                _ => {}
+            }
+        }
+        self.targets = targets;
+        if let Some(key) = duty {
+            if self.duties.get(key).is_some_and(Duty::is_waiting) {
+                return None;
+            }
+            self.duties.remove(key);
+        }
+        Some(match tally {
+            Tally { taken: true, .. } => Reason::SUCCESS,
+            Tally { dropped: true, .. } => Reason::QUOTA_EXCEEDED,
+            Tally { .. } => Reason::NO_MATCHING_SUBSCRIBERS,
+        })
+    }
+
+    /// Finds out who is to get a message: each client once for all its own subscriptions, and once for each group in which it
+    /// is its turn.
+    fn collect(&mut self, source: &Source, publish: &Publish) {
+        self.distributed += 1;
+        let Self { tree, clients, targets, limits, distributed, .. } = self;
+        targets.clear();
+        tree.matching(&publish.topic, &mut |leaf| {
+            for subscription in &leaf.plain {
+                if subscription.options.no_local && source.client == Some(subscription.client) {
+                    continue;
+                }
+                if let Some(client) = clients.get_mut(subscription.client) {
+                    add(targets, client, subscription, *distributed);
+                }
+            }
+            for group in &mut leaf.groups {
+                let rank = |member: &Subscription| rank(clients, limits, member, publish, !source.local);
+                if let Some(member) = group.pick(rank) {
+                    let local = clients.get(member.client).is_some_and(|client| client.local);
+                    targets.push(Target { group: Some(Arc::clone(&group.filter)), ..Target::new(&member, local) });
+                }
+            }
+        });
+    }
+
+    /// Gives a message to one client. `quality`: its QoS and its retain flag as they were published; `publish` is adapted to
+    /// the client.
+    pub(super) fn deliver(
+        &mut self,
+        source: &Source,
+        publish: &mut Publish,
+        quality: (Qos, bool),
+        target: Target,
+        duty: Option<Key>,
+        now: Instant,
+    ) -> Delivery {
+        let Some(client) = self.clients.get_mut(target.client) else { return Delivery::Away };
+        publish.qos = quality.0.min(target.qos);
+        publish.retain = quality.1 && target.retain_as_published;
+        publish.properties.subscription_ids = target.ids;
+        let shared = target
+            .group
+            .filter(|_| publish.qos > Qos::AtMostOnce)
+            .map(|filter| Arc::new(Shared { filter, publish: detached(publish), from: source.id.clone(), since: now }));
+        let named = target.local && publish.properties.user.iter().all(|(name, _)| *name != CLIENT_ID_PROPERTY);
+        if named {
+            let name = ByteString::from_static(CLIENT_ID_PROPERTY);
+            publish.properties.user.push((name, source.id.clone()));
+        }
+        let token = Token::new(publish, duty, source.local, shared);
+        let delivery = client.deliver(publish, token, &self.limits, !source.local, now);
+        if named {
+            publish.properties.user.pop();
+        }
+        self.count(target.client, delivery);
+        if delivery == Delivery::Away {
+            return delivery;
+        }
+        self.touch(target.client);
+        if let Some(connection) = source.connection.filter(|_| target.local && !source.local)
+            && self.clients.get_mut(target.client).is_some_and(|client| client.is_above(&self.limits))
+        {
+            self.pause(connection, target.client);
+        }
+        delivery
+    }
+
+    /// Counts what was delivered, and says once when a client begins or ends to lose messages.
+    fn count(&mut self, key: Key, delivery: Delivery) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let counter = match delivery {
+            Delivery::Away => return,
+            Delivery::Waits | Delivery::Sent => {
+                self.figures.messages_out += 1;
+                if client.dropping && client.load() <= self.limits.outbox / 2 {
+                    client.dropping = false;
+                    tracing::warn!(client = %client.id, "MQTT client has caught up: nothing for it is dropped any more");
+                }
+                return;
+            }
+            Delivery::Dropped(Drop::Slow) => &mut self.figures.dropped_slow,
+            Delivery::Dropped(Drop::QueueFull) => &mut self.figures.dropped_queue_full,
+            Delivery::Dropped(Drop::TooLarge) => &mut self.figures.dropped_too_large,
+        };
+        *counter += 1;
+        if !std::mem::replace(&mut client.dropping, true) {
+            tracing::warn!(client = %client.id, reason = ?delivery, "MQTT messages for a client are dropped");
+        }
+    }
+
+    /// A member of a group has not acknowledged a message before its session ended: another one gets it.
+    pub(super) fn again(&mut self, shared: &Shared, duty: Option<Key>, owed: bool, now: Instant) {
+        let Self { tree, clients, limits, .. } = self;
+        let publish = &shared.publish;
+        let member = tree
+            .group(&shared.filter)
+            .and_then(|group| group.pick(|member| rank(clients, limits, member, publish, !owed)));
+        let local = |member: &Subscription| self.clients.get(member.client).is_some_and(|client| client.local);
+        let target = member.map(|member| {
+            let group = Some(Arc::clone(&shared.filter));
+            Target { group, ..Target::new(&member, local(&member)) }
+        });
+        let source = Source { client: None, connection: None, local: owed, id: shared.from.clone() };
+        let delivery = target.map(|target| {
+            let mut publish = publish.clone();
+            if expired(&mut publish, now.saturating_duration_since(shared.since)) {
+                self.figures.dropped_expired += 1;
+                return Delivery::Away;
+            }
+            let quality = (publish.qos, publish.retain);
+            self.deliver(&source, &mut publish, quality, target, duty, now)
+        });
+        let answer = match delivery {
+            Some(Delivery::Waits) => return,
+            Some(Delivery::Sent) => Answer::Taken,
+            Some(Delivery::Away | Delivery::Dropped(_)) | None => Answer::Gone,
+        };
+        if let Some(duty) = duty {
+            self.answer(duty, answer, now);
+        }
+    }
+}
+
+impl Target {
+    fn new(subscription: &Subscription, local: bool) -> Self {
+        let Subscription { client, options, id } = *subscription;
+        let ids = id.into_iter().collect();
+        Self { client, local, qos: options.qos, retain_as_published: options.retain_as_published, ids, group: None }
+    }
+}
+
+/// Adds a subscription to the targets; a client that is among them already gets no second copy.
+fn add(targets: &mut Vec<Target>, client: &mut Client, subscription: &Subscription, message: u64) {
+    let Subscription { options, id, .. } = *subscription;
+    if client.mark.0 == message
+        && let Some(target) = targets.get_mut(client.mark.1)
+    {
+        target.qos = target.qos.max(options.qos);
+        target.retain_as_published |= options.retain_as_published;
+        target.ids.extend(id);
+        return;
+    }
+    client.mark = (message, targets.len());
+    targets.push(Target::new(subscription, client.local));
+}
+
+/// How good a member of a group is for a message.
+fn rank(
+    clients: &Slots<Client>,
+    limits: &Limits,
+    member: &Subscription,
+    publish: &Publish,
+    pressed: bool,
+) -> Option<u8> {
+    let client = clients.get(member.client)?;
+    let acknowledged = publish.qos.min(member.options.qos) > Qos::AtMostOnce;
+    if acknowledged && client.is_full(2 * size(publish), limits, pressed) {
+        return None;
+    }
+    match client.session.is_up() {
+        true => Some(0),
+        false if acknowledged => Some(1),
+        false => None,
+    }
+}
+
+/// What no client may send, although it can be read.
+fn check(publish: &Publish) -> Result<(), Malformed> {
+    if publish.properties.topic_alias.is_some() {
+        return Err(Malformed { what: "a topic alias, where none is allowed", reason: Reason::TOPIC_ALIAS_INVALID });
+    }
+    if !publish.properties.subscription_ids.is_empty() {
+        return Err(Malformed::protocol("a subscription identifier from a publisher"));
+    }
+    Ok(())
+}

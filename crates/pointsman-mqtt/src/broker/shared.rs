@@ -1,0 +1,174 @@
+//! What all tasks of a broker share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::core::Core;
+use super::link::Link;
+use super::slots::Key;
+
+/// The core behind its lock, and the tasks around it.
+#[derive(Debug)]
+pub(super) struct Broking {
+    /// A std mutex: it is held for the packets of one chunk, never across an await.
+    core: Mutex<Core>,
+    runtime: Runtime,
+    tasks: Mutex<Tasks>,
+    clock: Clock,
+    pub(super) connect_timeout: Duration,
+    max_connections: usize,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    set: JoinSet<()>,
+    /// Whether the last connection was turned away.
+    crowded: bool,
+    closed: bool,
+}
+
+/// Wakes the task that does what is due.
+#[derive(Debug, Default)]
+struct Clock {
+    changed: Notify,
+    /// When it will wake by itself.
+    due: Mutex<Option<std::time::Instant>>,
+}
+
+impl Broking {
+    /// Within a runtime, on which all its tasks will run.
+    pub(super) fn new(core: Core, connect_timeout: Duration, max_connections: usize) -> Arc<Self> {
+        Arc::new(Self {
+            core: Mutex::new(core),
+            runtime: Runtime::current(),
+            tasks: Mutex::default(),
+            clock: Clock::default(),
+            connect_timeout,
+            max_connections,
+        })
+    }
+
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        // A panic within the core would be a defect; those that are left are still better served than not.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a connection by a task of its own. `prepare` makes the stream (a TLS handshake) within the connect timeout.
+    /// Whether there was room for it.
+    pub(super) fn serve<S>(
+        self: &Arc<Self>,
+        name: Arc<str>,
+        local: bool,
+        prepare: impl Future<Output = std::io::Result<S>> + Send + 'static,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut tasks = self.tasks();
+        while tasks.set.try_join_next().is_some() {}
+        if tasks.closed {
+            return;
+        }
+        let crowded = !local && tasks.set.len() >= self.max_connections;
+        if crowded != std::mem::replace(&mut tasks.crowded, crowded) {
+            tracing::warn!(most = self.max_connections, crowded, "MQTT connections beyond the limit are turned away");
+        }
+        if crowded {
+            return;
+        }
+        let broking = Arc::clone(self);
+        let since = Instant::now();
+        let task = async move {
+            match timeout(broking.connect_timeout, prepare).await {
+                Ok(Ok(stream)) => Link::new(broking, name, local, stream, since).run().await,
+                Ok(Err(error)) => tracing::warn!(peer = %name, %error, "MQTT connection refused"),
+                Err(_) => tracing::warn!(peer = %name, "MQTT connection refused: no TLS handshake in time"),
+            }
+        };
+        tasks.set.spawn_on(task, &self.runtime);
+    }
+
+    /// The end of a connection.
+    pub(super) fn lost(&self, connection: Key, why: &str) {
+        let mut woken = Vec::new();
+        {
+            let mut core = self.core();
+            core.lost(connection, why, Instant::now().into_std());
+            core.take_woken(&mut woken);
+            self.keep_time(&core);
+        }
+        woken.into_iter().for_each(|wake| wake.wake());
+    }
+
+    /// Lets the clock know if something is due earlier than it thinks.
+    pub(super) fn keep_time(&self, core: &Core) {
+        let Some(next) = core.next_timer() else { return };
+        let mut due = self.clock.due.lock().unwrap_or_else(PoisonError::into_inner);
+        if due.is_none_or(|due| next < due) {
+            *due = Some(next);
+            self.clock.changed.notify_one();
+        }
+    }
+
+    /// Does what is due, for ever.
+    pub(super) async fn run_clock(self: Arc<Self>) {
+        loop {
+            let next = {
+                let mut woken = Vec::new();
+                let mut core = self.core();
+                core.tick(Instant::now().into_std());
+                core.take_woken(&mut woken);
+                let next = core.next_timer();
+                *self.clock.due.lock().unwrap_or_else(PoisonError::into_inner) = next;
+                drop(core);
+                woken.into_iter().for_each(|wake| wake.wake());
+                next
+            };
+            let changed = self.clock.changed.notified();
+            match next {
+                None => changed.await,
+                Some(next) => drop(tokio::time::timeout_at(next.into(), changed).await),
+            }
+        }
+    }
+
+    /// Says farewell to everybody and waits for what is still to be written, at most until then.
+    pub(super) async fn shut_down(&self, until: Instant) {
+        let mut set = {
+            let mut tasks = self.tasks();
+            tasks.closed = true;
+            std::mem::take(&mut tasks.set)
+        };
+        let mut woken = Vec::new();
+        {
+            let mut core = self.core();
+            core.shut_down(Instant::now().into_std());
+            core.take_woken(&mut woken);
+        }
+        woken.into_iter().for_each(|wake| wake.wake());
+        let all = async { while set.join_next().await.is_some() {} };
+        tokio::select! {
+            () = all => {}
+            () = sleep_until(until) => {}
+        }
+        set.abort_all();
+    }
+
+    /// Ends all tasks, without a word.
+    pub(super) fn stop(&self) {
+        let mut tasks = self.tasks();
+        tasks.closed = true;
+        tasks.set.abort_all();
+        drop(tasks);
+        self.core().closed = true;
+    }
+}
