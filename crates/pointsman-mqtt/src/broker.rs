@@ -178,21 +178,3 @@ impl fmt::Debug for Handle {
         f.write_str("Handle")
     }
 }
-
-/// A running broker.
-#[derive(Debug)]
-pub struct Broker;
-
-impl Broker {
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> std::net::SocketAddr {
-        ([127, 0, 0, 1], 0).into()
-    }
-
-    /// A way in.
-    #[must_use]
-    pub fn handle(&self) -> Handle {
-        Handle
-    }
-}

@@ -4,7 +4,9 @@
 
 mod support;
 
-use pointsman_testkit::{Mosquitto, PahoMessage};
+use pointsman_mqtt::broker::{Broker, Options};
+use pointsman_mqtt::relay::{Relay, Route, Settings};
+use pointsman_testkit::{Echo, Mosquitto, Paho, PahoMessage, PahoOptions};
 use support::{Fleet, RELAY, SOON, client, figures, service, settings};
 
 #[tokio::test]
@@ -48,4 +50,39 @@ async fn a_request_is_answered() {
     );
     assert_eq!((figures(&relay).await.responses, figures(&relay).await.requests), (1, 0));
     relay.close().await;
+}
+
+#[tokio::test]
+async fn the_relay_sits_inside_the_embedded_broker() {
+    let broker = Broker::start(Options::new("127.0.0.1:0".parse().unwrap())).await.unwrap();
+    let address = broker.address().to_string();
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let mut settings = Settings::new();
+    (settings.code, settings.routes) = (RELAY.into(), vec![Route::new("^/login(/|$)", "cfgs")]);
+    let relay = Relay::start(settings, fleet.views(), fleet.changed(), Some(broker.handle())).unwrap();
+    tokio::time::timeout(SOON, relay.ready()).await.unwrap().unwrap();
+    let (service, sender) = (Paho::start().await, Paho::start().await);
+    service.connect(PahoOptions::new(&address)).await;
+    sender.connect(PahoOptions::new(&address).client_id("sender-1")).await;
+    service.subscribe("svc-a/#", 2).await;
+    service.echo(Echo::default().prefix("svc-a:")).await;
+    sender.subscribe("inbox/1", 2).await;
+    for qos in 0..3 {
+        let topic = format!("/login/user/{RELAY}");
+        let message = PahoMessage::new(&topic, "q").qos(qos).response_topic("inbox/1").correlation_data([qos]);
+        sender.publish(message).await;
+        let received = service.next_message(SOON).await;
+        assert_eq!((received.topic.as_str(), received.qos), ("svc-a/login/user", qos));
+        assert!(received.user_properties.contains(&("pointsman-client-id".to_owned(), "sender-1".to_owned())));
+        let answer = sender.next_message(SOON).await;
+        assert_eq!((answer.text(), answer.correlation_data.clone()), ("svc-a:q", Some(vec![qos])));
+    }
+    // Nobody listens any more: the sender's acknowledgement comes with the dead letter, and the error with it.
+    service.disconnect().await;
+    sender.subscribe("pointsman/dead-letter/#", 2).await;
+    sender.publish(PahoMessage::new(&format!("/login/user/{RELAY}"), "q").qos(1)).await;
+    let letter = sender.next_message(SOON).await;
+    assert_eq!(letter.topic, "pointsman/dead-letter//login/user");
+    relay.close().await;
+    broker.close().await;
 }

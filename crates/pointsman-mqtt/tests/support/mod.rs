@@ -1,6 +1,6 @@
 //! What the tests of the relay share: a fleet whose instances come and go as a test says, and clients that are none of ours.
 
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used, dead_code, unused_imports, unreachable_pub)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
