@@ -1,6 +1,7 @@
 //! The relay, over the services of a registry, and itself a service.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_mqtt::broker::Broker;
 use pointsman_mqtt::relay::{self, Figures, Settings, Views};
@@ -22,6 +23,9 @@ pub struct Relay {
     /// Registers once the relay is ready; and what has come of it.
     registering: JoinSet<Result<Registration, Error>>,
 }
+
+/// Between two attempts to register.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The services that routes name, and who tells the relay of their changes.
 #[derive(Debug)]
@@ -66,7 +70,7 @@ impl Relay {
             let (registry, ready) = (registry.clone(), relay.readiness());
             registering.spawn(async move {
                 ready.await?;
-                Ok(registry.register(instance).await?)
+                register(&registry, instance).await
             });
         }
         Ok(Self { relay, registry: registry.clone(), followed: Mutex::new(followed), changed, registering })
@@ -134,6 +138,26 @@ impl Relay {
         }
         self.registering.shutdown().await;
         self.relay.close().await;
+    }
+}
+
+/// Registers as soon as the registry lets it; it is tried again until it says no.
+async fn register(registry: &Registry, instance: Instance) -> Result<Registration, Error> {
+    loop {
+        match registry.register(instance.clone()).await {
+            Ok(registration) => {
+                tracing::info!(service = &*instance.service, code = &*instance.code, "relay registered");
+                return Ok(registration);
+            }
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(service = &*instance.service, %error, "the relay is not registered yet");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => {
+                tracing::error!(service = &*instance.service, %error, "the relay cannot be registered: no client finds it");
+                return Err(error.into());
+            }
+        }
     }
 }
 
