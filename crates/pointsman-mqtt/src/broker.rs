@@ -21,13 +21,16 @@ mod link;
 mod listen;
 mod message;
 mod options;
+mod pressure;
 mod retained;
 mod route;
+mod settle;
 mod shared;
 mod slots;
 mod subscribe;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod tree;
 mod users;
 mod wake;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
-use super::core::TimerKey;
 use super::limits::Limits;
 use super::message::size;
 use super::slots::Key;
+use super::timers::TimerKey;
 use crate::packet::{Options, Publish, Qos, Will};
 use crate::session::{Refusal, Session};
 
@@ -36,8 +36,8 @@ pub(super) struct Client {
     pub(super) owed: usize,
     /// Connections that are not read until this client has caught up.
     pub(super) waiters: Vec<Key>,
-    /// Whether the last message for it was dropped.
-    pub(super) dropping: bool,
+    /// When a message for it was dropped last; `None` once none was for a while.
+    pub(super) dropped: Option<Instant>,
     /// The last message that found this client, and its place among the targets: a client gets one copy.
     pub(super) mark: (u64, usize),
 }
@@ -104,7 +104,7 @@ impl Client {
             bytes: 0,
             owed: 0,
             waiters: Vec::new(),
-            dropping: false,
+            dropped: None,
             mark: (0, 0),
         }
     }

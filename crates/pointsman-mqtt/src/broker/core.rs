@@ -1,10 +1,10 @@
 //! The broker without its sockets: packets go in, bytes come out. Synchronous; the time is an argument.
 //!
 //! Its parts: `greet.rs` (CONNECT, and how sessions begin and end), `subscribe.rs`, `route.rs` (from a publisher to the
-//! subscribers), and what they share here. Whatever follows from a step and could lead to the next (a will, a message for
+//! subscribers), `settle.rs` (what comes back), `pressure.rs` (who has to wait), and what they share here. Whatever follows from a step and could lead to the next (a will, a message for
 //! another member of a group) is put into `work`, so that no step calls itself.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,22 +12,21 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use bytestring::ByteString;
 
-use super::client::{Client, Shared, Token};
-use super::duty::{Answer, Duty, Verdict};
+use super::client::{Client, Shared};
+use super::duty::{Answer, Duty};
 use super::figures::Figures;
 use super::limits::{Limits, RECEIVE_MAXIMUM};
+use super::pressure::Gate;
 use super::retained::Retained;
 use super::route::Target;
 use super::slots::{Key, Slots};
+use super::timers::{Timer, Timers};
 use super::tree::Tree;
 use super::users::Users;
 use super::wake::Wake;
 use crate::packet::{Disconnect, Malformed, Packet, Publish, Version, encode};
 use crate::reason::Reason;
 use crate::session::Event;
-
-/// Where something that is due stands in [`Core::timers`].
-pub(super) type TimerKey = (Instant, u64);
 
 #[derive(Debug)]
 pub(super) struct Core {
@@ -39,9 +38,7 @@ pub(super) struct Core {
     pub(super) tree: Tree,
     pub(super) retained: Retained,
     pub(super) duties: Slots<Duty>,
-    timers: BTreeMap<TimerKey, Timer>,
-    /// Counts timers, to tell those of one moment apart.
-    timer_count: u64,
+    pub(super) timers: Timers,
     pub(super) work: VecDeque<Work>,
     /// Whose tasks are to look again.
     woken: Vec<Arc<Wake>>,
@@ -69,19 +66,11 @@ pub(super) struct Connection {
     /// What is to be written before what the session has to say.
     out: BytesMut,
     /// Nothing is read any more; once `out` is written, it ends.
-    closing: bool,
+    pub(super) closing: bool,
     /// The local client that has to catch up before this connection is read on.
-    paused_on: Option<Key>,
+    pub(super) paused_on: Option<Key>,
     /// Whether its task knows that there is something to do.
     awake: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Timer {
-    /// The session of a client that is away.
-    SessionEnds(Key),
-    /// The will of a client that is away.
-    WillIsDue(Key),
 }
 
 /// What follows from a step.
@@ -107,19 +96,6 @@ pub(super) struct Status {
     pub(super) keep_alive: Option<Duration>,
 }
 
-/// Whether a connection may be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gate {
-    Open,
-    /// Its own end does not read what is there for it.
-    Full,
-    /// A local client has to catch up. But it waits for acknowledgements of this connection, so a little is read now and then:
-    /// else both could wait for each other.
-    Trickle,
-    /// A local client has to catch up.
-    Shut,
-}
-
 impl Core {
     pub(super) fn new(limits: Limits, users: Option<Users>) -> Self {
         Self {
@@ -131,8 +107,7 @@ impl Core {
             by_id: HashMap::new(),
             tree: Tree::default(),
             duties: Slots::default(),
-            timers: BTreeMap::new(),
-            timer_count: 0,
+            timers: Timers::default(),
             work: VecDeque::new(),
             woken: Vec::new(),
             targets: Vec::new(),
@@ -334,56 +309,6 @@ impl Core {
         Status { gate: self.gate(connection), closing, greeted, keep_alive }
     }
 
-    fn gate(&mut self, connection: Key) -> Gate {
-        let Some(state) = self.connections.get(connection) else { return Gate::Shut };
-        if state.closing {
-            return Gate::Shut;
-        }
-        let Some(client) = state.client.and_then(|client| self.clients.get_mut(client)) else { return Gate::Open };
-        if client.local {
-            return Gate::Open;
-        }
-        if client.session.output().len() > self.limits.outbox * 2 {
-            return Gate::Full;
-        }
-        if state.paused_on.is_none() && client.session.unacknowledged() < usize::from(RECEIVE_MAXIMUM) {
-            return Gate::Open;
-        }
-        let owes = client.owed > 0;
-        let crowded = state.paused_on.and_then(|on| self.clients.get_mut(on)).map_or(0, Client::load);
-        if owes && crowded <= self.limits.high * 8 { Gate::Trickle } else { Gate::Shut }
-    }
-
-    /// Reads no more from a connection until that local client has caught up.
-    pub(super) fn pause(&mut self, connection: Key, on: Key) {
-        let Some(state) = self.connections.get_mut(connection).filter(|state| state.paused_on.is_none()) else {
-            return;
-        };
-        if let Some(client) = self.clients.get_mut(on) {
-            state.paused_on = Some(on);
-            client.waiters.push(connection);
-            self.figures.paused += 1;
-        }
-    }
-
-    /// Lets those be read again who wait for a local client, if it has caught up.
-    fn relieve(&mut self, key: Key) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        if !client.waiters.is_empty() && client.is_below(&self.limits) {
-            let waiters = mem::take(&mut client.waiters);
-            self.release(&waiters);
-        }
-    }
-
-    pub(super) fn release(&mut self, waiters: &[Key]) {
-        for &waiter in waiters {
-            if let Some(state) = self.connections.get_mut(waiter) {
-                state.paused_on = None;
-                self.touch_connection(waiter);
-            }
-        }
-    }
-
     /// There is something to do for the task of a client's connection.
     pub(super) fn touch(&mut self, client: Key) {
         if let Some(connection) = self.clients.get(client).and_then(|client| client.connection) {
@@ -391,7 +316,7 @@ impl Core {
         }
     }
 
-    fn touch_connection(&mut self, connection: Key) {
+    pub(super) fn touch_connection(&mut self, connection: Key) {
         if let Some(state) = self.connections.get_mut(connection)
             && !mem::replace(&mut state.awake, true)
         {
@@ -418,84 +343,10 @@ impl Core {
         into.append(&mut self.woken);
     }
 
-    /// A message's token has come back.
-    pub(super) fn returned(&mut self, key: Key, token: &Token, answer: Answer) {
-        if let Some(client) = self.clients.get_mut(key) {
-            client.returned(token);
-        }
-        self.relieve(key);
-        if let Some(duty) = token.duty {
-            self.work.push_back(Work::Answer { duty, answer });
-        }
-    }
-
-    /// Messages whose time was over before they could be sent.
-    pub(super) fn take_expired(&mut self, key: Key) {
-        while let Some(token) = self.clients.get_mut(key).and_then(|client| client.session.take_expired()) {
-            self.figures.dropped_expired += 1;
-            self.returned(key, &token, Answer::Expired);
-        }
-    }
-
-    pub(super) fn work(&mut self, now: Instant) {
-        while let Some(work) = self.work.pop_front() {
-            match work {
-                Work::Publish { from, publish } => self.publish_will(from, *publish, now),
-                Work::Again { shared, duty, owed } => self.again(&shared, duty, owed, now),
-                Work::Answer { duty, answer } => self.answer(duty, answer, now),
-            }
-        }
-    }
-
-    pub(super) fn answer(&mut self, key: Key, answer: Answer, now: Instant) {
-        let Some(duty) = self.duties.get_mut(key) else { return };
-        let (publisher, id) = (duty.publisher, duty.id);
-        let Some(verdict) = duty.answered(answer) else { return };
-        self.duties.remove(key);
-        let Some(client) = self.clients.get_mut(publisher) else { return };
-        let reason = match verdict {
-            Verdict::Acknowledge(reason) => reason,
-            Verdict::Lost => {
-                // MQTT 3.1.1 cannot say it: to close the connection is the only answer that is no acknowledgement.
-                if client.session.peer().version == Version::V311
-                    && let Some(connection) = client.connection
-                {
-                    tracing::info!(client = %client.id, "MQTT client disconnected: nobody has taken its message, let it send again");
-                    self.close(connection, None);
-                    self.detach(publisher, true, now);
-                }
-                Reason::IMPLEMENTATION_ERROR
-            }
-        };
-        // Without a connection an error lets the session forget the message, so that it is taken for new when it comes again.
-        if let Some(client) = self.clients.get_mut(publisher) {
-            client.session.acknowledge(id, reason);
-        }
-        self.touch(publisher);
-    }
-
-    pub(super) fn set_timer(&mut self, due: Instant, timer: Timer) -> TimerKey {
-        self.timer_count += 1;
-        let key = (due, self.timer_count);
-        self.timers.insert(key, timer);
-        key
-    }
-
-    pub(super) fn stop_timer(&mut self, key: Option<TimerKey>) {
-        if let Some(key) = key {
-            self.timers.remove(&key);
-        }
-    }
-
-    /// When [`Core::tick`] is to be called next.
-    pub(super) fn next_timer(&self) -> Option<Instant> {
-        self.timers.first_key_value().map(|(&(due, _), _)| due)
-    }
-
     /// Does what is due.
     pub(super) fn tick(&mut self, now: Instant) {
-        while let Some(entry) = self.timers.first_entry().filter(|entry| entry.key().0 <= now) {
-            match entry.remove() {
+        while let Some(timer) = self.timers.pop(now) {
+            match timer {
                 Timer::SessionEnds(client) => self.end(client),
                 Timer::WillIsDue(client) => self.send_will(client),
             }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use bytestring::ByteString;
 
 use super::client::Client;
-use super::core::{Core, Timer, Work};
+use super::core::{Core, Work};
 use super::duty::Answer;
 use super::limits::{IN_FLIGHT, RECEIVE_MAXIMUM};
 use super::message::detached;
 use super::slots::Key;
+use super::timers::Timer;
 use crate::packet::{Connack, Connect, Disconnect, Malformed, Packet, Properties, Publish, Qos, Version, Will};
 use crate::reason::Reason;
 use crate::session::Peer;
@@ -138,7 +139,7 @@ impl Core {
         {
             let timers = [client.ends.take(), client.will_due.take()];
             client.will = None;
-            timers.into_iter().for_each(|timer| self.stop_timer(timer));
+            timers.into_iter().for_each(|timer| self.timers.stop(timer));
             return Ok((key, true));
         }
         if self.clients.len() >= self.limits.max_sessions {
@@ -189,14 +190,14 @@ impl Core {
         let ends = now + client.expiry;
         let delay = client.will.as_ref().map(|will| Duration::from_secs(u64::from(will.delay)));
         let expiry = client.expiry;
-        let timer = self.set_timer(ends, Timer::SessionEnds(key));
+        let timer = self.timers.set(ends, Timer::SessionEnds(key));
         // A will whose delay is longer than the session goes out with the session's end.
         let due = match delay {
             Some(delay) if delay.is_zero() => {
                 self.send_will(key);
                 None
             }
-            Some(delay) if delay < expiry => Some(self.set_timer(now + delay, Timer::WillIsDue(key))),
+            Some(delay) if delay < expiry => Some(self.timers.set(now + delay, Timer::WillIsDue(key))),
             _ => None,
         };
         if let Some(client) = self.clients.get_mut(key) {
@@ -218,7 +219,7 @@ impl Core {
         self.send_will(key);
         let Some(mut client) = self.clients.remove(key) else { return };
         self.by_id.remove(&client.id);
-        [client.ends, client.will_due].into_iter().for_each(|timer| self.stop_timer(timer));
+        [client.ends, client.will_due].into_iter().for_each(|timer| self.timers.stop(timer));
         for filter in client.subscriptions.keys() {
             self.tree.remove(filter, key);
         }

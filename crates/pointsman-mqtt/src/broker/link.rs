@@ -11,7 +11,8 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::core::{Gate, Status};
+use super::core::Status;
+use super::pressure::Gate;
 use super::shared::Broking;
 use super::slots::Key;
 use super::wake::Wake;
@@ -26,9 +27,9 @@ const UNWRITTEN: usize = 1 << 20;
 /// How often a chunk is read where only a little may be ([`Gate::Trickle`]).
 const TRICKLE: Duration = Duration::from_millis(20);
 /// How long the last words may take.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Buffers larger than that, in bytes, are not kept.
-const SPARE: usize = 256 << 10;
+const SPARE: usize = 64 << 10;
 
 /// A connection, from its first byte to its last.
 pub(super) struct Link<S> {
@@ -41,6 +42,8 @@ pub(super) struct Link<S> {
     /// How much is read at once: more where more comes.
     chunk: usize,
     output: BytesMut,
+    /// How large `output` was when it was taken: what was written is gone from its capacity, not from its memory.
+    taken: usize,
     /// Whether something may still be in the stream's own buffer.
     unflushed: bool,
     status: Status,
@@ -83,6 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             input: BytesMut::new(),
             chunk: LITTLE,
             output: BytesMut::new(),
+            taken: 0,
             unflushed: false,
             status,
             heard: since,
@@ -217,10 +221,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 core.fail(self.key, malformed, now);
             }
             if self.output.is_empty() {
-                if self.output.capacity() > SPARE {
+                if self.taken > SPARE {
                     self.output = BytesMut::new();
                 }
                 core.take_output(self.key, &mut self.output);
+                self.taken = self.output.capacity();
             }
             self.status = core.status(self.key);
             core.rest(self.key);

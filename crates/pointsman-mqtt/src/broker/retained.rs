@@ -96,3 +96,33 @@ impl Kept {
         if expired(&mut kept.publish, now.saturating_duration_since(self.since)) { None } else { Some(kept) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Beside all of them, tried one by one.
+        #[test]
+        fn a_filter_finds_what_it_matches(
+            topics in vec("[ab/$]{1,4}", 0..20),
+            filter in prop_oneof!["[ab/$]{1,4}", "([ab$]?/){0,3}#", "([ab$]?/){0,2}[+](/[ab]?){0,2}"],
+        ) {
+            let now = Instant::now();
+            let mut retained = Retained::new(100, 1 << 20);
+            for topic in &topics {
+                let publish = Publish { topic: topic.clone().into(), payload: "x".into(), ..Publish::default() };
+                retained.keep(&publish, &ByteString::new(), now).unwrap();
+            }
+            let found: Vec<_> = retained.matching(&filter, now).into_iter().map(|kept| kept.publish.topic).collect();
+            let mut expected: Vec<ByteString> =
+                topics.into_iter().filter(|topic| topic::matches(&filter, topic)).map(Into::into).collect();
+            expected.sort();
+            expected.dedup();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! From a publisher to the subscribers.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
@@ -14,6 +14,9 @@ use super::slots::{Key, Slots};
 use super::tree::Subscription;
 use crate::packet::{Malformed, Publish, Qos};
 use crate::reason::Reason;
+
+/// A client for which nothing was dropped for so long has caught up. One that is always a little too slow is not to fill the log.
+const CAUGHT_UP: Duration = Duration::from_secs(10);
 
 /// Who publishes.
 #[derive(Debug)]
@@ -195,7 +198,7 @@ impl Core {
         if named {
             publish.properties.user.pop();
         }
-        self.count(target.client, delivery);
+        self.count(target.client, delivery, now);
         if delivery == Delivery::Away {
             return delivery;
         }
@@ -209,14 +212,14 @@ impl Core {
     }
 
     /// Counts what was delivered, and says once when a client begins or ends to lose messages.
-    fn count(&mut self, key: Key, delivery: Delivery) {
+    fn count(&mut self, key: Key, delivery: Delivery, now: Instant) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let counter = match delivery {
             Delivery::Away => return,
             Delivery::Waits | Delivery::Sent => {
                 self.figures.messages_out += 1;
-                if client.dropping && client.load() <= self.limits.outbox / 2 {
-                    client.dropping = false;
+                if client.dropped.is_some_and(|last| now.saturating_duration_since(last) > CAUGHT_UP) {
+                    client.dropped = None;
                     tracing::warn!(client = %client.id, "MQTT client has caught up: nothing for it is dropped any more");
                 }
                 return;
@@ -226,7 +229,7 @@ impl Core {
             Delivery::Dropped(Drop::TooLarge) => &mut self.figures.dropped_too_large,
         };
         *counter += 1;
-        if !std::mem::replace(&mut client.dropping, true) {
+        if client.dropped.replace(now).is_none() {
             tracing::warn!(client = %client.id, reason = ?delivery, "MQTT messages for a client are dropped");
         }
     }

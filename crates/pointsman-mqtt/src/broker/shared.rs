@@ -111,7 +111,7 @@ impl Broking {
 
     /// Lets the clock know if something is due earlier than it thinks.
     pub(super) fn keep_time(&self, core: &Core) {
-        let Some(next) = core.next_timer() else { return };
+        let Some(next) = core.timers.next() else { return };
         let mut due = self.clock.due.lock().unwrap_or_else(PoisonError::into_inner);
         if due.is_none_or(|due| next < due) {
             *due = Some(next);
@@ -127,7 +127,7 @@ impl Broking {
                 let mut core = self.core();
                 core.tick(Instant::now().into_std());
                 core.take_woken(&mut woken);
-                let next = core.next_timer();
+                let next = core.timers.next();
                 *self.clock.due.lock().unwrap_or_else(PoisonError::into_inner) = next;
                 drop(core);
                 woken.into_iter().for_each(|wake| wake.wake());

@@ -1,6 +1,8 @@
 //! The core without sockets: packets in, packets out, the time in the test's hand.
 
 mod acknowledgement;
+mod routing;
+mod sessions;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::core::{Core, Gate};
+use super::core::Core;
 use super::limits::Limits;
+use super::pressure::Gate;
 use super::slots::Key;
 use super::users::Users;
 use super::wake::Wake;

@@ -199,3 +199,102 @@ fn put(all: &mut Vec<Subscription>, new: Subscription) {
         None => all.push(new),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::broker::slots::Slots;
+    use crate::packet::Qos;
+
+    fn level() -> impl Strategy<Value = &'static str> {
+        prop_oneof![Just("a"), Just("b"), Just(""), Just("$x"), Just("用")]
+    }
+
+    fn topic() -> impl Strategy<Value = String> {
+        vec(level(), 1..5).prop_map(|levels| levels.join("/")).prop_filter("empty", |topic| !topic.is_empty())
+    }
+
+    fn filter() -> impl Strategy<Value = String> {
+        let one = prop_oneof![3 => level(), 2 => Just("+")];
+        let share = prop_oneof![2 => Just(""), 1 => Just("$share/g/"), 1 => Just("$share/h/")];
+        (share, vec(one, 0..4), any::<bool>())
+            .prop_map(|(share, mut levels, all)| {
+                if all || levels.is_empty() {
+                    levels.push("#");
+                }
+                (share, levels.join("/"))
+            })
+            .prop_filter("empty", |(_, filter)| !filter.is_empty())
+            .prop_map(|(share, filter)| format!("{share}{filter}"))
+    }
+
+    fn found(tree: &mut Tree, topic: &str) -> Vec<(String, Key)> {
+        let mut found = Vec::new();
+        tree.matching(topic, &mut |leaf| {
+            found.extend(leaf.plain.iter().map(|subscription| (String::new(), subscription.client)));
+            for group in &leaf.groups {
+                found.extend(group.members.iter().map(|member| (group.filter.to_string(), member.client)));
+            }
+        });
+        found.sort();
+        found
+    }
+
+    proptest! {
+        /// Beside a list that is searched from its beginning to its end.
+        #[test]
+        fn it_finds_what_matches(steps in vec((filter(), 0..4_usize, any::<bool>()), 0..40), topics in vec(topic(), 1..8)) {
+            let mut slots = Slots::default();
+            let clients: Vec<Key> = (0..4).map(|_| slots.insert(())).collect();
+            let mut tree = Tree::default();
+            let mut list: Vec<(String, Key)> = Vec::new();
+            for (filter, client, subscribe) in steps {
+                let client = clients[client];
+                list.retain(|known| *known != (filter.clone(), client));
+                if subscribe {
+                    tree.insert(&filter, Subscription { client, options: Options::up_to(Qos::AtMostOnce), id: None });
+                    list.push((filter, client));
+                } else {
+                    tree.remove(&filter, client);
+                }
+                for topic in &topics {
+                    let mut expected: Vec<(String, Key)> = list.iter().filter_map(|(filter, client)| {
+                        let shared = topic::split_share(filter);
+                        let inner = shared.map_or(filter.as_str(), |(_, inner)| inner);
+                        let group = if shared.is_some() { filter.clone() } else { String::new() };
+                        topic::matches(inner, topic).then_some((group, *client))
+                    }).collect();
+                    expected.sort();
+                    prop_assert_eq!(found(&mut tree, topic), expected);
+                }
+            }
+            for (filter, client) in list {
+                tree.remove(&filter, client);
+            }
+            prop_assert!(tree.root.prune("x".split('/'), &mut |_| {}), "something is left");
+        }
+    }
+
+    #[test]
+    fn the_best_in_turn() {
+        let mut slots = Slots::default();
+        let mut tree = Tree::default();
+        let keys: Vec<Key> = (0..3).map(|_| slots.insert(())).collect();
+        for &client in &keys {
+            tree.insert("$share/g/t", Subscription { client, options: Options::default(), id: None });
+        }
+        let group = tree.group("$share/g/t").unwrap();
+        let mut pick = |ranks: [Option<u8>; 3]| {
+            let rank = |member: &Subscription| ranks[keys.iter().position(|key| *key == member.client).unwrap()];
+            group.pick(rank).map(|member| keys.iter().position(|key| *key == member.client).unwrap())
+        };
+        let all = [Some(0); 3];
+        assert_eq!([pick(all), pick(all), pick(all), pick(all)], [Some(0), Some(1), Some(2), Some(0)]);
+        assert_eq!(pick([Some(0), Some(1), Some(1)]), Some(0));
+        assert_eq!(pick([None, Some(1), Some(1)]), Some(1));
+        assert_eq!(pick([None; 3]), None);
+    }
+}
