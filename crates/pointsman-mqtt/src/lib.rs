@@ -6,6 +6,7 @@ mod connection;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod packet;
+pub mod problem;
 pub mod reason;
 pub mod relay;
 pub mod session;

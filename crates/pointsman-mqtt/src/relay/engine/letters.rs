@@ -6,14 +6,11 @@ use bytestring::ByteString;
 use pointsman_balance::Outcome;
 
 use super::{Engine, Flight, Origin, Reply, SENDERS, What};
-use crate::packet::{MessageProperties, Publish};
+use crate::packet::Publish;
+use crate::problem;
 use crate::relay::address;
 use crate::topic::MAX_TEXT_BYTES;
 
-/// The user property with the reason of a dead letter or an error, in one word.
-const REASON: &str = "pointsman-reason";
-/// The user property with the reason in a sentence.
-const DETAIL: &str = "pointsman-detail";
 /// The user property with the topic of a dead letter, where its own topic has no room for it.
 const TOPIC: &str = "pointsman-topic";
 
@@ -30,11 +27,7 @@ impl Letter {
     }
 
     fn properties(&self) -> [(ByteString, ByteString); 2] {
-        let detail: String = self.detail.chars().take(500).collect();
-        [
-            (ByteString::from_static(REASON), ByteString::from_static(self.reason)),
-            (ByteString::from_static(DETAIL), ByteString::from(detail)),
-        ]
+        problem::properties(self.reason, &self.detail)
     }
 }
 
@@ -87,21 +80,8 @@ impl Engine {
         now: Instant,
     ) {
         self.metrics.error_told(reason);
-        let letter = Letter::new(reason, detail);
-        let properties = MessageProperties {
-            utf8: Some(true),
-            content_type: Some(ByteString::from_static("application/problem+json")),
-            correlation: reply.correlation.clone(),
-            user: letter.properties().to_vec(),
-            ..MessageProperties::default()
-        };
-        let out = Publish {
-            qos: reply.qos,
-            topic: reply.topic.clone(),
-            properties,
-            payload: problem(reason, detail).into(),
-            ..Publish::default()
-        };
+        let mut out = problem::message(reply.topic.clone(), reply.correlation.clone(), reason, detail);
+        out.qos = reply.qos;
         let flight =
             Flight { origin: None, what: What::Back(number), bytes: out.payload.len(), since: now, place: None };
         if let Err((why, _)) = self.launch(SENDERS, &out, flight, now) {
@@ -109,21 +89,4 @@ impl Engine {
             tracing::warn!(topic = &*out.topic, why, reason, "an error cannot be told");
         }
     }
-}
-
-/// A problem in the form of RFC 9457. The reason needs no escaping.
-fn problem(reason: &str, detail: &str) -> String {
-    let mut text = format!("{{\"type\":\"about:blank\",\"title\":\"{reason}\",\"detail\":\"");
-    for c in detail.chars() {
-        match c {
-            '"' | '\\' => {
-                text.push('\\');
-                text.push(c);
-            }
-            c if c.is_control() => text.push(' '),
-            c => text.push(c),
-        }
-    }
-    text.push_str("\"}");
-    text
 }
