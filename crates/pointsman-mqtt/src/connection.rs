@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use tokio::time::{Instant, Sleep};
 
 use crate::packet::{Connack, Connect, Packet, Qos, Version};
+use crate::reason::Reason;
 use crate::session::Peer;
 use crate::wire::{ConnectError, Target, Wire};
 
@@ -30,6 +31,8 @@ pub(crate) struct Connection {
     failures: u32,
     /// When the last one came up.
     since: Option<Instant>,
+    /// Why the broker has refused the last attempt, if it has.
+    refusal: Option<Reason>,
     /// Whether something has come since the last ping.
     heard: bool,
     ping: Ping,
@@ -78,6 +81,7 @@ impl Connection {
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             failures: 0,
             since: None,
+            refusal: None,
             heard: true,
             ping: Ping::None,
             filled: false,
@@ -106,7 +110,12 @@ impl Connection {
                 State::Connecting(future) => match future.as_mut().poll(context) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok((wire, connack))) => return Poll::Ready(self.up(wire, &connack)),
-                    Poll::Ready(Err(error)) => return Poll::Ready(self.down(error.to_string())),
+                    Poll::Ready(Err(error)) => {
+                        if let ConnectError::Refused { reason, .. } = &error {
+                            self.refusal = Some(*reason);
+                        }
+                        return Poll::Ready(self.down(error.to_string()));
+                    }
                 },
                 State::Up(wire) => {
                     if may_read {
@@ -167,6 +176,19 @@ impl Connection {
         self.down(reason)
     }
 
+    /// Lets the next attempt wait for so long at least.
+    pub(crate) fn postpone(&mut self, pause: Duration) {
+        let earliest = Instant::now() + pause;
+        if self.timer.deadline() < earliest {
+            self.timer.as_mut().reset(earliest);
+        }
+    }
+
+    /// Why the broker has refused the last attempt to connect; `None` if it has not.
+    pub(crate) fn refusal(&self) -> Option<Reason> {
+        self.refusal
+    }
+
     /// Whether the last attempt was not the first to fail.
     pub(crate) fn has_failed_before(&self) -> bool {
         self.failures > 1
@@ -179,6 +201,7 @@ impl Connection {
 
     fn start(&mut self) {
         let (target, connect) = (self.target.clone(), self.connect.clone());
+        self.refusal = None;
         self.state = State::Connecting(Box::pin(Wire::connect(target, connect, self.max_packet)));
     }
 

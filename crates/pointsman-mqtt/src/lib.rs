@@ -1,7 +1,9 @@
 //! MQTT in Pointsman.
 
 pub mod broker;
+pub mod client;
 mod connection;
+pub mod envelope;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -15,7 +15,7 @@
 //! | what survives the process | `journal.rs` |
 //! | what is counted | `metrics.rs` |
 
-mod address;
+pub(crate) mod address;
 mod driver;
 mod engine;
 mod journal;

@@ -98,6 +98,20 @@ impl BrokerUrl {
         self
     }
 
+    /// Another user name and password than the URL says.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        (self.credentials, self.auth_file) = (Some(credentials), None);
+        self
+    }
+
+    /// The same place with TLS: `ca` is a PEM file of trusted certificates, `identity` the own certificate and its key.
+    #[must_use]
+    pub fn with_tls(mut self, ca: impl Into<PathBuf>, identity: Option<(PathBuf, PathBuf)>) -> Self {
+        self.tls = Some(TlsPaths { ca: ca.into(), identity });
+        self
+    }
+
     /// The version that is spoken with it.
     #[must_use]
     pub fn version(&self) -> Version {

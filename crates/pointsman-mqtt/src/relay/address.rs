@@ -19,12 +19,12 @@ pub(super) fn split_code(topic: &str, is_known: impl Fn(&str) -> bool) -> (&str,
 }
 
 /// The first level of a topic.
-pub(super) fn first_level(topic: &str) -> &str {
+pub(crate) fn first_level(topic: &str) -> &str {
     topic.split('/').next().unwrap_or_default()
 }
 
 /// `CODE/TOPIC`, with one slash between them.
-pub(super) fn join_code(code: &str, topic: &str) -> String {
+pub(crate) fn join_code(code: &str, topic: &str) -> String {
     let mut joined = String::with_capacity(code.len() + 1 + topic.len());
     joined.push_str(code);
     if !topic.starts_with('/') {
@@ -100,7 +100,7 @@ pub(super) fn with_other_code(outgoing: &str, code: &str) -> String {
 
 /// An identifier as go-micro-service makes them, `<unix ns>_<32 characters 0-9a-z>_sessionid`; the 32 characters carry the
 /// number of a request and a number that nobody can guess.
-pub(super) fn envelope_id(number: u64, nonce: u64, unix_nanoseconds: u128) -> String {
+pub(crate) fn envelope_id(number: u64, nonce: u64, unix_nanoseconds: u128) -> String {
     let mut id = String::with_capacity(62);
     // Writing to a string cannot fail.
     let _ = write!(id, "{unix_nanoseconds}_");
@@ -112,7 +112,7 @@ pub(super) fn envelope_id(number: u64, nonce: u64, unix_nanoseconds: u128) -> St
 }
 
 /// The numbers in such an identifier.
-pub(super) fn read_envelope_id(id: &str) -> Option<(u64, u64)> {
+pub(crate) fn read_envelope_id(id: &str) -> Option<(u64, u64)> {
     let middle = id.split('_').nth(1).filter(|middle| middle.len() == 32)?;
     let number = u64::from_str_radix(middle.get(..13)?, 36).ok()?;
     let nonce = u64::from_str_radix(middle.get(13..26)?, 36).ok()?;

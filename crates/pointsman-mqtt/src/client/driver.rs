@@ -1,0 +1,425 @@
+//! The one task of a client: it reads, hands on, and writes.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use slab::Slab;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::{Instant, Sleep};
+
+use super::outlet::Outlet;
+use super::{Incoming, PublishError, Settings, Status};
+use crate::connection::{Connection, Signal};
+use crate::packet::{
+    Connect, Disconnect, Options, Packet, Properties, Publish, Qos, Suback, Subscribe, Unsubscribe, Version,
+};
+use crate::reason::Reason;
+use crate::session::{Event, Peer, Session};
+use crate::wire::{Target, Wire};
+
+/// The identifiers of packets that are not about messages; sessions leave them alone.
+const SUBSCRIBE_ID: u16 = u16::MAX;
+const UNSUBSCRIBE_ID: u16 = u16::MAX - 1;
+/// So many passes are made before other tasks have their turn.
+const PASSES: u32 = 64;
+/// With more than this still to be written, nothing is read.
+const OUTPUT_BYTES: usize = 4 << 20;
+/// How long a client that was dropped goes on with what it still has.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// A connection that lasts for less has not been good for anything: the next attempt is put off further.
+const SHORT_LIVED: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// After another client has taken the session over; doubled with each time.
+const TAKEOVER_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What a [`Client`](super::Client) asks of its task.
+#[derive(Debug)]
+pub(super) enum Command {
+    Publish(Box<Publish>, Pending),
+    Acknowledge { id: u16, epoch: u32 },
+    Unsubscribe(oneshot::Sender<()>),
+    Close { within: Duration, forget: bool, done: oneshot::Sender<()> },
+}
+
+/// Who waits for a message to be taken over. The permit bounds how many there are, also of those that nobody waits for.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) done: oneshot::Sender<Result<Reason, PublishError>>,
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
+pub(super) struct Driver {
+    target: Target,
+    connect: Connect,
+    max_packet: usize,
+    /// For logs.
+    broker: String,
+    connection: Connection,
+    session: Session<u32>,
+    /// How often the broker has lost the session: identifiers from before are void.
+    epoch: u32,
+    filters: Vec<ByteString>,
+    unsubscribing: Vec<oneshot::Sender<()>>,
+    pending: Slab<Pending>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    /// For what is handed out, to acknowledge it by.
+    acknowledge: mpsc::WeakUnboundedSender<Command>,
+    outlet: Outlet,
+    status: watch::Sender<Status>,
+    up_since: Option<Instant>,
+    /// Connections in a row that were short-lived.
+    short_lived: u32,
+    leaving: Option<Leaving>,
+    timer: Pin<Box<Sleep>>,
+}
+
+struct Leaving {
+    deadline: Instant,
+    forget: bool,
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        settings: Settings,
+        commands: mpsc::UnboundedReceiver<Command>,
+        acknowledge: mpsc::WeakUnboundedSender<Command>,
+        messages: mpsc::Sender<Incoming>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let version = settings.broker.version();
+        let window = settings.receive_maximum.max(1);
+        // 3.1.1 cannot announce it.
+        let mut session = Session::new(if version == Version::V5 { window } else { u16::MAX });
+        session.hold_at_most_once(true);
+        let connect = Connect {
+            version,
+            // 3.1.1 has no expiry: what is not to be kept has to be forgotten at the beginning.
+            clean_start: version == Version::V311 && settings.session_expiry.is_zero(),
+            client_id: settings.client_id.into(),
+            properties: Properties {
+                session_expiry: Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)),
+                receive_maximum: Some(window),
+                maximum_packet: u32::try_from(settings.max_packet).ok(),
+                ..Properties::default()
+            },
+            ..Connect::default()
+        };
+        let (broker, target) = (settings.broker.to_string(), Target::Url(settings.broker));
+        Self {
+            connection: Connection::new(target.clone(), connect.clone(), settings.max_packet),
+            target,
+            connect,
+            max_packet: settings.max_packet,
+            broker,
+            session,
+            epoch: 0,
+            filters: settings.filters,
+            unsubscribing: Vec::new(),
+            pending: Slab::new(),
+            commands,
+            acknowledge,
+            outlet: Outlet::new(messages),
+            status,
+            up_since: None,
+            short_lived: 0,
+            leaving: None,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        }
+    }
+
+    /// Runs until it is closed, or nobody is left who could close it.
+    pub(super) async fn run(mut self) {
+        std::future::poll_fn(|context| self.poll(context)).await;
+        let Some(leaving) = self.leaving.take() else { return };
+        if leaving.forget && self.connect.version == Version::V311 && !self.connect.clean_start {
+            self.connect.clean_start = true;
+            // 3.1.1 forgets a session only for another one. If that does not come to be, an empty one is left.
+            let _ = Wire::connect(self.target, self.connect, self.max_packet).await;
+        }
+        if let Some(done) = leaving.done {
+            let _ = done.send(());
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..PASSES {
+            let now = Instant::now();
+            let mut progress = self.poll_commands(now, context);
+            progress |= self.poll_connection(now, context);
+            self.flush(context);
+            if self.has_left(now, context) {
+                self.end();
+                return Poll::Ready(());
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_commands(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Poll::Ready(command) = self.commands.poll_recv(context) {
+            match command {
+                Some(Command::Publish(publish, pending)) => self.publish(&publish, pending, now),
+                Some(Command::Acknowledge { id, epoch }) if epoch == self.epoch => {
+                    self.session.acknowledge(id, Reason::SUCCESS);
+                }
+                Some(Command::Acknowledge { .. }) => {}
+                Some(Command::Unsubscribe(done)) => self.unsubscribe(done),
+                Some(Command::Close { within, forget, done }) => {
+                    self.leaving = Some(Leaving { deadline: now + within, forget, done: Some(done) });
+                }
+                None if self.leaving.is_none() => {
+                    self.leaving = Some(Leaving { deadline: now + FAREWELL, forget: false, done: None });
+                }
+                None => return progress,
+            }
+            progress = true;
+        }
+        progress
+    }
+
+    fn publish(&mut self, publish: &Publish, pending: Pending, now: Instant) {
+        let key = self.pending.insert(pending);
+        let token = u32::try_from(key).unwrap_or(u32::MAX);
+        match self.session.publish(publish, token, now.into_std()) {
+            Ok(None) => {}
+            Ok(Some(token)) => self.settle(token, Ok(Reason::SUCCESS)),
+            Err(refusal) => self.settle(token, Err(refusal.into())),
+        }
+    }
+
+    fn settle(&mut self, token: u32, outcome: Result<Reason, PublishError>) {
+        if let Some(pending) = self.pending.try_remove(token as usize) {
+            // Who has asked may have given up.
+            let _ = pending.done.send(outcome);
+        }
+    }
+
+    /// What had to wait may have gone out, or be worth nothing any more.
+    fn settle_waiting(&mut self) {
+        while let Some(token) = self.session.take_sent() {
+            self.settle(token, Ok(Reason::SUCCESS));
+        }
+        while let Some(token) = self.session.take_expired() {
+            self.settle(token, Err(PublishError::Expired));
+        }
+    }
+
+    fn poll_connection(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        self.connection.begin_pass();
+        loop {
+            let may_read = self.session.output_len() < OUTPUT_BYTES && self.outlet.poll_room(context).is_ready();
+            match self.connection.poll(context, may_read) {
+                Poll::Pending => return progress,
+                Poll::Ready(signal) => self.handle(signal, now),
+            }
+            progress = true;
+        }
+    }
+
+    fn handle(&mut self, signal: Signal, now: Instant) {
+        match signal {
+            Signal::Up(peer) => self.connected(peer, now),
+            Signal::Down(reason) => self.lost(reason, false, now),
+            Signal::Packet(packet) => {
+                match self.session.receive(packet, now.into_std()) {
+                    Ok(Event::Message(publish)) => self.hand_out(publish),
+                    Ok(Event::Acknowledged { token, reason, .. }) if reason.is_error() => {
+                        self.settle(token, Err(PublishError::Refused(reason)));
+                    }
+                    Ok(Event::Acknowledged { token, reason, .. }) => self.settle(token, Ok(reason)),
+                    Ok(Event::Other(packet)) => self.control(packet, now),
+                    Ok(Event::Released(_) | Event::Completed(_) | Event::Nothing) => {}
+                    Err(error) => self.fail(error.to_string(), false, now),
+                }
+                self.settle_waiting();
+            }
+        }
+    }
+
+    fn hand_out(&mut self, publish: Publish) {
+        let (id, qos, retained) = (publish.id, publish.qos, publish.retain);
+        let incoming = Incoming { publish, epoch: self.epoch, commands: self.acknowledge.clone() };
+        // A retained message was kept from before: it is no news.
+        if (retained || !self.outlet.put(incoming)) && qos != Qos::AtMostOnce {
+            self.session.acknowledge(id, Reason::SUCCESS);
+        }
+    }
+
+    fn connected(&mut self, peer: Peer, now: Instant) {
+        tracing::info!(broker = self.broker, session_present = peer.session_present, "connected");
+        self.up_since = Some(now);
+        if !peer.session_present {
+            self.epoch += 1;
+        }
+        self.session.connected(peer, now.into_std());
+        self.settle_waiting();
+        if self.filters.is_empty() {
+            return self.tell_up();
+        }
+        // Also where the session is still there: mosquitto may have forgotten subscriptions in a restart.
+        let options = Options { retain_handling: 2, ..Options::up_to(Qos::ExactlyOnce) };
+        let filters = self.filters.iter().map(|filter| (filter.clone(), options)).collect();
+        let subscribe = Subscribe { id: SUBSCRIBE_ID, filters, properties: Properties::default() };
+        self.send(&Packet::Subscribe(Box::new(subscribe)));
+    }
+
+    /// A packet that is not about messages.
+    fn control(&mut self, packet: Packet, now: Instant) {
+        match packet {
+            Packet::Suback(suback) => self.subscribed(&suback, now),
+            Packet::Unsuback(_) => {
+                for done in self.unsubscribing.drain(..) {
+                    // Who has asked may have given up.
+                    let _ = done.send(());
+                }
+            }
+            Packet::Disconnect(end) => {
+                let taken_over = end.reason == Reason::SESSION_TAKEN_OVER;
+                self.fail(format!("disconnected by the broker: {}", end.reason), taken_over, now);
+            }
+            Packet::Pingresp => {}
+            _ => self.fail("the broker sends a packet that only clients send".to_owned(), false, now),
+        }
+    }
+
+    fn subscribed(&mut self, suback: &Suback, now: Instant) {
+        let mut answers = self.filters.iter().zip(&suback.reasons);
+        let Some((filter, reason)) = answers.find(|(_, reason)| reason.is_error()) else {
+            return self.tell_up();
+        };
+        let reason = format!("subscription to {filter} refused: {reason}");
+        self.fail(reason, false, now);
+        self.status.send_modify(|status| status.refused = true);
+    }
+
+    fn tell_up(&self) {
+        let up = Status { up: true, ..Status::default() };
+        self.status.send_if_modified(|status| std::mem::replace(status, up.clone()) != up);
+    }
+
+    fn fail(&mut self, reason: String, taken_over: bool, now: Instant) {
+        if let Signal::Down(reason) = self.connection.fail(reason) {
+            self.lost(reason, taken_over, now);
+        }
+    }
+
+    fn lost(&mut self, reason: String, taken_over: bool, now: Instant) {
+        let since = self.up_since.take();
+        if let Some(since) = since {
+            self.put_off(now.duration_since(since), taken_over);
+        }
+        let (broker, client_id) = (&self.broker, &*self.connect.client_id);
+        match since {
+            Some(_) if taken_over => {
+                tracing::error!(
+                    broker,
+                    client_id,
+                    "another client has taken the session over: is its code in use twice?"
+                );
+            }
+            Some(_) => tracing::warn!(broker, reason, "connection lost"),
+            None if !self.connection.has_failed_before() => tracing::warn!(broker, reason, "no connection"),
+            None => tracing::debug!(broker, reason, "still no connection"),
+        }
+        self.session.disconnected();
+        // It cannot be confirmed any more, and nothing comes any more.
+        self.unsubscribing.clear();
+        let refused = self.connection.refusal().is_some_and(is_final);
+        self.status.send_modify(|status| {
+            let failures = status.failures.saturating_add(1);
+            *status = Status { up: false, failures, reason: Some(reason), refused };
+        });
+    }
+
+    /// Puts the next attempt off, the longer the more connections in a row were short-lived: where two clients have one name, or
+    /// a broker throws everybody out, nobody is served by hurry.
+    fn put_off(&mut self, stood: Duration, taken_over: bool) {
+        if stood >= SHORT_LIVED && !taken_over {
+            self.short_lived = 0;
+            return;
+        }
+        let first = if taken_over { TAKEOVER_PAUSE } else { FIRST_PAUSE };
+        let pause = first.saturating_mul(1 << self.short_lived.min(10)).min(LONGEST_PAUSE);
+        self.short_lived = self.short_lived.saturating_add(1);
+        // With jitter, so that two who fight for a session do not come back at the same time.
+        self.connection.postpone(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
+    }
+
+    fn unsubscribe(&mut self, done: oneshot::Sender<()>) {
+        let filters = std::mem::take(&mut self.filters);
+        if self.session.is_up() && !filters.is_empty() {
+            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters, properties: Properties::default() };
+            self.send(&Packet::Unsubscribe(Box::new(unsubscribe)));
+            self.unsubscribing.push(done);
+        }
+    }
+
+    fn send(&mut self, packet: &Packet) {
+        // Filters have been checked, and everything else is short.
+        if let Err(error) = self.session.send(packet) {
+            tracing::error!(%error, "a control packet cannot be sent");
+        }
+    }
+
+    fn flush(&mut self, context: &mut Context<'_>) {
+        match self.connection.poll_flush(context, self.session.output()) {
+            Ok(()) => {
+                if self.session.output_len() == 0 {
+                    self.session.written();
+                }
+            }
+            Err(Signal::Down(reason)) => {
+                self.lost(reason, false, Instant::now());
+                // The connection's next attempt has to be polled for.
+                context.waker().wake_by_ref();
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Whether it is closing, and nothing is left to be done, or the time for it is over.
+    fn has_left(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
+        let Some(leaving) = &self.leaving else { return false };
+        let nothing_left = self.session.outstanding() == 0 && self.session.output_len() == 0;
+        let abandoned = leaving.done.is_none() && !self.session.is_up();
+        if nothing_left || abandoned || now >= leaving.deadline {
+            return true;
+        }
+        if self.timer.deadline() != leaving.deadline {
+            self.timer.as_mut().reset(leaving.deadline);
+        }
+        self.timer.as_mut().poll(context).is_ready()
+    }
+
+    /// Says goodbye.
+    fn end(&mut self) {
+        let forget = self.leaving.as_ref().is_some_and(|leaving| leaving.forget);
+        let properties = Properties { session_expiry: forget.then_some(0), ..Properties::default() };
+        self.send(&Packet::Disconnect(Box::new(Disconnect { properties, ..Disconnect::default() })));
+        // It fits into the socket's buffer, or the broker has not read for so long that it does not matter.
+        self.flush(&mut Context::from_waker(std::task::Waker::noop()));
+        self.connection.close();
+    }
+}
+
+/// Whether a broker that answers so will answer otherwise only when somebody has changed something.
+fn is_final(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::SERVER_UNAVAILABLE
+            | Reason::SERVER_BUSY
+            | Reason::QUOTA_EXCEEDED
+            | Reason::CONNECTION_RATE_EXCEEDED
+            | Reason::UNSPECIFIED_ERROR
+    )
+}
