@@ -2,5 +2,6 @@
 //! disturbs the machine disturbs both.
 
 mod duel;
+pub mod mqtt;
 
 pub use duel::{Contender, Duel, Figures, header, threads};

@@ -21,10 +21,11 @@ Tasks:
   ci                           check, then test: all that continuous integration does
   bench pick [ARGUMENTS]       measure picks against the peers
   bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
-  bench all                    both
+  bench mqtt [ARGUMENTS]       measure the relay against Mosquitto's bridge and shared subscriptions; `--quick` for a glance
+  bench all                    all of them
 ";
 
-const BENCHES: [&str; 2] = ["pick", "registry"];
+const BENCHES: [&str; 3] = ["pick", "registry", "mqtt"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
