@@ -70,7 +70,7 @@ async fn killed_at(side: &str, direction: Direction, packet: u8, state: Option<&
     }
     cut.happened().await;
     relay.kill();
-    proxies.each_ref().map(CuttingProxy::mend);
+    proxies.iter().for_each(CuttingProxy::mend);
     let relay = Killable::start(&fleet, settings(&urls[0], &urls[1], state));
     let mut counts = BTreeMap::new();
     let last = PahoMessage::new(&format!("/login/{RELAY}"), "last").qos(2);
