@@ -1,13 +1,23 @@
 //! The embedded broker over real sockets.
 
+#[path = "broker/access.rs"]
+mod access;
+#[path = "broker/bytes.rs"]
+mod bytes;
 #[path = "broker/client.rs"]
 mod client;
+#[path = "broker/pressure.rs"]
+mod pressure;
+#[path = "broker/sessions.rs"]
+mod sessions;
+#[path = "broker/throughput.rs"]
+mod throughput;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use client::{Client, hello, message, staying};
+use client::{Client, hello};
 use pointsman_mqtt::broker::{Broker, CLIENT_ID_PROPERTY, Options};
-use pointsman_mqtt::packet::{AckKind, Connect, Packet, Qos, Version};
+use pointsman_mqtt::packet::{AckKind, Connect, Qos, Version};
 use pointsman_mqtt::reason::Reason;
 
 const QOS0: Qos = Qos::AtMostOnce;

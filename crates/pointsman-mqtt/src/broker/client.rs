@@ -110,16 +110,16 @@ impl Client {
     }
 
     /// What waits for it, in bytes.
-    pub(super) fn load(&mut self) -> usize {
-        self.bytes + self.session.output().len()
+    pub(super) fn load(&self) -> usize {
+        self.bytes + self.session.output_len()
     }
 
     /// Whether whoever publishes to this local client has to wait.
-    pub(super) fn is_above(&mut self, limits: &Limits) -> bool {
+    pub(super) fn is_above(&self, limits: &Limits) -> bool {
         self.load() > limits.high || self.session.queued() > limits.max_queued
     }
 
-    pub(super) fn is_below(&mut self, limits: &Limits) -> bool {
+    pub(super) fn is_below(&self, limits: &Limits) -> bool {
         self.load() <= limits.high / 2 && self.session.queued() <= limits.max_queued / 2
     }
 
@@ -143,7 +143,7 @@ impl Client {
                 return Delivery::Away;
             }
             let limit = if self.local { limits.high * 8 } else { limits.outbox };
-            if self.session.output().len() > limit && !(self.local && pressed) {
+            if self.session.output_len() > limit && !(self.local && pressed) {
                 return Delivery::Dropped(Drop::Slow);
             }
             return match self.session.publish(publish, token, now) {

@@ -302,7 +302,7 @@ impl Core {
         self.relieve(key);
     }
 
-    pub(super) fn status(&mut self, connection: Key) -> Status {
+    pub(super) fn status(&self, connection: Key) -> Status {
         let closed = Status { gate: Gate::Shut, closing: true, greeted: true, keep_alive: None };
         let Some(state) = self.connections.get(connection) else { return closed };
         let (closing, greeted, keep_alive) = (state.closing, state.client.is_some(), state.keep_alive);

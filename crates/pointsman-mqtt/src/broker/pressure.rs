@@ -22,16 +22,16 @@ pub(super) enum Gate {
 }
 
 impl Core {
-    pub(super) fn gate(&mut self, connection: Key) -> Gate {
+    pub(super) fn gate(&self, connection: Key) -> Gate {
         let Some(state) = self.connections.get(connection) else { return Gate::Shut };
         if state.closing {
             return Gate::Shut;
         }
-        let Some(client) = state.client.and_then(|client| self.clients.get_mut(client)) else { return Gate::Open };
+        let Some(client) = state.client.and_then(|client| self.clients.get(client)) else { return Gate::Open };
         if client.local {
             return Gate::Open;
         }
-        if client.session.output().len() > self.limits.outbox * 2 {
+        if client.session.output_len() > self.limits.outbox * 2 {
             return Gate::Full;
         }
         // Version 5 knows how many it may send; of 3.1.1 no more are read.
@@ -41,7 +41,7 @@ impl Core {
             return Gate::Open;
         }
         let owes = client.owed > 0;
-        let crowded = state.paused_on.and_then(|on| self.clients.get_mut(on)).map_or(0, Client::load);
+        let crowded = state.paused_on.and_then(|on| self.clients.get(on)).map_or(0, Client::load);
         if owes && crowded <= self.limits.high * 8 { Gate::Trickle } else { Gate::Shut }
     }
 

@@ -204,7 +204,7 @@ impl Core {
         }
         self.touch(target.client);
         if let Some(connection) = source.connection.filter(|_| target.local && !source.local)
-            && self.clients.get_mut(target.client).is_some_and(|client| client.is_above(&self.limits))
+            && self.clients.get(target.client).is_some_and(|client| client.is_above(&self.limits))
         {
             self.pause(connection, target.client);
         }

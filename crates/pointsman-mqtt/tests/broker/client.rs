@@ -136,11 +136,27 @@ impl Client {
         self.send(&Packet::Ack(Ack { kind, id, reason: Reason::SUCCESS, reason_string: None })).await;
     }
 
+    /// As [`Client::settle`], but messages may have come.
+    pub(crate) async fn settle_after_messages(&mut self) {
+        self.send(&Packet::Pingreq).await;
+        while self.packet().await != Packet::Pingresp {}
+    }
+
     /// Everything that was sent before has been taken in when this returns; nothing else has come.
     pub(crate) async fn settle(&mut self) {
         self.send(&Packet::Pingreq).await;
         assert_eq!(self.packet().await, Packet::Pingresp);
     }
+}
+
+/// Waits until it is so.
+pub(crate) async fn until(mut so: impl FnMut() -> bool) {
+    let wait = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("it came to be in time");
 }
 
 pub(crate) fn hello(id: &str) -> Connect {

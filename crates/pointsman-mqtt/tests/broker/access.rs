@@ -1,0 +1,145 @@
+//! Who may listen, and who may connect.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use pointsman_mqtt::broker::{Broker, Error, Options, Tls, Users};
+use pointsman_mqtt::packet::{Connect, Packet, Version};
+use pointsman_mqtt::reason::Reason;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+use tokio_rustls::{TlsConnector, rustls};
+
+use super::client::{Client, PATIENCE, hello, until};
+use super::{QOS0, QOS1, options, start};
+
+#[tokio::test]
+async fn without_users_it_listens_on_loopback_only() {
+    let everywhere = Options::new("0.0.0.0:0".parse().unwrap());
+    let error = Broker::start(everywhere.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Unprotected { .. }));
+    assert!(error.to_string().contains("give the broker users, or let it listen on loopback"), "{error}");
+    let mut with_users = everywhere;
+    with_users.users = Some(Users::parse("anna:secret").unwrap());
+    Broker::start(with_users).await.unwrap().close().await;
+    let broker = start().await;
+    let error = Broker::start(Options::new(broker.address())).await.unwrap_err();
+    assert!(matches!(error, Error::Listen { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_refused_at_once() {
+    let mut options = options();
+    options.users = Some(Users::parse("anna:secret").unwrap());
+    let broker = Broker::start(options).await.unwrap();
+    for version in [Version::V311, Version::V5] {
+        for (user, password, reason) in [
+            (Some("anna"), Some("secret"), Reason::SUCCESS),
+            (Some("anna"), Some("wrong"), Reason::BAD_CREDENTIALS),
+            (Some("anna"), None, Reason::BAD_CREDENTIALS),
+            (Some("nobody"), Some("secret"), Reason::BAD_CREDENTIALS),
+            (None, None, Reason::BAD_CREDENTIALS),
+        ] {
+            let mut client = Client::tcp(broker.address(), version).await;
+            let password = password.map(Into::into);
+            let connack = client.greet(Connect { version, user: user.map(Into::into), password, ..hello("a") }).await;
+            assert_eq!(connack.reason, reason, "{user:?}");
+            if reason.is_error() {
+                assert_eq!(client.next().await, None);
+            }
+        }
+    }
+    // Within the process nobody is asked.
+    Client::local(broker.handle().connect(), "relay").await;
+}
+
+/// A certificate for `localhost`, signed by itself.
+async fn certificate(folder: &Path) -> Tls {
+    let tls = Tls { cert: folder.join("cert.pem"), key: folder.join("key.pem") };
+    let config = folder.join("req.cnf");
+    let text = "[req]\nprompt=no\ndistinguished_name=name\nx509_extensions=ext\n[name]\nCN=localhost\n\
+                [ext]\nbasicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n";
+    std::fs::write(&config, text).unwrap();
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .arg("-config")
+        .arg(&config)
+        .arg("-keyout")
+        .arg(&tls.key)
+        .arg("-out")
+        .arg(&tls.cert)
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.await.unwrap().success());
+    tls
+}
+
+#[tokio::test]
+async fn tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let tls = certificate(folder.path()).await;
+    let mut options = options();
+    options.tls = Some(tls.clone());
+    let broker = Broker::start(options.clone()).await.unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&tls.cert).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let socket = TcpStream::connect(broker.address()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap();
+    let mut client = Client::over(stream, Version::V5);
+    assert_eq!(client.greet(hello("a")).await.reason, Reason::SUCCESS);
+    client.subscribe("t", QOS1).await;
+    client.publish("t", &"x".repeat(100_000), QOS0, 0).await;
+    assert_eq!(client.message().await.payload.len(), 100_000);
+    // Who speaks no TLS is shown out.
+    let mut plain = Client::tcp(broker.address(), Version::V5).await;
+    plain.send(&Packet::Connect(Box::new(hello("b")))).await;
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, tokio::io::AsyncReadExt::read_to_end(&mut plain.stream, &mut rest)).await.unwrap();
+    broker.close().await;
+    assert_eq!(client.farewell().await, Some(Reason::SERVER_SHUTTING_DOWN));
+
+    options.tls = Some(Tls { key: folder.path().join("none.pem"), ..tls });
+    let error = Broker::start(options).await.unwrap_err();
+    assert!(error.to_string().contains("none.pem"), "{error}");
+}
+
+/// Debian's clients, which share no code with this crate.
+#[tokio::test]
+async fn mosquitto_clients() {
+    let broker = start().await;
+    let port = broker.address().port().to_string();
+    for version in ["311", "5"] {
+        for qos in ["0", "1", "2"] {
+            let mut subscriber = Command::new("mosquitto_sub");
+            subscriber.args(["-h", "127.0.0.1", "-p", &port, "-V", version, "-q", qos, "-t", "m/#", "-C", "3", "-v"]);
+            let output = subscriber.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap().wait_with_output();
+            let handle = broker.handle();
+            until(|| handle.figures().subscriptions == 1).await;
+            for payload in ["1", "2", "3"] {
+                let mut publisher = Command::new("mosquitto_pub");
+                publisher.args(["-h", "127.0.0.1", "-p", &port, "-V", version, "-q", qos, "-t", "m/x", "-m", payload]);
+                let status = timeout(PATIENCE, publisher.status()).await.unwrap().unwrap();
+                assert!(status.success());
+            }
+            let output = timeout(PATIENCE, output).await.unwrap().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), "m/x 1\nm/x 2\nm/x 3\n");
+            until(|| handle.figures().sessions == 0).await;
+        }
+    }
+    let unheard = {
+        let mut publisher = Command::new("mosquitto_pub");
+        publisher.args(["-h", "127.0.0.1", "-p", &port, "-V", "5", "-q", "1", "-t", "nobody", "-m", "x", "-i", "a"]);
+        timeout(PATIENCE, publisher.output()).await.unwrap().unwrap()
+    };
+    assert!(unheard.status.success(), "{unheard:?}");
+}
