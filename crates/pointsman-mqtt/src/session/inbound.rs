@@ -27,9 +27,9 @@ enum State {
     Recalled,
     /// QoS 1, acknowledged when the peer could not be told; it has come on this connection last. On the next one it comes again,
     /// and is acknowledged then. On a later one it could be another message: one delivery too many is better than one too few.
-    Acknowledged(u64),
+    Acknowledged(u64, Reason),
     /// QoS 2, PUBREC is sent (or will be, when it comes again): PUBREL will come.
-    Received,
+    Received(Reason),
 }
 
 impl Inbound {
@@ -42,7 +42,7 @@ impl Inbound {
         self.connection += 1;
         if session_present {
             let connection = self.connection;
-            self.messages.retain(|_, state| !matches!(state, State::Acknowledged(on) if *on + 1 < connection));
+            self.messages.retain(|_, state| !matches!(state, State::Acknowledged(on, _) if *on + 1 < connection));
         } else {
             self.messages.clear();
             self.pending = 0;
@@ -60,7 +60,7 @@ impl Inbound {
 
     pub(super) fn restore(&mut self, id: u16) {
         if id > 0 && !self.messages.contains_key(&id) {
-            self.messages.insert(id, State::Received);
+            self.messages.insert(id, State::Received(Reason::SUCCESS));
         }
     }
 
@@ -76,29 +76,29 @@ impl Inbound {
             return Ok(Event::Message(publish));
         }
         match self.messages.get_mut(&id) {
-            Some(State::Acknowledged(_)) if qos == Qos::AtLeastOnce && dup => {
+            Some(&mut State::Acknowledged(_, reason)) if qos == Qos::AtLeastOnce && dup => {
                 self.messages.remove(&id);
-                put_ack(AckKind::Puback, id, Reason::SUCCESS, version, out);
+                put_ack(AckKind::Puback, id, reason, version, out);
                 Ok(Event::Nothing)
             }
-            Some(State::Received) if qos == Qos::ExactlyOnce => {
-                put_ack(AckKind::Pubrec, id, Reason::SUCCESS, version, out);
+            Some(&mut State::Received(reason)) if qos == Qos::ExactlyOnce => {
+                put_ack(AckKind::Pubrec, id, reason, version, out);
                 Ok(Event::Nothing)
             }
             Some(State::Pending(pending, on)) if *pending == qos && dup => {
                 *on = self.connection;
                 Ok(Event::Nothing)
             }
-            Some(State::Pending(..) | State::Recalled | State::Received) => {
+            Some(State::Pending(..) | State::Recalled | State::Received(_)) => {
                 let what = "a packet identifier is used for a second message";
                 Err(Malformed { what, reason: Reason::PACKET_IDENTIFIER_IN_USE })
             }
             // A peer that does not say that it has sent the acknowledged one before has given it up, and sends another.
-            None | Some(State::Acknowledged(_)) if self.pending >= usize::from(self.limit) => {
+            None | Some(State::Acknowledged(..)) if self.pending >= usize::from(self.limit) => {
                 let what = "more messages than the receive maximum";
                 Err(Malformed { what, reason: Reason::RECEIVE_MAXIMUM_EXCEEDED })
             }
-            None | Some(State::Acknowledged(_)) => {
+            None | Some(State::Acknowledged(..)) => {
                 self.messages.insert(id, State::Pending(qos, self.connection));
                 self.pending += 1;
                 Ok(Event::Message(publish))
@@ -115,15 +115,15 @@ impl Inbound {
                 self.messages.remove(&id);
                 return;
             }
-            Some(State::Acknowledged(_) | State::Received) | None => return,
+            Some(State::Acknowledged(..) | State::Received(_)) | None => return,
         };
         self.pending -= 1;
         let now = up && on == self.connection;
         match qos {
             _ if reason.is_error() => drop(self.messages.remove(&id)),
-            Qos::ExactlyOnce => drop(self.messages.insert(id, State::Received)),
+            Qos::ExactlyOnce => drop(self.messages.insert(id, State::Received(reason))),
             _ if now => drop(self.messages.remove(&id)),
-            _ => drop(self.messages.insert(id, State::Acknowledged(on))),
+            _ => drop(self.messages.insert(id, State::Acknowledged(on, reason))),
         }
         if now {
             let kind = if qos == Qos::AtLeastOnce { AckKind::Puback } else { AckKind::Pubrec };
@@ -134,7 +134,7 @@ impl Inbound {
     /// Whether such a message had been received.
     pub(super) fn release(&mut self, id: u16) -> bool {
         match self.messages.get(&id) {
-            Some(State::Received) => self.messages.remove(&id).is_some(),
+            Some(State::Received(_)) => self.messages.remove(&id).is_some(),
             Some(State::Pending(Qos::ExactlyOnce, _)) => {
                 self.messages.insert(id, State::Recalled);
                 false

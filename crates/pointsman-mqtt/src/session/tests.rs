@@ -457,3 +457,26 @@ proptest! {
         endure(&script);
     }
 }
+
+#[test]
+fn what_could_not_be_told_at_once_is_told_in_the_same_words() {
+    let now = Instant::now();
+    let mut b = Session::<u32>::new(10);
+    b.connected(Peer::default(), now);
+    for (id, qos) in [(1, Qos::AtLeastOnce), (2, Qos::ExactlyOnce)] {
+        b.receive(Packet::Publish(Publish { id, ..message("t", qos) }), now).unwrap();
+    }
+    b.disconnected();
+    b.acknowledge(1, Reason::NO_MATCHING_SUBSCRIBERS);
+    b.acknowledge(2, Reason::NO_MATCHING_SUBSCRIBERS);
+    b.connected(Peer { session_present: true, ..Peer::default() }, now);
+    for (id, qos) in [(1, Qos::AtLeastOnce), (2, Qos::ExactlyOnce)] {
+        let again = Packet::Publish(Publish { id, dup: true, ..message("t", qos) });
+        assert_eq!(b.receive(again, now).unwrap(), Event::Nothing);
+    }
+    let reasons: Vec<_> = sent(&mut b)
+        .into_iter()
+        .map(|packet| if let Packet::Ack(ack) = packet { Some(ack.reason) } else { None })
+        .collect();
+    assert_eq!(reasons, [Some(Reason::NO_MATCHING_SUBSCRIBERS); 2]);
+}
