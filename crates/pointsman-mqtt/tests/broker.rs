@@ -1,5 +1,7 @@
 //! The embedded broker over real sockets.
 
+#![allow(clippy::unwrap_used)] // The helpers of tests are tests too.
+
 #[path = "broker/access.rs"]
 mod access;
 #[path = "broker/bytes.rs"]

@@ -1,6 +1,7 @@
 //! The core without sockets: packets in, packets out, the time in the test's hand.
 
 mod acknowledgement;
+mod chaos;
 mod routing;
 mod sessions;
 

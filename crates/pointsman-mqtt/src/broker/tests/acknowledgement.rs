@@ -175,3 +175,25 @@ fn no_ordinary_client_takes_a_local_session_over() {
     assert_eq!(connack.reason, Reason::NOT_AUTHORIZED);
     assert!(bench.is_closing(thief) && !bench.is_closing(relay));
 }
+
+#[test]
+fn a_local_publisher_that_was_away_learns_that_nobody_has_it() {
+    let mut bench = Bench::new();
+    let hello = || Packet::Connect(Box::new(staying("relay", 100)));
+    let relay = bench.open(true);
+    bench.give(relay, hello());
+    bench.read(relay);
+    let x = bench.client("x");
+    bench.subscribe(x, "t", QOS1);
+    bench.publish(relay, "t", "1", QOS1, 1);
+    bench.publish(relay, "t", "2", QOS2, 2);
+    bench.lose(relay);
+    bench.lose(x);
+    let relay = bench.open(true);
+    bench.give(relay, hello());
+    for (id, qos) in [(1, QOS1), (2, QOS2)] {
+        bench.give(relay, Packet::Publish(Publish { dup: true, ..message("t", "", qos, id) }));
+    }
+    let reason = Reason::NO_MATCHING_SUBSCRIBERS;
+    assert_eq!(bench.acks(relay), [(AckKind::Puback, 1, reason), (AckKind::Pubrec, 2, reason)]);
+}

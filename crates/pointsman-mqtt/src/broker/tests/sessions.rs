@@ -115,9 +115,11 @@ fn there_is_an_end_to_sessions() {
     assert_eq!(bench.connect_as(hello("a")).1.reason, Reason::SUCCESS);
 }
 
+type Misdeed = fn(&mut Bench, Link);
+
 #[test]
 fn what_breaks_the_protocol_ends_the_connection_with_a_reason() {
-    let bad: Vec<(fn(&mut Bench, Link), Reason)> = vec![
+    let bad: Vec<(Misdeed, Reason)> = vec![
         (|bench, a| bench.give(a, Packet::Connect(Box::new(hello("a")))), Reason::PROTOCOL_ERROR),
         (|bench, a| bench.give(a, Packet::Auth(Box::default())), Reason::PROTOCOL_ERROR),
         (|bench, a| bench.give(a, Packet::Pingresp), Reason::PROTOCOL_ERROR),
