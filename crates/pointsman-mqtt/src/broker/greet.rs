@@ -187,6 +187,14 @@ impl Core {
         if client.expiry.is_zero() {
             return self.end(key);
         }
+        self.keep_session(key, now);
+    }
+
+    /// Keeps the session of a client that is away for its time.
+    fn keep_session(&mut self, key: Key, now: Instant) {
+        // What had yet to be written is gone with the connection: whoever waited for that may go on.
+        self.relieve(key);
+        let Some(client) = self.clients.get(key) else { return };
         let ends = now + client.expiry;
         let delay = client.will.as_ref().map(|will| Duration::from_secs(u64::from(will.delay)));
         let expiry = client.expiry;

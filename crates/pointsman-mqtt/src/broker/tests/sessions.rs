@@ -276,3 +276,30 @@ fn farewell() {
     assert_eq!(end.reason, Reason::SERVER_SHUTTING_DOWN);
     assert_eq!(bench.read(b), []);
 }
+
+#[test]
+fn publishers_do_not_wait_for_what_was_lost_with_a_connection() {
+    let mut options = options();
+    options.high_watermark = 1_000;
+    let mut bench = Bench::with(&options, None);
+    let relay = bench.open(true);
+    bench.give(relay, Packet::Connect(Box::new(staying("relay", 100))));
+    bench.connack(relay);
+    let a = bench.client("a");
+    bench.subscribe(relay, "t", QOS1);
+    while bench.gate(a) == Gate::Open {
+        bench.publish(a, "t", "0123456789", QOS0, 0);
+    }
+    bench.lose(relay);
+    assert_eq!(bench.gate(a), Gate::Open);
+    // What is kept for it is waited for, even while it is away: until it is back, or its session ends.
+    let mut id = 0;
+    while bench.gate(a) == Gate::Open {
+        id += 1;
+        bench.publish(a, "t", "0123456789", QOS1, id);
+    }
+    bench.pass(99);
+    assert_eq!((bench.gate(a), bench.acks(a)), (Gate::Shut, vec![]));
+    bench.pass(1);
+    assert_eq!((bench.gate(a), bench.acks(a).len()), (Gate::Open, usize::from(id)));
+}
