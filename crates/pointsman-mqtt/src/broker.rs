@@ -6,7 +6,9 @@
 //! - A message of QoS 1 or 2 that a local client publishes is acknowledged to it once a subscriber has acknowledged it; with
 //!   [`Reason::NO_MATCHING_SUBSCRIBERS`](crate::reason::Reason::NO_MATCHING_SUBSCRIBERS) when there is none, or its session ends.
 //! - A message for a local client says by the user property [`CLIENT_ID_PROPERTY`] who has published it.
-//! - Nothing for a local client is dropped: who publishes to it is not read until it has caught up.
+//! - Nothing for a local client is dropped: who publishes to it is not read until it has caught up. Only who owes it
+//!   acknowledgements is still read a little, since they could be what it waits for; of what such a client floods it with, QoS 0
+//!   is dropped in the end. Where there is no connection (the client is away), QoS 0 is lost as it is to everybody.
 //!
 //! Everything else is as in other brokers. What happens to messages is in `broker/core.rs`, which knows no sockets; there is
 //! one task for each connection (`broker/link.rs`).

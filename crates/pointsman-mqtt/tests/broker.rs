@@ -8,6 +8,8 @@ mod access;
 mod bytes;
 #[path = "broker/client.rs"]
 mod client;
+#[path = "broker/crowd.rs"]
+mod crowd;
 #[path = "broker/pressure.rs"]
 mod pressure;
 #[path = "broker/sessions.rs"]

@@ -1,6 +1,6 @@
 //! One client as the broker knows it: its session, its subscriptions, and what waits for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,10 @@ pub(super) struct Client {
     /// When the will is published; set while it is away.
     pub(super) will_due: Option<TimerKey>,
     /// What the messages that it has not acknowledged take, in bytes.
-    pub(super) bytes: usize,
+    bytes: usize,
+    /// The sizes of those that have not been sent, in their order, and their sum.
+    waiting: VecDeque<usize>,
+    waiting_bytes: usize,
     /// Messages of local clients that it has not acknowledged.
     pub(super) owed: usize,
     /// Connections that are not read until this client has caught up.
@@ -102,6 +105,8 @@ impl Client {
             ends: None,
             will_due: None,
             bytes: 0,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
             owed: 0,
             waiters: Vec::new(),
             dropped: None,
@@ -109,18 +114,28 @@ impl Client {
         }
     }
 
-    /// What waits for it, in bytes.
-    pub(super) fn load(&self) -> usize {
-        self.bytes + self.session.output_len()
+    /// What waits for it, in bytes. What it has and has not acknowledged is not part of it: that may depend on those who would
+    /// have to wait.
+    fn load(&self) -> usize {
+        self.waiting_bytes + self.session.output_len()
     }
 
     /// Whether whoever publishes to this local client has to wait.
     pub(super) fn is_above(&self, limits: &Limits) -> bool {
-        self.load() > limits.high || self.session.queued() > limits.max_queued
+        self.load() > limits.high || self.session.queued() > limits.max_queued || self.bytes > limits.most()
     }
 
     pub(super) fn is_below(&self, limits: &Limits) -> bool {
-        self.load() <= limits.high / 2 && self.session.queued() <= limits.max_queued / 2
+        self.load() <= limits.high / 2
+            && self.session.queued() <= limits.max_queued / 2
+            && self.bytes <= limits.most() / 2
+    }
+
+    /// The session may have sent what was waiting; it does so in the order in which it was given.
+    pub(super) fn sent(&mut self) {
+        while self.waiting.len() > self.session.queued() {
+            self.waiting_bytes -= self.waiting.pop_front().unwrap_or_default();
+        }
     }
 
     /// Whether a message with an acknowledgement would be dropped. `pressed`: its publisher can be made to wait instead.
@@ -142,7 +157,7 @@ impl Client {
             if !self.session.is_up() {
                 return Delivery::Away;
             }
-            let limit = if self.local { limits.high * 8 } else { limits.outbox };
+            let limit = if self.local { limits.most() } else { limits.outbox };
             if self.session.output_len() > limit && !(self.local && pressed) {
                 return Delivery::Dropped(Drop::Slow);
             }
@@ -159,6 +174,10 @@ impl Client {
             Ok(_) => {
                 self.bytes += bytes;
                 self.owed += owed;
+                if self.session.queued() > self.waiting.len() {
+                    self.waiting.push_back(bytes);
+                    self.waiting_bytes += bytes;
+                }
                 Delivery::Waits
             }
             Err(Refusal::TooLarge { .. } | Refusal::Unencodable(_)) => Delivery::Dropped(Drop::TooLarge),

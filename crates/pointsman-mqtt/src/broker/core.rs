@@ -15,7 +15,7 @@ use bytestring::ByteString;
 use super::client::{Client, Shared};
 use super::duty::{Answer, Duty};
 use super::figures::Figures;
-use super::limits::{Limits, RECEIVE_MAXIMUM};
+use super::limits::{Limits, RECEIVE_LIMIT, RECEIVE_MAXIMUM};
 use super::pressure::Gate;
 use super::retained::Retained;
 use super::route::Target;
@@ -155,10 +155,13 @@ impl Core {
 
     fn packet(&mut self, connection: Key, key: Key, packet: Packet, now: Instant) -> Result<(), Malformed> {
         let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
-        match client.session.receive(packet, now)? {
+        let event = client.session.receive(packet, now)?;
+        client.sent();
+        match event {
             Event::Message(publish) => {
                 let v5 = client.session.peer().version == Version::V5;
-                if v5 && !client.local && client.session.unacknowledged() > usize::from(RECEIVE_MAXIMUM) {
+                let most = if v5 { RECEIVE_MAXIMUM } else { RECEIVE_LIMIT };
+                if !client.local && client.session.unacknowledged() > usize::from(most) {
                     let what = "more messages than the receive maximum";
                     return Err(Malformed { what, reason: Reason::RECEIVE_MAXIMUM_EXCEEDED });
                 }

@@ -89,6 +89,7 @@ impl Core {
         if let Some(client) = self.clients.get_mut(key) {
             (client.connection, client.will, client.expiry) = (Some(connection), will, expiry);
             client.session.connected(peer, now);
+            client.sent();
         }
         self.take_expired(key);
         self.touch(key);

@@ -6,6 +6,8 @@ use super::Options;
 
 /// Messages of QoS 1 and 2 that a client may send without an acknowledgement.
 pub(super) const RECEIVE_MAXIMUM: u16 = 1024;
+/// More than a client of 3.1.1, which knows no maximum, can have sent with one chunk beyond that.
+pub(super) const RECEIVE_LIMIT: u16 = 16_384;
 /// Messages of QoS 1 and 2 that are sent to a client without an acknowledgement, whatever more it would take.
 pub(super) const IN_FLIGHT: u16 = 1024;
 
@@ -23,11 +25,17 @@ pub(super) struct Limits {
     /// What may wait to be written to a client before messages of QoS 0 are dropped, in bytes.
     pub(super) outbox: usize,
     /// What may wait for a local client before those who publish to it are not read any more, in bytes. Half of it, and
-    /// they are read again; eight times of it is never passed.
+    /// they are read again.
     pub(super) high: usize,
 }
 
 impl Limits {
+    /// What a local client may have and not have acknowledged, and what may be taken for it beside what it has to be given, in
+    /// bytes.
+    pub(super) const fn most(&self) -> usize {
+        self.high * 8
+    }
+
     pub(super) fn new(options: &Options) -> Self {
         Self {
             max_packet: options.max_packet,

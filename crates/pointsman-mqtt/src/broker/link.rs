@@ -24,8 +24,11 @@ const CHUNK: usize = 64 << 10;
 const LITTLE: usize = 4 << 10;
 /// What may wait to be written before no more is read, in bytes.
 const UNWRITTEN: usize = 1 << 20;
-/// How often a chunk is read where only a little may be ([`Gate::Trickle`]).
-const TRICKLE: Duration = Duration::from_millis(20);
+/// How often something is read where only a little may be ([`Gate::Trickle`]), and how much, in bytes.
+const TRICKLE: Duration = Duration::from_millis(10);
+const DRAUGHT: usize = 16 << 10;
+/// What a connection begins with.
+const CONNECT: u8 = 0x10;
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Buffers larger than that, in bytes, are not kept.
@@ -178,7 +181,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// The future of `read_buf` keeps no state, so that a new one each time does no harm.
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.input.reserve(self.chunk);
+        let chunk = if self.status.gate == Gate::Trickle { DRAUGHT } else { self.chunk };
+        self.input.reserve(chunk);
         let room = self.input.capacity() - self.input.len();
         let read = std::pin::pin!(self.stream.read_buf(&mut self.input)).poll(context);
         if let Poll::Ready(Ok(count)) = read {
@@ -193,8 +197,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     fn take_in(&mut self) {
         self.heard = Instant::now();
-        let mut malformed = None;
-        loop {
+        // Who speaks another protocol is told so by its first byte, not by the connect timeout.
+        let stranger = !self.status.greeted && self.input.first().is_some_and(|&first| first != CONNECT);
+        let mut malformed = stranger.then_some(Malformed::protocol("the first packet is not CONNECT"));
+        while malformed.is_none() {
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(packet)) => self.packets.push(packet),
                 Ok(None) => break,

@@ -37,7 +37,7 @@ pub struct Options {
     /// What may wait to be written to one client before messages of QoS 0 are dropped, in bytes. Default 4 MiB.
     pub outbox: usize,
     /// What may wait for a client in this process before those who publish to it have to wait, in bytes. They go on when it is
-    /// half of it. Default 8 MiB.
+    /// half of it. They wait as well when what it has, and has not acknowledged, takes eight times as much. Default 8 MiB.
     pub high_watermark: usize,
     /// How long a client may take to connect, from the first byte (TLS included) to CONNECT. Default 10 s.
     pub connect_timeout: Duration,

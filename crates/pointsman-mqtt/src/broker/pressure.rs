@@ -2,9 +2,9 @@
 
 use std::mem;
 
-use super::client::Client;
 use super::core::Core;
 use super::limits::RECEIVE_MAXIMUM;
+use super::route::Source;
 use super::slots::Key;
 use crate::packet::Version;
 
@@ -14,8 +14,8 @@ pub(super) enum Gate {
     Open,
     /// Its own end does not read what is there for it.
     Full,
-    /// A local client has to catch up. But it waits for acknowledgements of this connection, so a little is read now and then:
-    /// else both could wait for each other.
+    /// A local client has to catch up. But it waits for acknowledgements of this connection, so a little is read now and then,
+    /// however much there is: else both could wait for each other.
     Trickle,
     /// A local client has to catch up.
     Shut,
@@ -40,9 +40,16 @@ impl Core {
         if state.paused_on.is_none() && !many {
             return Gate::Open;
         }
-        let owes = client.owed > 0;
-        let crowded = state.paused_on.and_then(|on| self.clients.get(on)).map_or(0, Client::load);
-        if owes && crowded <= self.limits.high * 8 { Gate::Trickle } else { Gate::Shut }
+        if client.owed > 0 { Gate::Trickle } else { Gate::Shut }
+    }
+
+    /// Whether a publisher can be made to wait, so that nothing of it need be dropped. One that has to wait, and is read for the
+    /// acknowledgements that it owes, cannot: of its messages those of QoS 0 have their end in what may wait for the subscriber,
+    /// and the others in the receive maximum.
+    pub(super) fn can_wait(&self, source: &Source) -> bool {
+        let paused = source.connection.and_then(|connection| self.connections.get(connection)?.paused_on).is_some();
+        let owes = source.client.and_then(|client| self.clients.get(client)).is_some_and(|client| client.owed > 0);
+        !(source.local || paused && owes)
     }
 
     /// Reads no more from a connection until that local client has caught up.

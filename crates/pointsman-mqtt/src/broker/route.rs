@@ -180,8 +180,10 @@ impl Core {
         duty: Option<Key>,
         now: Instant,
     ) -> Delivery {
-        let Some(client) = self.clients.get_mut(target.client) else { return Delivery::Away };
         publish.qos = quality.0.min(target.qos);
+        let at_most_once = publish.qos == Qos::AtMostOnce;
+        let pressed = if target.local && at_most_once { self.can_wait(source) } else { !source.local };
+        let Some(client) = self.clients.get_mut(target.client) else { return Delivery::Away };
         publish.retain = quality.1 && target.retain_as_published;
         publish.properties.subscription_ids = target.ids;
         let shared = target
@@ -194,7 +196,7 @@ impl Core {
             publish.properties.user.push((name, source.id.clone()));
         }
         let token = Token::new(publish, duty, source.local, shared);
-        let delivery = client.deliver(publish, token, &self.limits, !source.local, now);
+        let delivery = client.deliver(publish, token, &self.limits, pressed, now);
         if named {
             publish.properties.user.pop();
         }

@@ -303,3 +303,36 @@ fn publishers_do_not_wait_for_what_was_lost_with_a_connection() {
     bench.pass(1);
     assert_eq!((bench.gate(a), bench.acks(a).len()), (Gate::Open, usize::from(id)));
 }
+
+#[test]
+fn what_is_read_only_for_its_acknowledgements_has_an_end() {
+    let mut options = options();
+    options.high_watermark = 1_000;
+    let mut bench = Bench::with(&options, None);
+    let (relay, a) = (bench.local("relay"), bench.client("a"));
+    let (b, _) = bench.connect_as(old("b", true));
+    bench.subscribe(relay, "t", QOS1);
+    for link in [a, b] {
+        bench.subscribe(link, "work", QOS1);
+        bench.read(link);
+    }
+    bench.publish(relay, "work", "1", QOS1, 1);
+    for _ in 0..1_000 {
+        bench.publish(a, "t", "0123456789", QOS0, 0);
+    }
+    assert_eq!(bench.gate(a), Gate::Trickle);
+    let dropped = bench.core.figures().dropped_slow;
+    assert!(dropped > 0);
+    // QoS 1 is not dropped; version 3.1.1, which knows no maximum, has one all the same.
+    for id in 1..=16_384 {
+        bench.publish(b, "t", "", QOS1, id);
+    }
+    assert_eq!((bench.gate(b), bench.is_closing(b)), (Gate::Trickle, false));
+    bench.publish(b, "t", "", QOS1, 16_385);
+    assert!(bench.is_closing(b));
+    let figures = bench.core.figures();
+    assert_eq!((figures.dropped_slow, figures.dropped_queue_full), (dropped, 0));
+    // The acknowledgement, when it comes.
+    bench.ack(a, AckKind::Puback, 1);
+    assert_eq!(bench.gate(a), Gate::Shut);
+}
