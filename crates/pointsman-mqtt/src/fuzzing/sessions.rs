@@ -390,7 +390,7 @@ pub fn endure(script: &[u8]) {
     let (mut tokens, mut back) = (0, Vec::new());
     while !dice.is_empty() {
         let spoken = session.peer().version;
-        match dice.below(12) {
+        match dice.below(14) {
             0 | 1 => {
                 let publish = any_publish(&mut dice);
                 if let Ok(returned) = session.publish(&publish, tokens, now) {
@@ -408,7 +408,9 @@ pub fn endure(script: &[u8]) {
             6 => session.restore_sent(small_id(&mut dice), dice.flip()),
             7 => session.restore_received(small_id(&mut dice)),
             8 => now += Duration::from_secs(dice.u32().into()),
-            9 if dice.below(16) == 0 => back.extend(session.drain()),
+            9 => session.release_restored(small_id(&mut dice)),
+            10 => session.release_all(&any_peer(&mut dice)),
+            11 if dice.below(16) == 0 => back.extend(session.drain()),
             _ => {
                 if let Ok(Event::Acknowledged { token, .. }) = session.receive(any_packet(&mut dice, spoken), now) {
                     back.push(token);

@@ -324,8 +324,8 @@ impl<T: Clone> Outbound<T> {
     }
 
     pub(super) fn release_restored(&mut self, id: u16, (version, up): (Version, bool), out: &mut BytesMut) {
-        let Some(Some(flight)) = self.flights.get_mut(usize::from(id.max(1)) - 1) else { return };
-        if matches!(flight.stage, Stage::Restored) {
+        let flight = usize::from(id).checked_sub(1).and_then(|index| self.flights.get_mut(index)?.as_mut());
+        if let Some(flight) = flight.filter(|flight| matches!(flight.stage, Stage::Restored)) {
             flight.stage = Stage::Released;
             if up {
                 put_ack(AckKind::Pubrel, id, Reason::SUCCESS, version, out);

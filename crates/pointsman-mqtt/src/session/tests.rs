@@ -193,8 +193,11 @@ fn an_identifier_of_0_is_refused() {
     assert!(a.output().is_empty());
     a.acknowledge(0, Reason::SUCCESS);
     a.restore_sent(0, false);
+    a.restore_sent(1, false);
+    a.release_restored(0);
+    assert!(a.output().is_empty());
     a.publish_restored(0, &message("t", Qos::ExactlyOnce), 1, now).unwrap();
-    assert_eq!(publishes(sent(&mut a))[0].id, 1);
+    assert_eq!(publishes(sent(&mut a))[0].id, 2);
 }
 
 #[test]
