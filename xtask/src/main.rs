@@ -23,9 +23,12 @@ Tasks:
   bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
   bench mqtt [ARGUMENTS]       measure the relay against Mosquitto's bridge and shared subscriptions; `--quick` for a glance
   bench all                    all of them
+  fuzz [TARGET] [SECONDS]      look for failures with cargo-fuzz, which has to be installed; see fuzz/README.md
 ";
 
 const BENCHES: [&str; 3] = ["pick", "registry", "mqtt"];
+const FUZZ_TARGETS: [&str; 2] = ["packets", "session"];
+const FUZZ_SECONDS: &str = "180";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +39,11 @@ fn main() -> ExitCode {
         ["ci"] => check().and_then(|()| test(&[])),
         ["bench", "all"] => BENCHES.into_iter().try_for_each(|name| bench(name, &[])),
         ["bench", name, ref rest @ ..] if BENCHES.contains(&name) => bench(name, rest),
+        ["fuzz"] => FUZZ_TARGETS.into_iter().try_for_each(|target| fuzz(target, FUZZ_SECONDS)),
+        ["fuzz", target] if FUZZ_TARGETS.contains(&target) => fuzz(target, FUZZ_SECONDS),
+        ["fuzz", target, seconds] if FUZZ_TARGETS.contains(&target) && seconds.parse::<u32>().is_ok() => {
+            fuzz(target, seconds)
+        }
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
@@ -79,4 +87,11 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
     needs::install_missing()?;
     let run = ["run", "--release", "--package", "pointsman-bench", "--bin", name, "--"];
     cargo(&[&run, arguments].concat())
+}
+
+fn fuzz(target: &str, seconds: &str) -> Result<(), Failure> {
+    let time = format!("-max_total_time={seconds}");
+    let run = ["fuzz", "run", "--sanitizer", "none", target, "--", &time, "-max_len=2000"];
+    // It needs options of rustc that are not stable.
+    cargo_with(&[("RUSTC_BOOTSTRAP", "1")], &run)
 }

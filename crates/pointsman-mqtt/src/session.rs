@@ -60,7 +60,8 @@ impl Default for Peer {
 pub enum Event<T> {
     /// A message. With QoS 1 and 2 it is to be acknowledged ([`Session::acknowledge`]).
     Message(Publish),
-    /// The peer has taken a message over (PUBACK, PUBREC), or refuses it.
+    /// The peer has taken a message over (PUBACK, PUBREC), or refuses it: then its identifier is free, and no
+    /// [`Event::Completed`] follows.
     Acknowledged {
         /// What was given with the message.
         token: T,

@@ -162,10 +162,11 @@ impl World {
         let shown = format!("{packet:?}");
         match self.sides[side].session.receive(packet, self.now) {
             Ok(Event::Message(publish)) => self.given(side, &publish),
-            Ok(Event::Acknowledged { token, .. }) => {
+            Ok(Event::Acknowledged { token, reason, .. }) => {
                 assert!(self.messages[token as usize].given > 0, "acknowledged before it was given out");
-                let sent = self.sides[side].journal.sent.values_mut().find(|(sent, _)| *sent == token);
-                sent.into_iter().for_each(|(_, taken)| *taken = true);
+                let sent = &mut self.sides[side].journal.sent;
+                sent.retain(|_, (sent, _)| *sent != token || !reason.is_error());
+                sent.values_mut().filter(|(sent, _)| *sent == token).for_each(|(_, taken)| *taken = true);
                 self.done(token);
             }
             Ok(Event::Released(id)) => drop(self.sides[side].journal.received.remove(&id)),
