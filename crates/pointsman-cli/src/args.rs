@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
@@ -31,17 +32,17 @@ pub(crate) const DEFAULT_REGISTRY: &str = "http://127.0.0.1:7480";
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Where registrations live: `zookeeper://HOST:PORT,HOST:PORT/PREFIX`, with `?session_timeout=10s` and the like; the
-    /// default, an agent, is not in this version yet
+    /// default, an agent at http://127.0.0.1:7480, is not in this version yet
+    // Whether it was given matters: then it beats a configuration file.
     #[arg(
         long,
         value_name = "URL",
         env = "POINTSMAN_REGISTRY",
-        default_value = DEFAULT_REGISTRY,
         // A url may hold a password.
         hide_env_values = true,
         global = true
     )]
-    pub(crate) registry: String,
+    pub(crate) registry: Option<String>,
     /// How data is written to stdout
     #[arg(long, short, value_name = "FORMAT", env = "POINTSMAN_OUTPUT", default_value = "table", global = true)]
     pub(crate) output: Output,
@@ -83,6 +84,11 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run everything on this machine, embedded, and show it live
     Dev(Dev),
+    /// Say what is wrong with a configuration file, with line and column; or what it would run
+    Check {
+        /// The file
+        file: PathBuf,
+    },
     /// Keep an instance registered, alone or for as long as a command runs
     Register(Register),
     /// List the services
@@ -393,11 +399,19 @@ mod tests {
             ("pointsman services -o xml", "table, json"),
             ("pointsman", "Usage"),
             ("pointsman serve", "serve"),
+            ("pointsman check", "<FILE>"),
         ] {
             let error = parse(line).map(|_| ()).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
             assert!(error.to_string().contains(word), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_registry_that_is_not_given_is_known_as_such() {
+        assert_eq!(parse("pointsman services").unwrap().global.registry, None);
+        let given = parse("pointsman services --registry zookeeper://h/p").unwrap().global.registry;
+        assert_eq!(given.as_deref(), Some("zookeeper://h/p"));
     }
 
     #[test]

@@ -7,10 +7,14 @@
 //! | who may print; what a reader that went away means | `output.rs` |
 //! | how a failure is told, and with which exit code | `failure.rs` |
 //! | how a program is run beside its registration | `register.rs`, `child.rs` |
+//! | what a configuration file may say, and what is wrong with it | `config.rs`, `config/`, `check.rs` |
+//! | how what it says is run, and changed while it runs | `serve.rs`, `serve/` |
 //! | what `pointsman dev` shows, and how its tour checks itself | `dev.rs`, `dev/` |
 
 mod args;
+mod check;
 mod child;
+mod config;
 mod dev;
 mod failure;
 mod json;
@@ -61,6 +65,7 @@ pub fn run() -> ExitCode {
 async fn carry_out(command: Command, global: &args::Global) -> Outcome {
     match command {
         Command::Dev(dev) => dev::run(&dev, global).await,
+        Command::Check { file } => check::run(&file, global),
         Command::Register(register) => register::run(register, global).await,
         Command::Services => list::services(global).await,
         Command::Instances(instances) => list::instances(&instances, global).await,

@@ -14,18 +14,19 @@ const CLOSE: Duration = Duration::from_secs(2);
 
 /// Connects as the flags say.
 pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
-    let mut builder = Registry::builder(&global.registry).wait(global.wait);
+    let url = global.registry.as_deref().unwrap_or(DEFAULT_REGISTRY);
+    let mut builder = Registry::builder(url).wait(global.wait);
     if let Some(timeout) = global.connect_timeout {
         builder = builder.connect_timeout(timeout);
     }
     match builder.connect().await {
         Ok(registry) => {
-            if global.registry.starts_with("memory:") {
+            if url.starts_with("memory:") {
                 output::note("note: memory:// is a registry within this process alone: no other sees what is in it");
             }
             Ok(registry)
         }
-        Err(Error::Url { .. }) if global.registry == DEFAULT_REGISTRY => Err(Failure::new(format!(
+        Err(Error::Url { .. }) if url == DEFAULT_REGISTRY => Err(Failure::new(format!(
             "no registry is named: say --registry zookeeper://HOST:PORT/PREFIX, or set POINTSMAN_REGISTRY (the default, an \
              agent at {DEFAULT_REGISTRY}, is not in this version yet); `pointsman dev` runs without one"
         ))),

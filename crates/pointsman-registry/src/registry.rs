@@ -280,6 +280,21 @@ impl Builder {
         self
     }
 
+    /// Whether the URL can be used, as far as that can be told without connecting.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Url`], [`Error::File`].
+    pub fn check(&self) -> Result<()> {
+        Url::parse(&self.url).map(drop)
+    }
+
+    /// The URL without its secrets.
+    #[must_use]
+    pub fn shown_url(&self) -> String {
+        redacted(&self.url)
+    }
+
     /// Connects; see [`Registry::connect`].
     ///
     /// # Errors

@@ -81,6 +81,21 @@ impl Builder {
         Self(self.0.guard(guard))
     }
 
+    /// Whether the URL can be used, as far as that can be told without connecting.
+    ///
+    /// # Errors
+    ///
+    /// See [`pointsman_registry::Builder::check`].
+    pub fn check(&self) -> Result<()> {
+        self.0.check()
+    }
+
+    /// The URL without its secrets.
+    #[must_use]
+    pub fn shown_url(&self) -> String {
+        self.0.shown_url()
+    }
+
     /// Connects.
     ///
     /// # Errors

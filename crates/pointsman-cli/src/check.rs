@@ -1,0 +1,165 @@
+//! `check`: what is wrong with a configuration file, or what it would run.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use pointsman::Registry;
+use pointsman::mqtt::{RouteRole, Settings};
+use serde::Serialize;
+
+use crate::args::{Global, Output};
+use crate::config::{Checked, Config, Mqtt, Problem, problem};
+use crate::failure::Failure;
+use crate::output::shown;
+use crate::{Outcome, output};
+
+/// `pointsman check FILE`.
+pub(crate) fn run(file: &Path, global: &Global) -> Outcome {
+    let bytes = std::fs::read(file).map_err(|error| Failure::new(format!("read {}: {error}", file.display())))?;
+    let Checked { config, problems } = Checked::read(file, &bytes);
+    let summary = config.as_ref().map(Summary::new);
+    match global.output {
+        Output::Json => output::json(&Report::new(summary.as_ref(), &problems))?,
+        Output::Table => {
+            problem::tell(&problems, file, global);
+            if let Some(summary) = &summary {
+                output::line(&format!("{} is in order\n{}", shown(&file.display().to_string()), summary.text()))?;
+            }
+        }
+    }
+    Ok(if config.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What `-o json` writes.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    ok: bool,
+    /// What makes the file unfit for use.
+    problems: Vec<&'a Problem>,
+    warnings: Vec<&'a Problem>,
+    #[serde(flatten)]
+    summary: Option<&'a Summary<'a>>,
+}
+
+impl<'a> Report<'a> {
+    fn new(summary: Option<&'a Summary<'a>>, problems: &'a [Problem]) -> Self {
+        let (problems, warnings) = problems.iter().partition(|problem| problem.is_error());
+        Self { ok: summary.is_some(), problems, warnings, summary }
+    }
+}
+
+/// What a file would run.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    /// Without its secrets.
+    registry: Option<String>,
+    mqtt: Option<Relay<'a>>,
+    metrics: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Relay<'a> {
+    /// Where the embedded broker listens.
+    listen: Option<String>,
+    ingress: Option<String>,
+    /// Where services subscribe; empty: where senders publish.
+    egress: Vec<String>,
+    topics: &'static str,
+    register_as: Option<&'a str>,
+    /// Null: generated with each start.
+    code: Option<&'a str>,
+    group: &'a str,
+    routes: Vec<RouteJson<'a>>,
+    /// The topic filters on the ingress broker.
+    subscriptions: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct RouteJson<'a> {
+    r#match: &'a str,
+    service: &'a str,
+    algorithm: &'static str,
+    role: &'static str,
+}
+
+impl<'a> Summary<'a> {
+    fn new(config: &'a Config) -> Self {
+        Self {
+            registry: config.registry.as_deref().map(|url| Registry::builder(url).shown_url()),
+            mqtt: config.mqtt.as_ref().map(Relay::new),
+            metrics: config.metrics.map(|address| address.to_string()),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut lines = Vec::new();
+        if let Some(registry) = &self.registry {
+            lines.push(format!("registry  {registry}"));
+        }
+        if let Some(relay) = &self.mqtt {
+            lines.extend(relay.lines());
+        }
+        if let Some(metrics) = &self.metrics {
+            lines.push(format!("metrics   http://{metrics}/metrics"));
+        }
+        lines.iter().map(|line| shown(line)).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl<'a> Relay<'a> {
+    fn new(mqtt: &'a Mqtt) -> Self {
+        let Mqtt { settings, code, register_as, listen } = mqtt;
+        let routes = settings.routes.iter().map(|route| RouteJson {
+            r#match: &route.pattern,
+            service: &route.service,
+            algorithm: route.algorithm.name(),
+            role: match route.role {
+                RouteRole::Normal => "normal",
+                RouteRole::Master => "master",
+            },
+        });
+        Self {
+            listen: listen.as_ref().map(|listen| listen.address.to_string()),
+            ingress: settings.ingress.as_ref().map(ToString::to_string),
+            egress: settings.egress.iter().map(ToString::to_string).collect(),
+            topics: settings.topics.name(),
+            register_as: register_as.as_deref(),
+            code: code.as_deref(),
+            group: &settings.group,
+            routes: routes.collect(),
+            subscriptions: subscriptions(settings, code.is_some()),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let broker = match (&self.listen, &self.ingress) {
+            (Some(listen), _) => format!("embedded broker at {listen}"),
+            (None, Some(ingress)) => format!("broker {ingress}"),
+            (None, None) => "no broker".to_owned(),
+        };
+        let mut first = format!("mqtt      {broker}");
+        if !self.egress.is_empty() {
+            first += &format!(", services at {}", self.egress.join(", "));
+        }
+        first += &format!(", topics {}", self.topics);
+        if let Some(name) = self.register_as {
+            first += &format!(", registers as {name}");
+        }
+        let mut lines = vec![first];
+        for RouteJson { r#match, service, algorithm, role } in &self.routes {
+            let role = if *role == "master" { ", master" } else { "" };
+            lines.push(format!("          {match} -> {service}, {algorithm}{role}"));
+        }
+        lines.push(format!("          subscribes to {}", self.subscriptions.join(", ")));
+        lines
+    }
+}
+
+/// With a word in the place of a code that is generated with each start.
+fn subscriptions(settings: &Settings, has_code: bool) -> Vec<String> {
+    let filters = settings.subscriptions();
+    if has_code {
+        return filters;
+    }
+    filters.into_iter().map(|filter| filter.replace(&*settings.code, "CODE")).collect()
+}

@@ -1,0 +1,179 @@
+//! A configuration file as text: where its keys and values are, and how a place in it is shown.
+
+use std::ops::Range;
+
+use toml::de::{DeTable, DeValue};
+use unicode_width::UnicodeWidthStr as _;
+
+use super::problem::{Excerpt, Fault, Problem};
+use crate::output::shown;
+
+/// A file that has been read as TOML.
+#[derive(Debug)]
+pub(super) struct Document<'d> {
+    text: &'d str,
+    root: DeTable<'d>,
+}
+
+/// The widest excerpt of a line, in characters.
+const WIDTH: usize = 120;
+/// How much of a long line is shown before the place.
+const BEFORE: usize = 40;
+
+impl<'d> Document<'d> {
+    /// Reads a text as TOML.
+    pub(super) fn parse(text: &'d str) -> Result<Self, Problem> {
+        match DeTable::parse(text) {
+            Ok(root) => Ok(Self { text, root: root.into_inner() }),
+            Err(error) => {
+                let span = error.span().unwrap_or(0..0);
+                Err(place(text, Fault::error("", span, format!("this is no TOML: {}", error.message()))))
+            }
+        }
+    }
+
+    pub(super) fn root(&self) -> &DeTable<'d> {
+        &self.root
+    }
+
+    /// Where the value of `mqtt.route.0.match` is; if the file does not have it, what would have it.
+    pub(super) fn span(&self, key: &str) -> Range<usize> {
+        let mut names = key.split('.');
+        let Some((mut span, mut value)) =
+            names.next().and_then(|name| self.root.get(name)).map(|value| (value.span(), value.get_ref()))
+        else {
+            return 0..0;
+        };
+        for name in names {
+            let inner = match value {
+                DeValue::Table(table) => table.get(name),
+                DeValue::Array(array) => name.parse().ok().and_then(|index: usize| array.get(index)),
+                _ => None,
+            };
+            let Some(inner) = inner else { break };
+            (span, value) = (inner.span(), inner.get_ref());
+        }
+        span
+    }
+
+    /// Says where in the file a fault is.
+    pub(super) fn place(&self, fault: Fault) -> Problem {
+        place(self.text, fault)
+    }
+}
+
+/// A file that is not even text.
+pub(super) fn not_text(bytes: &[u8], error: std::str::Utf8Error) -> Problem {
+    let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+    place(&good, Fault::error("", good.len()..good.len(), "this is no UTF-8".to_owned()))
+}
+
+/// Lines and columns count from 1, columns in characters.
+fn place(text: &str, fault: Fault) -> Problem {
+    let Fault { severity, key, span, message } = fault;
+    let start = text.floor_char_boundary(span.start);
+    let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+    let line = text[line_start..].lines().next().unwrap_or_default();
+    let before = text[line_start..start].chars().count();
+    let marked = text[start..text.floor_char_boundary(span.end.max(start))].lines().next().unwrap_or_default();
+    Problem {
+        severity,
+        line: text[..line_start].matches('\n').count() + 1,
+        column: before + 1,
+        key,
+        message,
+        excerpt: excerpt(line, before, marked.chars().count()),
+    }
+}
+
+/// What of a line can be shown. A line that may hold a password is not.
+fn excerpt(line: &str, before: usize, marked: usize) -> Option<Excerpt> {
+    if has_secret(line) {
+        return None;
+    }
+    let from = if line.chars().count() > WIDTH { before.saturating_sub(BEFORE) } else { 0 };
+    let visible: String = line.chars().skip(from).take(WIDTH).map(|c| if c == '\t' { ' ' } else { c }).collect();
+    let part = |skip: usize, take: usize| shown(&visible.chars().skip(skip).take(take).collect::<String>());
+    Some(Excerpt {
+        indent: part(0, before - from).width(),
+        carets: part(before - from, marked).width().max(1),
+        text: shown(&visible),
+    })
+}
+
+/// Whether a line looks as if it held user information of a URL, or a password as an option of one.
+fn has_secret(line: &str) -> bool {
+    line.contains('@') || line.contains("auth=")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str, key: &str) -> (usize, usize) {
+        let document = Document::parse(text).unwrap();
+        let problem = document.place(Fault::error(key, document.span(key), String::new()));
+        (problem.line, problem.column)
+    }
+
+    #[test]
+    fn a_key_is_found_however_it_is_written() {
+        for (text, key, expected) in [
+            ("a = 1\nb = 2\n", "b", (2, 5)),
+            ("a = 1\r\n\r\nb = 2\r\n", "b", (3, 5)),
+            ("[mqtt]\n  listen = 'x'\n", "mqtt.listen", (2, 12)),
+            ("mqtt.listen = 'x'", "mqtt.listen", (1, 15)),
+            ("[[mqtt.route]]\nmatch='a'\n[[mqtt.route]]\nmatch = 'b'", "mqtt.route.1.match", (4, 9)),
+            ("[mqtt]\nroute = [{match='a'}, {match = 'b'}]", "mqtt.route.1.match", (2, 32)),
+            ("[mqtt]\nfilters = [\n  'a',\n  'b',\n]", "mqtt.filters.1", (4, 3)),
+            ("'名前' = 1\nmqtt = {code = '名', listen = 3}", "mqtt.listen", (2, 30)),
+            ("x = '''\na\nb'''\n[mqtt]\ny = \"\"\"\nq\"\"\"", "mqtt.y", (5, 5)),
+            // What is not there is at what would have it.
+            ("x = 1\n[mqtt]\n", "mqtt.route", (2, 1)),
+            ("[mqtt]\nroute = [{match='a'}]", "mqtt.route.0.service", (2, 10)),
+            ("[mqtt]\negress = 'a'", "mqtt.egress.0", (2, 10)),
+            ("x = 1\n", "mqtt", (1, 1)),
+        ] {
+            assert_eq!(at(text, key), expected, "{text:?} {key}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_toml_is_told_with_its_place() {
+        for (text, expected) in [
+            ("a = 1\nb = \n", (2, 5)),
+            ("a = 1\na = 2", (2, 1)),
+            ("x = 1\n'名' = \"é\n", (2, 9)),
+            ("[mqtt\nx = 1", (1, 6)),
+        ] {
+            let problem = Document::parse(text).unwrap_err();
+            assert_eq!((problem.line, problem.column), expected, "{text:?} {problem:?}");
+            assert!(problem.message.starts_with("this is no TOML: "), "{problem:?}");
+        }
+        let bytes = [b"a = 1\nb = '", &[0xff][..]].concat();
+        let problem = not_text(&bytes, std::str::from_utf8(&bytes).unwrap_err());
+        assert_eq!((problem.line, problem.column), (2, 6));
+    }
+
+    #[test]
+    fn an_excerpt_marks_the_place_whatever_is_before_it() {
+        let shown = |line: &str, before, marked| {
+            let excerpt = excerpt(line, before, marked).unwrap();
+            (excerpt.text, excerpt.indent, excerpt.carets)
+        };
+        assert_eq!(shown("a = 12", 4, 2), ("a = 12".to_owned(), 4, 2));
+        assert_eq!(shown("\ta = 1", 5, 1), (" a = 1".to_owned(), 5, 1));
+        assert_eq!(shown("名 = 1", 4, 1), ("名 = 1".to_owned(), 5, 1));
+        assert_eq!(shown("a\u{1b} = 1", 5, 1), ("a\\u{1b} = 1".to_owned(), 10, 1));
+        assert_eq!(shown("a =", 3, 0), ("a =".to_owned(), 3, 1));
+        let (text, indent, carets) = shown(&format!("{}X{}", "-".repeat(500), "+".repeat(500)), 500, 300);
+        assert_eq!((text.len(), indent, carets, &text[40..42]), (120, 40, 80, "X+"));
+    }
+
+    #[test]
+    fn a_line_that_may_hold_a_secret_is_not_shown() {
+        for line in ["x = 'mqtt://u:geheim@h'", "x = 'zookeeper://h/p?auth=digest:u:geheim'", "x = 'u:geheim@h"] {
+            assert_eq!(excerpt(line, 4, 3), None);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a path in a configuration file is relative to: the folder of the file, wherever the process was started.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// The folder of a configuration file.
+#[derive(Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn of(file: &Path) -> Self {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        Self(file.parent().unwrap_or(Path::new("/")).to_owned())
+    }
+
+    /// A path of the file.
+    pub(super) fn path(&self, text: &str) -> PathBuf {
+        self.0.join(text)
+    }
+
+    /// A path of the file to something that can be read.
+    pub(super) fn readable(&self, text: &str) -> Result<PathBuf, String> {
+        let path = self.path(text);
+        let fail = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
+        let file = std::fs::File::open(&path).map_err(fail)?;
+        if file.metadata().map_err(fail)?.is_dir() {
+            return Err(format!("{} is a folder", path.display()));
+        }
+        Ok(path)
+    }
+
+    /// A URL of the file, in which some options are paths.
+    pub(super) fn url(&self, url: &str, options: &[&str]) -> String {
+        let Some((place, query)) = url.split_once('?') else { return url.to_owned() };
+        let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+            Some((name, value)) if options.contains(&name) && !is_absolute(value) && !value.is_empty() => {
+                format!("{name}={}/{value}", encoded(&self.0))
+            }
+            _ => pair.to_owned(),
+        });
+        format!("{place}?{}", pairs.collect::<Vec<_>>().join("&"))
+    }
+}
+
+fn is_absolute(value: &str) -> bool {
+    value.starts_with('/') || value.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("%2f"))
+}
+
+fn encoded(folder: &Path) -> String {
+    let mut text = String::new();
+    for byte in folder.to_string_lossy().trim_end_matches('/').bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_relative_to_the_folder_of_the_file() {
+        let folder = Folder::of(Path::new("/etc/my config/p.toml"));
+        assert_eq!(folder.path("users"), Path::new("/etc/my config/users"));
+        assert_eq!(folder.path("/users"), Path::new("/users"));
+        let url = |text| folder.url(text, &["ca", "key"]);
+        assert_eq!(url("mqtts://h?version=5&ca=a+b.pem"), "mqtts://h?version=5&ca=/etc/my%20config/a+b.pem");
+        for same in ["mqtts://h", "mqtts://h?ca=/x", "mqtts://h?ca=%2Fx", "mqtts://h?ca=", "mqtts://h?cert=x", "?"] {
+            assert_eq!(url(same), same);
+        }
+        assert_eq!(Folder::of(Path::new("p.toml")).path("x"), std::env::current_dir().unwrap().join("x"));
+        assert_eq!(Folder::of(Path::new("/p.toml")).url("m://h?ca=x", &["ca"]), "m://h?ca=/x");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told() {
+        let folder = Folder::of(Path::new("/tmp/p.toml"));
+        assert!(folder.readable("does/not/exist").unwrap_err().starts_with("/tmp/does/not/exist cannot be read: "));
+        assert_eq!(folder.readable("/tmp").unwrap_err(), "/tmp is a folder");
+    }
+}

@@ -1,0 +1,284 @@
+//! Reads a table key by key: what is of the wrong type, wrong in itself, missing or unknown is noted, and reading goes on.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Fault, Severity};
+
+/// A table of the file, while it is read.
+#[derive(Debug)]
+pub(super) struct Section<'d> {
+    /// `mqtt.route.0`; empty for the whole file.
+    path: String,
+    table: &'d DeTable<'d>,
+    span: Range<usize>,
+    /// What the file could say here.
+    known: Vec<&'static str>,
+    missing: Vec<(&'static str, &'static str)>,
+    faults: Vec<Fault>,
+}
+
+/// What comes of a value: `None` if it is of another type.
+type Reading<T> = Option<Result<T, String>>;
+
+impl<'d> Section<'d> {
+    pub(super) fn new(path: impl Into<String>, table: &'d DeTable<'d>, span: Range<usize>) -> Self {
+        Self { path: path.into(), table, span, known: Vec::new(), missing: Vec::new(), faults: Vec::new() }
+    }
+
+    /// Whether the file has the key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// The value of a key, read by `of`. `expected` completes "must be".
+    pub(super) fn read<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        of: impl FnOnce(&'d DeValue<'d>) -> Reading<T>,
+    ) -> Option<T> {
+        self.known.push(key);
+        let value = self.table.get(key)?;
+        self.reading(key, value, expected, of)
+    }
+
+    fn reading<T>(
+        &mut self,
+        key: &str,
+        value: &'d Spanned<DeValue<'d>>,
+        expected: &str,
+        of: impl FnOnce(&'d DeValue<'d>) -> Reading<T>,
+    ) -> Option<T> {
+        let path = self.path_of(key);
+        let message = match of(value.get_ref()) {
+            Some(Ok(value)) => return Some(value),
+            Some(Err(reason)) => format!("{path}: {reason}"),
+            None => format!("{path} must be {expected}; it is {}", type_of(value.get_ref())),
+        };
+        self.faults.push(Fault::error(path, value.span(), message));
+        None
+    }
+
+    /// A string, and what it means.
+    pub(super) fn text<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        of: impl FnOnce(&'d str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.read(key, expected, |value| value.as_str().map(of))
+    }
+
+    /// A list of strings, or one string. What cannot be read stays in the list, so that the others keep their places.
+    pub(super) fn texts<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        of: impl Fn(&'d str) -> Result<T, String>,
+    ) -> Option<Vec<Option<T>>> {
+        self.known.push(key);
+        let value = self.table.get(key)?;
+        let Some(items) = value.get_ref().as_array() else {
+            let expected = format!("{expected}, or a list of such");
+            return Some(vec![self.reading(key, value, &expected, |value| value.as_str().map(&of))]);
+        };
+        let read = |(index, item)| {
+            self.reading(&format!("{key}.{index}"), item, expected, |value: &'d DeValue<'d>| value.as_str().map(&of))
+        };
+        Some(items.iter().enumerate().map(read).collect())
+    }
+
+    /// A length of time.
+    pub(super) fn duration(&mut self, key: &'static str, example: &str) -> Option<Duration> {
+        self.text(key, &format!("a length of time in quotes, such as \"{example}\""), pointsman::parse_duration)
+    }
+
+    /// A length of time that is not zero.
+    pub(super) fn positive_duration(&mut self, key: &'static str, example: &str) -> Option<Duration> {
+        let duration = self.duration(key, example)?;
+        if duration.is_zero() {
+            self.wrong(key, format!("must be above zero, such as \"{example}\""));
+            return None;
+        }
+        Some(duration)
+    }
+
+    /// A whole number from 0.
+    pub(super) fn count(&mut self, key: &'static str) -> Option<usize> {
+        self.read(key, "a whole number", |value| {
+            value.as_integer().map(|number| whole(number.as_str(), number.radix()))
+        })
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
+        self.read(key, "true or false", |value| value.as_bool().map(Ok))
+    }
+
+    /// Where to listen.
+    pub(super) fn address(&mut self, key: &'static str, example: &str) -> Option<SocketAddr> {
+        let expected = format!("an IP address with a port, such as \"{example}\"");
+        self.text(key, &expected, |text| {
+            text.parse().map_err(|_| format!("{text:?} is no IP address with a port; write for example {example:?}"))
+        })
+    }
+
+    /// A table within this one.
+    pub(super) fn section(&mut self, key: &'static str, example: &str) -> Option<Section<'d>> {
+        let table = self.read(key, example, |value| value.as_table().map(Ok))?;
+        Some(Section::new(self.path_of(key), table, self.span_of(key)))
+    }
+
+    /// The tables of a list; `None` for what is no table.
+    pub(super) fn sections(&mut self, key: &'static str, example: &str) -> Vec<Option<Section<'d>>> {
+        let items = self.read(key, example, |value| value.as_array().map(Ok)).map_or(&[][..], |items| items);
+        let read = |(index, item): (usize, &'d Spanned<DeValue<'d>>)| {
+            let key = format!("{key}.{index}");
+            let table = self.reading(&key, item, "a table", |value| value.as_table().map(Ok))?;
+            Some(Section::new(self.path_of(&key), table, item.span()))
+        };
+        items.iter().enumerate().map(read).collect()
+    }
+
+    /// Notes that a key must be given, where it is not. `example` completes "such as".
+    pub(super) fn require(&mut self, key: &'static str, example: &'static str) {
+        if !self.has(key) {
+            self.missing.push((key, example));
+        }
+    }
+
+    /// Notes that the value of a key, or what would have it, is wrong. `reason` goes on after the key.
+    pub(super) fn wrong(&mut self, key: &str, reason: impl AsRef<str>) {
+        let (path, span) = (self.path_of(key), self.span_of(key));
+        let message = format!("{path} {}", reason.as_ref());
+        self.faults.push(Fault::error(path, span, message));
+    }
+
+    /// Notes something that is hardly meant.
+    pub(super) fn warn(&mut self, key: &str, reason: impl AsRef<str>) {
+        let (path, span) = (self.path_of(key), self.span_of(key));
+        let message = format!("{path} {}", reason.as_ref());
+        self.faults.push(Fault::warning(path, span, message));
+    }
+
+    /// Takes over what a section within this one has found.
+    pub(super) fn absorb(&mut self, faults: Vec<Fault>) {
+        self.faults.extend(faults);
+    }
+
+    /// Whether no error has been noted so far, here or in what has been taken over.
+    pub(super) fn is_sound(&self) -> bool {
+        self.faults.iter().all(|fault| fault.severity == Severity::Warning)
+            && self.missing.is_empty()
+            && self.unknown().next().is_none()
+    }
+
+    /// The key that an unknown one of this table is taken for.
+    pub(super) fn is_misspelt(&self, key: &str) -> bool {
+        self.unknown().any(|(unknown, _)| nearest(unknown, &self.known) == Some(key))
+    }
+
+    /// Everything that was found, with the keys that nobody has asked for.
+    pub(super) fn finish(mut self) -> Vec<Fault> {
+        for (key, example) in std::mem::take(&mut self.missing) {
+            // Who has misspelt it is told so, and once is enough.
+            if !self.is_misspelt(key) {
+                let name = if self.path.is_empty() { "the file" } else { &self.path };
+                let message = format!("{name} has no {key}, such as {example}");
+                self.faults.push(Fault::error(self.path_of(key), self.span.clone(), message));
+            }
+        }
+        let name = if self.path.is_empty() { "the file" } else { &self.path };
+        let mut known = self.known.clone();
+        known.sort_unstable();
+        let unknown: Vec<Fault> = self
+            .unknown()
+            .map(|(key, span)| {
+                let advice = match nearest(key, &known) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => format!("known are {}", known.join(", ")),
+                };
+                Fault::error(self.path_of(key), span, format!("{key:?} is no key of {name}; {advice}"))
+            })
+            .collect();
+        self.faults.extend(unknown);
+        self.faults
+    }
+
+    fn unknown(&self) -> impl Iterator<Item = (&'d str, Range<usize>)> {
+        let keys = self.table.iter().map(|(key, _)| (&**key.get_ref(), key.span()));
+        keys.filter(|(key, _)| !self.known.contains(key))
+    }
+
+    fn span_of(&self, key: &str) -> Range<usize> {
+        self.table.get(key).map_or_else(|| self.span.clone(), Spanned::span)
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+}
+
+fn type_of(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a number with a fraction",
+        DeValue::Boolean(true) => "true",
+        DeValue::Boolean(false) => "false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// A number as TOML writes it.
+pub(super) fn whole(text: &str, radix: u32) -> Result<usize, String> {
+    usize::from_str_radix(text, radix).map_err(|_| match text.starts_with('-') {
+        true => format!("{text} is below zero"),
+        false => format!("{text} is too much"),
+    })
+}
+
+/// The name that was meant, if one is near enough.
+fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+    let distance = |name: &str| strsim::damerau_levenshtein(&key.to_lowercase().replace('-', "_"), name);
+    let near = known.iter().map(|name| (distance(name), *name)).min()?;
+    // A third of the letters may differ: `lisen` is listen, `port` is not.
+    (near.0 <= near.1.len().div_ceil(3).min(3)).then_some(near.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_meant_is_found_if_it_is_near() {
+        let known = ["listen", "ingress", "egress", "route", "max_in_flight", "code"];
+        for (key, expected) in [
+            ("lisen", Some("listen")),
+            ("routes", Some("route")),
+            ("Code", Some("code")),
+            ("max-in-flight", Some("max_in_flight")),
+            ("ingres", Some("ingress")),
+            ("port", None),
+            ("something_else", None),
+        ] {
+            assert_eq!(nearest(key, &known), expected, "{key}");
+        }
+        assert_eq!(nearest("x", &[]), None);
+    }
+
+    #[test]
+    fn numbers_that_cannot_be() {
+        assert_eq!(whole("1000", 10), Ok(1000));
+        assert_eq!(whole("ff", 16), Ok(255));
+        assert_eq!(whole("-1", 10), Err("-1 is below zero".to_owned()));
+        assert!(whole("99999999999999999999", 10).unwrap_err().contains("too much"));
+    }
+}

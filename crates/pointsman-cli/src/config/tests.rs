@@ -1,0 +1,336 @@
+use std::time::Duration;
+
+use pointsman::Algorithm;
+use pointsman::mqtt::{Credentials, RouteRole, Topics};
+
+use super::*;
+
+/// Whatever else is tested, this is in order.
+const ROUTE: &str = "[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'\n";
+
+fn read(text: &str) -> Checked {
+    Checked::read(Path::new("/tmp/p.toml"), text.as_bytes())
+}
+
+fn good(text: &str) -> Config {
+    let Checked { config, problems } = read(text);
+    config.unwrap_or_else(|| panic!("{text}: {problems:#?}"))
+}
+
+/// `line:column key` of each problem that is an error.
+fn errors(text: &str) -> Vec<String> {
+    let problems = read(text).problems.into_iter().filter(Problem::is_error);
+    problems.map(|problem| format!("{}:{} {}", problem.line, problem.column, problem.key)).collect()
+}
+
+/// The only error.
+fn error(text: &str) -> Problem {
+    let problems: Vec<_> = read(text).problems.into_iter().filter(Problem::is_error).collect();
+    match <[Problem; 1]>::try_from(problems) {
+        Ok([problem]) => problem,
+        Err(problems) => panic!("{text}: {problems:#?}"),
+    }
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    let Checked { config, problems } = read(text);
+    assert!(config.is_some(), "{text}: {problems:#?}");
+    problems.into_iter().map(|problem| format!("{}:{} {}", problem.line, problem.column, problem.key)).collect()
+}
+
+fn with_mqtt(lines: &str) -> String {
+    format!("registry = 'zookeeper://h/p'\n[mqtt]\n{lines}\n{ROUTE}")
+}
+
+#[test]
+fn the_designs_sample_is_in_order() {
+    let config = good(
+        r#"
+registry = "zookeeper://127.0.0.1:2181/micro-service?session_timeout=10s"
+
+[mqtt]
+listen = "127.0.0.1:7482"              # the embedded broker; leave out to use brokers of your own:
+# ingress = "mqtt://127.0.0.1:51885"   # where senders publish
+# egress  = ["mqtt://127.0.0.1:51883"] # where services subscribe; default: the ingress broker
+topics = "code-last"                   # or "go-envelope"
+register_as = "mqtt-balancer"
+# code = "fcae5124-…"                  # the relay's own code; generated when left out
+[[mqtt.route]]
+match = "^/login(/|$)"
+service = "cfgs"
+algorithm = "round-robin"
+"#,
+    );
+    let mqtt = config.mqtt.unwrap();
+    assert_eq!(mqtt.listen.unwrap().address.to_string(), "127.0.0.1:7482");
+    assert_eq!((mqtt.register_as.as_deref(), &*mqtt.settings.group), (Some("mqtt-balancer"), "mqtt-balancer"));
+    assert_eq!((mqtt.code, mqtt.settings.topics), (None, Topics::CodeLast));
+    assert_eq!(mqtt.settings.subscriptions(), ["/login/#"]);
+}
+
+#[test]
+fn everything_that_can_be_said() {
+    let config = good(
+        r#"
+registry = "zookeeper://h/p?snapshots=kept"
+[metrics]
+listen = "[::1]:7483"
+[mqtt]
+ingress = "mqtts://h:1?ca=ca.pem"
+egress = "mqtt://u:p@h:2"
+code = "relay-1"
+group = "g"
+filters = ["/login/#", "/x/#"]
+max_in_flight = 1_000
+max_packet = "256KiB"
+response_timeout = "5s"
+drain_timeout = "0s"
+session_expiry = "10m"
+state = "state"
+[[mqtt.route]]
+match = "^/login(/|$)"
+service = "cfgs"
+algorithm = "iphash"
+role = "master"
+redispatch = true
+sticky = true
+key_level = 1
+response_timeout = "100ms"
+"#,
+    );
+    assert_eq!(config.registry.as_deref(), Some("zookeeper://h/p?snapshots=/tmp/kept"));
+    assert_eq!(config.metrics.unwrap().to_string(), "[::1]:7483");
+    let Mqtt { settings, code, register_as, listen } = config.mqtt.unwrap();
+    assert_eq!((settings.ingress.unwrap().address(), listen, register_as), ("h:1".to_owned(), None, None));
+    assert_eq!((settings.egress.len(), &*settings.code, code.as_deref()), (1, "relay-1", Some("relay-1")));
+    assert_eq!((&*settings.group, settings.filters.len()), ("g", 2));
+    assert_eq!((settings.max_in_flight, settings.max_packet), (1000, 256 << 10));
+    assert_eq!((settings.response_timeout, settings.drain_timeout), (Duration::from_secs(5), Duration::ZERO));
+    assert_eq!(settings.session_expiry, Duration::from_secs(600));
+    assert_eq!(settings.state.as_deref(), Some(Path::new("/tmp/state")));
+    let route = &settings.routes[0];
+    assert_eq!((route.algorithm, route.role), (Algorithm::IpHash, RouteRole::Master));
+    assert_eq!((route.redispatch, route.sticky, route.key_level), (true, true, Some(1)));
+    assert_eq!(route.response_timeout, Some(Duration::from_millis(100)));
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let config = good(&with_mqtt(""));
+    let mqtt = config.mqtt.unwrap();
+    assert_eq!(mqtt.listen.unwrap().address, "127.0.0.1:7482".parse().unwrap());
+    assert_eq!((&*mqtt.settings.group, mqtt.register_as), ("pointsman", None));
+    assert_eq!((mqtt.settings.max_in_flight, config.metrics), (10_000, None));
+}
+
+#[test]
+fn a_value_of_a_wrong_type_is_told_with_what_is_expected() {
+    for (line, column, expected) in [
+        ("listen = 7482", 10, "an IP address with a port"),
+        ("ingress = true", 11, "mqtt://127.0.0.1:1883"),
+        ("egress = 3", 10, "or a list of such"),
+        ("topics = 1", 10, "\"code-last\" or \"go-envelope\""),
+        ("register_as = []", 15, "a service's name"),
+        ("code = 1.5", 8, "it is a number with a fraction"),
+        ("group = 2026-01-01", 9, "it is a date"),
+        ("filters = {}", 11, "it is a table"),
+        ("max_in_flight = '10'", 17, "must be a whole number"),
+        ("max_packet = true", 14, "\"1MiB\""),
+        ("response_timeout = 30", 20, "\"30s\""),
+        ("drain_timeout = 10", 17, "\"10s\""),
+        ("session_expiry = 1", 18, "\"1h\""),
+        ("state = 1", 9, "a folder"),
+        ("users_file = 1", 14, "user:password"),
+        ("tls_cert = 1\ntls_key = '/dev/null'", 12, "a PEM file"),
+        ("tls_key = 1\ntls_cert = '/dev/null'", 11, "a PEM file"),
+    ] {
+        let problem = error(&with_mqtt(line));
+        let key = line.split(' ').next().unwrap();
+        assert_eq!((problem.line, problem.column, &*problem.key), (3, column, &*format!("mqtt.{key}")), "{problem:?}");
+        assert!(problem.message.contains(" must be ") && problem.message.contains(expected), "{}", problem.message);
+    }
+    for (line, column, expected) in [
+        ("match = 1", 9, "a regular expression"),
+        ("service = ['x']", 11, "it is a list"),
+        ("algorithm = 1", 13, "round-robin"),
+        ("role = 1", 8, "\"normal\" or \"master\""),
+        ("redispatch = 'yes'", 14, "true or false"),
+        ("sticky = 1", 10, "true or false"),
+        ("key_level = '1'", 13, "a whole number"),
+        ("response_timeout = 1", 20, "\"30s\""),
+    ] {
+        let key = line.split(' ').next().unwrap();
+        let others: String = ["match = '^/a/'", "service = 's'"]
+            .iter()
+            .filter(|other| !other.starts_with(key))
+            .map(|x| format!("{x}\n"))
+            .collect();
+        let problem = error(&format!("{}[[mqtt.route]]\n{others}{line}", with_mqtt("")));
+        assert_eq!((problem.column, &*problem.key), (column, &*format!("mqtt.route.1.{key}")), "{problem:?}");
+        assert!(problem.message.contains(expected), "{}", problem.message);
+    }
+    for (text, key) in [
+        ("registry = 1", "registry"),
+        ("mqtt = 1", "mqtt"),
+        ("metrics = 1", "metrics"),
+        ("mqtt.route = 1", "mqtt.route"),
+        ("mqtt.route = [1]", "mqtt.route.0"),
+        ("metrics.listen = 1", "metrics.listen"),
+    ] {
+        let all = errors(text);
+        assert!(all.iter().any(|error| error.ends_with(&format!(" {key}"))), "{text}: {all:?}");
+    }
+}
+
+#[test]
+fn a_value_that_cannot_be_is_told_with_what_would_be_right() {
+    for (line, column, expected) in [
+        ("listen = 'localhost:7482'", 10, "127.0.0.1:7482"),
+        ("listen = '0.0.0.0:7482'", 10, "users_file"),
+        ("ingress = 'tcp://h'", 11, "mqtt and mqtts"),
+        ("egress = ['mqtt://h:1', 'h']", 25, "mqtt://127.0.0.1:1883"),
+        ("egress = ['mqtt://h:1', 'mqtt://h:1']", 25, "a second time"),
+        ("topics = 'code-frist'", 10, "code-last"),
+        ("register_as = 'a/b'", 15, "1 to 255 bytes"),
+        ("code = 'a+'", 8, "1 to 255 bytes"),
+        ("group = ''", 9, "1 to 255 bytes"),
+        ("filters = ['/login/#', 'a#']", 24, "a#"),
+        ("filters = ['/login/#', '/login/x']", 24, "overlaps"),
+        ("max_in_flight = 0", 17, "is 0"),
+        ("max_in_flight = -1", 17, "below zero"),
+        ("max_packet = '1MB'", 14, "1MiB"),
+        ("max_packet = 1000", 14, "1024"),
+        ("max_packet = '1GiB'", 14, "268435460"),
+        ("response_timeout = '30'", 20, "10s"),
+        ("response_timeout = '0s'", 20, "above zero"),
+        ("drain_timeout = '-1s'", 17, "10s"),
+        ("session_expiry = 'never'", 18, "10s"),
+        ("users_file = 'not/there'", 14, "/tmp/not/there cannot be read"),
+        ("users_file = '/tmp'", 14, "is a folder"),
+        ("tls_cert = '/dev/null'", 12, "tls_key"),
+        ("ingress = 'mqtt://h'\nlisten = '127.0.0.1:1'", 10, "leave out one"),
+    ] {
+        let problem = error(&with_mqtt(line));
+        assert_eq!(problem.column, column, "{line}: {problem:?}");
+        assert!(problem.message.contains(expected), "{line}: {}", problem.message);
+    }
+    for (route, key, expected) in [
+        ("match = '^/('\nservice = 's'", "match", "regular expression"),
+        ("match = 'login'\nservice = 's'", "", "would come back"),
+        ("match = '^/a/'\nservice = 'a/b'", "service", "1 to 255 bytes"),
+        ("match = '^/a/'", "service", "has no service"),
+        ("service = 's'", "match", "has no match"),
+        ("macth = '^/a/'\nservice = 's'", "macth", "did you mean match?"),
+        ("match = '^/a/'\nservice = 's'\nalgorithm = 'best'", "algorithm", "peak-ewma"),
+        ("match = '^/a/'\nservice = 's'\nrole = 'slave'", "role", "normal and master"),
+        ("match = '^/a/'\nservice = 's'\nkey_level = -1", "key_level", "below zero"),
+        ("match = '^/a/'\nservice = 's'\nweight = 1", "weight", "known are algorithm, key_level, match"),
+    ] {
+        let problem = error(&format!("[mqtt]\n[[mqtt.route]]\n{route}"));
+        let expected_key = if key.is_empty() { "mqtt.filters".to_owned() } else { format!("mqtt.route.0.{key}") };
+        assert_eq!(problem.key, expected_key, "{problem:?}");
+        assert!(problem.message.contains(expected), "{route}: {}", problem.message);
+    }
+}
+
+#[test]
+fn what_is_no_section_or_not_yet_one_is_told() {
+    for (text, place, expected) in [
+        ("[agent]\nlisten = '127.0.0.1:7480'", "1:1 agent", "the agent is not in this version yet"),
+        ("\n[http]\n[[http.route]]\nx = 1", "2:1 http", "the proxy is not in this version yet"),
+        ("[mqt]\nx = 1", "1:2 mqt", "did you mean mqtt?"),
+        ("", "1:1 mqtt", "[[mqtt.route]]"),
+        ("[mqtt]", "1:1 mqtt.route", "is missing"),
+        ("[mqtt]\n[[mqtt.routes]]\nmatch = 'x'", "2:8 mqtt.routes", "did you mean route?"),
+        ("mqtt.lisen = 3\nmqtt.route = [{match='^/a/', service='s'}]", "1:6 mqtt.lisen", "did you mean listen?"),
+        ("registry = 'consul://h'\n[mqtt]\nroute = [{match='^/a/', service='s'}]", "1:12 registry", "zookeeper"),
+        ("[mqtt\n", "1:6 ", "no TOML"),
+    ] {
+        let problem = error(text);
+        assert_eq!(format!("{}:{} {}", problem.line, problem.column, problem.key), place, "{problem:?}");
+        assert!(problem.message.contains(expected), "{}", problem.message);
+    }
+    let text = format!("{}[metrics]\n", with_mqtt(""));
+    assert!(error(&text).message.contains("metrics has no listen"));
+    assert!(error(&format!("{text}listen = '0.0.0.0:1'")).message.contains("loopback"));
+    assert!(error(&format!("{text}listen = '127.0.0.1:7482'")).message.contains("another port"));
+}
+
+#[test]
+fn all_problems_are_found_in_one_go_and_in_the_order_of_the_file() {
+    let text = "\u{feff}registry = 'x'\r\n\
+                [agent]\r\n\
+                [mqtt]\r\n\
+                listen = 3 # one\r\n\
+                filters = [ 'a#',\r\n\
+                \t3 ]\r\n\
+                'größe' = 1\r\n\
+                [[mqtt.route]]\r\n\
+                match = '''^/(\r\n'''\r\n\
+                [[mqtt.route]]\r\n\
+                match = '^/a/'\r\n\
+                algorithm = 'x'\r\n\
+                [mqtt.route.more]\r\n";
+    assert_eq!(
+        errors(text),
+        [
+            "1:12 registry",
+            "2:1 agent",
+            "4:10 mqtt.listen",
+            "5:13 mqtt.filters.0",
+            "6:2 mqtt.filters.1",
+            "7:1 mqtt.größe",
+            "8:1 mqtt.route.0.service",
+            "9:9 mqtt.route.0.match",
+            "11:1 mqtt.route.1.service",
+            "13:13 mqtt.route.1.algorithm",
+            "14:13 mqtt.route.1.more",
+        ]
+    );
+    // Inline tables, and characters of several bytes before the column.
+    assert_eq!(
+        errors("mqtt = { code = 'é', route = [{ match = '^/名', service = '' }, { role = 1 }] }"),
+        ["1:58 mqtt.route.0.service", "1:64 mqtt.route.1.match", "1:64 mqtt.route.1.service", "1:73 mqtt.route.1.role"]
+    );
+}
+
+#[test]
+fn what_is_hardly_meant_is_a_warning() {
+    let route = "[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'other'\nkey_level = 1\n";
+    assert_eq!(
+        warnings(&format!("{}{route}", with_mqtt(""))),
+        ["8:9 mqtt.route.1.match", "10:13 mqtt.route.1.key_level"]
+    );
+    assert_eq!(warnings(&format!("[mqtt]\n{ROUTE}")), ["1:1 registry"]);
+    assert_eq!(warnings(&format!("registry = 'memory://x'\n[mqtt]\n{ROUTE}")), ["1:12 registry"]);
+    assert_eq!(warnings(&with_mqtt("state = 'x'")), ["3:9 mqtt.state"]);
+    assert_eq!(warnings(&with_mqtt("listen = '0.0.0.0:1'\nusers_file = '/dev/null'")), ["3:10 mqtt.listen"]);
+}
+
+#[test]
+fn secrets_are_not_told() {
+    for text in [
+        "registry = 'zookeeper://u:geheim@h/p'",
+        "registry = 'zookeeper://h/p?auth=digest:u:geheim&x=1'",
+        "[mqtt]\ningress = 'mqtt://u:geheim@h:x'",
+        "[mqtt]\negress = ['mqtt://u:geheim@h?version=7', 'mqtt://u:geheim@h', 'mqtt://v:geheim@h']",
+        "[mqtt]\ningress = 'mqtt://u:geheim@h",
+        "[mqtt]\ningres = 'mqtt://u:geheim@h'",
+    ] {
+        let Checked { config, problems } = read(text);
+        assert!(config.is_none(), "{text}");
+        for problem in problems {
+            let told = problem.text(Path::new("p"));
+            assert!(!told.contains("geheim"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn credentials_are_for_brokers_that_have_none() {
+    let config = good(&with_mqtt("ingress = 'mqtt://h:1'\negress = ['mqtt://a:b@h:2', 'mqtt://h:3']"));
+    let before = config.clone().mqtt.unwrap().settings;
+    let after = config.with_credentials(Some(&Credentials::new("u", "p"))).mqtt.unwrap().settings;
+    assert_ne!(after.ingress, before.ingress);
+    assert_eq!((after.egress[0] == before.egress[0], after.egress[1] == before.egress[1]), (true, false));
+}
