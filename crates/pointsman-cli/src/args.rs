@@ -84,6 +84,8 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run everything on this machine, embedded, and show it live
     Dev(Dev),
+    /// Run what a configuration file says: the MQTT relay, the embedded broker
+    Serve(Serve),
     /// Say what is wrong with a configuration file, with line and column; or what it would run
     Check {
         /// The file
@@ -127,6 +129,21 @@ pub(crate) struct Dev {
     /// Walk through the whole story, check each step, and end
     #[arg(long, env = "POINTSMAN_TOUR", value_parser = FalseyValueParser::new())]
     pub(crate) tour: bool,
+}
+
+const AFTER_SERVE: &str = "\
+It goes on until SIGINT or SIGTERM: then it deregisters, sees through what is under way, and exits with 0; a second signal \
+ends it at once. The file is watched, and read again on SIGHUP too; a file with an error changes nothing.
+
+Brokers whose url has no user name get POINTSMAN_MQTT_USER, with POINTSMAN_MQTT_PASSWORD or POINTSMAN_MQTT_PASSWORD_FILE.
+--registry beats the file's `registry`.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_SERVE)]
+pub(crate) struct Serve {
+    /// The configuration file, TOML; `pointsman check FILE` says what is wrong with it
+    #[arg(long, short, value_name = "FILE", env = "POINTSMAN_CONFIG")]
+    pub(crate) config: PathBuf,
 }
 
 const AFTER_REGISTER: &str = "\
@@ -398,7 +415,7 @@ mod tests {
             ("pointsman watch a+b", "1 to 255 bytes"),
             ("pointsman services -o xml", "table, json"),
             ("pointsman", "Usage"),
-            ("pointsman serve", "serve"),
+            ("pointsman serve", "--config <FILE>"),
             ("pointsman check", "<FILE>"),
         ] {
             let error = parse(line).map(|_| ()).unwrap_err();
@@ -410,8 +427,11 @@ mod tests {
     #[test]
     fn a_registry_that_is_not_given_is_known_as_such() {
         assert_eq!(parse("pointsman services").unwrap().global.registry, None);
-        let given = parse("pointsman services --registry zookeeper://h/p").unwrap().global.registry;
-        assert_eq!(given.as_deref(), Some("zookeeper://h/p"));
+        let line = "pointsman serve -c p.toml --registry zookeeper://h/p";
+        let Args { global, command: Command::Serve(serve) } = parse(line).unwrap() else {
+            panic!("serve was read as another command");
+        };
+        assert_eq!((global.registry.as_deref(), serve.config), (Some("zookeeper://h/p"), "p.toml".into()));
     }
 
     #[test]

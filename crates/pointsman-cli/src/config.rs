@@ -10,7 +10,6 @@
 //! | what a path is relative to | `config/paths.rs` |
 //! | what the environment says beside the file | `config/credentials.rs` |
 
-#[allow(dead_code, reason = "`serve` comes next")]
 pub(crate) mod credentials;
 mod document;
 mod mqtt;
@@ -23,7 +22,7 @@ use std::path::Path;
 
 use pointsman::Registry;
 
-pub(crate) use self::mqtt::Mqtt;
+pub(crate) use self::mqtt::{Listen, Mqtt};
 pub(crate) use self::problem::Problem;
 
 use self::document::Document;

@@ -66,6 +66,12 @@ impl From<pointsman::Error> for Failure {
     }
 }
 
+impl From<pointsman::mqtt::Error> for Failure {
+    fn from(error: pointsman::mqtt::Error) -> Self {
+        Self::new(chain(&error))
+    }
+}
+
 impl From<pointsman::PickError> for Failure {
     fn from(error: pointsman::PickError) -> Self {
         Self::new(chain(&error))
@@ -73,7 +79,7 @@ impl From<pointsman::PickError> for Failure {
 }
 
 /// The error and its sources, each said once.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

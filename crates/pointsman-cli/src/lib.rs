@@ -24,6 +24,7 @@ mod operate;
 mod output;
 mod pick;
 mod register;
+mod serve;
 mod session;
 mod signals;
 mod table;
@@ -50,7 +51,8 @@ pub fn run() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    log::start(&args.global, dev::draws(&args.command, args.global.output));
+    let informs = matches!(args.command, Command::Serve(_));
+    log::start(&args.global, dev::draws(&args.command, args.global.output), informs);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Failure::new(format!("start the runtime: {error}")).tell(&args.global),
@@ -65,6 +67,7 @@ pub fn run() -> ExitCode {
 async fn carry_out(command: Command, global: &args::Global) -> Outcome {
     match command {
         Command::Dev(dev) => dev::run(&dev, global).await,
+        Command::Serve(serve) => serve::run(&serve, global).await,
         Command::Check { file } => check::run(&file, global),
         Command::Register(register) => register::run(register, global).await,
         Command::Services => list::services(global).await,

@@ -11,11 +11,12 @@ use tracing_subscriber::{Layer as _, fmt};
 use crate::args::{Global, LogFormat};
 
 /// Starts the log. `drawn` says that the terminal is drawn on: then a log on the same terminal would destroy the picture.
-pub(crate) fn start(global: &Global, drawn: bool) {
+/// `informs` says that the log is what the command has to say: then it informs without being asked to.
+pub(crate) fn start(global: &Global, drawn: bool, informs: bool) {
     if drawn && io::stderr().is_terminal() {
         return;
     }
-    let level = match global.verbose {
+    let level = match global.verbose.saturating_add(u8::from(informs)) {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         2 => LevelFilter::DEBUG,

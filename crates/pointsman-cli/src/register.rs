@@ -18,7 +18,7 @@ use crate::child::{self, Child};
 use crate::failure::Failure;
 use crate::json::RoleJson;
 use crate::output::shown;
-use crate::signals::Signals;
+use crate::signals::{Signals, or_hurry};
 use crate::{Outcome, output, session};
 
 /// How long a deregistration may take before the process ends anyway; the session's end does the rest.
@@ -124,14 +124,6 @@ async fn beside(
             child.stop(Signal::TERM, patience, signals.next()).await?;
             Err(failure)
         }
-    }
-}
-
-/// Whoever signals twice does not want to wait.
-async fn or_hurry(work: impl Future<Output = ()>, signals: &mut Signals) -> Result<(), Failure> {
-    tokio::select! {
-        () = work => Ok(()),
-        _ = signals.next() => Err(Failure::hurried()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The connection to the registry that the flags name.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use pointsman::{Error, Freshness, Registry, Service};
@@ -11,6 +12,9 @@ use crate::output;
 /// How long to wait for sessions to be closed before the process ends anyway: a registry that is away must not hold up
 /// whoever wants to leave.
 const CLOSE: Duration = Duration::from_secs(2);
+/// How long a connection may take before it is said that it is waited for, and before that is said again.
+const SLOW: Duration = Duration::from_secs(1);
+const REMIND: Duration = Duration::from_secs(30);
 
 /// Connects as the flags say.
 pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
@@ -31,6 +35,33 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
              agent at {DEFAULT_REGISTRY}, is not in this version yet); `pointsman dev` runs without one"
         ))),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Connects for a process that serves, however long the registry takes: the order in which things are started must not
+/// matter. `url` is what the flag or the configuration file names.
+pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Failure> {
+    let url = url.ok_or_else(|| {
+        Failure::new(
+            "no registry is named: say registry = \"zookeeper://HOST:PORT/PREFIX\" in the file, or --registry URL",
+        )
+    })?;
+    let builder = Registry::builder(url).wait(true);
+    let shown = builder.shown_url();
+    let registry = tokio::select! {
+        registry = builder.connect() => registry?,
+        never = remind(&shown) => match never {},
+    };
+    tracing::info!(registry = shown, "registry connected");
+    Ok(registry)
+}
+
+/// Says now and then what is waited for.
+async fn remind(registry: &str) -> Infallible {
+    tokio::time::sleep(SLOW).await;
+    loop {
+        tracing::warn!(registry, "waiting for the registry");
+        tokio::time::sleep(REMIND).await;
     }
 }
 

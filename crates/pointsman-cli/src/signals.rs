@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM.
+//! SIGINT and SIGTERM, which end a process, and SIGHUP, which does not.
 
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind};
@@ -25,5 +25,29 @@ impl Signals {
             _ = self.interrupt.recv() => Signal::INT,
             _ = self.terminate.recv() => Signal::TERM,
         }
+    }
+}
+
+/// Whoever signals twice does not want to wait.
+pub(crate) async fn or_hurry(work: impl Future<Output = ()>, signals: &mut Signals) -> Result<(), Failure> {
+    tokio::select! {
+        () = work => Ok(()),
+        _ = signals.next() => Err(Failure::hurried()),
+    }
+}
+
+/// Catches SIGHUP from now on.
+#[derive(Debug)]
+pub(crate) struct Hangups(unix::Signal);
+
+impl Hangups {
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        let signal = unix::signal(SignalKind::hangup());
+        signal.map(Self).map_err(|error| Failure::new(format!("catch signals: {error}")))
+    }
+
+    /// Waits for the next one. Cancellation loses nothing.
+    pub(crate) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

@@ -25,6 +25,7 @@ async fn help_names_every_command() {
         "drain",
         "undrain",
         "weight",
+        "serve",
         "check",
         "completions",
     ] {
@@ -196,74 +197,4 @@ async fn dev_without_a_terminal_writes_lines_until_a_signal() {
     assert_eq!(master["master"]["code"], "ress-1", "{master}");
     dev.signal(Signal::INT);
     assert_eq!(dev.ended().await.code(), Some(0));
-}
-
-/// What `check` says of a file with this text.
-async fn check(text: &str, args: &[&str]) -> std::process::Output {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("p.toml"), text).unwrap();
-    command(["check", "p.toml"]).args(args).current_dir(folder.path()).output().await.unwrap()
-}
-
-const GOOD: &str = "registry = 'zookeeper://h/p?auth=digest:u:geheim'\n[metrics]\nlisten = '127.0.0.1:7483'\n[mqtt]\n\
-                    register_as = 'mqtt-balancer'\n[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'\n";
-
-#[tokio::test]
-async fn check_says_what_a_file_would_run() {
-    let output = check(GOOD, &[]).await;
-    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
-    assert_eq!(
-        stdout(&output),
-        "p.toml is in order\n\
-         registry  zookeeper://h/p?auth=***\n\
-         mqtt      embedded broker at 127.0.0.1:7482, topics code-last, registers as mqtt-balancer\n          \
-         ^/login(/|$) -> cfgs, round-robin\n          \
-         subscribes to /login/#\n\
-         metrics   http://127.0.0.1:7483/metrics\n"
-    );
-    let output = check(GOOD, &["-o", "json"]).await;
-    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
-    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!((&report["ok"], &report["problems"]), (&Value::Bool(true), &Value::Array(Vec::new())));
-    assert_eq!(report["mqtt"]["subscriptions"][0], "/login/#");
-    assert_eq!(report["mqtt"]["routes"][0]["algorithm"], "round-robin");
-}
-
-#[tokio::test]
-async fn check_says_everything_that_is_wrong_and_where() {
-    let text =
-        "registry = 'zookeeper://u:geheim@h/p'\n[mqtt]\nlisen = '127.0.0.1:7482'\n[[mqtt.route]]\nmatch = '^/('\n";
-    let output = check(text, &[]).await;
-    assert_eq!((output.status.code(), stdout(&output)), (Some(1), String::new()));
-    let told = stderr(&output);
-    assert_eq!(
-        told,
-        "p.toml:1:12: error: registry: registry url \"zookeeper://***@h/p\": has user information before the host; give it as \
-         auth=digest:user:password\n    1 | (not shown: the line may hold a password)\n\
-         p.toml:3:1: error: \"lisen\" is no key of mqtt; did you mean listen?\n    3 | lisen = '127.0.0.1:7482'\n      | ^^^^^\n\
-         p.toml:4:1: error: mqtt.route.0 has no service, such as service = \"cfgs\"\n    4 | [[mqtt.route]]\n      | ^^^^^^^^^^^^^^\n\
-         p.toml:5:9: error: mqtt.route.0.match: is no regular expression: error: unclosed group\n    5 | match = '^/('\n      |         ^^^^^\n"
-    );
-    let output = check(text, &["-o", "json"]).await;
-    assert_eq!((output.status.code(), stderr(&output)), (Some(1), String::new()));
-    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!(report["ok"], false);
-    let problem = &report["problems"][1];
-    assert_eq!((&problem["line"], &problem["column"], &problem["key"]), (&3.into(), &1.into(), &"mqtt.lisen".into()));
-    assert!(problem["message"].as_str().unwrap().contains("did you mean listen?"), "{problem}");
-    // For machines the same goes to the log.
-    let output = check(text, &["--log-format", "json"]).await;
-    let line: Value = serde_json::from_str(stderr(&output).lines().next().unwrap()).unwrap();
-    assert_eq!((&line["line"], &line["level"]), (&1.into(), &"ERROR".into()), "{line}");
-}
-
-#[tokio::test]
-async fn check_warns_and_says_yes_and_says_no_where_there_is_no_file() {
-    let output = check(&GOOD.replace("registry", "# registry"), &[]).await;
-    assert_eq!(output.status.code(), Some(0));
-    assert!(stderr(&output).starts_with("p.toml:1:1: warning: registry is not named"), "{}", stderr(&output));
-    let output = run(&["check", "/does/not/exist"]).await;
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).starts_with("error: read /does/not/exist: "), "{}", stderr(&output));
-    assert_eq!(run(&["check"]).await.status.code(), Some(2));
 }

@@ -1,9 +1,10 @@
 //! The section `[mqtt]`.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pointsman::mqtt::broker::Users;
 use pointsman::mqtt::{BrokerUrl, Route, Settings};
 use pointsman::{Algorithm, check_name};
 
@@ -30,10 +31,26 @@ pub(crate) struct Mqtt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listen {
     pub(crate) address: SocketAddr,
-    pub(crate) users_file: Option<PathBuf>,
+    pub(crate) users: Option<UsersFile>,
     /// Certificate and key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
 }
+
+/// Who may connect to the embedded broker, by the file that says so.
+#[derive(Debug, Clone)]
+pub(crate) struct UsersFile {
+    path: PathBuf,
+    pub(crate) users: Users,
+}
+
+/// Only by their files: what is in them is read again with the next start.
+impl PartialEq for UsersFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Eq for UsersFile {}
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7482);
 const BROKER: &str = "a broker's url, such as \"mqtt://127.0.0.1:1883\"";
@@ -66,6 +83,8 @@ pub(super) fn read(
     if let Some(group) = section.text("group", "a name", |text| Ok(text.to_owned())).or_else(|| register_as.clone()) {
         settings.group = group;
     }
+    settings.advertise =
+        section.text("advertise", "HOST:PORT, where senders reach the broker", |text| Ok(text.to_owned()));
     let filters = section.texts("filters", "a topic filter", |text| Ok(text.to_owned())).unwrap_or_default();
     let stopgap = |(index, filter): (usize, Option<String>)| filter.unwrap_or_else(|| format!("{index}/unreadable"));
     settings.filters = filters.into_iter().enumerate().map(stopgap).collect();
@@ -75,6 +94,13 @@ pub(super) fn read(
         section.warn(
             "state",
             "cannot be found again after a restart, since the relay's code is then another; give a code",
+        );
+    }
+    let everywhere = listen.as_ref().is_some_and(|listen| listen.address.ip().is_unspecified());
+    if everywhere && register_as.is_some() && settings.advertise.is_none() {
+        section.warn(
+            "register_as",
+            "registers an address that nobody can call, since listen names none; say advertise = \"HOST:PORT\"",
         );
     }
     routes(&mut section, &mut settings);
@@ -90,8 +116,8 @@ fn broker(text: &str, folder: &Folder) -> Result<BrokerUrl, String> {
 
 fn listen(section: &mut Section<'_>, folder: &Folder) -> Option<Listen> {
     let address = section.address("listen", "127.0.0.1:7482");
+    let users = section.text("users_file", "a file of lines user:password", |text| users(&folder.readable(text)?));
     let mut file = |key, what| section.text(key, what, |text| folder.readable(text));
-    let users_file = file("users_file", "a file of lines user:password");
     let cert = file("tls_cert", "a PEM file");
     let key = file("tls_key", "a PEM file");
     if section.has("ingress") {
@@ -121,7 +147,15 @@ fn listen(section: &mut Section<'_>, folder: &Folder) -> Option<Listen> {
             );
         }
     }
-    Some(Listen { address: address.unwrap_or(LISTEN), users_file, tls: cert.zip(key) })
+    Some(Listen { address: address.unwrap_or(LISTEN), users, tls: cert.zip(key) })
+}
+
+/// Who may connect to the embedded broker.
+fn users(path: &Path) -> Result<UsersFile, String> {
+    let fail = |error: &dyn std::fmt::Display| format!("{} cannot be used: {error}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
+    let users = Users::parse(&text).map_err(|error| fail(&error))?;
+    Ok(UsersFile { path: path.to_owned(), users })
 }
 
 fn limits(section: &mut Section<'_>, settings: &mut Settings) {

@@ -80,6 +80,7 @@ ingress = "mqtts://h:1?ca=ca.pem"
 egress = "mqtt://u:p@h:2"
 code = "relay-1"
 group = "g"
+advertise = "broker.example:1883"
 filters = ["/login/#", "/x/#"]
 max_in_flight = 1_000
 max_packet = "256KiB"
@@ -132,6 +133,7 @@ fn a_value_of_a_wrong_type_is_told_with_what_is_expected() {
         ("topics = 1", 10, "\"code-last\" or \"go-envelope\""),
         ("register_as = []", 15, "a service's name"),
         ("code = 1.5", 8, "it is a number with a fraction"),
+        ("advertise = 1", 13, "HOST:PORT"),
         ("group = 2026-01-01", 9, "it is a date"),
         ("filters = {}", 11, "it is a table"),
         ("max_in_flight = '10'", 17, "must be a whole number"),
@@ -207,6 +209,8 @@ fn a_value_that_cannot_be_is_told_with_what_would_be_right() {
         ("session_expiry = 'never'", 18, "10s"),
         ("users_file = 'not/there'", 14, "/tmp/not/there cannot be read"),
         ("users_file = '/tmp'", 14, "is a folder"),
+        ("users_file = '/dev/null'", 14, "there is no user"),
+        ("advertise = 'h'", 13, "host:port"),
         ("tls_cert = '/dev/null'", 12, "tls_key"),
         ("ingress = 'mqtt://h'\nlisten = '127.0.0.1:1'", 10, "leave out one"),
     ] {
@@ -304,7 +308,12 @@ fn what_is_hardly_meant_is_a_warning() {
     assert_eq!(warnings(&format!("[mqtt]\n{ROUTE}")), ["1:1 registry"]);
     assert_eq!(warnings(&format!("registry = 'memory://x'\n[mqtt]\n{ROUTE}")), ["1:12 registry"]);
     assert_eq!(warnings(&with_mqtt("state = 'x'")), ["3:9 mqtt.state"]);
-    assert_eq!(warnings(&with_mqtt("listen = '0.0.0.0:1'\nusers_file = '/dev/null'")), ["3:10 mqtt.listen"]);
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("users");
+    std::fs::write(&users, "u:p\n").unwrap();
+    let open = format!("listen = '0.0.0.0:1'\nusers_file = '{}'\nregister_as = 'x'", users.display());
+    assert_eq!(warnings(&with_mqtt(&open)), ["3:10 mqtt.listen", "5:15 mqtt.register_as"]);
+    assert_eq!(warnings(&with_mqtt(&format!("{open}\nadvertise = 'h:1'"))), ["3:10 mqtt.listen"]);
 }
 
 #[test]

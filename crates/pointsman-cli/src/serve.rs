@@ -1,0 +1,161 @@
+//! `serve`: runs what a configuration file says, and follows its changes.
+//!
+//! | question | file |
+//! |---|---|
+//! | in which order things start and end | here |
+//! | what is running, and how it is changed | `serve/served.rs` |
+//! | what of a new configuration can be applied now | `serve/plan.rs` |
+//! | when the file is read again | `serve/file.rs` |
+//! | what is served to those who watch | `serve/endpoint.rs` |
+
+mod endpoint;
+mod file;
+mod plan;
+mod served;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use pointsman::Registry;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use self::endpoint::Endpoint;
+use self::file::ConfigFile;
+use self::served::Served;
+use crate::args::{Global, Serve};
+use crate::config::{Checked, Config, credentials, problem};
+use crate::failure::Failure;
+use crate::signals::{Signals, or_hurry};
+use crate::{Outcome, session};
+
+/// How often to make sure that what is to run does.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// `pointsman serve --config FILE`.
+pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
+    let mut signals = Signals::listen()?;
+    // Watched from before it is read, so that no change is missed.
+    let mut file = ConfigFile::watch(&args.config)?;
+    let bytes = file.read().map_err(|error| Failure::new(format!("read {}: {error}", args.config.display())))?;
+    let Checked { config, problems } = check(&args.config, &bytes, global);
+    problem::tell(&problems, &args.config, global);
+    let Some(config) = config else { return Ok(ExitCode::FAILURE) };
+    let config = complete(config, global).map_err(Failure::new)?;
+    let mut endpoint = match config.metrics {
+        Some(address) => Some(Endpoint::listen(address).await?),
+        None => None,
+    };
+    let registry = tokio::select! {
+        registry = session::connect_for_good(config.registry.as_deref()) => registry?,
+        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let result = serve(&registry, config, &mut file, endpoint.as_mut(), &mut signals, global).await;
+    if !matches!(&result, Err(failure) if *failure == Failure::hurried()) {
+        or_hurry(session::close(registry), &mut signals).await?;
+    }
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Reads the file. What it hardly means to say of the registry does not matter where a flag beats it.
+fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
+    let mut checked = Checked::read(path, bytes);
+    if global.registry.is_some() {
+        checked.problems.retain(|problem| problem.is_error() || problem.key != "registry");
+    }
+    checked
+}
+
+/// Adds what beats the file, or stands beside it.
+fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
+    if let Some(registry) = &global.registry {
+        config.registry = Some(registry.clone());
+    }
+    Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
+}
+
+async fn serve(
+    registry: &Registry,
+    config: Config,
+    file: &mut ConfigFile,
+    endpoint: Option<&mut Endpoint>,
+    signals: &mut Signals,
+    global: &Global,
+) -> Result<(), Failure> {
+    let mut served = tokio::select! {
+        served = Served::start(registry, config) => served?,
+        _ = signals.next() => return Ok(()),
+    };
+    let result = until_signal(&mut served, file, endpoint, signals, global).await;
+    or_hurry(served.close(), signals).await?;
+    result
+}
+
+/// Goes on until a signal, or a failure that makes it pointless to go on.
+async fn until_signal(
+    served: &mut Served,
+    file: &mut ConfigFile,
+    mut endpoint: Option<&mut Endpoint>,
+    signals: &mut Signals,
+    global: &Global,
+) -> Result<(), Failure> {
+    let mut look = interval_at(Instant::now() + LOOK, LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            signal = signals.next() => {
+                tracing::info!(?signal, "ending");
+                return Ok(());
+            }
+            ready = served.ready(), if !served.is_ready() => ready?,
+            () = file.changed() => {
+                tokio::select! {
+                    () = reload(served, file, global) => {}
+                    _ = signals.next() => return Ok(()),
+                }
+            }
+            asker = asked(&mut endpoint) => asker.answer(served.metrics().await),
+            _ = look.tick() => served.look().await?,
+        }
+    }
+}
+
+/// The next who asks for metrics; nobody does where none are served.
+async fn asked(endpoint: &mut Option<&mut Endpoint>) -> endpoint::Asker {
+    match endpoint {
+        Some(endpoint) => endpoint.asked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads the file again. What is wrong with it is logged, and then everything stays as it is.
+async fn reload(served: &mut Served, file: &mut ConfigFile, global: &Global) {
+    let bytes = match file.read_if_new() {
+        Ok(None) => return,
+        Ok(Some(bytes)) => bytes,
+        Err(error) => {
+            tracing::error!(file = %file.path().display(), %error, "the configuration cannot be read: everything stays as it is");
+            served.reload_failed();
+            return;
+        }
+    };
+    let Checked { config, problems } = check(file.path(), &bytes, global);
+    for problem in &problems {
+        problem::log(problem, file.path());
+    }
+    let config = match config.map(|config| complete(config, global)) {
+        Some(Ok(config)) => config,
+        Some(Err(reason)) => {
+            tracing::error!(reason, "the configuration cannot be used: everything stays as it is");
+            served.reload_failed();
+            return;
+        }
+        None => {
+            let errors = problems.iter().filter(|problem| problem.is_error()).count();
+            tracing::error!(errors, "the configuration is wrong: everything stays as it is");
+            served.reload_failed();
+            return;
+        }
+    };
+    served.reload(config).await;
+}

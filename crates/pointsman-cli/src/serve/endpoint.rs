@@ -1,0 +1,197 @@
+//! What is served to those who watch: `/metrics` and `/livez`, over HTTP, on loopback.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::failure::Failure;
+
+/// Whoever asks must have asked within this time.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an answer may take: while things start or end there is none.
+const ANSWER: Duration = Duration::from_secs(2);
+/// So many connections at a time; others wait.
+const CONNECTIONS: usize = 32;
+/// Before a listener that cannot accept (too many open files) tries again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// A listener. Ends with this value.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    askers: mpsc::Receiver<Asker>,
+    _listening: JoinSet<()>,
+    #[cfg(test)]
+    address: SocketAddr,
+}
+
+/// Somebody who waits for the metrics.
+#[derive(Debug)]
+pub(super) struct Asker(oneshot::Sender<Result<String, String>>);
+
+impl Asker {
+    /// Gives them, or says why there are none.
+    pub(super) fn answer(self, metrics: Result<String, String>) {
+        // Whoever has gone needs no answer.
+        let _ = self.0.send(metrics);
+    }
+}
+
+impl Endpoint {
+    /// Listens from now on.
+    pub(super) async fn listen(address: SocketAddr) -> Result<Self, Failure> {
+        let fail = |error| Failure::new(format!("metrics: listen on {address}: {error}"));
+        let listener = TcpListener::bind(address).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        tracing::info!(%address, "metrics served");
+        let (sender, askers) = mpsc::channel(CONNECTIONS);
+        let mut listening = JoinSet::new();
+        listening.spawn(accept(listener, sender));
+        Ok(Self {
+            askers,
+            _listening: listening,
+            #[cfg(test)]
+            address,
+        })
+    }
+
+    /// Waits for somebody who asks. Cancellation loses nobody.
+    pub(super) async fn asked(&mut self) -> Asker {
+        match self.askers.recv().await {
+            Some(asker) => asker,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, askers: mpsc::Sender<Asker>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // Ends the connections with the listener.
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let askers = askers.clone();
+                connections.spawn(async move {
+                    talk(stream, askers).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "metrics: accept");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn talk(stream: TcpStream, askers: mpsc::Sender<Asker>) {
+    let service = service_fn(|request| {
+        let askers = askers.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &askers).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    // A connection that breaks concerns only its other end.
+    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer<B>(request: &Request<B>, askers: &mpsc::Sender<Asker>) -> Response<Full<Bytes>> {
+    if !matches!(request.uri().path(), "/metrics" | "/livez") {
+        return say(StatusCode::NOT_FOUND, "not found: there are /metrics and /livez\n");
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = say(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    if request.uri().path() == "/livez" {
+        return say(StatusCode::OK, "ok\n");
+    }
+    match metrics(askers).await {
+        Ok(text) => {
+            // The same text is both; OpenMetrics, the stricter, for those who know it.
+            let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+            let kind = if accept.contains("application/openmetrics-text") { OPEN_METRICS } else { TEXT };
+            let mut response = say(StatusCode::OK, text);
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        Err(reason) => say(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn metrics(askers: &mpsc::Sender<Asker>) -> Result<String, String> {
+    let (sender, answer) = oneshot::channel();
+    let asking = async {
+        askers.send(Asker(sender)).await.ok()?;
+        answer.await.ok()
+    };
+    match tokio::time::timeout(ANSWER, asking).await {
+        Ok(Some(metrics)) => metrics,
+        _ => Err("no metrics while things start or end".to_owned()),
+    }
+}
+
+fn say(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Status line, headers and body.
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("{request}\r\nHost: h\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    #[tokio::test]
+    async fn metrics_and_livez_and_nothing_else() {
+        let mut endpoint = Endpoint::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = endpoint.address;
+        assert!(ask(address, "GET /livez HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
+        assert!(ask(address, "GET / HTTP/1.1").await.starts_with("HTTP/1.1 404 "));
+        let response = ask(address, "POST /metrics HTTP/1.1").await;
+        assert!(response.starts_with("HTTP/1.1 405 ") && response.contains("allow: GET, HEAD"), "{response}");
+        // Nobody answers yet.
+        assert!(ask(address, "GET /metrics HTTP/1.1").await.starts_with("HTTP/1.1 503 "));
+        tokio::spawn(async move {
+            loop {
+                endpoint.asked().await.answer(Ok("x 1\n".to_owned()));
+            }
+        });
+        let response = ask(address, "GET /metrics?x=y HTTP/1.1").await;
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("\r\n\r\nx 1\n"), "{response}");
+        assert!(response.contains("content-type: text/plain; version=0.0.4"), "{response}");
+        let response =
+            ask(address, "GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0").await;
+        assert!(response.contains("content-type: application/openmetrics-text"), "{response}");
+    }
+}

@@ -1,0 +1,136 @@
+//! From the configuration that is in force and a new one to what can be done about it (pure).
+
+use pointsman::mqtt::Settings;
+
+use crate::config::{Config, Mqtt};
+
+/// What to do about a new configuration.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// What is in force afterwards: the new configuration, but for what needs a restart.
+    pub(super) config: Config,
+    /// The keys of what is different and needs a restart.
+    pub(super) restart: Vec<&'static str>,
+}
+
+impl Plan {
+    /// Compares them.
+    pub(super) fn new(old: &Config, new: &Config) -> Self {
+        let mut restart = Vec::new();
+        if old.registry != new.registry {
+            restart.push("registry");
+        }
+        if old.metrics != new.metrics {
+            restart.push("metrics.listen");
+        }
+        let mqtt = match (&old.mqtt, &new.mqtt) {
+            (Some(old), Some(new)) => Some(mqtt(old, new, &mut restart)),
+            (None, None) => None,
+            (old, _) => {
+                restart.push("mqtt");
+                old.clone()
+            }
+        };
+        Self { config: Config { registry: old.registry.clone(), mqtt, metrics: old.metrics }, restart }
+    }
+}
+
+fn mqtt(old: &Mqtt, new: &Mqtt, restart: &mut Vec<&'static str>) -> Mqtt {
+    let (before, after) = (&old.settings, &new.settings);
+    let mut note = |differs: bool, key| {
+        if differs {
+            restart.push(key);
+        }
+    };
+    note(old.listen != new.listen, "mqtt.listen");
+    note(before.ingress != after.ingress, "mqtt.ingress");
+    note(before.egress != after.egress, "mqtt.egress");
+    note(before.topics != after.topics, "mqtt.topics");
+    // A generated code is another with each reading.
+    note(old.code != new.code, "mqtt.code");
+    note(old.register_as != new.register_as, "mqtt.register_as");
+    note(before.advertise != after.advertise, "mqtt.advertise");
+    note(before.max_packet != after.max_packet, "mqtt.max_packet");
+    note(before.session_expiry != after.session_expiry, "mqtt.session_expiry");
+    note(before.state != after.state, "mqtt.state");
+    let mut settings: Settings = after.clone();
+    settings.ingress.clone_from(&before.ingress);
+    settings.egress.clone_from(&before.egress);
+    settings.topics = before.topics;
+    settings.code = before.code.clone();
+    settings.advertise.clone_from(&before.advertise);
+    settings.max_packet = before.max_packet;
+    settings.session_expiry = before.session_expiry;
+    settings.state.clone_from(&before.state);
+    if old.register_as != new.register_as {
+        // It may come from there.
+        settings.group.clone_from(&before.group);
+    }
+    Mqtt { settings, code: old.code.clone(), register_as: old.register_as.clone(), listen: old.listen.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Checked;
+
+    fn config(lines: &str) -> Config {
+        let text = format!("{lines}\n[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'");
+        let Checked { config, problems } = Checked::read(Path::new("/tmp/p.toml"), text.as_bytes());
+        config.unwrap_or_else(|| panic!("{text}: {problems:#?}"))
+    }
+
+    fn settings(config: &Config) -> &Settings {
+        &config.mqtt.as_ref().unwrap().settings
+    }
+
+    #[test]
+    fn routes_limits_and_timeouts_change_at_once() {
+        let old = config("[mqtt]");
+        let new = config(
+            "[mqtt]\nmax_in_flight = 7\nresponse_timeout = '1s'\ndrain_timeout = '2s'\ngroup = 'g'\nfilters = '/login/#'\n\
+             [[mqtt.route]]\nmatch = '^/x/'\nservice = 'x'",
+        );
+        let plan = Plan::new(&old, &new);
+        assert_eq!(plan.restart, [""; 0]);
+        let applied = settings(&plan.config);
+        assert_eq!((applied.routes.len(), applied.max_in_flight, &*applied.group), (2, 7, "g"));
+        assert_eq!((applied.response_timeout.as_secs(), applied.drain_timeout.as_secs()), (1, 2));
+        assert_eq!(applied.filters, ["/login/#"]);
+        assert_eq!(applied.code, settings(&old).code, "a generated code stays");
+    }
+
+    #[test]
+    fn what_needs_a_restart_stays_and_is_named() {
+        let old = config("registry = 'zookeeper://h/p'\n[mqtt]\ncode = 'a'\nregister_as = 'x'");
+        for (line, key) in [
+            ("listen = '127.0.0.1:1'", "mqtt.listen"),
+            ("egress = 'mqtt://h'", "mqtt.egress"),
+            ("topics = 'go-envelope'", "mqtt.topics"),
+            ("advertise = 'h:1'", "mqtt.advertise"),
+            ("max_packet = '2MiB'", "mqtt.max_packet"),
+            ("session_expiry = '1s'", "mqtt.session_expiry"),
+            ("state = 's'", "mqtt.state"),
+        ] {
+            let new = config(&format!(
+                "registry = 'zookeeper://h/p'\n[mqtt]\ncode = 'a'\nregister_as = 'x'\nmax_in_flight = 7\n{line}"
+            ));
+            let plan = Plan::new(&old, &new);
+            assert_eq!(plan.restart, [key]);
+            assert_eq!(settings(&plan.config).max_in_flight, 7, "{line}: the rest is applied");
+            // And back again there is nothing to say.
+            assert_eq!(Plan::new(&plan.config, &old).restart, [""; 0], "{line}");
+        }
+        let other = config(
+            "registry = 'zookeeper://h/q'\nmetrics.listen = '127.0.0.1:1'\n[mqtt]\ningress = 'mqtt://h'\nregister_as = 'y'",
+        );
+        let plan = Plan::new(&old, &other);
+        let all = ["registry", "metrics.listen", "mqtt.listen", "mqtt.ingress", "mqtt.code", "mqtt.register_as"];
+        assert_eq!(plan.restart, all);
+        let mqtt = plan.config.mqtt.as_ref().unwrap();
+        assert_eq!((mqtt.register_as.as_deref(), &*mqtt.settings.group, &*mqtt.settings.code), (Some("x"), "x", "a"));
+        assert_eq!((plan.config.registry, plan.config.metrics), (old.registry, None));
+    }
+}

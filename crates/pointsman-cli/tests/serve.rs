@@ -1,0 +1,220 @@
+//! `serve`, with a registry, a sender and a service that are none of ours.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pointsman_testkit::{Mosquitto, Paho, PahoMessage, PahoOptions, ZooKeeper, unique_prefix};
+use rustix::process::Signal;
+use serde_json::Value;
+use support::{DEADLINE, Running, command, run, stderr, stdout};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A configuration file in a folder of its own.
+struct File {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl File {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Self { path: folder.path().join("p.toml"), _folder: folder };
+        std::fs::write(&file.path, text).unwrap();
+        file
+    }
+
+    /// As editors do.
+    fn replace(&self, text: &str) {
+        let aside = self.path.with_extension("new");
+        std::fs::write(&aside, text).unwrap();
+        std::fs::rename(aside, &self.path).unwrap();
+    }
+}
+
+/// A port that nobody listens on, outside the range of outgoing connections.
+fn free_port() -> u16 {
+    loop {
+        let port = fastrand::u16(12_000..32_000);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn serve(path: &Path) -> Running {
+    Running::start_with_stderr(command([Path::new("serve"), Path::new("--config"), path]))
+}
+
+/// Reads the log on to a line that has the words.
+async fn logged(running: &mut Running, words: &str) -> String {
+    let mut seen = Vec::new();
+    let found = tokio::time::timeout(DEADLINE, async {
+        loop {
+            let line = running.note().await;
+            seen.push(line.clone());
+            if line.contains(words) {
+                return line;
+            }
+        }
+    });
+    found.await.unwrap_or_else(|_| panic!("no {words:?} in {seen:#?}"))
+}
+
+async fn paho(address: &str) -> Paho {
+    let paho = Paho::start().await;
+    paho.connect(PahoOptions::new(address)).await;
+    paho
+}
+
+async fn get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
+}
+
+/// An instance `svc` of the service `cfgs`.
+async fn instance(registry: &str) -> Running {
+    let args = ["register", "cfgs", "--code", "svc", "-o", "json", "--registry", registry];
+    let mut running = Running::start(command(args));
+    running.json_where(|line| line["role"] == "master").await;
+    running
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_ends_it_at_once() {
+    let file = File::new("registry = 'zookeeper://127.0.0.1:1/p'\n[agent]\n[mqtt]\nlisen = 1\n");
+    let output = run(&["serve", "--config", file.path.to_str().unwrap()]).await;
+    assert_eq!((output.status.code(), stdout(&output)), (Some(1), String::new()));
+    for words in
+        [":2:1: error: ", "the agent is not in this version yet", ":4:1: error: ", "did you mean listen?", "^^^^^"]
+    {
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+    let file = File::new("[mqtt]\nroute = [{ match = '^/a/', service = 's' }]\n");
+    let output = command(["serve"]).env("POINTSMAN_CONFIG", &file.path).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("error: no registry is named"), "{}", stderr(&output));
+    let output = command(["serve", "-c"])
+        .arg(&file.path)
+        .env("POINTSMAN_REGISTRY", "memory://x")
+        .env("POINTSMAN_MQTT_PASSWORD", "geheim")
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    assert!(told.contains("POINTSMAN_MQTT_USER") && !told.contains("geheim"), "{told}");
+    assert!(!told.contains("registry is not named"), "{told}");
+}
+
+#[tokio::test]
+async fn it_waits_for_the_registry_and_can_be_ended_meanwhile() {
+    let metrics = free_port();
+    let file = File::new(&format!(
+        "registry = 'zookeeper://127.0.0.1:1/p'\nmetrics.listen = '127.0.0.1:{metrics}'\n[mqtt]\n\
+         route = [{{ match = '^/a/', service = 's' }}]\n"
+    ));
+    let mut running = serve(&file.path);
+    logged(&mut running, "waiting for the registry").await;
+    assert!(get(metrics, "/livez").await.starts_with("HTTP/1.1 200 "));
+    assert!(get(metrics, "/metrics").await.starts_with("HTTP/1.1 503 "));
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_embedded_broker_the_relay_and_what_changes_while_they_run() {
+    let registry = format!("zookeeper://{}{}", ZooKeeper::shared().await.address(), unique_prefix());
+    let (broker, metrics) = (free_port(), free_port());
+    let text = |pattern: &str, port: u16| {
+        format!(
+            "registry = 'zookeeper://127.0.0.1:1/the-flag-beats-it'\nmetrics.listen = '127.0.0.1:{metrics}'\n\
+             [mqtt]\nlisten = '127.0.0.1:{port}'\nregister_as = 'mqtt-balancer'\n\
+             [[mqtt.route]]\nmatch = '{pattern}'\nservice = 'cfgs'\n"
+        )
+    };
+    let _instance = instance(&registry).await;
+    let file = File::new(&text("^/login(/|$)", broker));
+    let mut start = command([Path::new("serve"), Path::new("-c"), &file.path]);
+    start.env("POINTSMAN_REGISTRY", &registry);
+    let mut running = Running::start_with_stderr(start);
+    logged(&mut running, " ready register_as=\"mqtt-balancer\"").await;
+    let address = format!("127.0.0.1:{broker}");
+    let (service, sender) = (paho(&address).await, paho(&address).await);
+    service.subscribe("svc/#", 1).await;
+    let passes = async |topic: &str| {
+        assert_eq!(sender.publish(PahoMessage::new(topic, "x").qos(1)).await, 0, "{topic}");
+        assert_eq!(service.next_message(DEADLINE).await.topic, format!("svc{topic}"));
+    };
+    passes("/login/user").await;
+
+    file.replace(&text("^/logout(/|$)", broker));
+    logged(&mut running, "configuration reloaded").await;
+    passes("/logout/user").await;
+    file.replace("[mqtt]\nlisen = 1\n");
+    let line = logged(&mut running, "did you mean listen?").await;
+    assert!(line.contains("line=2") && line.contains("column=1"), "{line}");
+    logged(&mut running, "the configuration is wrong: everything stays as it is").await;
+    passes("/logout/again").await;
+    let told = get(metrics, "/metrics").await;
+    for words in [
+        "pointsman_config_stale 1",
+        "pointsman_config_reloads_total{result=\"applied\"} 1",
+        "pointsman_mqtt_messages_delivered_total{route=\"^/logout(/|$)\"",
+        "pointsman_broker_messages_received_total ",
+        "pointsman_ready 1",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    file.replace(&text("^/third(/|$)", broker + 1));
+    let line = logged(&mut running, "takes effect after a restart").await;
+    assert!(line.contains("mqtt.listen"), "{line}");
+    passes("/third").await;
+    running.signal(Signal::HUP);
+    logged(&mut running, "configuration reloaded").await;
+
+    let args = ["instances", "mqtt-balancer", "-o", "json", "--all", "--registry", &registry];
+    let listed: Value = serde_json::from_str(&stdout(&run(&args).await)).unwrap();
+    assert_eq!(listed[0]["address"], address, "{listed}");
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+    assert_eq!(stdout(&run(&args).await).trim(), "[]");
+}
+
+#[tokio::test]
+async fn a_broker_of_ones_own_with_a_password_from_the_environment_and_a_second_signal() {
+    let registry = format!("zookeeper://{}{}", ZooKeeper::shared().await.address(), unique_prefix());
+    let _instance = instance(&registry).await;
+    let broker = Mosquitto::options().password("relay", "geheim").start().await;
+    let file = File::new(&format!(
+        "registry = '{registry}'\n[mqtt]\ningress = 'mqtt://{}'\ndrain_timeout = '1h'\n\
+         [[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'\n",
+        broker.address()
+    ));
+    let mut start = command([Path::new("serve"), Path::new("-c"), &file.path]);
+    start.env("POINTSMAN_MQTT_USER", "relay").env("POINTSMAN_MQTT_PASSWORD", "geheim");
+    let mut running = Running::start_with_stderr(start);
+    logged(&mut running, " ready").await;
+    let sender = Paho::start().await;
+    sender.connect(PahoOptions::new(&broker.address()).password("relay", "geheim")).await;
+    let service = Paho::start().await;
+    service.connect(PahoOptions::new(&broker.address()).password("relay", "geheim")).await;
+    service.subscribe("svc/#", 1).await;
+    sender.publish(PahoMessage::new("/login", "x").qos(1).response_topic("answers")).await;
+    service.next_message(DEADLINE).await;
+    // Nobody answers the request, so that there is something to wait for.
+    running.signal(Signal::TERM);
+    logged(&mut running, "leaving").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(running.runs());
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(130));
+}
