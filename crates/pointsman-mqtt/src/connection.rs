@@ -38,6 +38,8 @@ pub(crate) struct Connection {
     ping: Ping,
     /// Whether this pass has read already: what is made of one chunk is written before the next is read.
     filled: bool,
+    /// Whether a packet was given out since: then there will be another pass.
+    given: bool,
 }
 
 enum State {
@@ -85,6 +87,7 @@ impl Connection {
             heard: true,
             ping: Ping::None,
             filled: false,
+            given: false,
         };
         connection.connect.keep_alive = u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX);
         connection.start();
@@ -122,20 +125,28 @@ impl Connection {
                         match wire.decode() {
                             Err(error) => return Poll::Ready(self.down(error.to_string())),
                             Ok(Some(Packet::Pingresp)) => continue,
-                            Ok(Some(packet)) => return Poll::Ready(Signal::Packet(packet)),
+                            Ok(Some(packet)) => {
+                                self.given = true;
+                                return Poll::Ready(Signal::Packet(packet));
+                            }
                             Ok(None) => {}
                         }
                     }
                     if may_read && !self.filled {
                         match wire.poll_fill(context) {
                             Poll::Ready(Ok(true)) => {
-                                (self.filled, self.heard) = (true, true);
+                                (self.filled, self.heard, self.given) = (true, true, false);
                                 continue;
                             }
                             Poll::Ready(Ok(false)) => return Poll::Ready(self.down("closed by the broker".to_owned())),
                             Poll::Ready(Err(error)) => return Poll::Ready(self.down(error.to_string())),
                             Poll::Pending => {}
                         }
+                    }
+                    if may_read && self.filled && !self.given {
+                        // A part of a packet, or a PINGRESP: nobody knows of a reason for another pass, and the socket has not
+                        // been asked to the end.
+                        context.waker().wake_by_ref();
                     }
                     return self.poll_ping(context, may_read);
                 }
