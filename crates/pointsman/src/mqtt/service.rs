@@ -1,0 +1,305 @@
+//! A service behind a broker: it gets what is sent to its code, and answers.
+
+mod handlers;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_mqtt::client::{self, Inbox, Status};
+use pointsman_mqtt::relay::Topics;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use self::handlers::{Counters, Handlers, boxed};
+use self::worker::{Serving, Worker};
+use super::{BrokerUrl, Error, HandlerError, Reply, Request};
+use crate::{Instance, Registration, Registry, Role};
+
+const CONCURRENCY: u16 = 64;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
+
+/// A running service. It is registered, and its handlers run, until it is closed or dropped; through lost connections to the
+/// broker and to the registry it comes back by itself.
+///
+/// ```no_run
+/// use pointsman::mqtt::{Reply, Request, Service, Topics};
+/// use pointsman::{Instance, Registry};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("zookeeper://127.0.0.1:2181/micro-service").await?;
+/// let service = Service::builder(&registry, Instance::new("cfgs"))
+///     .broker("mqtt://127.0.0.1:1883".parse()?)
+///     .on("/login/user", |request: Request| async move { Ok(Reply::new(format!("hello {:?}", request.payload()))) })
+///     .start()
+///     .await?;
+/// service.close().await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A message of QoS 1 or 2 is acknowledged when its handler has finished and its answer is with the broker; so it comes again
+/// if this process dies before: handlers run *at least* once. What is sent while the connection is lost is kept by the broker
+/// (for 1 h, unless set otherwise).
+///
+/// A handler that fails or panics ends nothing: the requester gets an error, in MQTT 5 with the user properties
+/// `pointsman-reason` (`handler`, or `no-handler` where no handler matches) and `pointsman-detail`, and in any version with a
+/// payload of the type `application/problem+json`. The message counts as done.
+///
+/// Dropped, it leaves in the background as by [`Service::close`], as far as the runtime lives long enough.
+#[derive(Debug)]
+pub struct Service {
+    code: Arc<str>,
+    closing: mpsc::Sender<oneshot::Sender<Result<(), crate::Error>>>,
+    roles: crate::Roles,
+    status: watch::Receiver<Status>,
+    counters: Arc<Counters>,
+}
+
+/// What a service has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ServiceFigures {
+    /// Messages that have come, the broker's repetitions included.
+    pub received: u64,
+    /// Messages whose handler has succeeded.
+    pub handled: u64,
+    /// Messages whose handler has failed or panicked.
+    pub failed: u64,
+    /// Messages that no handler matches.
+    pub unmatched: u64,
+    /// Answers and errors that the broker has taken.
+    pub answered: u64,
+}
+
+/// Settings of a [`Service`] before it is started.
+#[derive(Debug)]
+#[must_use]
+pub struct ServiceBuilder {
+    registry: Registry,
+    instance: Instance,
+    broker: Option<BrokerUrl>,
+    topics: Topics,
+    concurrency: u16,
+    drain_timeout: Duration,
+    connect_timeout: Duration,
+    session_expiry: Duration,
+    max_packet: usize,
+    handlers: Handlers,
+}
+
+impl Service {
+    /// A service that registers as `instance`, with its code and without an address unless it has one, as soon as it is
+    /// subscribed.
+    pub fn builder(registry: &Registry, instance: Instance) -> ServiceBuilder {
+        ServiceBuilder {
+            registry: registry.clone(),
+            instance,
+            broker: None,
+            topics: Topics::default(),
+            concurrency: CONCURRENCY,
+            drain_timeout: DRAIN_TIMEOUT,
+            connect_timeout: CONNECT_TIMEOUT,
+            session_expiry: SESSION_EXPIRY,
+            max_packet: 1 << 20,
+            handlers: Handlers::default(),
+        }
+    }
+
+    /// Its code.
+    #[must_use]
+    pub fn code(&self) -> &Arc<str> {
+        &self.code
+    }
+
+    /// Its role at this moment; see [`Registration::role`].
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.roles.role()
+    }
+
+    /// Its roles as they change; see [`Registration::roles`].
+    #[must_use]
+    pub fn roles(&self) -> crate::Roles {
+        self.roles.clone()
+    }
+
+    /// Why it gets no messages now, as far as that is known here: no connection to the broker, or not registered.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let status = self.status.borrow();
+        let broker = (!status.up).then(|| status.reason.clone().unwrap_or_else(|| "connecting".to_owned()));
+        broker.or_else(|| self.roles.trouble())
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn figures(&self) -> ServiceFigures {
+        self.counters.figures()
+    }
+
+    /// Leaves without losing a message, in this order: tells the registry that it takes no more work (weight 0; where an
+    /// operator has set the weight, that stays), lets handlers finish (no longer than the drain timeout; what is not finished by
+    /// then is not acknowledged), unsubscribes, deregisters, disconnects.
+    ///
+    /// Cancelled, all that goes on in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Registry`] when it could not be deregistered: the registration then ends with its session.
+    pub async fn close(self) -> Result<(), Error> {
+        let (done, outcome) = oneshot::channel();
+        // One that has ended is closed.
+        if self.closing.send(done).await.is_err() {
+            return Ok(());
+        }
+        Ok(outcome.await.unwrap_or(Ok(()))?)
+    }
+}
+
+impl ServiceBuilder {
+    /// The broker to subscribe at: one of those at which relays publish for services (`egress`). Required.
+    pub fn broker(mut self, broker: BrokerUrl) -> Self {
+        self.broker = Some(broker);
+        self
+    }
+
+    /// The form of topics; the relays' has to be the same. Default: [`Topics::CodeLast`].
+    pub fn topics(mut self, topics: Topics) -> Self {
+        self.topics = topics;
+        self
+    }
+
+    /// How many handlers run at a time; as many messages are taken from the broker, and no more (1 to 65,535). Default 64.
+    pub fn concurrency(mut self, concurrency: u16) -> Self {
+        self.concurrency = concurrency.max(1);
+        self
+    }
+
+    /// How long [`Service::close`] waits for handlers. Default 10 s.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// How long [`ServiceBuilder::start`] waits for the broker. Default 10 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long the broker keeps messages while the service is away, in whole seconds (MQTT 5; brokers decide by themselves in
+    /// 3.1.1, unless it is zero, which is for both: not at all). Default 1 h.
+    pub fn session_expiry(mut self, expiry: Duration) -> Self {
+        self.session_expiry = expiry;
+        self
+    }
+
+    /// The largest packet that is taken, in bytes. Default 1 MiB.
+    pub fn max_packet(mut self, bytes: usize) -> Self {
+        self.max_packet = bytes.max(1024);
+        self
+    }
+
+    /// Handles what is sent to a topic, or to all topics that match a filter (`+` stands for one level, `#` at the end for any
+    /// further ones; with [`Topics::GoEnvelope`] there is no `#`, because there the code comes last). A slash at the beginning
+    /// makes no difference. The first handler that matches takes a message, in the order in which they are given.
+    ///
+    /// The handler's future is dropped at the end of the drain timeout.
+    pub fn on<F, A, R>(mut self, filter: impl Into<String>, handler: F) -> Self
+    where
+        F: Fn(Request) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<R, HandlerError>> + Send + 'static,
+        R: Into<Reply>,
+    {
+        self.handlers.push(filter.into(), boxed(handler));
+        self
+    }
+
+    /// Connects, subscribes, registers; returns when all that is done. The registered instance gets the tag `broker`
+    /// (`host:port`), by which a relay with several brokers finds it.
+    ///
+    /// The client id is derived from the code. Where the code has been registered before the start, it is registered again
+    /// first (with weight 0), so that a service that lives is not turned out of its session by mistake.
+    ///
+    /// Cancelled, nothing stays behind but, in the broker, a session that expires.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Instance`], [`Error::Topic`] and [`Error::Unsupported`] before anything is connected; [`Error::Refused`] when the
+    /// broker answers and refuses (user name, password, rights); [`Error::Unreachable`] when there is no connection within the
+    /// connect timeout; [`Error::Registry`] when the instance cannot be registered, such as
+    /// [`DuplicateCode`](crate::Error::DuplicateCode).
+    pub async fn start(mut self) -> Result<Service, Error> {
+        let broker = self.broker.take().ok_or(Error::Unsupported("a service needs a broker: .broker(URL)"))?;
+        if !self.instance.tags.contains_key("broker") {
+            self.instance = self.instance.tag("broker", broker.address());
+        }
+        self.instance.check()?;
+        let filters = self.handlers.filters(self.topics, &self.instance.code)?;
+        let early = self.register_early().await?;
+        let code = self.instance.code.clone();
+        let mut settings = client::Settings::new(broker, format!("pointsman-service-{code}"));
+        settings.filters = filters.into_iter().map(Into::into).collect();
+        settings.receive_maximum = self.concurrency;
+        settings.max_outstanding = usize::from(self.concurrency);
+        settings.session_expiry = self.session_expiry;
+        settings.max_packet = self.max_packet;
+        let (client, inbox) = connect(settings, self.connect_timeout).await?;
+        let registration = match self.register(early).await {
+            Ok(registration) => registration,
+            Err(error) => {
+                // Somebody else's session, perhaps: only one that can be nobody else's is ended.
+                let forget = self.instance.has_generated_code();
+                client.close(Duration::from_secs(1), forget).await;
+                return Err(error.into());
+            }
+        };
+        let counters = Arc::<Counters>::default();
+        let (closing, commands) = mpsc::channel(1);
+        let (roles, status) = (registration.roles(), client.status());
+        let topics = (self.topics, code.clone());
+        let serving = Serving::new((client, inbox), self.handlers, topics, self.concurrency, counters.clone());
+        let worker = Worker { serving, registration, drain_timeout: self.drain_timeout, commands };
+        tokio::spawn(worker.run());
+        Ok(Service { code, closing, roles, status, counters })
+    }
+
+    /// Where somebody else may have the code, the registry is asked before the broker.
+    async fn register_early(&self) -> Result<Option<Registration>, crate::Error> {
+        if self.instance.has_generated_code() {
+            return Ok(None);
+        }
+        let service = self.registry.discover(&self.instance.service).await?;
+        if service.snapshot().find(&self.instance.code).is_none() {
+            return Ok(None);
+        }
+        let mut drained = self.instance.clone();
+        drained.weight = 0;
+        self.registry.register(drained).await.map(Some)
+    }
+
+    async fn register(&self, early: Option<Registration>) -> Result<Registration, crate::Error> {
+        let Some(mut registration) = early else { return self.registry.register(self.instance.clone()).await };
+        let weight = self.instance.weight;
+        registration.update(|instance| instance.weight = weight).await?;
+        Ok(registration)
+    }
+}
+
+/// Starts a client, and waits until it is connected and subscribed.
+pub(super) async fn connect(settings: client::Settings, within: Duration) -> Result<(client::Client, Inbox), Error> {
+    let broker = settings.broker.to_string();
+    let (client, inbox) = client::Client::start(settings);
+    let reason = |status: &Status| status.reason.clone().unwrap_or_else(|| "no answer".to_owned());
+    match timeout(within, client.ready()).await {
+        Ok(Ok(())) => Ok((client, inbox)),
+        Ok(Err(status)) => Err(Error::Refused { broker, reason: reason(&status) }),
+        Err(_) => {
+            let reason = reason(&client.status().borrow());
+            Err(Error::Unreachable { broker, waited: within, reason })
+        }
+    }
+}

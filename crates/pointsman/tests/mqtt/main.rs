@@ -1,0 +1,6 @@
+//! Services and senders over MQTT, with real brokers, our relay between, and clients that are none of ours.
+
+#![allow(clippy::unwrap_used)]
+
+mod service;
+mod support;
