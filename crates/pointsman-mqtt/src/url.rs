@@ -112,6 +112,13 @@ impl BrokerUrl {
         self
     }
 
+    /// Another keep-alive than the URL says; from 1 s to 65,535 s, in whole seconds.
+    #[must_use]
+    pub fn with_keep_alive(mut self, keep_alive: Duration) -> Self {
+        self.keep_alive = Duration::from_secs(keep_alive.as_secs().clamp(1, 65_535));
+        self
+    }
+
     /// The version that is spoken with it.
     #[must_use]
     pub fn version(&self) -> Version {

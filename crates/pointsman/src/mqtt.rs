@@ -3,15 +3,20 @@
 //! | who | uses |
 //! |---|---|
 //! | a service behind a broker | [`Service`]: handlers by topic, which answer |
+//! | a sender | [`Client`]: finds a relay, publishes, makes requests |
 //! | whoever runs the balancing | [`Relay`] |
 
+mod client;
 mod message;
 mod relay;
 mod service;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use message::{HandlerError, Reply, Request};
+pub use client::{Client, ClientBuilder};
+pub use message::{HandlerError, Message, Reply, Request};
+pub use pointsman_mqtt::client::PublishError;
 pub use pointsman_mqtt::envelope::Action;
 pub use pointsman_mqtt::packet::{Qos, Version};
 pub use pointsman_mqtt::relay::{Figures, Invalid, Route, RouteRole, Settings, Topics};
@@ -61,10 +66,64 @@ pub enum Error {
         /// What was seen at the last try.
         reason: String,
     },
+    /// The broker does not take a message.
+    #[error("publish to {topic:?}: {source}")]
+    Publish {
+        /// The message's topic.
+        topic: String,
+        /// Why not.
+        source: PublishError,
+    },
+    /// No relay is registered, or none can be connected to.
+    #[error("no relay of {service} can be reached, after {waited:?}: {reason}")]
+    NoRelay {
+        /// The name that relays register under.
+        service: Arc<str>,
+        /// For how long one was waited for.
+        waited: Duration,
+        /// What was seen last.
+        reason: String,
+    },
+    /// The relay that had a request is gone, and the request may not be sent again. Whether it was carried out is not known.
+    #[error("relay {code} is lost, and with it the answer to the request")]
+    RelayLost {
+        /// The relay's code.
+        code: Arc<str>,
+    },
+    /// No answer in time. Whether the request was carried out is not known.
+    #[error("request {topic:?}: no answer within {waited:?}")]
+    Timeout {
+        /// The request's topic.
+        topic: String,
+        /// For how long it was waited.
+        waited: Duration,
+    },
+    /// The relay or the service says that there will be no answer.
+    #[error("not delivered ({reason}): {detail}")]
+    NotDelivered {
+        /// In one word: `no-route`, `no-instance`, `no-answer`, `handler`, …
+        reason: String,
+        /// In a sentence.
+        detail: String,
+    },
+    /// The service or the client has ended.
+    #[error("it has been closed")]
+    Closed,
 }
 
 impl Error {
     fn topic(topic: &str, reason: impl Into<String>) -> Self {
         Self::Topic { topic: topic.chars().take(200).collect(), reason: reason.into() }
+    }
+
+    /// Whether the same call may succeed later. A request that has failed so may have been carried out.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::Registry(error) => error.is_retryable(),
+            Error::Unreachable { .. } | Error::NoRelay { .. } | Error::RelayLost { .. } | Error::Timeout { .. } => true,
+            Error::NotDelivered { reason, .. } => reason != "handler",
+            _ => false,
+        }
     }
 }

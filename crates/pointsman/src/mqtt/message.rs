@@ -138,6 +138,15 @@ impl Reply {
         properties.correlation = correlation;
         Publish { topic: topic.into(), payload: self.payload, qos, properties, ..Publish::default() }
     }
+
+    pub(super) fn of(publish: Publish) -> Self {
+        let MessageProperties { content_type, user, .. } = publish.properties;
+        Self {
+            payload: publish.payload,
+            content_type: content_type.map(|text| text.to_string()),
+            user_properties: user.into_iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        }
+    }
 }
 
 /// An empty answer; for messages that nobody waits for the answer of.
@@ -168,6 +177,77 @@ impl From<Bytes> for Reply {
 impl From<Vec<u8>> for Reply {
     fn from(payload: Vec<u8>) -> Self {
         Self::new(payload)
+    }
+}
+
+/// A message to be sent by a [`Client`](super::Client).
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub(super) topic: String,
+    pub(super) payload: Bytes,
+    pub(super) qos: Qos,
+    pub(super) action: Option<Action>,
+    pub(super) retry: bool,
+    content_type: Option<String>,
+    user_properties: Vec<(String, String)>,
+}
+
+impl Message {
+    /// A message of QoS 1.
+    #[must_use]
+    pub fn new(topic: impl Into<String>, payload: impl Into<Bytes>) -> Self {
+        Self {
+            topic: topic.into(),
+            payload: payload.into(),
+            qos: Qos::AtLeastOnce,
+            action: None,
+            retry: false,
+            content_type: None,
+            user_properties: Vec::new(),
+        }
+    }
+
+    /// How often it arrives.
+    #[must_use]
+    pub fn qos(mut self, qos: Qos) -> Self {
+        self.qos = qos;
+        self
+    }
+
+    /// What is wanted, with [`Topics::GoEnvelope`]. Default: POST for requests, UPDATED for what nobody waits for the answer of.
+    #[must_use]
+    pub fn action(mut self, action: Action) -> Self {
+        self.action = Some(action);
+        self
+    }
+
+    /// Whether a request may be sent again, by another relay, when the relay that had it is gone: only if doing it twice does
+    /// no harm. Default: no.
+    #[must_use]
+    pub fn retry(mut self, retry: bool) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Says what the payload is (MQTT 5).
+    #[must_use]
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.content_type = Some(content_type.into());
+        self
+    }
+
+    /// Adds a user property (MQTT 5).
+    #[must_use]
+    pub fn user_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.user_properties.push((name.into(), value.into()));
+        self
+    }
+
+    /// The message as it is published, to a topic that is yet to be put in.
+    pub(super) fn to_publish(&self, client_id: &str) -> Publish {
+        let mut properties = properties(self.content_type.clone(), self.user_properties.clone());
+        properties.user.push((CLIENT_ID.into(), client_id.into()));
+        Publish { payload: self.payload.clone(), qos: self.qos, properties, ..Publish::default() }
     }
 }
 

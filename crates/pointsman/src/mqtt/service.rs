@@ -293,9 +293,16 @@ impl ServiceBuilder {
 pub(super) async fn connect(settings: client::Settings, within: Duration) -> Result<(client::Client, Inbox), Error> {
     let broker = settings.broker.to_string();
     let (client, inbox) = client::Client::start(settings);
+    connected(&client, &broker, within).await?;
+    Ok((client, inbox))
+}
+
+/// Waits until a client is connected and subscribed.
+pub(super) async fn connected(client: &client::Client, broker: &str, within: Duration) -> Result<(), Error> {
+    let broker = broker.to_owned();
     let reason = |status: &Status| status.reason.clone().unwrap_or_else(|| "no answer".to_owned());
     match timeout(within, client.ready()).await {
-        Ok(Ok(())) => Ok((client, inbox)),
+        Ok(Ok(())) => Ok(()),
         Ok(Err(status)) => Err(Error::Refused { broker, reason: reason(&status) }),
         Err(_) => {
             let reason = reason(&client.status().borrow());

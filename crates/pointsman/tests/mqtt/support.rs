@@ -32,6 +32,11 @@ pub(crate) async fn relay(registry: &Registry, broker: &str, topics: Topics, cod
     started(registry, settings).await
 }
 
+/// What is sent to `/login` is for `cfgs`.
+pub(crate) fn route() -> Route {
+    Route::new("^/login(/|$)", "cfgs")
+}
+
 pub(crate) async fn started(registry: &Registry, settings: Settings) -> Relay {
     let mut relay = Relay::start(registry, settings, Some("mqtt-balancer"), None).await.unwrap();
     within(relay.ready()).await.unwrap();
