@@ -28,9 +28,6 @@ const PASSES: u32 = 64;
 const OUTPUT_BYTES: usize = 4 << 20;
 /// How long a client that was dropped goes on with what it still has.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// A connection that lasts for less has not been good for anything: the next attempt is put off further.
-const SHORT_LIVED: Duration = Duration::from_secs(5);
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// After another client has taken the session over; doubled with each time.
 const TAKEOVER_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -70,8 +67,8 @@ pub(super) struct Driver {
     outlet: Outlet,
     status: watch::Sender<Status>,
     up_since: Option<Instant>,
-    /// Connections in a row that were short-lived.
-    short_lived: u32,
+    /// How often another client has taken the session over, since a connection that lasted.
+    takeovers: u32,
     leaving: Option<Leaving>,
     timer: Pin<Box<Sleep>>,
 }
@@ -125,7 +122,7 @@ impl Driver {
             outlet: Outlet::new(messages),
             status,
             up_since: None,
-            short_lived: 0,
+            takeovers: 0,
             leaving: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         }
@@ -315,8 +312,11 @@ impl Driver {
 
     fn lost(&mut self, reason: String, taken_over: bool, now: Instant) {
         let since = self.up_since.take();
-        if let Some(since) = since {
-            self.put_off(now.duration_since(since), taken_over);
+        if since.is_some_and(|since| now.duration_since(since) > LONGEST_PAUSE) {
+            self.takeovers = 0;
+        }
+        if taken_over {
+            self.put_off();
         }
         let (broker, client_id) = (&self.broker, &*self.connect.client_id);
         match since {
@@ -341,17 +341,11 @@ impl Driver {
         });
     }
 
-    /// Puts the next attempt off, the longer the more connections in a row were short-lived: where two clients have one name, or
-    /// a broker throws everybody out, nobody is served by hurry.
-    fn put_off(&mut self, stood: Duration, taken_over: bool) {
-        if stood >= SHORT_LIVED && !taken_over {
-            self.short_lived = 0;
-            return;
-        }
-        let first = if taken_over { TAKEOVER_PAUSE } else { FIRST_PAUSE };
-        let pause = first.saturating_mul(1 << self.short_lived.min(10)).min(LONGEST_PAUSE);
-        self.short_lived = self.short_lived.saturating_add(1);
-        // With jitter, so that two who fight for a session do not come back at the same time.
+    /// Puts the next attempt off, further with each time: where two clients have one name, nobody is served by a fight.
+    fn put_off(&mut self) {
+        let pause = TAKEOVER_PAUSE.saturating_mul(1 << self.takeovers.min(10)).min(LONGEST_PAUSE);
+        self.takeovers = self.takeovers.saturating_add(1);
+        // With jitter, so that both do not come back at the same time.
         self.connection.postpone(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
     }
 
