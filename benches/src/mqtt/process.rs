@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::{Instance, Snapshot, ViewWriter};
+use pointsman_mqtt::broker::{Broker, Options};
 use pointsman_mqtt::relay::{Relay, Route, Settings, Views};
 use tokio::sync::watch;
 
@@ -65,7 +66,7 @@ impl Child {
     /// Its process.
     #[must_use]
     pub fn observed(&self) -> Observed {
-        Observed { name: "relay".into(), pid: self.process.id() }
+        Observed::new(if self.address.is_some() { "broker with relay" } else { "relay" }, Some(self.process.id()))
     }
 }
 
@@ -138,9 +139,16 @@ pub async fn child(arguments: &[String], say: fn(&str)) -> Result<()> {
             until_standard_input_ends().await;
             Ok(())
         }
-        // With the broker that is yet to come: start it, take its handle for `Relay::start(settings(), views, changed,
-        // Some(handle))`, and say `ready ADDRESS`.
-        ["embedded", _codes] => Err("the embedded broker does not exist yet".into()),
+        ["embedded", codes] => {
+            let broker = Broker::start(Options::new(SocketAddr::from(([127, 0, 0, 1], 0)))).await?;
+            let (_fleet, views) = fleet(codes);
+            let (_changed, changed) = watch::channel(());
+            let relay = Relay::start(settings(), views, changed, Some(broker.handle()))?;
+            tokio::time::timeout(Duration::from_secs(10), relay.ready()).await??;
+            say(&format!("ready {}", broker.address()));
+            until_standard_input_ends().await;
+            Ok(())
+        }
         _ => Err("a child that does not exist".into()),
     }
 }
