@@ -391,13 +391,13 @@ impl Shared {
         self.order.lock().unwrap().take_if(|order| is_for_this(&order.target))
     }
 
-    /// Returns when frames may pass.
+    /// Returns when frames may pass: not from a blackhole into a cut.
     async fn passage(&self) {
         let delay = self.state.borrow().delay;
         if !delay.is_zero() {
             sleep(delay).await;
         }
-        let _ = self.state.subscribe().wait_for(|state| state.mode != Mode::Blackhole).await;
+        let _ = self.state.subscribe().wait_for(|state| state.mode == Mode::Open).await;
     }
 }
 
