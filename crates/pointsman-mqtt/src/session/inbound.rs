@@ -94,7 +94,10 @@ impl Inbound {
                 Err(Malformed { what, reason: Reason::PACKET_IDENTIFIER_IN_USE })
             }
             // A peer that does not say that it has sent the acknowledged one before has given it up, and sends another.
-            None | Some(State::Acknowledged(..)) if self.pending >= usize::from(self.limit) => {
+            // In 3.1.1 the peer has not been told of a limit.
+            None | Some(State::Acknowledged(..))
+                if version == Version::V5 && self.pending >= usize::from(self.limit) =>
+            {
                 let what = "more messages than the receive maximum";
                 Err(Malformed { what, reason: Reason::RECEIVE_MAXIMUM_EXCEEDED })
             }
