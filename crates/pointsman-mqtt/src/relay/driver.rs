@@ -12,7 +12,7 @@ use bytestring::ByteString;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
-use super::engine::{Engine, SENDERS};
+use super::engine::{self, Engine, SENDERS};
 use super::routes::{Routes, Views};
 use super::settings::{Invalid, Settings, Topics};
 use super::{Figures, address};
@@ -56,6 +56,8 @@ struct Side {
     filters: Vec<(ByteString, Options)>,
     /// Whether the broker has confirmed just that.
     subscribed: bool,
+    /// What may still be subscribed to from before.
+    gone: Vec<ByteString>,
 }
 
 struct Leaving {
@@ -191,11 +193,13 @@ impl Driver {
                 side.up = true;
                 tracing::info!(broker = side.name, session_present = peer.session_present, "connected");
                 self.engine.metrics.connected(&side.name, true);
+                if !peer.session_present {
+                    side.gone.clear();
+                }
                 // Also where the session is still there: mosquitto 2.0 loses shared subscriptions when it is restarted, and
                 // keeps the session.
-                side.subscribed = side.filters.is_empty();
-                let subscribe = (!side.filters.is_empty()).then(|| side.subscribe());
-                self.engine.connected(index, peer, subscribe.as_ref(), now.into_std());
+                let packets = side.subscribe();
+                self.engine.connected(index, peer, &packets, now.into_std());
             }
             Signal::Down(reason) => self.lost(index, &reason),
             Signal::Packet(packet) => match self.engine.receive(index, packet, now.into_std()) {
@@ -291,24 +295,17 @@ impl Driver {
         let routes = Routes::new(&settings, views, &self.engine.metrics, Some(&self.engine.routes))?;
         self.engine.reload(&settings, routes);
         let side = &mut self.sides[SENDERS];
-        let before = std::mem::replace(&mut side.filters, filters_of(&settings, SENDERS));
+        let filters = filters_of(&settings, SENDERS);
         self.settings = settings;
-        if side.filters == before || self.leaving.is_some() {
+        if side.filters == filters || self.leaving.is_some() {
             return Ok(());
         }
-        // First what is new: a message in between comes twice rather than never.
-        let gone: Vec<ByteString> = before
-            .into_iter()
-            .map(|(filter, _)| filter)
-            .filter(|filter| !side.filters.iter().any(|(kept, _)| kept == filter))
-            .collect();
-        side.subscribed = false;
-        let subscribe = side.subscribe();
-        self.engine.control(SENDERS, &subscribe);
-        if !gone.is_empty() {
-            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters: gone, properties: Properties::default() };
-            self.engine.control(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
-        }
+        let before = std::mem::replace(&mut side.filters, filters);
+        side.gone.extend(before.into_iter().map(|(filter, _)| filter));
+        let filters = &side.filters;
+        side.gone.retain(|filter| !filters.iter().any(|(kept, _)| kept == filter));
+        let packets = side.subscribe();
+        packets.iter().for_each(|packet| self.engine.control(SENDERS, packet));
         Ok(())
     }
 
@@ -317,11 +314,9 @@ impl Driver {
         self.leaving = Some(Leaving { done, deadline, barrier: None, dry: false });
         tracing::info!("leaving: nothing new is taken, what is under way is seen through");
         let side = &mut self.sides[SENDERS];
-        let filters: Vec<_> = std::mem::take(&mut side.filters).into_iter().map(|(filter, _)| filter).collect();
-        if side.up && !filters.is_empty() {
-            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters, properties: Properties::default() };
-            self.engine.control(SENDERS, &Packet::Unsubscribe(Box::new(unsubscribe)));
-        }
+        side.gone.extend(std::mem::take(&mut side.filters).into_iter().map(|(filter, _)| filter));
+        let packets = side.subscribe();
+        packets.iter().for_each(|packet| self.engine.control(SENDERS, packet));
     }
 
     /// Whether everything is seen through, or the time for it is over. That the broker has nothing left shows by a question
@@ -380,7 +375,6 @@ impl Side {
             }
         };
         let expiry = u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX);
-        let window = u16::try_from(settings.max_in_flight).unwrap_or(u16::MAX);
         let end = if index == SENDERS { "in".to_owned() } else { format!("out{index}") };
         let connect = Connect {
             version,
@@ -388,7 +382,7 @@ impl Side {
             client_id: format!("pointsman-{}-{end}", settings.code).into(),
             properties: Properties {
                 session_expiry: Some(expiry),
-                receive_maximum: Some(window),
+                receive_maximum: Some(engine::window(settings, index)),
                 maximum_packet: u32::try_from(settings.max_packet).ok(),
                 ..Properties::default()
             },
@@ -397,12 +391,25 @@ impl Side {
         // 3.1.1 has no way to say what is too large, and what is refused comes again.
         let max_packet = if version == Version::V5 { settings.max_packet } else { usize::MAX };
         let connection = Connection::new(target, connect, max_packet);
-        Self { name, connection, up: false, filters: filters_of(settings, index), subscribed: false }
+        let filters = filters_of(settings, index);
+        Self { name, connection, up: false, filters, subscribed: false, gone: Vec::new() }
     }
 
-    fn subscribe(&self) -> Packet {
-        let filters = self.filters.clone();
-        Packet::Subscribe(Box::new(Subscribe { id: SUBSCRIBE_ID, filters, properties: Properties::default() }))
+    /// Tells the broker what is subscribed to, and what no longer. First what is new: a message in between comes twice rather
+    /// than never.
+    fn subscribe(&mut self) -> Vec<Packet> {
+        let (filters, gone) = (self.filters.clone(), self.gone.clone());
+        self.subscribed = filters.is_empty();
+        let mut packets = Vec::new();
+        if !filters.is_empty() {
+            let subscribe = Subscribe { id: SUBSCRIBE_ID, filters, properties: Properties::default() };
+            packets.push(Packet::Subscribe(Box::new(subscribe)));
+        }
+        if !gone.is_empty() {
+            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters: gone, properties: Properties::default() };
+            packets.push(Packet::Unsubscribe(Box::new(unsubscribe)));
+        }
+        packets
     }
 }
 

@@ -123,9 +123,8 @@ impl Engine {
         metrics: Metrics,
         journal: Journal,
     ) -> Self {
-        // What is not acknowledged is bounded by what the relay may have in flight.
-        let window = u16::try_from(settings.max_in_flight).unwrap_or(u16::MAX);
-        let mut sessions: Vec<Session<u32>> = brokers.iter().map(|_| Session::new(window)).collect();
+        let mut sessions: Vec<Session<u32>> =
+            (0..brokers.len()).map(|side| Session::new(window(settings, side))).collect();
         for session in &mut sessions {
             session.hold_at_most_once(true);
             session.report_assigned(journal.is_on());
@@ -212,8 +211,8 @@ impl Engine {
         self.routes = routes;
     }
 
-    /// A connection is up. Before anything else it is subscribed: what is sent again may lead to answers at once.
-    pub(super) fn connected(&mut self, side: usize, peer: Peer, subscribe: Option<&Packet>, now: Instant) {
+    /// A connection is up. These packets go first: what is sent again may lead to answers at once.
+    pub(super) fn connected(&mut self, side: usize, peer: Peer, first: &[Packet], now: Instant) {
         if std::mem::take(&mut self.unknown_past[side]) && peer.session_present {
             // What the broker has received but not been told to deliver (PUBREL) would be lost, and a new message with the
             // identifier of such a one would be taken for it.
@@ -226,11 +225,9 @@ impl Engine {
             }
         }
         self.sessions[side].connected(peer, now);
-        if let Some(subscribe) = subscribe {
-            let again = self.sessions[side].output().split();
-            self.control(side, subscribe);
-            self.sessions[side].output().unsplit(again);
-        }
+        let again = self.sessions[side].output().split();
+        first.iter().for_each(|packet| self.control(side, packet));
+        self.sessions[side].output().unsplit(again);
         self.settle(side, now);
     }
 
@@ -434,6 +431,13 @@ impl Engine {
     fn is_reserved(topic: &str) -> bool {
         topic.starts_with('$') || topic.starts_with(address::RESERVED)
     }
+}
+
+/// How many messages a broker may send without an acknowledgement. Senders: as many as may be under way. Services' answers
+/// are no more than there are requests; and if some had to wait for others to be acknowledged by the senders' broker, which
+/// is not read while too many requests wait for their answers, nothing would go on.
+pub(super) fn window(settings: &Settings, side: usize) -> u16 {
+    if side == SENDERS { u16::try_from(settings.max_in_flight).unwrap_or(u16::MAX) } else { u16::MAX }
 }
 
 impl Limits {

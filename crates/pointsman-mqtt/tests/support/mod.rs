@@ -188,6 +188,20 @@ pub async fn until(relay: &Relay, what: &str, wanted: impl Fn(&Figures) -> bool)
     }
 }
 
+/// Waits until the relay has noticed that its connection to a broker (`host:port`) is there, or gone.
+pub async fn connected(relay: &Relay, broker: &str, wanted: bool) {
+    let start = Instant::now();
+    let ending = format!("{broker}\"}} {}", u8::from(wanted));
+    loop {
+        let metrics = relay.metrics().await.unwrap();
+        if metrics.lines().any(|line| line.contains("connected") && line.ends_with(&ending)) {
+            return;
+        }
+        assert!(start.elapsed() < SOON, "{broker} connected is not {wanted}:\n{metrics}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The value of a user property.
 pub fn property<'a>(message: &'a PahoMessage, name: &str) -> Option<&'a str> {
     message.user_properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
