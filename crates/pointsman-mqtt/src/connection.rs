@@ -225,8 +225,9 @@ impl Connection {
         }
         self.timer.as_mut().reset(Instant::now() + self.keep_alive / 2);
         let receive_maximum = match self.connect.version {
-            // 3.1.1 does not say. Brokers keep a number in memory that they do not tell; this many they all take.
-            Version::V311 => 1024,
+            // 3.1.1 does not say. Mosquitto takes 20, unless told otherwise; with more of QoS 2 it closes the connection, and
+            // has lost some of them afterwards (2.0.11).
+            Version::V311 => 20,
             Version::V5 => u16::MAX,
         };
         Signal::Up(Peer {
