@@ -111,6 +111,11 @@ impl<T: Clone> Session<T> {
         }
     }
 
+    /// The version that the peer will speak, before it has been met.
+    pub fn expect_version(&mut self, version: Version) {
+        self.peer.version = version;
+    }
+
     /// A connection is up, and its CONNACK through: sends again what was under way.
     pub fn connected(&mut self, peer: Peer, now: Instant) {
         self.out.clear();
@@ -240,7 +245,13 @@ impl<T: Clone> Session<T> {
     /// A message whose time was over before it could be sent; or that has waited for a connection, and the peer there turns out
     /// to take no packets of that size.
     pub fn take_expired(&mut self) -> Option<T> {
-        self.outbound.expired.pop_front()
+        self.outbound.expired.pop_front().or_else(|| self.take_refused().map(|(token, _)| token))
+    }
+
+    /// A message that has waited for a connection, and turns out to be too large for the peer there; comes by
+    /// [`Session::take_expired`] otherwise.
+    pub fn take_refused(&mut self) -> Option<(T, Option<Box<Publish>>)> {
+        self.outbound.refused.pop_front()
     }
 
     /// Messages of QoS 2 that have been given an identifier since the last call.

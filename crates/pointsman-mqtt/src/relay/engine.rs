@@ -25,6 +25,7 @@ use super::settings::{Settings, Topics};
 use crate::packet::{Malformed, Packet, Publish, Qos, Version};
 use crate::reason::Reason;
 use crate::session::{Event, Peer, Session};
+use crate::url::BrokerUrl;
 
 /// The side of the senders.
 pub(super) const SENDERS: usize = 0;
@@ -127,9 +128,14 @@ impl Engine {
     ) -> Self {
         let mut sessions: Vec<Session<u32>> =
             (0..brokers.len()).map(|side| Session::new(window(settings, side))).collect();
-        for session in &mut sessions {
+        let version = |url: &BrokerUrl| url.version();
+        let of_senders = settings.ingress.as_ref().map_or(Version::V5, version);
+        let of_services = settings.egress.iter().map(version).chain(std::iter::repeat(of_senders));
+        let versions = std::iter::once(of_senders).chain(of_services);
+        for (session, version) in sessions.iter_mut().zip(versions) {
             session.hold_at_most_once(true);
             session.report_assigned(journal.is_on());
+            session.expect_version(version);
         }
         let unknown_past = vec![!journal.knows_the_past(); brokers.len()];
         let mut it = Self {
@@ -249,7 +255,11 @@ impl Engine {
 
     /// A packet has come. What is not about messages is given back.
     pub(super) fn receive(&mut self, side: usize, packet: Packet, now: Instant) -> Result<Option<Packet>, Malformed> {
-        match self.sessions[side].receive(packet, now)? {
+        let event = self.sessions[side].receive(packet, now);
+        if event.as_ref().is_err_and(|error| error.reason == Reason::PACKET_IDENTIFIER_IN_USE) {
+            self.epochs[side] += 1;
+        }
+        match event? {
             Event::Message(publish) if side == SENDERS => {
                 self.arrivals += 1;
                 self.from_sender(publish, now);
@@ -290,6 +300,12 @@ impl Engine {
     fn settle(&mut self, side: usize, now: Instant) {
         while let Some(token) = self.sessions[side].take_sent() {
             self.taken_over(token, Reason::SUCCESS, None, now);
+        }
+        while let Some((token, message)) = self.sessions[side].take_refused() {
+            let flight = self.land(token);
+            if let (Some(flight), Some(message)) = (flight, message) {
+                self.unsendable(flight, &message, "it is too large for the broker".to_owned(), now);
+            }
         }
         while let Some(token) = self.sessions[side].take_expired() {
             self.expired(token, now);

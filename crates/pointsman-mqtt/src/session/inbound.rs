@@ -90,6 +90,10 @@ impl Inbound {
                 Ok(Event::Nothing)
             }
             Some(State::Pending(..) | State::Recalled | State::Received(_)) => {
+                // The peer has forgotten what it had sent, as a broker may that was killed. Whatever it sends again after the
+                // connection has been closed is taken as new: better twice than never.
+                self.messages.retain(|&other, state| other != id && matches!(state, State::Received(_)));
+                self.pending = 0;
                 let what = "a packet identifier is used for a second message";
                 Err(Malformed { what, reason: Reason::PACKET_IDENTIFIER_IN_USE })
             }

@@ -29,6 +29,8 @@ pub(super) struct Outbound<T> {
     sequence: u64,
     pub(super) queue: VecDeque<Stored<T>>,
     pub(super) expired: VecDeque<T>,
+    /// Too large for the peer that has come back.
+    pub(super) refused: VecDeque<(T, Option<Box<Publish>>)>,
     pub(super) assigned: Vec<(T, u16)>,
     pub(super) report: bool,
     /// Messages of QoS 0 in the output since it was last written to the end.
@@ -62,6 +64,7 @@ impl<T> Default for Outbound<T> {
             sequence: 0,
             queue: VecDeque::new(),
             expired: VecDeque::new(),
+            refused: VecDeque::new(),
             assigned: Vec::new(),
             report: false,
             unwritten: 0,
@@ -132,11 +135,22 @@ impl<T: Clone> Outbound<T> {
     /// What has waited for a connection may have to go to a peer that takes less than was known.
     fn launch_waiting(&mut self, mut stored: Stored<T>, peer: &Peer, now: Instant, out: &mut BytesMut) {
         stored.lower(peer.max_qos);
-        if stored.age(now) && stored.fits(peer) {
+        if !stored.age(now) {
+            self.expired.push_back(stored.token);
+        } else if stored.fits(peer) {
             self.launch(stored, out);
         } else {
-            self.expired.push_back(stored.token);
+            self.refuse(stored, peer);
         }
+    }
+
+    fn refuse(&mut self, mut stored: Stored<T>, peer: &Peer) {
+        if stored.qos > Qos::AtMostOnce {
+            // It is read once more, and there is none without an identifier.
+            stored.set_id(1);
+        }
+        let message = stored.decoded(peer.version).map(Box::new);
+        self.refused.push_back((stored.token, message));
     }
 
     fn launch(&mut self, mut stored: Stored<T>, out: &mut BytesMut) {

@@ -142,7 +142,7 @@ impl<T> Stored<T> {
     }
 
     /// It was encoded here, so it can be decoded.
-    fn decoded(&self, version: Version) -> Option<Publish> {
+    pub(super) fn decoded(&self, version: Version) -> Option<Publish> {
         let decoded = Decoder::new(version, usize::MAX).decode(&mut self.packet.clone());
         if let Ok(Some(Packet::Publish(publish))) = decoded { Some(publish) } else { None }
     }

@@ -210,12 +210,28 @@ impl Engine {
         let bytes = out.payload.len() + out.topic.len();
         let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since, place };
         if let Err((why, flight)) = self.launch(side, &out, flight, now) {
-            let letter = Letter::new("too-large", why);
-            let What::Forward(forward) = &flight.what else { return };
-            if let Some(request) = forward.request {
-                self.give_up(request, letter.reason, &letter.detail, now);
+            self.unsendable(flight, &out, why, now);
+        }
+    }
+
+    /// A message is too long for MQTT, or for the broker that is to get it.
+    pub(super) fn unsendable(&mut self, flight: Flight, out: &Publish, why: String, now: Instant) {
+        match flight.what {
+            What::Forward(forward) => {
+                let letter = Letter::new("too-large", why);
+                if let Some(request) = forward.request {
+                    self.give_up(request, letter.reason, &letter.detail, now);
+                }
+                self.dead_letter(flight.origin, &forward.topic, out, letter, now);
             }
-            self.dead_letter(origin, &forward.topic, &out, letter, now);
+            What::Back(request) => {
+                if let Some(number) = request {
+                    self.journal.answered(number);
+                }
+                self.metrics.dropped("too-large", 1);
+                tracing::warn!(topic = &*out.topic, why, "cannot be sent to the senders' broker");
+                self.acknowledge(flight.origin);
+            }
         }
     }
 

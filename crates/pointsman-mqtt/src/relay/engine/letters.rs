@@ -57,9 +57,7 @@ impl Engine {
         }
         let flight = Flight { origin, what: What::Back(None), bytes: out.payload.len(), since: now, place: None };
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
-            self.metrics.dropped("too-large", 1);
-            tracing::warn!(topic, why, reason = letter.reason, "not even a dead letter");
-            self.acknowledge(flight.origin);
+            self.unsendable(flight, &out, why, now);
         }
     }
 
@@ -84,9 +82,8 @@ impl Engine {
         out.qos = reply.qos;
         let flight =
             Flight { origin: None, what: What::Back(number), bytes: out.payload.len(), since: now, place: None };
-        if let Err((why, _)) = self.launch(SENDERS, &out, flight, now) {
-            self.metrics.dropped("too-large", 1);
-            tracing::warn!(topic = &*out.topic, why, reason, "an error cannot be told");
+        if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
+            self.unsendable(flight, &out, why, now);
         }
     }
 }

@@ -41,10 +41,7 @@ impl Engine {
         let place = self.place_before(origin);
         let flight = Flight { origin, what: What::Back(Some(number)), bytes: out.payload.len(), since: now, place };
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
-            self.metrics.dropped("too-large", 1);
-            tracing::warn!(topic = &*out.topic, why, "an answer cannot be passed back");
-            self.journal.answered(number);
-            self.acknowledge(flight.origin);
+            self.unsendable(flight, &out, why, now);
         }
     }
 }
