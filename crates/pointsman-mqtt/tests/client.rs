@@ -37,3 +37,24 @@ async fn packets_come_in_pieces() {
         assert_eq!((&*message.publish.topic, &*message.publish.payload), ("t", &b"x"[..]));
     }
 }
+
+/// A broker that sends more than it may is not thrown out: it would do the same again.
+#[tokio::test]
+async fn more_messages_than_the_receive_maximum() {
+    let broker = RawBroker::start().await;
+    let mut settings = Settings::new(format!("mqtt://{}", broker.address()).parse().unwrap(), "c");
+    settings.receive_maximum = 2;
+    let (_client, mut inbox) = Client::start(settings);
+    let mut connection = broker.accept().await;
+    connection.read_packet().await;
+    connection.write(&RawBroker::CONNACK_5).await;
+    for id in 1..=10 {
+        connection.write(&[0x32, 7, 0, 1, b't', 0, id, 0, b'x']).await;
+    }
+    for id in 1..=10 {
+        let message = timeout(SOON, inbox.next()).await.expect("the message").unwrap();
+        assert_eq!(message.publish.id, u16::from(id));
+        message.acknowledge();
+        assert_eq!(connection.read_packet().await[..4], [0x40, 2, 0, id]);
+    }
+}

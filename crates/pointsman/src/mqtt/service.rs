@@ -244,7 +244,8 @@ impl ServiceBuilder {
         let mut settings = client::Settings::new(broker, format!("pointsman-service-{code}"));
         settings.filters = filters.into_iter().map(Into::into).collect();
         settings.receive_maximum = self.concurrency;
-        settings.max_outstanding = usize::from(self.concurrency);
+        // As many as there are messages that are not acknowledged; those are bounded already.
+        settings.max_outstanding = usize::from(u16::MAX);
         settings.session_expiry = self.session_expiry;
         settings.max_packet = self.max_packet;
         let (client, inbox) = connect(settings, self.connect_timeout).await?;

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use pointsman_mqtt::client::{Client, Inbox, Incoming, PublishError};
 use pointsman_mqtt::packet::{Publish, Qos};
 use pointsman_mqtt::relay::Topics;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -81,7 +81,9 @@ pub(super) struct Serving {
     inbox: Inbox,
     running: JoinSet<()>,
     shared: Arc<Shared>,
-    limit: usize,
+    /// One for each handler that may run. What waits for its answer to be acknowledged holds none: the acknowledgement may have
+    /// to be read after messages that wait for a handler.
+    slots: Arc<Semaphore>,
 }
 
 struct Shared {
@@ -101,7 +103,7 @@ impl Serving {
         counters: Arc<Counters>,
     ) -> Self {
         let shared = Arc::new(Shared { client, handlers, topics, code, counters });
-        Self { inbox, running: JoinSet::new(), shared, limit: limit.into() }
+        Self { inbox, running: JoinSet::new(), shared, slots: Arc::new(Semaphore::new(limit.into())) }
     }
 
     /// Serves until that is ready; `None` when the client has ended before.
@@ -112,7 +114,7 @@ impl Serving {
                 biased;
                 ready = &mut ready => return Some(ready),
                 Some(_) = self.running.join_next() => {}
-                incoming = self.inbox.next(), if self.running.len() < self.limit => self.begin(incoming?),
+                next = next(&self.slots, &mut self.inbox) => self.begin(next?),
             }
         }
     }
@@ -125,24 +127,32 @@ impl Serving {
                 biased;
                 () = sleep_until(deadline) => return self.running.is_empty(),
                 Some(_) = self.running.join_next() => last = Instant::now(),
-                incoming = self.inbox.next(), if self.running.len() < self.limit => {
-                    let Some(incoming) = incoming else { return self.running.is_empty() };
-                    self.begin(incoming);
+                next = next(&self.slots, &mut self.inbox) => {
+                    let Some(next) = next else { return self.running.is_empty() };
+                    self.begin(next);
                 }
                 () = sleep_until(last + quiet), if self.running.is_empty() => return true,
             }
         }
     }
 
-    fn begin(&mut self, incoming: Incoming) {
-        self.running.spawn(self.shared.clone().serve(incoming));
+    fn begin(&mut self, (slot, incoming): (OwnedSemaphorePermit, Incoming)) {
+        self.running.spawn(self.shared.clone().serve(slot, incoming));
     }
 }
 
+/// The next message, with a slot for its handler. Cancellation loses nothing.
+async fn next(slots: &Arc<Semaphore>, inbox: &mut Inbox) -> Option<(OwnedSemaphorePermit, Incoming)> {
+    let slot = slots.clone().acquire_owned().await.ok()?;
+    Some((slot, inbox.next().await?))
+}
+
 impl Shared {
-    async fn serve(self: Arc<Self>, incoming: Incoming) {
+    async fn serve(self: Arc<Self>, slot: OwnedSemaphorePermit, incoming: Incoming) {
         count(&self.counters.received);
-        if let Some(answer) = self.handle(&incoming.publish).await {
+        let answer = self.handle(&incoming.publish).await;
+        drop(slot);
+        if let Some(answer) = answer {
             self.answer(answer).await;
         }
         incoming.acknowledge();
