@@ -3,6 +3,7 @@
 mod board;
 mod fleet;
 mod lines;
+mod messages;
 mod picture;
 mod sample;
 mod screen;
@@ -17,6 +18,8 @@ use pointsman::Registry;
 use crate::args::{Command, Dev, Global, Output};
 use crate::dev::board::Board;
 use crate::dev::fleet::Fleet;
+use crate::dev::messages::{Messages, TOPIC};
+use crate::dev::traffic::lock;
 use crate::{Outcome, output, session};
 
 /// The registry within this process.
@@ -35,9 +38,12 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
         session::close(registry).await;
         return outcome;
     }
-    let mut fleet = Fleet::start(&registry).await?;
+    let messages = Arc::new(Messages::start(&registry, messages::usual_address()).await?);
+    let mut fleet = Fleet::start(&registry, &messages).await?;
     let board = Arc::new(Mutex::new(Board::new()));
-    let traffic = traffic::start(&fleet, &board);
+    let address = messages.address();
+    lock(&board).add_event(format!("MQTT broker with the relay in it at {address}: any client can publish to {TOPIC}"));
+    let traffic = traffic::start(&fleet, &messages, &board);
     let drawn = draws(&Command::Dev(Dev { tour: false }), global.output);
     let ended = if drawn {
         screen::run(&mut fleet, &traffic, &board).await
@@ -46,6 +52,10 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     };
     drop(traffic);
     fleet.close().await;
+    // Calls that were cut off just now may still hold it: then it ends with the process.
+    if let Some(messages) = Arc::into_inner(messages) {
+        messages.close().await;
+    }
     session::close(registry).await;
     ended.map(|()| ExitCode::SUCCESS)
 }

@@ -283,15 +283,21 @@ async fn whatever_a_broker_says_later_the_relay_comes_back() {
 }
 
 #[tokio::test]
-async fn more_than_the_receive_maximum_breaks_the_protocol() {
+async fn far_more_than_the_receive_maximum_breaks_the_protocol() {
     let played = Played::new(true).await;
     let mut connection = greeted(&played.raw).await;
     // Its dead letters are not acknowledged, so neither are the messages, for which no route is.
     connection.write(CONNACK).await;
-    connection.write(&(1..=3).flat_map(|id| publish_to("/other", 1, false, id, b'x')).collect::<Vec<_>>()).await;
+    let many = (1..=1100_u16).flat_map(|id| {
+        let mut packet = publish_to("/other", 1, false, 0, b'x');
+        packet[10..12].copy_from_slice(&id.to_be_bytes());
+        packet
+    });
+    connection.write(&many.collect::<Vec<_>>()).await;
     connection.read_until_closed(SOON).await;
     played.recovers().await;
-    assert_eq!(figures(&played.relay).await.dead_letters, 2);
+    // Twice what was announced, and a thousand.
+    assert_eq!(figures(&played.relay).await.dead_letters, 1004);
 }
 
 #[tokio::test]

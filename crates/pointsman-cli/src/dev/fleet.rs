@@ -4,37 +4,52 @@ use std::sync::Arc;
 
 use pointsman::{Registration, Registry, Service};
 
+use crate::dev::messages::{self, Messages};
 use crate::dev::sample::Server;
 use crate::failure::Failure;
 
 /// The sample services. The first is reached by addresses, the second by codes alone, as behind a message broker.
-pub(super) const SERVICES: [&str; 2] = ["ress", "cfgs"];
+pub(super) const SERVICES: [&str; 2] = ["ress", messages::SERVICE];
 const WEIGHTS: [u32; 3] = [1, 2, 3];
 
 /// All instances of the sample services.
 #[derive(Debug)]
 pub(super) struct Fleet {
     registry: Registry,
+    messages: Arc<Messages>,
     services: Vec<Service>,
     members: Vec<Member>,
     started: [u32; SERVICES.len()],
 }
 
-/// One instance. Dropped, it is gone without a farewell, as a process that was killed.
+/// One instance.
 #[derive(Debug)]
-struct Member {
-    registration: Registration,
-    _server: Option<Server>,
+enum Member {
+    /// Reached by its address. Dropped, it is gone without a farewell, as a process that was killed.
+    Server(Registration, #[expect(dead_code, reason = "it serves while it lives")] Server),
+    /// Reached by its code. Dropped, it leaves as it should: it answers what it has first.
+    Behind(pointsman::mqtt::Service),
+}
+
+impl Member {
+    fn is(&self, service: usize, code: &str) -> bool {
+        match (self, service) {
+            (Member::Server(registration, _), 0) => &*registration.instance().code == code,
+            (Member::Behind(instance), 1) => &**instance.code() == code,
+            _ => false,
+        }
+    }
 }
 
 impl Fleet {
     /// Starts three instances of each service.
-    pub(super) async fn start(registry: &Registry) -> Result<Self, Failure> {
+    pub(super) async fn start(registry: &Registry, messages: &Arc<Messages>) -> Result<Self, Failure> {
         let mut services = Vec::new();
         for service in SERVICES {
             services.push(registry.discover(service).await?);
         }
-        let mut fleet = Self { registry: registry.clone(), services, members: Vec::new(), started: [0; 2] };
+        let (registry, messages) = (registry.clone(), messages.clone());
+        let mut fleet = Self { registry, messages, services, members: Vec::new(), started: [0; 2] };
         for _ in WEIGHTS {
             for service in 0..SERVICES.len() {
                 fleet.add(service).await?;
@@ -54,27 +69,21 @@ impl Fleet {
         self.started[service] += 1;
         let code = format!("{}-{}", SERVICES[service], number + 1);
         let weight = WEIGHTS[number as usize % WEIGHTS.len()];
-        let mut instance = pointsman::Instance::new(SERVICES[service]).code(&*code).weight(weight);
-        let mut server = None;
-        if service == 0 {
-            let started = Server::start(&code).await;
-            let started = started.map_err(|error| Failure::new(format!("start a sample server: {error}")))?;
-            instance = instance.address(started.address());
-            server = Some(started);
+        if service == 1 {
+            self.members.push(Member::Behind(self.messages.serve(&self.registry, &code, weight, true).await?));
+            return Ok(());
         }
-        let registration = self.registry.register(instance).await?;
-        self.members.push(Member { registration, _server: server });
+        let server = Server::start(&code).await;
+        let server = server.map_err(|error| Failure::new(format!("start a sample server: {error}")))?;
+        let instance = pointsman::Instance::new(SERVICES[0]).code(&*code).weight(weight).address(server.address());
+        self.members.push(Member::Server(self.registry.register(instance).await?, server));
         Ok(())
     }
 
-    /// Kills the master of a service; its code, if there was one.
+    /// Kills the master of a service, or, if it is behind the broker, lets it stop; its code, if there was one.
     pub(super) fn kill_master(&mut self, service: usize) -> Option<Arc<str>> {
         let code = self.services[service].master().ok()?.code.clone();
-        let is_it = |member: &Member| {
-            let instance = member.registration.instance();
-            instance.code == code && &*instance.service == SERVICES[service]
-        };
-        let index = self.members.iter().position(is_it)?;
+        let index = self.members.iter().position(|member| member.is(service, &code))?;
         drop(self.members.swap_remove(index));
         Some(code)
     }
@@ -93,8 +102,12 @@ impl Fleet {
     /// Deregisters all.
     pub(super) async fn close(self) {
         for member in self.members {
-            if let Err(error) = member.registration.close().await {
-                tracing::warn!(%error, "deregister");
+            let closed = match member {
+                Member::Server(registration, _) => registration.close().await.map_err(|error| error.to_string()),
+                Member::Behind(instance) => instance.close().await.map_err(|error| error.to_string()),
+            };
+            if let Err(error) = closed {
+                tracing::warn!(error, "deregister");
             }
         }
     }
@@ -107,7 +120,8 @@ mod tests {
     #[tokio::test]
     async fn the_master_is_killed_and_another_follows() {
         let registry = Registry::connect("memory://fleet").await.unwrap();
-        let mut fleet = Fleet::start(&registry).await.unwrap();
+        let messages = Messages::start(&registry, ([127, 0, 0, 1], 0).into()).await.unwrap();
+        let mut fleet = Fleet::start(&registry, &Arc::new(messages)).await.unwrap();
         let ress = fleet.services()[0].clone();
         ress.wait_for(|snapshot| snapshot.instances().len() == 3 && snapshot.master().is_some()).await;
         assert_eq!(&*ress.master().unwrap().code, "ress-1");

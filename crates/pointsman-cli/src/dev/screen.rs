@@ -66,7 +66,10 @@ async fn obey(
         KeyCode::Char('c') if control => return Ok(false),
         KeyCode::Char('q') | KeyCode::Esc => return Ok(false),
         KeyCode::Char('k') => match fleet.kill_master(selected.service) {
-            Some(code) => lock(board).add_event(format!("{} {code} killed", SERVICES[selected.service])),
+            Some(code) => {
+                let how = if selected.service == 0 { "killed" } else { "stops, once it has answered what it has" };
+                lock(board).add_event(format!("{} {code} {how}", SERVICES[selected.service]));
+            }
             None => lock(board).add_event(format!("{} has no master to kill", SERVICES[selected.service])),
         },
         KeyCode::Char('n') => fleet.add(selected.service).await?,

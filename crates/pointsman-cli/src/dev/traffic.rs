@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::dev::board::Board;
 use crate::dev::fleet::Fleet;
+use crate::dev::messages::{Messages, TOPIC};
 use crate::dev::sample;
 
 /// Between two calls of one service.
@@ -23,6 +24,7 @@ pub(super) struct Traffic {
 #[derive(Debug)]
 struct Shared {
     services: Vec<Service>,
+    messages: Arc<Messages>,
     /// One a service: the claims in flight outlive a change of the algorithm.
     loads: Vec<Loads>,
     balancers: Mutex<Balancers>,
@@ -36,12 +38,13 @@ struct Balancers {
 }
 
 /// Starts the callers.
-pub(super) fn start(fleet: &Fleet, board: &Arc<Mutex<Board>>) -> Traffic {
+pub(super) fn start(fleet: &Fleet, messages: &Arc<Messages>, board: &Arc<Mutex<Board>>) -> Traffic {
     let services = fleet.services().to_vec();
     let loads: Vec<_> = services.iter().map(|_| Loads::new()).collect();
     let of_services = balancers(&services, &loads, Algorithm::RoundRobin);
     let balancers = Mutex::new(Balancers { algorithm: Algorithm::RoundRobin, of_services });
-    let shared = Arc::new(Shared { services, loads, balancers, board: board.clone() });
+    let (messages, board) = (messages.clone(), board.clone());
+    let shared = Arc::new(Shared { services, messages, loads, balancers, board });
     let mut callers = JoinSet::new();
     for service in 0..shared.services.len() {
         callers.spawn(shared.clone().call_for_ever(service));
@@ -69,12 +72,22 @@ impl Traffic {
         let next = Algorithm::ALL[(at + 1) % Algorithm::ALL.len()];
         let of_services = self::balancers(&self.shared.services, &self.shared.loads, next);
         *balancers = Balancers { algorithm: next, of_services };
+        let messages = self.shared.messages.clone();
+        tokio::spawn(async move {
+            if let Err(failure) = messages.balance_by(next).await {
+                tracing::warn!(?failure, "the relay goes on as before");
+            }
+        });
         next
     }
 
     /// How many calls are under way at each instance of a service.
     pub(super) fn in_flight(&self, service: usize) -> Vec<(Arc<str>, usize)> {
-        lock(&self.shared.balancers).of_services[service].in_flight()
+        if service == 1 {
+            self.shared.messages.in_flight()
+        } else {
+            lock(&self.shared.balancers).of_services[service].in_flight()
+        }
     }
 }
 
@@ -85,9 +98,12 @@ impl Shared {
         let mut calls = JoinSet::new();
         loop {
             tokio::select! {
-                _ = ticks.tick() => match self.pick(service) {
-                    Some(claim) => drop(calls.spawn(self.clone().call(claim))),
-                    None => lock(&self.board).count_unserved(),
+                _ = ticks.tick() => match service {
+                    0 => match self.pick(service) {
+                        Some(claim) => drop(calls.spawn(self.clone().call(claim))),
+                        None => lock(&self.board).count_unserved(),
+                    },
+                    _ => drop(calls.spawn(self.clone().request())),
                 },
                 Some(_) = calls.join_next() => {}
             }
@@ -103,17 +119,21 @@ impl Shared {
     async fn call(self: Arc<Self>, claim: Claim) {
         let instance = claim.instance();
         lock(&self.board).count_pick(&instance.service, &instance.code);
-        let outcome = match claim.address() {
-            Some(address) => Outcome::from(&sample::call(address, "/data").await),
-            None => {
-                sample::work().await;
-                Outcome::Success
-            }
-        };
+        let address = claim.address().unwrap_or_default();
+        let outcome = Outcome::from(&sample::call(address, "/data").await);
         if matches!(outcome, Outcome::Failure) {
             lock(&self.board).count_failed();
         }
         claim.report(outcome);
+    }
+
+    /// A message to the relay, which picks; who it was shows by the answer.
+    async fn request(self: Arc<Self>) {
+        match self.messages.request(TOPIC, "who?").await {
+            Ok(code) => lock(&self.board).count_pick(self.services[1].name(), &code),
+            Err(pointsman::mqtt::Error::NotDelivered { .. }) => lock(&self.board).count_unserved(),
+            Err(_) => lock(&self.board).count_failed(),
+        }
     }
 }
 

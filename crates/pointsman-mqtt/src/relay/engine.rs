@@ -126,8 +126,10 @@ impl Engine {
         metrics: Metrics,
         journal: Journal,
     ) -> Self {
-        let mut sessions: Vec<Session<u32>> =
-            (0..brokers.len()).map(|side| Session::new(window(settings, side))).collect();
+        // What is announced ([`window`]) is not insisted on: mosquitto 2.0 sends more under load, and would do so again after
+        // each reconnection. But there is an end to it.
+        let limit = |side| window(settings, side).saturating_mul(2).saturating_add(1000);
+        let mut sessions: Vec<Session<u32>> = (0..brokers.len()).map(|side| Session::new(limit(side))).collect();
         let version = |url: &BrokerUrl| url.version();
         let of_senders = settings.ingress.as_ref().map_or(Version::V5, version);
         let of_services = settings.egress.iter().map(version).chain(std::iter::repeat(of_senders));

@@ -159,6 +159,9 @@ impl Line {
             if tried.contains(&master.code) {
                 return Err(PickError::AllExcluded { service: service(), candidates: 1 });
             }
+            if !master.takes_work() {
+                return Err(PickError::AllDrained { service: service(), instances: 1 });
+            }
             return Ok(Chosen { instance: master.clone(), claim: None });
         }
         let claim = if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }?;

@@ -18,6 +18,7 @@ use crate::{Instance, Registration, Registry, Service};
 pub struct Relay {
     relay: relay::Relay,
     registry: Registry,
+    register_as: Option<String>,
     followed: Mutex<Followed>,
     changed: Arc<watch::Sender<()>>,
     /// Registers once the relay is ready; and what has come of it.
@@ -62,7 +63,7 @@ impl Relay {
         let instance = register_as.map(|name| Instance::new(name).code(settings.code.clone()).address(address));
         instance.as_ref().map_or(Ok(()), Instance::check)?;
         let changed = Arc::new(watch::Sender::new(()));
-        let followed = Followed::new(registry, &settings, &changed).await?;
+        let followed = Followed::new(registry, &settings, register_as, &changed).await?;
         let handle = embedded.map(Broker::handle);
         let relay = relay::Relay::start(settings, followed.views(), changed.subscribe(), handle)?;
         let mut registering = JoinSet::new();
@@ -73,7 +74,8 @@ impl Relay {
                 register(&registry, instance).await
             });
         }
-        Ok(Self { relay, registry: registry.clone(), followed: Mutex::new(followed), changed, registering })
+        let (registry, register_as) = (registry.clone(), register_as.map(str::to_owned));
+        Ok(Self { relay, registry, register_as, followed: Mutex::new(followed), changed, registering })
     }
 
     /// Returns when all brokers are connected, all subscriptions confirmed, and the relay is registered where it is to be.
@@ -104,7 +106,7 @@ impl Relay {
             return Err(relay::Error::Invalid(problems).into());
         }
         let mut followed = self.followed.lock().await;
-        let next = Followed::new(&self.registry, settings, &self.changed).await?;
+        let next = Followed::new(&self.registry, settings, self.register_as.as_deref(), &self.changed).await?;
         self.relay.reload(settings.clone(), next.views()).await?;
         *followed = next;
         Ok(())
@@ -162,8 +164,16 @@ async fn register(registry: &Registry, instance: Instance) -> Result<Registratio
 }
 
 impl Followed {
-    async fn new(registry: &Registry, settings: &Settings, changed: &Arc<watch::Sender<()>>) -> Result<Self, Error> {
-        let mut names: Vec<_> = settings.routes.iter().map(|route| route.service.clone()).collect();
+    /// The services of all routes; and the relays themselves, so that each knows the others' codes when it sees one at the end of
+    /// a topic.
+    async fn new(
+        registry: &Registry,
+        settings: &Settings,
+        relays: Option<&str>,
+        changed: &Arc<watch::Sender<()>>,
+    ) -> Result<Self, Error> {
+        let services = settings.routes.iter().map(|route| route.service.clone());
+        let mut names: Vec<Arc<str>> = services.chain(relays.map(Arc::from)).collect();
         names.sort_unstable();
         names.dedup();
         let directory = registry.discover_several(names.clone()).await?;

@@ -1,11 +1,15 @@
 //! The steps of the tour.
 
+use std::collections::BTreeMap;
 use std::future::ready;
+use std::sync::Arc;
 
 use pointsman::{Algorithm, Status};
 
+use crate::dev::messages::{Messages, TOPIC};
 use crate::dev::tour::stage::{PICKS, SERVICE, Stage};
 use crate::dev::tour::{DEADLINE, Mismatch, Step};
+use crate::failure::Failure;
 
 /// All, in their order: each goes on where the one before has left off.
 pub(super) const ALL: &[Step] = &[
@@ -17,6 +21,7 @@ pub(super) const ALL: &[Step] = &[
     Step { title: "One is drained: it gets no more calls", play: |stage| Box::pin(drain(stage)) },
     Step { title: "It is undrained: it gets calls again", play: |stage| Box::pin(undrain(stage)) },
     Step { title: "A weight is changed: the shares follow", play: |stage| Box::pin(weigh(stage)) },
+    Step { title: "Messages find an instance too, by its code", play: |stage| Box::pin(send(stage)) },
     Step { title: "The last normal instance leaves: the master stands in", play: |stage| Box::pin(fall_back(stage)) },
     Step { title: "All is brought down", play: |stage| Box::pin(bring_down(stage)) },
 ];
@@ -151,6 +156,40 @@ async fn weigh(stage: &mut Stage) -> Result<(), Mismatch> {
 
 fn operated(result: pointsman::Result<()>) -> Result<(), Mismatch> {
     result.map_err(|error| Mismatch::new("the registry to take it", error.to_string()))
+}
+
+/// The service `cfgs` has no address: its instances subscribe, each under its code, and the relay rewrites topics.
+async fn send(stage: &mut Stage) -> Result<(), Mismatch> {
+    let started = |failure: Failure| Mismatch::new("a broker, a relay and instances to start", format!("{failure:?}"));
+    let messages = Messages::start(&stage.registry, ([127, 0, 0, 1], 0).into()).await.map_err(started)?;
+    stage.say(format!("An MQTT broker listens at {}, with the relay in it.", messages.address()));
+    let mut instances = Vec::new();
+    for code in ["cfgs-1", "cfgs-2", "cfgs-3"] {
+        instances.push(messages.serve(&stage.registry, code, 1, false).await.map_err(started)?);
+    }
+    let mut counts: BTreeMap<Arc<str>, u32> = BTreeMap::new();
+    for number in 0..PICKS {
+        let code = messages.request(TOPIC, &format!("request {number}")).await;
+        let code = code.map_err(|error| Mismatch::new("an answer", error.to_string()))?;
+        *counts.entry(code).or_default() += 1;
+    }
+    let seen = counts.iter().map(|(code, count)| format!("{code} {count}")).collect::<Vec<_>>().join(", ");
+    stage.say(format!("{PICKS} requests to {TOPIC} were answered by: {seen}."));
+    stage.say(format!("cfgs-2 has got its own as cfgs-2{TOPIC}; the master, cfgs-1, is left out."));
+    if counts.values().copied().collect::<Vec<_>>() != [PICKS / 2, PICKS / 2] {
+        return Err(Mismatch::new("cfgs-2 and cfgs-3 to answer 10 each", seen));
+    }
+    match messages.request("/login/nowhere", "is anybody there?").await {
+        Err(error @ pointsman::mqtt::Error::NotDelivered { .. }) => {
+            stage.say(format!("A topic that no instance listens to is not met with silence: {error}."));
+        }
+        other => return Err(Mismatch::new("an error at once", format!("{other:?}"))),
+    }
+    for instance in instances {
+        instance.close().await.map_err(|error| Mismatch::new("an instance to leave", error.to_string()))?;
+    }
+    messages.close().await;
+    Ok(())
 }
 
 async fn fall_back(stage: &mut Stage) -> Result<(), Mismatch> {
