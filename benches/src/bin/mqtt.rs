@@ -160,12 +160,13 @@ impl Contender {
 
     fn full_speed(&mut self, plan: &Plan, table: &mut Table) -> Result<Round> {
         let Self { name, flow, processes, .. } = self;
-        table.observe(name, processes, || flow.full_speed(plan.time))
+        table.observe(name, processes, || flow.full_speed(plan.time)).map_err(|error| format!("{name}: {error}").into())
     }
 
     /// The median and the 99th percentile of a segment, in microseconds.
     fn paced(&mut self, rate: u32, plan: &Plan) -> Result<(f64, f64)> {
-        let mut latencies = self.flow.paced(rate, plan.time)?;
+        let paced = self.flow.paced(rate, plan.time);
+        let mut latencies = paced.map_err(|error| format!("{}: {error}", self.name))?;
         Ok((percentile(&mut latencies, 50), percentile(&mut latencies, 99)))
     }
 }

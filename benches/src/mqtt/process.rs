@@ -14,8 +14,11 @@ use tokio::sync::watch;
 
 use super::Result;
 
-/// The code of the relay, by which senders address it.
-const RELAY: &str = "efda4376-529c-4752-a264-553aa0c7f989";
+/// The code of the relay, by which senders address it. It is another one in each run: ports come round, and a relay that some
+/// test has left behind, with the code that tests use, must not take this one's place at its broker.
+fn code() -> String {
+    format!("efda4376-529c-4752-a264-{:012x}", std::process::id())
+}
 
 /// A relay, or an embedded broker with a relay inside, in a process of its own. Killed on drop.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ impl Child {
     /// The topic on which senders address the relay; instances get it as `CODE/login/user`.
     #[must_use]
     pub fn topic() -> String {
-        format!("/login/user/{RELAY}")
+        format!("/login/user/{}", code())
     }
 
     /// A relay between two brokers, or on one, to the instances with these codes.
@@ -53,7 +56,7 @@ impl Child {
     /// This very program again, with hidden arguments. It says `ready`, and ends when its standard input does.
     fn start(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("--child").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["--child", &code()]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let mut said = String::new();
         if let Some(output) = process.stdout.take() {
@@ -126,8 +129,8 @@ impl Observed {
 pub async fn child(arguments: &[String], say: fn(&str)) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["relay", from, to, codes, max_in_flight] => {
-            let mut settings = settings();
+        [code, "relay", from, to, codes, max_in_flight] => {
+            let mut settings = settings(code);
             settings.ingress = Some(format!("mqtt://{from}").parse()?);
             settings.egress = vec![format!("mqtt://{to}").parse()?];
             settings.max_in_flight = max_in_flight.parse()?;
@@ -139,11 +142,11 @@ pub async fn child(arguments: &[String], say: fn(&str)) -> Result<()> {
             until_standard_input_ends().await;
             Ok(())
         }
-        ["embedded", codes] => {
+        [code, "embedded", codes] => {
             let broker = Broker::start(Options::new(SocketAddr::from(([127, 0, 0, 1], 0)))).await?;
             let (_fleet, views) = fleet(codes);
             let (_changed, changed) = watch::channel(());
-            let relay = Relay::start(settings(), views, changed, Some(broker.handle()))?;
+            let relay = Relay::start(settings(code), views, changed, Some(broker.handle()))?;
             tokio::time::timeout(Duration::from_secs(10), relay.ready()).await??;
             say(&format!("ready {}", broker.address()));
             until_standard_input_ends().await;
@@ -154,9 +157,9 @@ pub async fn child(arguments: &[String], say: fn(&str)) -> Result<()> {
 }
 
 /// One route, to the service `cfgs`; nobody's answer is missed while a benchmark runs.
-fn settings() -> Settings {
+fn settings(code: &str) -> Settings {
     let mut settings = Settings::new();
-    settings.code = RELAY.into();
+    settings.code = code.into();
     settings.routes = vec![Route::new("^/login(/|$)", "cfgs")];
     settings.response_timeout = Duration::from_secs(3600);
     settings
