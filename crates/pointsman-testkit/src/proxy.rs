@@ -243,7 +243,11 @@ async fn accept(address: SocketAddr, shared: Arc<Shared>) {
             let _ = state.changed().await;
             continue;
         }
-        let listener = TcpListener::bind(address).await.expect("the proxy's port");
+        // Somebody else may have the port for a moment: a client that was given it while nobody listened.
+        let Ok(listener) = TcpListener::bind(address).await else {
+            sleep(Duration::from_millis(5)).await;
+            continue;
+        };
         shared.listening.store(true, Ordering::SeqCst);
         let stay_open = state.wait_for(|state| state.closed || state.mode == Mode::Cut);
         tokio::select! {
