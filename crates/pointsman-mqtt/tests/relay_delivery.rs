@@ -94,9 +94,9 @@ async fn it_acknowledges_only_what_the_services_broker_has_taken_over() {
     until(relay.relay(), "idle", |figures| figures.in_flight == 0).await;
 }
 
-/// What happens to 60 numbered messages when a connection is cut in their middle, at a packet of a type, in a direction.
+/// What happens to 500 numbered messages when a connection is cut in their middle, at a packet of a type, in a direction.
 async fn cut(brokers: &[Mosquitto; 2], qos: u8, at_ingress: bool, direction: Direction, packet_type: u8) {
-    const COUNT: usize = 60;
+    const COUNT: usize = 500;
     let what = format!("QoS {qos}, ingress {at_ingress}, {direction:?} {packet_type}");
     let proxies = brokers.each_ref().map(|broker| CuttingProxy::start(broker.socket_address()));
     let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
