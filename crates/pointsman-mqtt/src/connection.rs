@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::{Instant, Sleep};
 
-use crate::packet::{Connack, Connect, Packet, Qos, Version};
+use crate::packet::{Connack, Connect, Packet, Publish, Qos, Version};
 use crate::reason::Reason;
 use crate::session::Peer;
 use crate::wire::{ConnectError, Target, Wire};
@@ -63,6 +63,8 @@ pub(crate) enum Signal {
     Up(Peer),
     /// A packet has come.
     Packet(Packet),
+    /// A message has come that is too large, and here without its payload.
+    Cut(Publish),
     /// It is lost, or could not be made, for this reason. It will be tried again.
     Down(String),
 }
@@ -125,6 +127,10 @@ impl Connection {
                         match wire.decode() {
                             Err(error) => return Poll::Ready(self.down(error.to_string())),
                             Ok(Some(Packet::Pingresp)) => continue,
+                            Ok(Some(Packet::Publish(publish))) if wire.take_cut() => {
+                                self.given = true;
+                                return Poll::Ready(Signal::Cut(publish));
+                            }
                             Ok(Some(packet)) => {
                                 self.given = true;
                                 return Poll::Ready(Signal::Packet(packet));

@@ -96,7 +96,7 @@ impl Wire {
                 timeout(CONNECT_TIMEOUT, open(url)).await.map_err(|_| ConnectError::Timeout("connect"))??
             }
         };
-        let decoder = Decoder::new(connect.version, max_packet);
+        let decoder = Decoder::new(connect.version, max_packet).cutting();
         let mut wire = Self { stream, decoder, input: BytesMut::new() };
         let greeting = wire.greet(connect);
         let connack = timeout(CONNECT_TIMEOUT, greeting).await.map_err(|_| ConnectError::Timeout("CONNECT"))??;
@@ -131,6 +131,11 @@ impl Wire {
     /// The next packet that is all there.
     pub(crate) fn decode(&mut self) -> Result<Option<Packet>, Malformed> {
         self.decoder.decode(&mut self.input)
+    }
+
+    /// Whether the packet that was read last is a message without the payload that it has, because it is too large.
+    pub(crate) fn take_cut(&mut self) -> bool {
+        self.decoder.take_cut()
     }
 
     /// Reads one chunk; `false` at the end.

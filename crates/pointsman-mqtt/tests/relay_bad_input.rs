@@ -472,3 +472,38 @@ async fn an_identifier_acknowledged_without_a_connection_may_be_used_again() {
     assert_eq!(connection.read_packet().await, [0x40, 2, 0, 1]);
     assert_eq!([service.next_message(SOON).await, service.next_message(SOON).await].map(|m| m.payload), [b"a", b"b"]);
 }
+
+#[tokio::test]
+async fn what_is_too_large_for_the_relay_does_not_come_for_ever() {
+    let broker = broker().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let at = |version: &str| format!("{}?version={version}", broker.address());
+    let mut settings = over(&at("3.1.1"), &at("5"), "^/login(/|$)");
+    settings.max_packet = 2000;
+    let proxy = CuttingProxy::start(broker.socket_address());
+    settings.ingress = Some(format!("mqtt://{}?version=3.1.1", proxy.address()).parse().unwrap());
+    let relay = fleet.relay(settings.clone()).await;
+    let (service, sender, dead) =
+        (everyone(&broker, &["svc-a"]).await, client(&broker).await, dead_letters(&broker).await);
+    for qos in 0..3 {
+        for length in [2000, 5000, 200_000, 2_000_000] {
+            let large = PahoMessage::new("/login/x", vec![b'x'; length]).qos(qos);
+            publish_all(&sender, [large, PahoMessage::new("/login/x", "small").qos(qos)]).await;
+            assert_eq!(service.next_message(SOON).await.text(), "small");
+            // Version 3.1.1 has no properties for the reason.
+            let letter = dead.next_message(SOON).await;
+            assert_eq!((letter.topic.as_str(), letter.text()), ("pointsman/dead-letter//login/x", ""));
+        }
+    }
+    until(&relay, "idle", |figures| figures.in_flight == 0).await;
+    assert_eq!(proxy.accepted(), 1);
+    relay.close().await;
+    // A broker of version 5 is told, and keeps such a message to itself.
+    settings.ingress = Some(format!("mqtt://{}", at("5")).parse().unwrap());
+    let relay = fleet.relay(settings).await;
+    let large = PahoMessage::new("/login/x", vec![b'x'; 5000]);
+    publish_all(&sender, [large, PahoMessage::new("/login/x", "small")]).await;
+    assert_eq!(service.next_message(SOON).await.text(), "small");
+    assert_eq!(figures(&relay).await.received, 1);
+    relay.close().await;
+}

@@ -228,6 +228,7 @@ impl Driver {
         match signal {
             Signal::Up(peer) => self.connected(peer, now),
             Signal::Down(reason) => self.lost(reason, false, now),
+            Signal::Cut(publish) => self.pass_over(publish, now),
             Signal::Packet(packet) => {
                 match self.session.receive(packet, now.into_std()) {
                     Ok(Event::Message(publish)) => self.hand_out(publish),
@@ -241,6 +242,20 @@ impl Driver {
                 }
                 self.settle_waiting();
             }
+        }
+    }
+
+    /// A message of 3.1.1 that is too large: it is taken, or it would come for ever.
+    fn pass_over(&mut self, publish: Publish, now: Instant) {
+        tracing::warn!(
+            broker = self.broker,
+            topic = &*publish.topic,
+            "a message is larger than max_packet: it is lost"
+        );
+        let id = publish.id;
+        match self.session.receive(Packet::Publish(publish), now.into_std()) {
+            Ok(_) => self.session.acknowledge(id, Reason::SUCCESS),
+            Err(error) => self.fail(error.to_string(), false, now),
         }
     }
 

@@ -37,13 +37,31 @@ pub struct Decoder {
     version: Version,
     /// The longest packet that is read, fixed header included, in bytes.
     max_packet: usize,
+    /// Whether a message that is too large is read without its payload.
+    cuts: bool,
+    /// Whether the last packet was such a message.
+    cut: bool,
+    /// How much of its payload is yet to come.
+    skip: usize,
 }
 
 impl Decoder {
     /// For a connection that speaks `version`; a CONNECT sets the version itself.
     #[must_use]
     pub fn new(version: Version, max_packet: usize) -> Self {
-        Self { version, max_packet }
+        Self { version, max_packet, cuts: false, cut: false, skip: 0 }
+    }
+
+    /// Reads messages that are too large without their payload, instead of failing: for peers that cannot be told the largest
+    /// packet, and would send the same message again.
+    #[must_use]
+    pub fn cutting(self) -> Self {
+        Self { cuts: true, ..self }
+    }
+
+    /// Whether the packet that was read last is a message without the payload that it has.
+    pub fn take_cut(&mut self) -> bool {
+        std::mem::take(&mut self.cut)
     }
 
     /// The version that packets are read in.
@@ -58,8 +76,14 @@ impl Decoder {
     ///
     /// [`Malformed`], also for a packet that is too large, before it has been read into memory.
     pub fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Packet>, Malformed> {
+        let skipped = self.skip.min(bytes.len());
+        bytes.advance(skipped);
+        self.skip -= skipped;
         let Some((header, length)) = frame(bytes)? else { return Ok(None) };
         if header + length > self.max_packet {
+            if self.cuts && self.version == Version::V311 && bytes[0] >> 4 == 3 {
+                return self.decode_cut(header, length, bytes);
+            }
             return Err(Malformed { what: "the packet is larger than allowed", reason: Reason::PACKET_TOO_LARGE });
         }
         if bytes.len() < header + length {
@@ -69,6 +93,24 @@ impl Decoder {
         let mut packet = bytes.split_to(header + length).freeze();
         packet.advance(header);
         self.packet(first, Reader::new(packet)).map(Some)
+    }
+
+    /// A message, as far as its payload.
+    fn decode_cut(&mut self, header: usize, length: usize, bytes: &mut BytesMut) -> Result<Option<Packet>, Malformed> {
+        let flags = bytes[0] & 0x0f;
+        let Some(&[high, low]) = bytes.get(header..header + 2) else { return Ok(None) };
+        let with_id = flags & 0b110 != 0;
+        let head = 2 + usize::from(u16::from_be_bytes([high, low])) + if with_id { 2 } else { 0 };
+        if head > length {
+            return Err(SHORT);
+        }
+        if bytes.len() < header + head {
+            return Ok(None);
+        }
+        let mut packet = bytes.split_to(header + head).freeze();
+        packet.advance(header);
+        (self.cut, self.skip) = (true, length - head);
+        publish(flags, Reader::new(packet), false).map(|publish| Some(Packet::Publish(publish)))
     }
 
     fn packet(&mut self, first: u8, mut reader: Reader) -> Result<Packet, Malformed> {

@@ -207,6 +207,11 @@ impl Driver {
                 Ok(Some(packet)) => self.control(index, packet),
                 Err(error) => self.fail(index, error.to_string()),
             },
+            Signal::Cut(publish) => {
+                if let Err(error) = self.engine.receive_cut(index, publish, now.into_std()) {
+                    self.fail(index, error.to_string());
+                }
+            }
         }
     }
 
@@ -388,9 +393,7 @@ impl Side {
             },
             ..Connect::default()
         };
-        // 3.1.1 has no way to say what is too large, and what is refused comes again.
-        let max_packet = if version == Version::V5 { settings.max_packet } else { usize::MAX };
-        let connection = Connection::new(target, connect, max_packet);
+        let connection = Connection::new(target, connect, settings.max_packet);
         let filters = filters_of(settings, index);
         Self { name, connection, up: false, filters, subscribed: false, gone: Vec::new() }
     }

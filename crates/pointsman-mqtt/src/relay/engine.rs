@@ -277,6 +277,24 @@ impl Engine {
         Ok(None)
     }
 
+    /// A message has come of which the payload is left out: it is too large, and would come for ever if it was not taken.
+    pub(super) fn receive_cut(&mut self, side: usize, publish: Publish, now: Instant) -> Result<(), Malformed> {
+        match self.sessions[side].receive(Packet::Publish(publish), now)? {
+            Event::Message(publish) if side == SENDERS => {
+                self.arrivals += 1;
+                self.too_large_from_sender(&publish, now);
+            }
+            Event::Message(publish) => {
+                self.metrics.dropped("too-large", 1);
+                tracing::warn!(topic = &*publish.topic, "an answer is larger than max_packet");
+                self.acknowledge(self.origin(side, &publish));
+            }
+            _ => {}
+        }
+        self.settle(side, now);
+        Ok(())
+    }
+
     /// Whether more may be taken from senders.
     pub(super) fn has_room(&self) -> bool {
         self.forwards + self.requests.len() < self.limits.max_in_flight

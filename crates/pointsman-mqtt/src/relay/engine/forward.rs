@@ -88,6 +88,20 @@ impl Engine {
         }
     }
 
+    /// A message of a sender without its payload.
+    pub(super) fn too_large_from_sender(&mut self, publish: &Publish, now: Instant) {
+        let origin = self.origin(SENDERS, publish);
+        if publish.retain || Self::is_reserved(&publish.topic) {
+            self.metrics.dropped("too-large", 1);
+            return self.acknowledge(origin);
+        }
+        let letter = Letter::new("too-large", "it is larger than max_packet; its payload is left out");
+        match self.inquire(&publish.topic) {
+            Some(inquiry) => self.undeliverable(origin, &inquiry, publish, letter, now),
+            None => self.dead_letter(origin, &publish.topic, publish, letter, now),
+        }
+    }
+
     fn inquire<'a>(&self, topic: &'a str) -> Option<Inquiry<'a>> {
         match self.topics {
             Topics::CodeLast => {
