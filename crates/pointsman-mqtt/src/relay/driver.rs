@@ -200,6 +200,7 @@ impl Driver {
                 // keeps the session.
                 let packets = side.subscribe();
                 self.engine.connected(index, peer, &packets, now.into_std());
+                self.tell_ready();
             }
             Signal::Down(reason) => self.lost(index, &reason),
             Signal::Packet(packet) => match self.engine.receive(index, packet, now.into_std()) {
@@ -311,6 +312,7 @@ impl Driver {
         side.gone.retain(|filter| !filters.iter().any(|(kept, _)| kept == filter));
         let packets = side.subscribe();
         packets.iter().for_each(|packet| self.engine.control(SENDERS, packet));
+        self.tell_ready();
         Ok(())
     }
 
