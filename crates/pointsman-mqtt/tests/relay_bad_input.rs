@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use pointsman_mqtt::relay::{Relay, Route, Settings};
-use pointsman_testkit::{CuttingProxy, Mosquitto, PahoMessage, RawBroker, RawConnection};
+use pointsman_testkit::{CuttingProxy, Mosquitto, PahoMessage, RawBroker, RawClient, RawConnection};
 use support::{
     Fleet, RELAY, SOON, between, client, connected, dead_letters, everyone, figures, property, publish_all, service,
     settings, until,
@@ -506,4 +506,46 @@ async fn what_is_too_large_for_the_relay_does_not_come_for_ever() {
     assert_eq!(service.next_message(SOON).await.text(), "small");
     assert_eq!(figures(&relay).await.received, 1);
     relay.close().await;
+}
+
+#[tokio::test]
+async fn what_the_broker_lets_pass_does_not_come_for_ever() {
+    let broker = broker().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let proxy = CuttingProxy::start(broker.socket_address());
+    let relay = fleet.relay(over(&proxy.address(), &broker.address(), "^/login(/|$)")).await;
+    let (service, sender) = (everyone(&broker, &["svc-a"]).await, client(&broker).await);
+    let properties: [&[u8]; 14] = [
+        // Response topics that are none: with wildcards, empty, of the system, and such as come back to the relay.
+        b"\x08\0\x03a/#",
+        b"\x08\0\x01+",
+        b"\x08\0\0",
+        b"\x08\0\x0a$share/x/y",
+        b"\x08\0\x0bpointsman/x",
+        b"\x08\0\x07svc-a/x",
+        // A format that there is not; two content types; a subscription identifier; an alias.
+        b"\x01\x02",
+        b"\x03\0\x01a\x03\0\x01b",
+        b"\x0b\x01",
+        b"\x23\0\x01",
+        // User properties with NUL, a control character, no UTF-8, and a character that is none.
+        b"\x26\0\x01a\0\x01\0",
+        b"\x26\0\x01a\0\x01\x01",
+        b"\x26\0\x01a\0\x01\xff",
+        b"\x26\0\x01a\0\x03\xef\xbf\xbf",
+    ];
+    for properties in properties {
+        let mut bad = RawClient::connect(&broker.address()).await;
+        bad.write(&RawClient::connect_packet(5, "bad")).await;
+        assert_eq!(bad.read_packet().await[0], 0x20);
+        let body =
+            [&b"\0\x06/login\0\x01"[..], &[u8::try_from(properties.len()).unwrap()], properties, b"bad"].concat();
+        bad.write(&[&[0x32, u8::try_from(body.len()).unwrap()], &body[..]].concat()).await;
+        // PUBACK, DISCONNECT, or the end.
+        bad.read_some(SOON).await;
+        sender.publish(PahoMessage::new("/login/x", "good")).await;
+        service.messages_until(|message| message.text() == "good", SOON).await;
+    }
+    assert_eq!(proxy.accepted(), 1, "the relay has closed a connection");
+    until(&relay, "idle", |figures| figures.in_flight == 0).await;
 }

@@ -122,10 +122,12 @@ impl MessageProperties {
         let of = if delay.is_some() { Of::Will } else { Of::Publish };
         let mut seen_delay = None;
         read(reader, of, |id, reader| match id {
-            1 => once(&mut it.utf8, reader.bool()?),
+            // A format that there is not is none. Mosquitto passes it on (2.0.11).
+            1 => once(&mut it.utf8, reader.u8()? == 1),
             2 => once(&mut it.expiry, reader.u32()?),
             3 => once(&mut it.content_type, reader.text()?),
-            // Whether it is a topic is for the receiver to say: a message that was refused here would come again for ever.
+            // Whether it is a topic is for who answers to see. Mosquitto passes on what is none (up to 2.0.19), and whoever
+            // closed the connection for that would get it again and again.
             8 => once(&mut it.response_topic, reader.text()?),
             9 => once(&mut it.correlation, reader.bytes()?),
             11 => {

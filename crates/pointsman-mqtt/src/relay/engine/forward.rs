@@ -17,7 +17,7 @@ use crate::relay::journal::{Kept, Place};
 use crate::relay::requests::Request;
 use crate::relay::routes::{Chosen, Line};
 use crate::relay::settings::Topics;
-use crate::topic;
+use crate::topic::is_topic;
 
 /// The user property by which the client id of a sender is known.
 pub(super) const CLIENT_ID: &str = "pointsman-client-id";
@@ -143,7 +143,7 @@ impl Engine {
             None => {
                 let properties = &publish.properties;
                 let copied = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-                let topic = properties.response_topic.as_ref().filter(|topic| topic::is_topic(topic))?;
+                let topic = properties.response_topic.as_ref().filter(|topic| is_topic(topic))?;
                 (ByteString::from(topic.to_string()), properties.correlation.as_ref().map(copied))
             }
         };
