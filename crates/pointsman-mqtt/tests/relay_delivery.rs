@@ -173,6 +173,9 @@ async fn restart(ingress: bool, gently: bool) {
             brokers[1].pause();
         }
         insist(&sender, messages[200..250].to_vec()).await;
+        if !ingress {
+            until(&relay, "all taken over", |figures| figures.delivered == 250 && figures.in_flight == 0).await;
+        }
         brokers[broker].save().await;
         brokers[broker].kill();
         if !ingress {
