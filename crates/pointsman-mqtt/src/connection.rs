@@ -40,11 +40,15 @@ pub(crate) struct Connection {
     filled: bool,
     /// Whether a packet was given out since: then there will be another pass.
     given: bool,
+    /// Whether the kernel is yet to acknowledge what this pass has read.
+    unacknowledged: bool,
 }
+
+type Connecting = Pin<Box<dyn Future<Output = Result<(Wire, Connack), ConnectError>> + Send>>;
 
 enum State {
     Waiting,
-    Connecting(Pin<Box<dyn Future<Output = Result<(Wire, Connack), ConnectError>> + Send>>),
+    Connecting(Connecting),
     Up(Wire),
     Closed,
 }
@@ -90,6 +94,7 @@ impl Connection {
             ping: Ping::None,
             filled: false,
             given: false,
+            unacknowledged: false,
         };
         connection.connect.keep_alive = u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX);
         connection.start();
@@ -142,6 +147,7 @@ impl Connection {
                         match wire.poll_fill(context) {
                             Poll::Ready(Ok(true)) => {
                                 (self.filled, self.heard, self.given) = (true, true, false);
+                                self.unacknowledged = true;
                                 continue;
                             }
                             Poll::Ready(Ok(false)) => return Poll::Ready(self.down("closed by the broker".to_owned())),
@@ -172,18 +178,23 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Writes what there is, as far as it goes.
-    pub(crate) fn poll_flush(&mut self, context: &mut Context<'_>, out: &mut BytesMut) -> Result<(), Signal> {
+    /// Writes what there is, as far as it goes. The error is the reason for which the connection is lost.
+    pub(crate) fn poll_flush(&mut self, context: &mut Context<'_>, out: &mut BytesMut) -> Result<(), String> {
         let State::Up(wire) = &mut self.state else { return Ok(()) };
         if self.ping == Ping::Due {
             out.extend_from_slice(&[0xc0, 0]);
             self.ping = Ping::Sent;
         }
-        if out.is_empty() {
-            return Ok(());
+        let drained = if out.is_empty() { Poll::Ready(Ok(())) } else { wire.poll_drain(context, out) };
+        // After the answer, which it would only hold up.
+        if std::mem::take(&mut self.unacknowledged) {
+            wire.acknowledge_quickly();
         }
-        match wire.poll_drain(context, out) {
-            Poll::Ready(Err(error)) => Err(self.down(error.to_string())),
+        match drained {
+            Poll::Ready(Err(error)) => {
+                self.retry();
+                Err(error.to_string())
+            }
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
     }
@@ -250,6 +261,12 @@ impl Connection {
     }
 
     fn down(&mut self, reason: String) -> Signal {
+        self.retry();
+        Signal::Down(reason)
+    }
+
+    /// Lets the next attempt come after a pause.
+    fn retry(&mut self) {
         // Two clients with one identifier throw each other out: neither is to come back faster and faster.
         if self.since.take().is_some_and(|since| since.elapsed() >= LASTING) {
             self.failures = 0;
@@ -259,6 +276,5 @@ impl Connection {
         // With jitter, so that all who have lost a broker do not come back at once.
         self.timer.as_mut().reset(Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0));
         self.state = State::Waiting;
-        Signal::Down(reason)
     }
 }

@@ -141,11 +141,12 @@ impl Wire {
     /// Reads one chunk; `false` at the end.
     pub(crate) fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.input.reserve(CHUNK);
-        let read = ready!(read(&mut self.stream, context, &mut self.input))?;
-        if read > 0 {
-            self.stream.acknowledge_quickly();
-        }
-        Poll::Ready(Ok(read > 0))
+        Poll::Ready(Ok(ready!(read(&mut self.stream, context, &mut self.input))? > 0))
+    }
+
+    /// To be called when what has been read is answered: see [`Stream::acknowledge_quickly`].
+    pub(crate) fn acknowledge_quickly(&self) {
+        self.stream.acknowledge_quickly();
     }
 
     /// Writes what is in `out`, as far as it goes.
@@ -167,7 +168,7 @@ fn read(stream: &mut Stream, context: &mut Context<'_>, buffer: &mut BytesMut) -
 }
 
 impl Stream {
-    /// Lets the kernel acknowledge at once what has just come. A broker that does not set `TCP_NODELAY` (mosquitto, unless told
+    /// Lets the kernel acknowledge at once what has come. A broker that does not set `TCP_NODELAY` (mosquitto, unless told
     /// to) sends its next small packet only after that; the kernel would otherwise wait 40 ms for an answer to go with.
     fn acknowledge_quickly(&self) {
         let socket = match self {

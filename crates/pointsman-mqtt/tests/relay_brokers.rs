@@ -154,7 +154,8 @@ async fn relays_may_stand_one_behind_the_other() {
         assert_eq!((message.topic.as_str(), message.qos), ("svc-a/relay-b/login/x", qos));
         let hops: Vec<&str> =
             message.user_properties.iter().filter(|(k, _)| k == "pointsman-relay").map(|(_, v)| v.as_str()).collect();
-        assert_eq!(hops, [RELAY, "relay-b"]);
+        // The second, with one broker on both sides, has no need to leave its mark.
+        assert_eq!(hops, [RELAY]);
         assert_eq!(sender.next_message(SOON).await.text(), "svc-a:q");
     }
     relay_a.close().await;

@@ -14,6 +14,7 @@ use super::slots::{Key, Slots};
 use super::tree::Subscription;
 use crate::packet::{Malformed, Publish, Qos};
 use crate::reason::Reason;
+use crate::topic;
 
 /// A client for which nothing was dropped for so long has caught up. One that is always a little too slow is not to fill the log.
 const CAUGHT_UP: Duration = Duration::from_secs(10);
@@ -319,6 +320,10 @@ fn check(publish: &Publish) -> Result<(), Malformed> {
     }
     if !publish.properties.subscription_ids.is_empty() {
         return Err(Malformed::protocol("a subscription identifier from a publisher"));
+    }
+    if publish.properties.response_topic.as_ref().is_some_and(|topic| !topic::is_topic(topic)) {
+        let what = "a response topic that is no topic";
+        return Err(Malformed { what, reason: Reason::TOPIC_NAME_INVALID });
     }
     Ok(())
 }

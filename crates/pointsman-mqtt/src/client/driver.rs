@@ -388,12 +388,11 @@ impl Driver {
                     self.session.written();
                 }
             }
-            Err(Signal::Down(reason)) => {
+            Err(reason) => {
                 self.lost(reason, false, Instant::now());
                 // The connection's next attempt has to be polled for.
                 context.waker().wake_by_ref();
             }
-            Err(_) => {}
         }
     }
 

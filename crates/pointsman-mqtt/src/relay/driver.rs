@@ -291,8 +291,11 @@ impl Driver {
                         session.written();
                     }
                 }
-                Err(Signal::Down(reason)) => self.lost(index, &reason),
-                Err(_) => {}
+                Err(reason) => {
+                    self.lost(index, &reason);
+                    // The next attempt has to be polled for.
+                    context.waker().wake_by_ref();
+                }
             }
         }
     }

@@ -46,6 +46,9 @@ pub(super) struct Engine {
     /// The same, as it stands in every message.
     own_code: ByteString,
     topics: Topics,
+    /// Whether messages are marked as relayed: not where one broker serves both sides, and what the relay sends cannot match
+    /// what it has subscribed to.
+    marks: bool,
     limits: Limits,
     pub(super) routes: Routes,
     flights: Slab<Flight>,
@@ -147,6 +150,7 @@ impl Engine {
             code: settings.code.clone(),
             own_code: ByteString::from(&*settings.code),
             topics: settings.topics,
+            marks: !settings.has_one_broker(),
             limits: Limits::of(settings),
             routes,
             flights: Slab::new(),
@@ -264,9 +268,9 @@ impl Engine {
         match event? {
             Event::Message(publish) if side == SENDERS => {
                 self.arrivals += 1;
-                self.from_sender(publish, now);
+                self.take_from_sender(publish, now);
             }
-            Event::Message(publish) => self.from_service(side, publish, now),
+            Event::Message(publish) => self.take_from_service(side, publish, now),
             Event::Acknowledged { token, reason, message } => self.taken_over(token, reason, message, now),
             Event::Other(packet) => return Ok(Some(packet)),
             Event::Released(id) => self.journal.released((side, id)),

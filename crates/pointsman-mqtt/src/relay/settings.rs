@@ -231,6 +231,11 @@ impl Settings {
         }
     }
 
+    /// Whether everything happens on one broker.
+    pub(crate) fn has_one_broker(&self) -> bool {
+        self.egress.len() < 2 && self.shares_a_broker()
+    }
+
     /// The filters that the relay subscribes to on the ingress broker (before sharing): none overlaps with another.
     #[must_use]
     pub fn subscriptions(&self) -> Vec<String> {

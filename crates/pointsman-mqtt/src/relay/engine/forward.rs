@@ -27,6 +27,7 @@ const RELAY: &str = "pointsman-relay";
 const HOPS: usize = 8;
 
 /// How a message has come so far.
+#[derive(Clone, Copy)]
 struct Way {
     origin: Option<Origin>,
     place: Option<Place>,
@@ -46,7 +47,7 @@ struct Inquiry<'a> {
 
 impl Engine {
     /// A message of a sender.
-    pub(super) fn from_sender(&mut self, publish: Publish, now: Instant) {
+    pub(super) fn take_from_sender(&mut self, publish: Publish, now: Instant) {
         let origin = self.origin(SENDERS, &publish);
         if publish.retain {
             // Kept from before the relay subscribed: it is no news. What is new comes without the flag.
@@ -59,15 +60,15 @@ impl Engine {
         }
         let Some(inquiry) = self.inquire(&topic) else {
             let letter = Letter::new("topic", "the topic is not /VERSION/SENDER/ACTION/ID/CODE/TOPIC/");
-            return self.dead_letter(origin, &topic, &publish, letter, now);
+            return self.dead_letter(origin, &topic, &publish, &letter, now);
         };
         if self.has_been_here(&topic, &publish) {
             let letter = Letter::new("loop", "a relay has sent this message already");
-            return self.dead_letter(origin, &topic, &publish, letter, now);
+            return self.dead_letter(origin, &topic, &publish, &letter, now);
         }
         let Some(line) = self.routes.find(&inquiry.matched).cloned() else {
             let letter = Letter::new("no-route", "no route matches the topic");
-            return self.undeliverable(origin, &inquiry, &publish, letter, now);
+            return self.undeliverable(origin, &inquiry, &publish, &letter, now);
         };
         line.metrics.received(publish.qos);
         let before = self.restored(origin);
@@ -83,7 +84,7 @@ impl Engine {
             Ok(chosen) => self.forward((origin, place), &inquiry, publish, line, chosen, now),
             Err(error) => {
                 let letter = Letter::new("no-instance", error.to_string());
-                self.undeliverable(origin, &inquiry, &publish, letter, now);
+                self.undeliverable(origin, &inquiry, &publish, &letter, now);
             }
         }
     }
@@ -97,8 +98,8 @@ impl Engine {
         }
         let letter = Letter::new("too-large", "it is larger than max_packet; its payload is left out");
         match self.inquire(&publish.topic) {
-            Some(inquiry) => self.undeliverable(origin, &inquiry, publish, letter, now),
-            None => self.dead_letter(origin, &publish.topic, publish, letter, now),
+            Some(inquiry) => self.undeliverable(origin, &inquiry, publish, &letter, now),
+            None => self.dead_letter(origin, &publish.topic, publish, &letter, now),
         }
     }
 
@@ -164,7 +165,7 @@ impl Engine {
         let reply = Self::reply_of(inquiry, &publish);
         if reply.is_some() && inquiry.envelope.is_none() && !self.speaks_v5(side) {
             let letter = Letter::new("refused", "the service's broker speaks MQTT 3.1.1, which has no requests");
-            return self.undeliverable(origin, inquiry, &publish, letter, now);
+            return self.undeliverable(origin, inquiry, &publish, &letter, now);
         }
         let (number, nonce) = (self.requests.next_number(), fastrand::u64(..));
         let (qos, topic) = (publish.qos, Arc::<str>::from(&*publish.topic));
@@ -188,7 +189,7 @@ impl Engine {
                 Forward { line, chosen: None, topic, code, tried: Vec::new(), request: Some(number), qos }
             }
         };
-        self.send(side, Way { origin, place, since: now }, out, forward, now);
+        self.send(side, Way { origin, place, since: now }, &out, forward, now);
     }
 
     fn outgoing_topic(&self, inquiry: &Inquiry<'_>, code: &str, (number, nonce): (u64, u64)) -> String {
@@ -212,19 +213,21 @@ impl Engine {
             properties.response_topic =
                 request.map(|(number, nonce)| format!("{}{}/{number:x}-{nonce:x}", address::REPLY, self.code).into());
         }
-        properties.user.push((ByteString::from_static(RELAY), self.own_code.clone()));
+        if self.marks {
+            properties.user.push((ByteString::from_static(RELAY), self.own_code.clone()));
+        }
     }
 
-    fn send(&mut self, side: usize, way: Way, out: Publish, forward: Forward, now: Instant) {
+    fn send(&mut self, side: usize, way: Way, out: &Publish, forward: Forward, now: Instant) {
         let Way { origin, place, since } = way;
         if forward.qos == Qos::AtMostOnce && forward.request.is_none() && self.sessions[side].is_up() {
-            return self.send_and_forget(side, &out, &forward, now);
+            return self.send_and_forget(side, out, &forward, now);
         }
         // What is sent at once and forgotten takes no memory.
         let bytes = out.payload.len() + out.topic.len();
         let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since, place };
-        if let Err((why, flight)) = self.launch(side, &out, flight, now) {
-            self.unsendable(flight, &out, why, now);
+        if let Err((why, flight)) = self.launch(side, out, flight, now) {
+            self.unsendable(flight, out, why, now);
         }
     }
 
@@ -236,7 +239,7 @@ impl Engine {
                 if let Some(request) = forward.request {
                     self.give_up(request, letter.reason, &letter.detail, now);
                 }
-                self.dead_letter(flight.origin, &forward.topic, out, letter, now);
+                self.dead_letter(flight.origin, &forward.topic, out, &letter, now);
             }
             What::Back(request) => {
                 if let Some(number) = request {
@@ -254,7 +257,7 @@ impl Engine {
         match self.sessions[side].publish(out, u32::MAX, now) {
             Ok(_) => forward.line.metrics.delivered(Qos::AtMostOnce),
             Err(refusal) => {
-                self.dead_letter(None, &forward.topic, out, Letter::new("too-large", refusal.to_string()), now);
+                self.dead_letter(None, &forward.topic, out, &Letter::new("too-large", refusal.to_string()), now);
             }
         }
     }
@@ -325,7 +328,7 @@ impl Engine {
                     }
                     None => forward.chosen = Some(chosen),
                 }
-                self.send(side, Way { origin, place: None, since }, message, forward, now);
+                self.send(side, Way { origin, place: None, since }, &message, forward, now);
             }
             Err(error) => {
                 let letter =
@@ -333,7 +336,7 @@ impl Engine {
                 if let Some(number) = forward.request {
                     self.give_up(number, letter.reason, &letter.detail, now);
                 }
-                self.dead_letter(origin, &forward.topic, &message, letter, now);
+                self.dead_letter(origin, &forward.topic, &message, &letter, now);
             }
         }
     }
@@ -366,7 +369,7 @@ impl Engine {
                 (request.chosen, request.copy, request.delivered) = (chosen, Some((topic.clone(), copy)), false);
                 self.requests.insert(number, request);
                 let forward = Forward { line, chosen: None, topic, code, tried, request: Some(number), qos };
-                self.send(side, Way { origin: None, place: None, since: now }, out, forward, now);
+                self.send(side, Way { origin: None, place: None, since: now }, &out, forward, now);
             }
         }
     }
@@ -398,7 +401,7 @@ impl Engine {
         origin: Option<Origin>,
         inquiry: &Inquiry<'_>,
         publish: &Publish,
-        letter: Letter,
+        letter: &Letter,
         now: Instant,
     ) {
         if let Some(reply) = Self::reply_of(inquiry, publish) {

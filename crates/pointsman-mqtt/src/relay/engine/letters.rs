@@ -38,7 +38,7 @@ impl Engine {
         origin: Option<Origin>,
         topic: &str,
         publish: &Publish,
-        letter: Letter,
+        letter: &Letter,
         now: Instant,
     ) {
         self.metrics.dead_letter(letter.reason);

@@ -11,7 +11,7 @@ use crate::relay::settings::Topics;
 
 impl Engine {
     /// What a service's broker sends: the answer to a request.
-    pub(super) fn from_service(&mut self, side: usize, publish: Publish, now: Instant) {
+    pub(super) fn take_from_service(&mut self, side: usize, publish: Publish, now: Instant) {
         let origin = self.origin(side, &publish);
         let number = match self.topics {
             Topics::CodeLast => read_reply_topic(&publish.topic),
