@@ -20,6 +20,7 @@ mod driver;
 mod engine;
 mod journal;
 mod metrics;
+mod pace;
 mod prefix;
 mod requests;
 mod routes;

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::engine::{self, Engine, SENDERS};
+use super::pace::Pace;
 use super::routes::{Routes, Views};
 use super::settings::{Invalid, Settings, Topics};
 use super::{Figures, address};
@@ -45,6 +46,7 @@ pub(super) struct Driver {
     ready: watch::Sender<bool>,
     timer: Pin<Box<Sleep>>,
     leaving: Option<Leaving>,
+    pace: Pace,
 }
 
 struct Side {
@@ -77,6 +79,7 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         changed: watch::Receiver<()>,
     ) -> (Self, watch::Receiver<bool>) {
+        let may_sleep = !targets.iter().any(|target| matches!(target, Target::Embedded(_)));
         let sides =
             targets.into_iter().enumerate().map(|(index, target)| Side::new(&settings, index, target)).collect();
         let (ready, is_ready) = watch::channel(false);
@@ -95,6 +98,7 @@ impl Driver {
             ready,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             leaving: None,
+            pace: Pace::new(may_sleep),
         };
         (driver, is_ready)
     }
@@ -122,12 +126,7 @@ impl Driver {
                 self.end();
                 return Poll::Ready(());
             }
-            if signals > 1 {
-                // Under load. Brokers write messages one by one, and each wakes us; so whoever else waits for this processor
-                // goes first, and there is more to read at once, and to write. What we had is written already, and a message
-                // that comes alone does not wait.
-                std::thread::yield_now();
-            }
+            self.pace.gather(signals, self.engine.arrivals, now);
             if !progress {
                 let (flights, requests) = self.engine.under_way();
                 self.engine.metrics.levels(flights, requests);
