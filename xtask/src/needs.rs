@@ -6,11 +6,12 @@ use std::process::Command;
 use crate::run::{Failure, run};
 
 /// A command in `PATH`, or a file by its whole path; and the package that has it.
-const NEEDS: [(&str, &str); 10] = [
+const NEEDS: [(&str, &str); 11] = [
     ("java", "default-jre-headless"),
     ("/usr/share/java/zookeeper.jar", "libzookeeper-java"),
     ("/usr/share/java/slf4j-simple.jar", "libslf4j-java"),
     ("/usr/sbin/mosquitto", "mosquitto"),
+    ("mosquitto_pub", "mosquitto-clients"),
     // By its path, as the tests start it: another Python would not find Debian's modules.
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/paho/mqtt/client.py", "python3-paho-mqtt"),

@@ -15,12 +15,16 @@ pub struct TlsFiles {
     /// Its key.
     pub client_key: PathBuf,
     /// The server's key and certificate in one file, for `localhost` and 127.0.0.1.
-    pub(crate) server: PathBuf,
+    pub server: PathBuf,
 }
 
 impl TlsFiles {
     /// Makes them in a folder.
-    pub(crate) fn create(folder: &Path) -> TlsFiles {
+    ///
+    /// # Panics
+    /// When the folder cannot be written to.
+    #[must_use]
+    pub fn create(folder: &Path) -> TlsFiles {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "Pointsman test authority");

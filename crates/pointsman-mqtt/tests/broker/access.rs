@@ -1,12 +1,12 @@
 //! Who may listen, and who may connect.
 
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
 use pointsman_mqtt::broker::{Broker, Error, Options, Tls, Users};
 use pointsman_mqtt::packet::{Connect, Packet, Version};
 use pointsman_mqtt::reason::Reason;
+use pointsman_testkit::TlsFiles;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
@@ -57,36 +57,16 @@ async fn a_wrong_password_is_refused_at_once() {
     Client::local(broker.handle().connect(), "relay").await;
 }
 
-/// A certificate for `localhost`, signed by itself.
-async fn certificate(folder: &Path) -> Tls {
-    let tls = Tls { cert: folder.join("cert.pem"), key: folder.join("key.pem") };
-    let config = folder.join("req.cnf");
-    let text = "[req]\nprompt=no\ndistinguished_name=name\nx509_extensions=ext\n[name]\nCN=localhost\n\
-                [ext]\nbasicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n";
-    std::fs::write(&config, text).unwrap();
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .arg("-config")
-        .arg(&config)
-        .arg("-keyout")
-        .arg(&tls.key)
-        .arg("-out")
-        .arg(&tls.cert)
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.await.unwrap().success());
-    tls
-}
-
 #[tokio::test]
 async fn tls() {
     let folder = tempfile::tempdir().unwrap();
-    let tls = certificate(folder.path()).await;
+    let files = TlsFiles::create(folder.path());
+    let tls = Tls { cert: files.server.clone(), key: files.server };
     let mut options = options();
     options.tls = Some(tls.clone());
     let broker = Broker::start(options.clone()).await.unwrap();
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(&tls.cert).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_file(&files.ca).unwrap()).unwrap();
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
