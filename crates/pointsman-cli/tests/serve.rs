@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -213,8 +214,53 @@ async fn a_broker_of_ones_own_with_a_password_from_the_environment_and_a_second_
     // Nobody answers the request, so that there is something to wait for.
     running.signal(Signal::TERM);
     logged(&mut running, "leaving").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(running.runs());
     running.signal(Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(130));
+}
+
+#[tokio::test]
+async fn kill_9_loses_no_acknowledged_message_and_doubles_none_of_qos_2() {
+    const MESSAGES: usize = 60;
+    let registry = format!("zookeeper://{}{}?session_timeout=2s", ZooKeeper::shared().await.address(), unique_prefix());
+    let _instance = instance(&registry).await;
+    let broker = Mosquitto::options().nodelay().start().await;
+    let file = File::new(&format!(
+        "registry = '{registry}'\n[mqtt]\ningress = 'mqtt://{}'\ncode = 'relay-1'\nstate = 'state'\n\
+         register_as = 'mqtt-balancer'\n[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'\n",
+        broker.address()
+    ));
+    let mut running = serve(&file.path);
+    logged(&mut running, " ready").await;
+    let (sender, service) = (paho(&broker.address()).await, paho(&broker.address()).await);
+    service.subscribe("svc/#", 2).await;
+    let mut counts = BTreeMap::new();
+    for round in 0..3 {
+        let publish = async {
+            for number in 0..MESSAGES {
+                let qos = 1 + u8::try_from(number % 2).unwrap();
+                let text = format!("{qos} {round} {number}");
+                assert_eq!(sender.publish(PahoMessage::new("/login", text).qos(qos)).await, 0);
+            }
+        };
+        let kill = async {
+            // In the middle of it.
+            for _ in 0..MESSAGES / 3 {
+                *counts.entry(service.next_message(DEADLINE).await.text().to_owned()).or_insert(0) += 1;
+            }
+            running.signal(Signal::KILL);
+        };
+        tokio::join!(publish, kill);
+        running = serve(&file.path);
+        while counts.len() < MESSAGES * (round + 1) {
+            *counts.entry(service.next_message(DEADLINE).await.text().to_owned()).or_insert(0) += 1;
+        }
+    }
+    while let Some(message) = service.try_next_message(Duration::from_millis(100)).await {
+        *counts.entry(message.text().to_owned()).or_insert(0) += 1;
+    }
+    let doubled: Vec<_> = counts.iter().filter(|(text, count)| text.starts_with('2') && **count > 1).collect();
+    assert!(doubled.is_empty(), "{doubled:?}");
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
 }
