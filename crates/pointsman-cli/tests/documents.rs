@@ -15,6 +15,7 @@ fn every_test_that_the_table_of_defects_names_exists() {
         let file = match file.split_once('/').unwrap() {
             ("T", file) => format!("crates/pointsman-registry/tests/{file}"),
             ("B", file) => format!("crates/pointsman-balance/tests/{file}"),
+            ("M", file) => format!("crates/pointsman-mqtt/tests/{file}"),
             ("C", file) => format!("crates/pointsman-cli/tests/{file}"),
             _ => file.to_owned(),
         };
