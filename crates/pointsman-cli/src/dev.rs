@@ -45,6 +45,9 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     lock(&board).add_event(format!("MQTT broker with the relay in it at {address}: any client can publish to {TOPIC}"));
     let traffic = traffic::start(&fleet, &messages, &board);
     let drawn = draws(&Command::Dev(Dev { tour: false }), global.output);
+    if !drawn {
+        output::note(&format!("note: MQTT broker at {address}; messages to {TOPIC} are balanced over cfgs"));
+    }
     let ended = if drawn {
         screen::run(&mut fleet, &traffic, &board).await
     } else {
