@@ -42,6 +42,8 @@ pub(crate) struct Connection {
     given: bool,
     /// Whether the kernel is yet to acknowledge what this pass has read.
     unacknowledged: bool,
+    /// Whether something may still be in the stream's own buffer (TLS has one).
+    unflushed: bool,
 }
 
 type Connecting = Pin<Box<dyn Future<Output = Result<(Wire, Connack), ConnectError>> + Send>>;
@@ -95,6 +97,7 @@ impl Connection {
             filled: false,
             given: false,
             unacknowledged: false,
+            unflushed: false,
         };
         connection.connect.keep_alive = u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX);
         connection.start();
@@ -185,7 +188,9 @@ impl Connection {
             out.extend_from_slice(&[0xc0, 0]);
             self.ping = Ping::Sent;
         }
-        let drained = if out.is_empty() { Poll::Ready(Ok(())) } else { wire.poll_drain(context, out) };
+        let idle = out.is_empty() && !self.unflushed;
+        let drained = if idle { Poll::Ready(Ok(())) } else { wire.poll_drain(context, out) };
+        self.unflushed = drained.is_pending();
         // After the answer, which it would only hold up.
         if std::mem::take(&mut self.unacknowledged) {
             wire.acknowledge_quickly();
@@ -235,6 +240,7 @@ impl Connection {
 
     fn up(&mut self, wire: Wire, connack: &Connack) -> Signal {
         self.state = State::Up(wire);
+        self.unflushed = false;
         (self.since, self.heard, self.ping) = (Some(Instant::now()), true, Ping::None);
         let properties = &connack.properties;
         if let Some(seconds) = properties.server_keep_alive {

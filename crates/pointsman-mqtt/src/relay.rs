@@ -13,6 +13,7 @@
 //! | requests that wait for an answer | `requests.rs` |
 //! | reading and writing, connecting, leaving | `driver.rs` |
 //! | what survives the process | `journal.rs` |
+//! | how it lets messages gather when very busy | `pace.rs` |
 //! | what is counted | `metrics.rs` |
 
 pub(crate) mod address;

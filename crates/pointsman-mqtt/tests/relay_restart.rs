@@ -7,6 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use pointsman_mqtt::relay::{Route, Settings};
 use pointsman_testkit::{CuttingProxy, Direction, Mosquitto, Paho, PahoMessage, PahoOptions};
@@ -80,7 +81,7 @@ async fn killed_at(side: &str, direction: Direction, packet: u8, state: Option<&
         let message = service.next_message(SOON).await;
         *counts.entry(message.text().to_owned()).or_insert(0) += 1;
     }
-    while let Some(message) = service.try_next_message(std::time::Duration::from_millis(200)).await {
+    while let Some(message) = service.try_next_message(Duration::from_millis(200)).await {
         *counts.entry(message.text().to_owned()).or_insert(0) += 1;
     }
     relay.kill();
@@ -147,5 +148,37 @@ async fn an_answer_finds_its_sender_after_the_relay_was_killed() {
     let relay = Killable::start(&fleet, settings(&broker.url(), &broker.url(), Some(state.path())));
     let answer = sender.next_message(SOON).await;
     assert_eq!((answer.text(), answer.correlation_data.as_deref()), ("a", Some(&[7][..])));
+    relay.kill();
+}
+
+#[tokio::test]
+async fn a_request_of_qos_2_is_asked_and_answered_once_although_the_relay_was_killed() {
+    let broker = Mosquitto::options().nodelay().start().await;
+    let proxy = CuttingProxy::start(broker.socket_address());
+    let (fleet, state) = (Fleet::new(&[("cfgs", &["svc-a"])]), tempfile::tempdir().unwrap());
+    let mut settings = settings(&broker.url(), &format!("mqtt://{}", proxy.address()), Some(state.path()));
+    settings.response_timeout = Duration::from_millis(500);
+    let relay = Killable::start(&fleet, settings.clone());
+    let (service, sender) = (client(&broker).await, client(&broker).await);
+    service.subscribe("svc-a/#", 2).await;
+    sender.subscribe("inbox", 2).await;
+    wait_for_relay(&sender).await;
+    service.next_message(SOON).await;
+    // The services' broker has it, and the relay does not know.
+    let cut = proxy.cut_at_mqtt(Direction::ToClient, PUBREC);
+    let request =
+        PahoMessage::new(&format!("/login/{RELAY}"), "q").qos(2).response_topic("inbox").correlation_data([7]);
+    sender.publish(request).await;
+    cut.happened().await;
+    relay.kill();
+    proxy.mend();
+    let relay = Killable::start(&fleet, settings);
+    let request = service.next_message(SOON).await;
+    service.publish(PahoMessage::new(&request.response_topic.unwrap(), "a").qos(2)).await;
+    let answer = sender.next_message(SOON).await;
+    assert_eq!((answer.text(), answer.correlation_data.as_deref()), ("a", Some(&[7][..])));
+    // No second question, and nothing is told of one that nobody has answered, which would come by now.
+    assert!(service.try_next_message(Duration::from_millis(200)).await.is_none());
+    assert!(sender.try_next_message(Duration::from_millis(800)).await.is_none());
     relay.kill();
 }

@@ -111,6 +111,7 @@ impl Driver {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         for _ in 0..PASSES {
             let now = Instant::now();
+            let had_room = self.engine.has_room();
             let mut progress = self.poll_commands(context);
             while self.changed.as_mut().poll_next(context).is_ready() {
                 self.engine.instances_changed(now.into_std());
@@ -126,6 +127,8 @@ impl Driver {
                 self.end();
                 return Poll::Ready(());
             }
+            // Whoever was not read because of it has not been asked to wake us.
+            progress |= !had_room && self.engine.has_room();
             self.pace.gather(signals, self.engine.arrivals, now);
             if !progress {
                 let (flights, requests) = self.engine.under_way();
@@ -301,7 +304,7 @@ impl Driver {
 
     fn reload(&mut self, settings: Settings, views: Views) -> Result<(), Invalid> {
         let routes = Routes::new(&settings, views, &self.engine.metrics, Some(&self.engine.routes))?;
-        self.engine.reload(&settings, routes);
+        self.engine.reload(&settings, routes, Instant::now().into_std());
         let side = &mut self.sides[SENDERS];
         let filters = filters_of(&settings, SENDERS);
         self.settings = settings;

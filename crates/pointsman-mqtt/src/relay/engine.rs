@@ -53,7 +53,7 @@ pub(super) struct Engine {
     pub(super) routes: Routes,
     flights: Slab<Flight>,
     /// What is on its way to instances: so much, and no more, is taken from senders. What goes back to senders does not count,
-    /// or it could keep its own acknowledgements from being read.
+    /// nor does a request once it is answered: or they could keep the acknowledgements they wait for from being read.
     forwards: usize,
     forward_bytes: usize,
     pub(super) requests: Requests,
@@ -80,6 +80,14 @@ struct Flight {
     since: Instant,
     /// With QoS 2 and a journal: where it is.
     place: Option<Place>,
+}
+
+impl Flight {
+    /// Whether it counts against what may be taken from senders: on its way to an instance, and no request, which counts itself
+    /// as long as it is not answered.
+    fn counts(&self) -> bool {
+        matches!(&self.what, What::Forward(forward) if forward.request.is_none())
+    }
 }
 
 /// Where a message of QoS 1 or 2 is to be acknowledged.
@@ -113,7 +121,7 @@ struct Forward {
 }
 
 /// What a sender has to be told, and where.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) topic: ByteString,
     pub(super) correlation: Option<Bytes>,
@@ -220,9 +228,10 @@ impl Engine {
     }
 
     /// Goes on with other routes and limits. What is under way is not touched.
-    pub(super) fn reload(&mut self, settings: &Settings, routes: Routes) {
+    pub(super) fn reload(&mut self, settings: &Settings, routes: Routes, now: Instant) {
         self.limits = Limits::of(settings);
         self.routes = routes;
+        self.look_for_orphans(now);
     }
 
     /// A connection is up. These packets go first: what is sent again may lead to answers at once.
@@ -261,11 +270,7 @@ impl Engine {
 
     /// A packet has come. What is not about messages is given back.
     pub(super) fn receive(&mut self, side: usize, packet: Packet, now: Instant) -> Result<Option<Packet>, Malformed> {
-        let event = self.sessions[side].receive(packet, now);
-        if event.as_ref().is_err_and(|error| error.reason == Reason::PACKET_IDENTIFIER_IN_USE) {
-            self.epochs[side] += 1;
-        }
-        match event? {
+        match self.take_in(side, packet, now)? {
             Event::Message(publish) if side == SENDERS => {
                 self.arrivals += 1;
                 self.take_from_sender(publish, now);
@@ -283,7 +288,7 @@ impl Engine {
 
     /// A message has come of which the payload is left out: it is too large, and would come for ever if it was not taken.
     pub(super) fn receive_cut(&mut self, side: usize, publish: Publish, now: Instant) -> Result<(), Malformed> {
-        match self.sessions[side].receive(Packet::Publish(publish), now)? {
+        match self.take_in(side, Packet::Publish(publish), now)? {
             Event::Message(publish) if side == SENDERS => {
                 self.arrivals += 1;
                 self.too_large_from_sender(&publish, now);
@@ -299,15 +304,26 @@ impl Engine {
         Ok(())
     }
 
+    fn take_in(&mut self, side: usize, packet: Packet, now: Instant) -> Result<Event<u32>, Malformed> {
+        let event = self.sessions[side].receive(packet, now);
+        if event.as_ref().is_err_and(|error| error.reason == Reason::PACKET_IDENTIFIER_IN_USE) {
+            // The broker has forgotten what it had sent: acknowledgements of that would meet other messages.
+            self.epochs[side] += 1;
+        }
+        event
+    }
+
     /// Whether more may be taken from senders.
     pub(super) fn has_room(&self) -> bool {
         self.forwards + self.requests.len() < self.limits.max_in_flight
-            && self.forward_bytes < IN_FLIGHT_BYTES
+            && self.forward_bytes + self.requests.bytes() < IN_FLIGHT_BYTES
             && self.has_room_in_outputs()
     }
 
     fn has_room_in_outputs(&self) -> bool {
-        self.sessions.iter().all(|session| session.output_len() < OUTPUT_BYTES)
+        // A broker in this process may wait for us to read before it reads itself.
+        let embedded = self.brokers[SENDERS].is_empty();
+        self.sessions[usize::from(embedded)..].iter().all(|session| session.output_len() < OUTPUT_BYTES)
     }
 
     /// Messages and requests under way.
@@ -382,7 +398,7 @@ impl Engine {
     /// restart goes out as it did before.
     fn launch(&mut self, side: usize, publish: &Publish, flight: Flight, now: Instant) -> Result<(), (String, Flight)> {
         let place = flight.place.filter(|place| place.0 == side);
-        if matches!(flight.what, What::Forward(_)) {
+        if flight.counts() {
             self.forwards += 1;
             self.forward_bytes += flight.bytes;
         }
@@ -408,7 +424,7 @@ impl Engine {
 
     fn land(&mut self, token: u32) -> Option<Flight> {
         let flight = self.flights.try_remove(token as usize)?;
-        if matches!(flight.what, What::Forward(_)) {
+        if flight.counts() {
             self.forwards -= 1;
             self.forward_bytes -= flight.bytes;
         }

@@ -19,8 +19,9 @@ pub(super) struct Journal {
     file: Option<(PathBuf, File)>,
     /// What is to be appended.
     pending: String,
-    /// How many bytes the file has.
+    /// How many bytes the file has, and had when it was last written anew.
     written: usize,
+    fresh: usize,
     /// Received and acknowledged with PUBREC; PUBREL has not come.
     received: BTreeMap<Place, ()>,
     /// Sent, and not through.
@@ -64,10 +65,12 @@ impl Journal {
         fs::create_dir_all(folder)?;
         let path = folder.join(format!("{code}.journal"));
         let mut it = Self::default();
-        match fs::read_to_string(&path) {
-            Ok(text) => {
+        match fs::read(&path) {
+            Ok(bytes) => {
                 it.found = true;
-                text.lines().for_each(|line| it.replay(line));
+                // What has no line break at its end was cut off by the end of the process: what it allows had not been sent.
+                let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+                String::from_utf8_lossy(&bytes[..whole]).lines().for_each(|line| it.replay(line));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -93,9 +96,9 @@ impl Journal {
         self.received.keys().copied().collect()
     }
 
-    /// Messages that were sent, and whether the broker had taken them over.
+    /// Messages that were sent, and whether that is over: the broker had taken them over, or nobody will send them again.
     pub(super) fn sent_before(&self) -> Vec<(Place, bool)> {
-        self.sent.iter().map(|(&place, sent)| (place, sent.taken)).collect()
+        self.sent.iter().map(|(&place, sent)| (place, sent.taken || sent.origin.is_none())).collect()
     }
 
     /// Requests that were waiting.
@@ -120,6 +123,18 @@ impl Journal {
         }
         for place in self.sent.keys().filter(|place| place.0 == side).copied().collect::<Vec<_>>() {
             self.through(place);
+        }
+        for place in self.sent.keys().copied().collect::<Vec<_>>() {
+            let Some(sent) = self.sent.get(&place).filter(|sent| sent.origin.is_some_and(|origin| origin.0 == side))
+            else {
+                continue;
+            };
+            // Its origin may come to mean another message.
+            let Sent { code, taken, .. } = sent.clone();
+            self.sent(place, None, &code);
+            if taken {
+                self.taken(place);
+            }
         }
         self.restored.retain(|_, to| to.0 != side);
         let orphans: Vec<Place> =
@@ -161,7 +176,7 @@ impl Journal {
     }
 
     pub(super) fn request(&mut self, number: u64, kept: Kept) {
-        if self.is_on() {
+        if self.is_on() && self.requests.get(&number) != Some(&kept) {
             let line = kept.line(number);
             self.note(format_args!("{line}"));
             self.requests.insert(number, kept);
@@ -189,7 +204,7 @@ impl Journal {
         let Some((path, file)) = &mut self.file else { return self.pending.clear() };
         let path = path.clone();
         let empty = self.received.is_empty() && self.sent.is_empty() && self.requests.is_empty();
-        let result = if self.failed || self.written > LONGEST || (empty && self.written > 0) {
+        let result = if self.failed || self.written > LONGEST.max(2 * self.fresh) || (empty && self.written > 0) {
             // What is pending is in what still holds.
             self.pending.clear();
             self.start_anew(path.clone())
@@ -230,19 +245,19 @@ impl Journal {
         {
             // The common case: nothing is under way.
             file.set_len(0)?;
-            self.written = 0;
+            (self.written, self.fresh) = (0, 0);
             return Ok(());
         }
         let aside = path.with_extension("journal.new");
         fs::write(&aside, &text)?;
         fs::rename(&aside, &path)?;
         let file = OpenOptions::new().append(true).open(&path)?;
-        self.written = text.len();
+        (self.written, self.fresh) = (text.len(), text.len());
         self.file = Some((path, file));
         Ok(())
     }
 
-    /// A line that cannot be read was cut off by the end of the process: what it allows had not been sent.
+    /// A line that cannot be read is passed over.
     fn replay(&mut self, line: &str) {
         let _ = self.read(line);
     }
@@ -290,13 +305,10 @@ impl Kept {
         }
         line.push(' ');
         line.push_str(&reply.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r"));
-        // A line that was cut off must not pass for a whole one.
-        line.push_str(" .");
         line
     }
 
     fn read(rest: &str) -> Option<(u64, Self)> {
-        let rest = rest.strip_suffix(" .")?;
         let mut words = rest.splitn(7, ' ');
         let mut word = || words.next();
         let (number, nonce, qos) = (word()?.parse().ok()?, word()?.parse().ok()?, word()?.parse().ok()?);
@@ -368,11 +380,16 @@ mod tests {
     #[test]
     fn a_line_that_was_cut_off_does_not_count() {
         let folder = tempfile::tempdir().unwrap();
-        let whole = format!("sent 1 5 0 7 a\n{}", kept().line(4));
-        for cut in 0..whole.len() {
+        let mut kept = kept();
+        kept.reply = "ü".to_owned();
+        let whole = format!("received 0 123\n{}\nsent 1 55 0 77 a\n", kept.line(44));
+        let lines: Vec<usize> = whole.match_indices('\n').map(|(at, _)| at).collect();
+        for cut in 0..=whole.len() {
             fs::write(folder.path().join("c.journal"), &whole.as_bytes()[..cut]).unwrap();
             let journal = Journal::open(folder.path(), "c").unwrap();
-            assert_eq!(journal.requests_before(), [], "{cut}");
+            let seen = [journal.received_before().len(), journal.requests_before().len(), journal.sent_before().len()];
+            assert_eq!(seen, [0, 1, 2].map(|line| usize::from(cut > lines[line])), "{cut}");
+            assert!(journal.received_before().iter().all(|place| *place == (0, 123)));
         }
     }
 
@@ -399,7 +416,8 @@ mod tests {
         drop(journal);
         let mut journal = Journal::open(folder.path(), "c").unwrap();
         assert_eq!(journal.lost(0), [(1, 5)]);
-        assert_eq!((journal.received_before(), journal.sent_before()), (vec![], vec![((1, 5), false)]));
+        // Nobody will send it again.
+        assert_eq!((journal.received_before(), journal.sent_before()), (vec![], vec![((1, 5), true)]));
         assert_eq!(journal.lost(1), []);
         assert_eq!(journal.sent_before(), []);
     }

@@ -20,8 +20,12 @@ pub(crate) fn filters<'a>(patterns: impl Iterator<Item = &'a str>) -> Vec<String
 }
 
 fn of_pattern(pattern: &str) -> Vec<String> {
-    literal_prefixes(pattern)
-        .map_or_else(|| vec!["#".to_owned()], |prefixes| prefixes.iter().map(|prefix| of_prefix(prefix)).collect())
+    literal_prefixes(pattern).map_or_else(
+        || vec!["#".to_owned()],
+        |prefixes| {
+            prefixes.iter().filter(|prefix| !prefix.contains(['+', '#'])).map(|prefix| of_prefix(prefix)).collect()
+        },
+    )
 }
 
 /// What every topic that matches begins with, as one of several; `None` where that cannot be told. A prefix that ends with
@@ -89,6 +93,8 @@ mod tests {
             (&["^/x/.*", "^/x/y"], &["/x/#"]),
             (&["(?i)^/ab/"], &["/AB/#", "/Ab/#", "/aB/#", "/ab/#"]),
             (&[""], &["#"]),
+            // No topic has these.
+            (&[r"^/c\+\+/", "^/c#/", "^/d/"], &["/d/#"]),
         ] {
             assert_eq!(of(patterns), expected, "{patterns:?}");
         }

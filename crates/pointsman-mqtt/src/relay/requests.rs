@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::Reply;
-use super::routes::{Chosen, Line};
+use super::routes::{Chosen, Line, Routes};
 use crate::packet::Publish;
 
 /// All of them, by their numbers.
@@ -14,6 +14,7 @@ pub(super) struct Requests {
     by_number: HashMap<u64, Request>,
     deadlines: BTreeSet<(Instant, u64)>,
     last: u64,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Request {
     pub(super) copy: Option<(Arc<str>, Box<Publish>)>,
     /// Whether the service's broker has taken it over: until then it is a flight, which is looked after by itself.
     pub(super) delivered: bool,
+    /// How much memory it stands for, at the broker or in its copy.
+    pub(super) bytes: usize,
     /// What an answer has to know besides the number: nobody can guess it.
     pub(super) nonce: u64,
 }
@@ -41,13 +44,18 @@ impl Request {
         nonce: u64,
         (since, deadline): (Instant, Instant),
     ) -> Self {
-        Self { reply, line, chosen, tried: Vec::new(), since, deadline, copy: None, delivered: false, nonce }
+        Self { reply, line, chosen, tried: Vec::new(), since, deadline, copy: None, delivered: false, bytes: 0, nonce }
     }
 }
 
 impl Requests {
     pub(super) fn len(&self) -> usize {
         self.by_number.len()
+    }
+
+    /// What all of them stand for, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// A number that no request has had.
@@ -59,11 +67,18 @@ impl Requests {
     pub(super) fn insert(&mut self, number: u64, request: Request) {
         self.last = self.last.max(number);
         self.deadlines.insert((request.deadline, number));
+        self.bytes += request.bytes;
         self.by_number.insert(number, request);
     }
 
     pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut Request> {
         self.by_number.get_mut(&number)
+    }
+
+    /// The number and the nonce of the request that awaits its answer just there. O(n).
+    pub(super) fn find(&self, reply: &Reply) -> Option<(u64, u64)> {
+        let mut all = self.by_number.iter();
+        all.find(|(_, request)| request.reply == *reply).map(|(&number, request)| (number, request.nonce))
     }
 
     /// Takes it out, if the nonce is right.
@@ -77,6 +92,7 @@ impl Requests {
     pub(super) fn remove(&mut self, number: u64) -> Option<Request> {
         let request = self.by_number.remove(&number)?;
         self.deadlines.remove(&(request.deadline, number));
+        self.bytes -= request.bytes;
         Some(request)
     }
 
@@ -90,8 +106,8 @@ impl Requests {
     }
 
     /// Those whose instance is not registered any more, in the order in which they came.
-    pub(super) fn orphans(&self) -> Vec<u64> {
-        let orphaned = |request: &Request| request.delivered && !request.line.is_there(request.chosen.code());
+    pub(super) fn orphans(&self, routes: &Routes) -> Vec<u64> {
+        let orphaned = |request: &Request| request.delivered && !routes.has(&request.line, request.chosen.code());
         let mut numbers: Vec<u64> =
             self.by_number.iter().filter(|(_, request)| orphaned(request)).map(|(&number, _)| number).collect();
         numbers.sort_unstable();

@@ -111,6 +111,20 @@ impl Routes {
         self.set.matches(topic).iter().next().map(|index| &self.routes[index])
     }
 
+    /// Whether the instance of a route's service with this code is registered. A route from before a reload may look at a
+    /// service that is followed no longer, or anew.
+    pub(super) fn has(&self, line: &Line, code: &str) -> bool {
+        self.views.get(&line.route.service).unwrap_or(&line.view).load().find(code).is_some()
+    }
+
+    /// The same route as it is now; one that is gone as it was.
+    pub(super) fn current(&self, line: &Arc<Line>) -> Arc<Line> {
+        let same = |other: &&Arc<Line>| {
+            (&other.route.pattern, &other.route.service) == (&line.route.pattern, &line.route.service)
+        };
+        self.routes.iter().find(same).unwrap_or(line).clone()
+    }
+
     /// All routes.
     pub(super) fn lines(&self) -> &[Arc<Line>] {
         &self.routes
@@ -122,8 +136,10 @@ impl Line {
     /// algorithm; never one of `tried`.
     pub(super) fn choose(&self, key: &[u8], sticky: Option<&str>, tried: &[Arc<str>]) -> Result<Chosen, PickError> {
         let chosen = sticky.and_then(|code| self.stay(code)).map_or_else(|| self.pick(key, tried), Ok);
-        let deserted = chosen.is_err() && tried.is_empty();
-        if self.deserted.load(Ordering::Relaxed) != deserted {
+        let deserted = chosen.is_err();
+        // That all others have been tried says nothing of the route.
+        let says_something = !deserted || tried.is_empty();
+        if says_something && self.deserted.load(Ordering::Relaxed) != deserted {
             self.deserted.store(deserted, Ordering::Relaxed);
             let (route, service) = (&self.route.pattern, &self.route.service);
             match &chosen {
@@ -166,10 +182,5 @@ impl Line {
         }
         let claim = if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }?;
         Ok(Chosen { instance: claim.instance().clone(), claim: Some(claim) })
-    }
-
-    /// Whether the instance with this code is registered.
-    pub(super) fn is_there(&self, code: &str) -> bool {
-        self.view.load().find(code).is_some()
     }
 }

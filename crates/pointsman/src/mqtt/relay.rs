@@ -23,6 +23,7 @@ pub struct Relay {
     changed: Arc<watch::Sender<()>>,
     /// Registers once the relay is ready; and what has come of it.
     registering: JoinSet<Result<Registration, Error>>,
+    registration: Option<Registration>,
 }
 
 /// Between two attempts to register.
@@ -75,7 +76,15 @@ impl Relay {
             });
         }
         let (registry, register_as) = (registry.clone(), register_as.map(str::to_owned));
-        Ok(Self { relay, registry, register_as, followed: Mutex::new(followed), changed, registering })
+        Ok(Self {
+            relay,
+            registry,
+            register_as,
+            followed: Mutex::new(followed),
+            changed,
+            registering,
+            registration: None,
+        })
     }
 
     /// Returns when all brokers are connected, all subscriptions confirmed, and the relay is registered where it is to be.
@@ -86,9 +95,7 @@ impl Relay {
     pub async fn ready(&mut self) -> Result<(), Error> {
         self.relay.ready().await?;
         if let Some(registered) = self.registering.join_next().await {
-            let registration = registered.map_err(|_| relay::Error::Closed)??;
-            // Kept as a task that has ended: it is handed out when the relay closes.
-            self.registering.spawn(std::future::ready(Ok(registration)));
+            self.registration = Some(registered.map_err(|_| relay::Error::Closed)??);
         }
         Ok(())
     }
@@ -133,7 +140,10 @@ impl Relay {
     /// Leaves: deregisters, takes nothing new, sees through what is under way (no longer than the drain timeout), and
     /// disconnects.
     pub async fn close(mut self) {
-        if let Some(Ok(Ok(registration))) = self.registering.try_join_next()
+        if let Some(Ok(Ok(registration))) = self.registering.try_join_next() {
+            self.registration = Some(registration);
+        }
+        if let Some(registration) = self.registration.take()
             && let Err(error) = registration.close().await
         {
             tracing::warn!(%error, "the relay's registration ends with its session");

@@ -26,6 +26,16 @@ const RELAY: &str = "pointsman-relay";
 /// So many relays may pass a message on to one another.
 const HOPS: usize = 8;
 
+/// What is known of a message that comes again.
+#[derive(Debug)]
+struct Before {
+    place: Option<Place>,
+    /// Number and nonce.
+    request: Option<(u64, u64)>,
+    /// The instance that has it.
+    code: Option<String>,
+}
+
 /// How a message has come so far.
 #[derive(Clone, Copy)]
 struct Way {
@@ -67,26 +77,36 @@ impl Engine {
             return self.dead_letter(origin, &topic, &publish, &letter, now);
         }
         let Some(line) = self.routes.find(&inquiry.matched).cloned() else {
+            self.restored(origin).into_iter().for_each(|(place, _)| self.release(place));
             let letter = Letter::new("no-route", "no route matches the topic");
             return self.undeliverable(origin, &inquiry, &publish, &letter, now);
         };
         line.metrics.received(publish.qos);
-        let before = self.restored(origin);
-        let chosen = match &before {
-            Some((_, code)) => Ok(line.again(code)),
+        let before = self.before(origin, &inquiry, &publish);
+        let chosen = match &before.code {
+            Some(code) => Ok(line.again(code)),
             None => {
                 let key = key(&line, &inquiry, &publish);
                 line.choose(key, inquiry.code.filter(|_| line.route.sticky), &[])
             }
         };
-        let place = before.map(|(place, _)| place);
         match chosen {
-            Ok(chosen) => self.forward((origin, place), &inquiry, publish, line, chosen, now),
+            Ok(chosen) => self.forward((origin, before), &inquiry, publish, line, chosen, now),
             Err(error) => {
                 let letter = Letter::new("no-instance", error.to_string());
                 self.undeliverable(origin, &inquiry, &publish, &letter, now);
             }
         }
+    }
+
+    /// What is known of a message that comes again, from before a restart or before its acknowledgement got lost: where it
+    /// went, and the request that it was. Its answer comes under the number that it had.
+    fn before(&mut self, origin: Option<Origin>, inquiry: &Inquiry<'_>, publish: &Publish) -> Before {
+        let (place, code) = self.restored(origin).unzip();
+        let reply = if publish.dup { Self::reply_of(inquiry, publish) } else { None };
+        let request = reply.and_then(|reply| self.requests.find(&reply));
+        let asked = request.and_then(|(number, _)| Some(self.requests.get_mut(number)?.chosen.code().to_string()));
+        Before { place, request, code: code.or(asked) }
     }
 
     /// A message of a sender without its payload.
@@ -153,21 +173,23 @@ impl Engine {
 
     fn forward(
         &mut self,
-        (origin, place): (Option<Origin>, Option<Place>),
+        (origin, before): (Option<Origin>, Before),
         inquiry: &Inquiry<'_>,
         publish: Publish,
         line: Arc<Line>,
         chosen: Chosen,
         now: Instant,
     ) {
+        let Before { place, request: known, .. } = before;
         let side = place.map_or_else(|| self.side_of(&chosen), |place| place.0);
         let code = chosen.code().clone();
         let reply = Self::reply_of(inquiry, &publish);
         if reply.is_some() && inquiry.envelope.is_none() && !self.speaks_v5(side) {
+            place.into_iter().for_each(|place| self.release(place));
             let letter = Letter::new("refused", "the service's broker speaks MQTT 3.1.1, which has no requests");
             return self.undeliverable(origin, inquiry, &publish, &letter, now);
         }
-        let (number, nonce) = (self.requests.next_number(), fastrand::u64(..));
+        let (number, nonce) = known.unwrap_or_else(|| (self.requests.next_number(), fastrand::u64(..)));
         let (qos, topic) = (publish.qos, Arc::<str>::from(&*publish.topic));
         let mut out = publish;
         let id = (number, nonce);
@@ -179,13 +201,15 @@ impl Engine {
         });
         let forward = match request {
             None => Forward { line, chosen: Some(chosen), topic, code, tried: Vec::new(), request: None, qos },
+            Some(_) if known.is_some() => {
+                Forward { line, chosen: None, topic, code, tried: Vec::new(), request: Some(number), qos }
+            }
             Some((reply, timeout)) => {
                 let mut request = Request::new(reply, line.clone(), chosen, nonce, (now, now + timeout));
+                request.bytes = out.payload.len() + out.topic.len();
                 request.copy = line.route.redispatch.then(|| (topic.clone(), Box::new(detached(&out))));
-                if qos != Qos::AtMostOnce && self.journal.is_on() {
-                    self.journal.request(number, kept(&request));
-                }
                 self.requests.insert(number, request);
+                self.keep(number);
                 Forward { line, chosen: None, topic, code, tried: Vec::new(), request: Some(number), qos }
             }
         };
@@ -239,11 +263,15 @@ impl Engine {
                 if let Some(request) = forward.request {
                     self.give_up(request, letter.reason, &letter.detail, now);
                 }
+                flight.place.into_iter().for_each(|place| self.release(place));
                 self.dead_letter(flight.origin, &forward.topic, out, &letter, now);
             }
             What::Back(request) => {
                 if let Some(number) = request {
                     self.journal.answered(number);
+                    // An answer, of which at least the sender is to know.
+                    let (topic, correlation) = (out.topic.clone(), out.properties.correlation.clone());
+                    self.tell(None, &Reply { topic, correlation, qos: out.qos }, "too-large", &why, now);
                 }
                 self.metrics.dropped("too-large", 1);
                 tracing::warn!(topic = &*out.topic, why, "cannot be sent to the senders' broker");
@@ -290,9 +318,18 @@ impl Engine {
         if let Some(request) = self.requests.get_mut(number) {
             request.delivered = true;
             // It may have gone while the message was under way.
-            if !request.line.is_there(request.chosen.code()) {
+            if !self.routes.has(&request.line, request.chosen.code()) {
                 self.orphaned(number, now);
             }
+        }
+    }
+
+    /// Notes a request in the journal, or what has changed about it. QoS 0 is not worth it.
+    fn keep(&mut self, number: u64) {
+        let Some(request) = self.requests.get_mut(number) else { return };
+        if self.journal.is_on() && request.reply.qos != Qos::AtMostOnce {
+            let kept = kept(request);
+            self.journal.request(number, kept);
         }
     }
 
@@ -314,7 +351,7 @@ impl Engine {
         let failed = |chosen: &Chosen| chosen.report(Outcome::Failure);
         forward.chosen.as_ref().map(failed);
         forward.tried.push(forward.code.clone());
-        match forward.line.choose(self.topic_without_code(&message.topic), None, &forward.tried) {
+        match self.routes.current(&forward.line).choose(self.topic_without_code(&message.topic), None, &forward.tried) {
             Ok(chosen) => {
                 forward.line.metrics.redispatched.inc();
                 let (side, code) = (self.side_of(&chosen), chosen.code().clone());
@@ -327,6 +364,9 @@ impl Engine {
                         request.chosen = chosen;
                     }
                     None => forward.chosen = Some(chosen),
+                }
+                if let Some(number) = forward.request {
+                    self.keep(number);
                 }
                 self.send(side, Way { origin, place: None, since }, &message, forward, now);
             }
@@ -344,9 +384,13 @@ impl Engine {
     /// The instances have changed: who has taken requests with it into the grave?
     pub(crate) fn instances_changed(&mut self, now: Instant) {
         if self.routes.refresh() {
-            for number in self.requests.orphans() {
-                self.orphaned(number, now);
-            }
+            self.look_for_orphans(now);
+        }
+    }
+
+    pub(super) fn look_for_orphans(&mut self, now: Instant) {
+        for number in self.requests.orphans(&self.routes) {
+            self.orphaned(number, now);
         }
     }
 
@@ -358,7 +402,7 @@ impl Engine {
             let detail = format!("instance {} is gone; the route does not send requests again", request.chosen.code());
             return self.tell(Some(number), &request.reply, "instance-gone", &detail, now);
         };
-        match request.line.choose(self.topic_without_code(&copy.topic), None, &request.tried) {
+        match self.routes.current(&request.line).choose(self.topic_without_code(&copy.topic), None, &request.tried) {
             Err(error) => self.tell(Some(number), &request.reply, "instance-gone", &error.to_string(), now),
             Ok(chosen) => {
                 request.line.metrics.redispatched.inc();
@@ -368,6 +412,7 @@ impl Engine {
                 let (line, tried, qos) = (request.line.clone(), request.tried.clone(), out.qos);
                 (request.chosen, request.copy, request.delivered) = (chosen, Some((topic.clone(), copy)), false);
                 self.requests.insert(number, request);
+                self.keep(number);
                 let forward = Forward { line, chosen: None, topic, code, tried, request: Some(number), qos };
                 self.send(side, Way { origin: None, place: None, since: now }, &out, forward, now);
             }
@@ -383,7 +428,7 @@ impl Engine {
 
     fn topic_with_code(&self, topic: &str, code: &str) -> String {
         match self.topics {
-            Topics::CodeLast => address::join_code(code, topic.split_once('/').map_or("", |(_, rest)| rest)),
+            Topics::CodeLast => address::join_code(code, topic.find('/').map_or("", |at| &topic[at..])),
             Topics::GoEnvelope => address::with_other_code(topic, code),
         }
     }

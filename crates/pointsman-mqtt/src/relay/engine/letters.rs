@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use pointsman_balance::Outcome;
 
@@ -13,6 +14,9 @@ use crate::topic::MAX_TEXT_BYTES;
 
 /// The user property with the topic of a dead letter, where its own topic has no room for it.
 const TOPIC: &str = "pointsman-topic";
+
+/// The user property that says what had to be left out of a dead letter.
+const CUT: &str = "pointsman-left-out";
 
 /// Why a message cannot be delivered.
 #[derive(Debug)]
@@ -56,6 +60,10 @@ impl Engine {
             out.topic = address::DEAD_LETTER.into();
         }
         let flight = Flight { origin, what: What::Back(None), bytes: out.payload.len(), since: now, place: None };
+        let Err((_, flight)) = self.launch(SENDERS, &out, flight, now) else { return };
+        // The reason has made it too large: then it goes without its payload.
+        out.payload = Bytes::new();
+        out.properties.user.push((ByteString::from_static(CUT), ByteString::from_static("payload")));
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
             self.unsendable(flight, &out, why, now);
         }
