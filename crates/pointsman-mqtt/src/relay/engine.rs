@@ -402,8 +402,12 @@ impl Engine {
             self.forwards += 1;
             self.forward_bytes += flight.bytes;
         }
+        let request = if let What::Forward(forward) = &flight.what { forward.request } else { None };
         let key = self.flights.insert(flight);
         let token = u32::try_from(key).unwrap_or(u32::MAX);
+        if let Some(request) = request.and_then(|number| self.requests.get_mut(number)) {
+            request.flight = Some(token);
+        }
         let session = &mut self.sessions[side];
         let result = match place {
             Some((_, id)) => session.publish_restored(id, publish, token, now).map(|()| None),
@@ -424,6 +428,11 @@ impl Engine {
 
     fn land(&mut self, token: u32) -> Option<Flight> {
         let flight = self.flights.try_remove(token as usize)?;
+        if let What::Forward(forward) = &flight.what
+            && let Some(request) = forward.request.and_then(|number| self.requests.get_mut(number))
+        {
+            request.flight = None;
+        }
         if flight.counts() {
             self.forwards -= 1;
             self.forward_bytes -= flight.bytes;

@@ -30,6 +30,8 @@ pub(super) struct Request {
     pub(super) copy: Option<(Arc<str>, Box<Publish>)>,
     /// Whether the service's broker has taken it over: until then it is a flight, which is looked after by itself.
     pub(super) delivered: bool,
+    /// While the service's broker has not taken it over: which flight it is.
+    pub(super) flight: Option<u32>,
     /// How much memory it stands for, at the broker or in its copy.
     pub(super) bytes: usize,
     /// What an answer has to know besides the number: nobody can guess it.
@@ -44,7 +46,19 @@ impl Request {
         nonce: u64,
         (since, deadline): (Instant, Instant),
     ) -> Self {
-        Self { reply, line, chosen, tried: Vec::new(), since, deadline, copy: None, delivered: false, bytes: 0, nonce }
+        Self {
+            reply,
+            line,
+            chosen,
+            tried: Vec::new(),
+            since,
+            deadline,
+            copy: None,
+            delivered: false,
+            flight: None,
+            bytes: 0,
+            nonce,
+        }
     }
 }
 

@@ -271,7 +271,7 @@ impl Engine {
                     self.journal.answered(number);
                     // An answer, of which at least the sender is to know.
                     let (topic, correlation) = (out.topic.clone(), out.properties.correlation.clone());
-                    self.tell(None, &Reply { topic, correlation, qos: out.qos }, "too-large", &why, now);
+                    self.tell((None, None), &Reply { topic, correlation, qos: out.qos }, "too-large", &why, now);
                 }
                 self.metrics.dropped("too-large", 1);
                 tracing::warn!(topic = &*out.topic, why, "cannot be sent to the senders' broker");
@@ -400,10 +400,10 @@ impl Engine {
         request.tried.push(request.chosen.code().clone());
         let Some((topic, copy)) = request.copy.take() else {
             let detail = format!("instance {} is gone; the route does not send requests again", request.chosen.code());
-            return self.tell(Some(number), &request.reply, "instance-gone", &detail, now);
+            return self.tell((Some(number), None), &request.reply, "instance-gone", &detail, now);
         };
         match self.routes.current(&request.line).choose(self.topic_without_code(&copy.topic), None, &request.tried) {
-            Err(error) => self.tell(Some(number), &request.reply, "instance-gone", &error.to_string(), now),
+            Err(error) => self.tell((Some(number), None), &request.reply, "instance-gone", &error.to_string(), now),
             Ok(chosen) => {
                 request.line.metrics.redispatched.inc();
                 let (side, code) = (self.side_of(&chosen), chosen.code().clone());
@@ -450,7 +450,7 @@ impl Engine {
         now: Instant,
     ) {
         if let Some(reply) = Self::reply_of(inquiry, publish) {
-            self.tell(None, &reply, letter.reason, &letter.detail, now);
+            self.tell((None, None), &reply, letter.reason, &letter.detail, now);
         }
         self.dead_letter(origin, &publish.topic, publish, letter, now);
     }

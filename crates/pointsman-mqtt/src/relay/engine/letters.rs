@@ -73,13 +73,27 @@ impl Engine {
     pub(super) fn give_up(&mut self, number: u64, reason: &'static str, detail: &str, now: Instant) {
         let Some(request) = self.requests.remove(number) else { return };
         request.chosen.report(Outcome::Failure);
-        self.tell(Some(number), &request.reply, reason, detail, now);
+        let origin = request.flight.and_then(|token| self.take_origin(token));
+        self.tell((Some(number), origin), &request.reply, reason, detail, now);
     }
 
-    /// Tells a sender that there will be no answer to a request.
+    /// A request that has been given up is acknowledged to its sender's broker with the error, not when its instance's broker
+    /// may say something at last: that may be never, and meanwhile it would take the place of others.
+    fn take_origin(&mut self, token: u32) -> Option<Origin> {
+        let flight = self.flights.get_mut(token as usize)?;
+        let origin = flight.origin.take();
+        if let (Some(place), What::Forward(forward)) = (flight.place, &flight.what) {
+            // Nobody will send it again.
+            self.journal.sent(place, None, &forward.code);
+        }
+        origin
+    }
+
+    /// Tells a sender that there will be no answer to a request, if it has a number; and acknowledges its message with that, if it
+    /// is yet to be.
     pub(super) fn tell(
         &mut self,
-        number: Option<u64>,
+        (number, origin): (Option<u64>, Option<Origin>),
         reply: &Reply,
         reason: &'static str,
         detail: &str,
@@ -88,8 +102,7 @@ impl Engine {
         self.metrics.error_told(reason);
         let mut out = problem::message(reply.topic.clone(), reply.correlation.clone(), reason, detail);
         out.qos = reply.qos;
-        let flight =
-            Flight { origin: None, what: What::Back(number), bytes: out.payload.len(), since: now, place: None };
+        let flight = Flight { origin, what: What::Back(number), bytes: out.payload.len(), since: now, place: None };
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
             self.unsendable(flight, &out, why, now);
         }
