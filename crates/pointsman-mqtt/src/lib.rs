@@ -1,4 +1,7 @@
-//! MQTT in Pointsman.
+//! MQTT in Pointsman: [`relay`], the load balancer between brokers; [`broker`], an embedded one; [`client`], what services and
+//! senders are made of. Under them, without any I/O, [`packet`] (the codec of 3.1.1 and 5) and [`session`] (what is under way).
+//!
+//! Nothing here knows a registry: instances are seen through [`View`](pointsman_core::View)s.
 
 pub mod broker;
 pub mod client;

@@ -4,14 +4,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use pointsman_mqtt::relay::{Route, Settings};
 use pointsman_testkit::{CuttingProxy, Direction, Mosquitto, Paho, PahoMessage, PahoOptions};
-use support::{Fleet, RELAY, SOON, between, client};
+use support::{Fleet, RELAY, SOON, between, client, service};
 
 /// A relay on a thread of its own, which can be killed: everything of it stops at once, wherever it is.
 struct Killable {
@@ -180,5 +180,42 @@ async fn a_request_of_qos_2_is_asked_and_answered_once_although_the_relay_was_ki
     // No second question, and nothing is told of one that nobody has answered, which would come by now.
     assert!(service.try_next_message(Duration::from_millis(200)).await.is_none());
     assert!(sender.try_next_message(Duration::from_millis(800)).await.is_none());
+    relay.kill();
+}
+
+/// Without correlation data two requests of one sender look alike: neither is to be taken for the other.
+#[tokio::test]
+async fn requests_without_correlation_data_are_not_mixed_up_when_they_come_again() {
+    let broker = Mosquitto::options().nodelay().start().await;
+    let proxy = CuttingProxy::start(broker.socket_address());
+    let (fleet, state) = (Fleet::new(&[("cfgs", &["svc-a"])]), tempfile::tempdir().unwrap());
+    let settings = settings(&broker.url(), &format!("mqtt://{}", proxy.address()), Some(state.path()));
+    let relay = Killable::start(&fleet, settings.clone());
+    let (service, sender) = (service(&broker, "svc-a").await, client(&broker).await);
+    sender.subscribe("inbox", 1).await;
+    wait_for_relay(&sender).await;
+    service.next_message(SOON).await;
+    // The services' broker gets neither; the relay has noted both.
+    let cut = proxy.cut_at_mqtt(Direction::ToServer, PUBLISH);
+    for question in ["q1", "q2"] {
+        sender.publish(PahoMessage::new(&format!("/login/{RELAY}"), question).qos(1).response_topic("inbox")).await;
+    }
+    cut.happened().await;
+    proxy.cut();
+    let journal = state.path().join(format!("{RELAY}.journal"));
+    let noted = async {
+        while std::fs::read_to_string(&journal).unwrap().matches("request ").count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, noted).await.unwrap();
+    relay.kill();
+    proxy.mend();
+    let relay = Killable::start(&fleet, settings);
+    let mut answers = BTreeSet::new();
+    while answers.len() < 2 {
+        answers.insert(sender.next_message(SOON).await.text().to_owned());
+    }
+    assert_eq!(answers, ["svc-a:q1", "svc-a:q2"].map(str::to_owned).into());
     relay.kill();
 }

@@ -104,6 +104,9 @@ impl Engine {
     fn before(&mut self, origin: Option<Origin>, inquiry: &Inquiry<'_>, publish: &Publish) -> Before {
         let (place, code) = self.restored(origin).unzip();
         let reply = if publish.dup { Self::reply_of(inquiry, publish) } else { None };
+        // An envelope has a topic of its own for each answer. Otherwise it is the correlation data that tell one request of a
+        // sender from another.
+        let reply = reply.filter(|reply| reply.correlation.is_some() || inquiry.envelope.is_some());
         let request = reply.and_then(|reply| self.requests.find(&reply));
         let asked = request.and_then(|(number, _)| Some(self.requests.get_mut(number)?.chosen.code().to_string()));
         Before { place, request, code: code.or(asked) }
@@ -247,7 +250,6 @@ impl Engine {
         if forward.qos == Qos::AtMostOnce && forward.request.is_none() && self.sessions[side].is_up() {
             return self.send_and_forget(side, out, &forward, now);
         }
-        // What is sent at once and forgotten takes no memory.
         let bytes = out.payload.len() + out.topic.len();
         let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since, place };
         if let Err((why, flight)) = self.launch(side, out, flight, now) {
