@@ -242,6 +242,12 @@ impl<T: Clone> Session<T> {
         self.inbound.acknowledge(id, reason, (self.peer.version, self.up), &mut self.out);
     }
 
+    /// Whether a message of QoS 2 with this identifier is acknowledged (PUBREC), and the peer has not released it yet (PUBREL).
+    #[must_use]
+    pub fn has_received(&self, id: u16) -> bool {
+        self.inbound.has_received(id)
+    }
+
     /// A message whose time was over before it could be sent; or that has waited for a connection, and the peer there turns out
     /// to take no packets of that size.
     pub fn take_expired(&mut self) -> Option<T> {

@@ -86,3 +86,23 @@ async fn the_relay_sits_inside_the_embedded_broker() {
     relay.close().await;
     broker.close().await;
 }
+
+/// A will is a message like any other: the broker publishes it, and the relay relays it.
+#[tokio::test]
+async fn a_will_is_relayed_when_its_sender_has_died() {
+    let broker = Mosquitto::options().nodelay().start().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let relay = fleet.relay(settings(&broker)).await;
+    let service = service(&broker, "svc-a").await;
+    for (qos, retain) in [(0, false), (1, false), (2, false), (1, true)] {
+        let will = PahoMessage::new(&format!("/login/gone/{RELAY}"), "farewell").qos(qos).user_property("a", "b");
+        let will = if retain { will.retain() } else { will };
+        let mut sender = Paho::start().await;
+        sender.connect(PahoOptions::new(&broker.address()).will(will)).await;
+        sender.kill();
+        let received = service.next_message(SOON).await;
+        assert_eq!((received.topic.as_str(), received.text(), received.qos), ("svc-a/login/gone", "farewell", qos));
+        assert!(received.user_properties.contains(&("a".to_owned(), "b".to_owned())) && !received.retain);
+    }
+    relay.close().await;
+}

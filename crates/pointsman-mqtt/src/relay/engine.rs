@@ -388,7 +388,8 @@ impl Engine {
             && self.epochs[side] == epoch
         {
             self.sessions[side].acknowledge(id, Reason::SUCCESS);
-            if exactly_once && self.journal.is_on() {
+            // The peer may have let the identifier go meanwhile: then it stands for nothing.
+            if exactly_once && self.journal.is_on() && self.sessions[side].has_received(id) {
                 self.journal.received((side, id));
             }
         }

@@ -138,6 +138,11 @@ impl Inbound {
         }
     }
 
+    /// Whether a message of QoS 2 is acknowledged and not released yet.
+    pub(super) fn has_received(&self, id: u16) -> bool {
+        matches!(self.messages.get(&id), Some(State::Received(_)))
+    }
+
     /// Whether such a message had been received.
     pub(super) fn release(&mut self, id: u16) -> bool {
         match self.messages.get(&id) {

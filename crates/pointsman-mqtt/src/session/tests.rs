@@ -483,3 +483,20 @@ fn what_could_not_be_told_at_once_is_told_in_the_same_words() {
         .collect();
     assert_eq!(reasons, [Some(Reason::NO_MATCHING_SUBSCRIBERS); 2]);
 }
+
+#[test]
+fn what_the_peer_has_taken_back_is_not_received() {
+    let now = Instant::now();
+    let mut b = Session::<u32>::new(10);
+    b.connected(Peer::default(), now);
+    for id in [1, 2] {
+        b.receive(Packet::Publish(Publish { id, ..message("t", Qos::ExactlyOnce) }), now).unwrap();
+    }
+    let release = |id| Packet::Ack(Ack { kind: AckKind::Pubrel, id, reason: Reason::SUCCESS, reason_string: None });
+    b.receive(release(2), now).unwrap();
+    b.acknowledge(1, Reason::SUCCESS);
+    b.acknowledge(2, Reason::SUCCESS);
+    assert_eq!((b.has_received(1), b.has_received(2)), (true, false));
+    b.receive(release(1), now).unwrap();
+    assert!(!b.has_received(1));
+}
