@@ -1,115 +1,9 @@
-//! What `-o json` writes. Programs read it: fields may be added, never renamed or removed.
+//! What `-o json` writes: the JSON of the agent's API, and the lines of `watch`. Programs read it: fields may be added, never
+//! renamed or removed.
 
-use std::collections::BTreeMap;
-
-use pointsman::{Change, Instance, Problem, Role, Snapshot, Status};
+use pointsman::Change;
+pub(crate) use pointsman::wire::{InstanceJson, RoleJson, ServiceJson, problem_status, status};
 use serde::Serialize;
-
-/// An instance, or what was found in its place.
-#[derive(Debug, Serialize)]
-pub(crate) struct InstanceJson<'a> {
-    service: &'a str,
-    /// Null only for what is `invalid` or `clamped`.
-    code: Option<&'a str>,
-    address: Option<&'a str>,
-    weight: u32,
-    role: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    term: Option<u64>,
-    tags: &'a BTreeMap<String, String>,
-    status: &'static str,
-    /// The node of the registry in which something is wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-}
-
-static NO_TAGS: BTreeMap<String, String> = BTreeMap::new();
-
-impl<'a> InstanceJson<'a> {
-    /// An instance.
-    pub(crate) fn new(instance: &'a Instance) -> Self {
-        Self {
-            service: &instance.service,
-            code: Some(&instance.code),
-            address: instance.address.as_deref(),
-            weight: instance.weight,
-            role: instance.role.name(),
-            term: instance.role.term().map(|term| term.0),
-            tags: &instance.tags,
-            status: status(instance),
-            node: None,
-            reason: None,
-        }
-    }
-
-    /// What is not an instance, or not quite. Of the latter the instance is listed too.
-    pub(crate) fn problem(service: &'a str, problem: &'a Problem) -> Self {
-        Self {
-            service,
-            code: None,
-            address: None,
-            weight: 0,
-            role: if problem.node == "master" { "master" } else { "normal" },
-            term: None,
-            tags: &NO_TAGS,
-            status: problem_status(problem),
-            node: Some(&problem.node),
-            reason: Some(&problem.reason),
-        }
-    }
-}
-
-/// The word for whether an instance may be given work. A weight of 0 means drained, whoever has set it.
-pub(crate) fn status(instance: &Instance) -> &'static str {
-    if instance.weight == 0 { Status::Drained.name() } else { instance.status.name() }
-}
-
-/// The word for what is wrong.
-pub(crate) fn problem_status(problem: &Problem) -> &'static str {
-    if problem.skipped { "invalid" } else { "clamped" }
-}
-
-/// A service.
-#[derive(Debug, Serialize)]
-pub(crate) struct ServiceJson<'a> {
-    service: &'a str,
-    instances: usize,
-    /// The master's code.
-    master: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    term: Option<u64>,
-    problems: usize,
-}
-
-impl<'a> ServiceJson<'a> {
-    /// A service as its snapshot shows it.
-    pub(crate) fn new(snapshot: &'a Snapshot) -> Self {
-        Self {
-            service: snapshot.service(),
-            instances: snapshot.instances().len(),
-            master: snapshot.master().map(|master| &*master.code),
-            term: snapshot.master().and_then(|master| master.role.term()).map(|term| term.0),
-            problems: snapshot.problems().len(),
-        }
-    }
-}
-
-/// A role line of `register`.
-#[derive(Debug, Serialize)]
-pub(crate) struct RoleJson {
-    event: &'static str,
-    role: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    term: Option<u64>,
-}
-
-impl From<Role> for RoleJson {
-    fn from(role: Role) -> Self {
-        Self { event: "role", role: role.name(), term: role.term().map(|term| term.0) }
-    }
-}
 
 /// A line of `watch`.
 #[derive(Debug, Serialize)]
@@ -142,36 +36,5 @@ impl<'a> ChangeJson<'a> {
             },
             _ => return None,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use pointsman::Term;
-
-    use super::*;
-
-    #[test]
-    fn an_instance_as_the_contract_says() {
-        let mut instance = Instance::new("ress").code("a").address("h:1").weight(3).tag("zone", "eu");
-        instance.role = Role::Master(Term(7));
-        assert_eq!(
-            serde_json::to_string(&InstanceJson::new(&instance)).unwrap(),
-            r#"{"service":"ress","code":"a","address":"h:1","weight":3,"role":"master","term":7,"tags":{"zone":"eu"},"status":"passing"}"#
-        );
-        let mut instance = Instance::new("cfgs").code("b").weight(0);
-        instance.role = Role::Normal;
-        assert_eq!(
-            serde_json::to_string(&InstanceJson::new(&instance)).unwrap(),
-            r#"{"service":"cfgs","code":"b","address":null,"weight":0,"role":"normal","tags":{},"status":"drained"}"#
-        );
-    }
-
-    #[test]
-    fn role_lines_as_the_contract_says() {
-        let line = |role: Role| serde_json::to_string(&RoleJson::from(role)).unwrap();
-        assert_eq!(line(Role::Master(Term(9))), r#"{"event":"role","role":"master","term":9}"#);
-        assert_eq!(line(Role::Normal), r#"{"event":"role","role":"normal"}"#);
-        assert_eq!(line(Role::Detached), r#"{"event":"role","role":"detached"}"#);
     }
 }

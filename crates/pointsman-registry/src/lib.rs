@@ -23,6 +23,7 @@ mod registration;
 mod registry;
 mod store;
 mod url;
+pub mod wire;
 mod zookeeper;
 
 pub use changes::Changes;

@@ -44,6 +44,6 @@ pub use pointsman_core::{
 };
 pub use pointsman_registry::{
     Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,
-    parse_duration,
+    parse_duration, wire,
 };
 pub use registry::{Builder, Registry, Service};

@@ -1,0 +1,195 @@
+//! The JSON that the agent's API and the command line speak. Programs read it: fields may be added, never renamed or removed.
+//!
+//! What is written borrows from the nouns it shows, and comes from here; `agent` reads it back.
+
+use std::collections::BTreeMap;
+
+use pointsman_core::{Instance, Problem, Role, Snapshot, Status};
+use serde::Serialize;
+
+/// An instance, or what was found in its place.
+#[derive(Debug, Serialize)]
+pub struct InstanceJson<'a> {
+    service: &'a str,
+    /// Null only for what is `invalid` or `clamped`.
+    code: Option<&'a str>,
+    address: Option<&'a str>,
+    weight: u32,
+    role: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    term: Option<u64>,
+    tags: &'a BTreeMap<String, String>,
+    status: &'static str,
+    /// The node of the registry in which something is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+static NO_TAGS: BTreeMap<String, String> = BTreeMap::new();
+
+impl<'a> InstanceJson<'a> {
+    /// An instance.
+    #[must_use]
+    pub fn new(instance: &'a Instance) -> Self {
+        Self {
+            service: &instance.service,
+            code: Some(&instance.code),
+            address: instance.address.as_deref(),
+            weight: instance.weight,
+            role: instance.role.name(),
+            term: instance.role.term().map(|term| term.0),
+            tags: &instance.tags,
+            status: status(instance),
+            node: None,
+            reason: None,
+        }
+    }
+
+    /// What is not an instance, or not quite. Of the latter the instance is listed too.
+    #[must_use]
+    pub fn problem(service: &'a str, problem: &'a Problem) -> Self {
+        Self {
+            service,
+            code: None,
+            address: None,
+            weight: 0,
+            role: if problem.node == "master" { "master" } else { "normal" },
+            term: None,
+            tags: &NO_TAGS,
+            status: problem_status(problem),
+            node: Some(&problem.node),
+            reason: Some(&problem.reason),
+        }
+    }
+}
+
+/// The word for whether an instance may be given work. A weight of 0 means drained, whoever has set it.
+#[must_use]
+pub fn status(instance: &Instance) -> &'static str {
+    if instance.weight == 0 { Status::Drained.name() } else { instance.status.name() }
+}
+
+/// The word for what is wrong.
+#[must_use]
+pub fn problem_status(problem: &Problem) -> &'static str {
+    if problem.skipped { "invalid" } else { "clamped" }
+}
+
+/// What was found in the registry, but could not be taken as it is.
+#[derive(Debug, Serialize)]
+pub struct ProblemJson<'a> {
+    node: &'a str,
+    reason: &'a str,
+    skipped: bool,
+}
+
+impl<'a> From<&'a Problem> for ProblemJson<'a> {
+    fn from(Problem { node, reason, skipped }: &'a Problem) -> Self {
+        Self { node, reason, skipped: *skipped }
+    }
+}
+
+/// A service in a list.
+#[derive(Debug, Serialize)]
+pub struct ServiceJson<'a> {
+    service: &'a str,
+    instances: usize,
+    /// The master's code.
+    master: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    term: Option<u64>,
+    problems: usize,
+    revision: u64,
+    guarded: bool,
+}
+
+impl<'a> ServiceJson<'a> {
+    /// A service as its snapshot shows it.
+    #[must_use]
+    pub fn new(snapshot: &'a Snapshot) -> Self {
+        Self {
+            service: snapshot.service(),
+            instances: snapshot.instances().len(),
+            master: snapshot.master().map(|master| &*master.code),
+            term: snapshot.master().and_then(|master| master.role.term()).map(|term| term.0),
+            problems: snapshot.problems().len(),
+            revision: snapshot.revision(),
+            guarded: snapshot.is_guarded(),
+        }
+    }
+}
+
+/// A service, whole.
+#[derive(Debug, Serialize)]
+pub struct SnapshotJson<'a> {
+    service: &'a str,
+    revision: u64,
+    guarded: bool,
+    /// The master's code.
+    master: Option<&'a str>,
+    instances: Vec<InstanceJson<'a>>,
+    problems: Vec<ProblemJson<'a>>,
+}
+
+impl<'a> SnapshotJson<'a> {
+    /// All that a snapshot says.
+    #[must_use]
+    pub fn new(snapshot: &'a Snapshot) -> Self {
+        Self {
+            service: snapshot.service(),
+            revision: snapshot.revision(),
+            guarded: snapshot.is_guarded(),
+            master: snapshot.master().map(|master| &*master.code),
+            instances: snapshot.instances().iter().map(|instance| InstanceJson::new(instance)).collect(),
+            problems: snapshot.problems().iter().map(ProblemJson::from).collect(),
+        }
+    }
+}
+
+/// A role, as `register` writes it a line, and the agent an event.
+#[derive(Debug, Serialize)]
+pub struct RoleJson {
+    event: &'static str,
+    role: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    term: Option<u64>,
+}
+
+impl From<Role> for RoleJson {
+    fn from(role: Role) -> Self {
+        Self { event: "role", role: role.name(), term: role.term().map(|term| term.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_core::Term;
+
+    use super::*;
+
+    #[test]
+    fn an_instance_as_the_contract_says() {
+        let mut instance = Instance::new("ress").code("a").address("h:1").weight(3).tag("zone", "eu");
+        instance.role = Role::Master(Term(7));
+        assert_eq!(
+            serde_json::to_string(&InstanceJson::new(&instance)).unwrap(),
+            r#"{"service":"ress","code":"a","address":"h:1","weight":3,"role":"master","term":7,"tags":{"zone":"eu"},"status":"passing"}"#
+        );
+        let mut instance = Instance::new("cfgs").code("b").weight(0);
+        instance.role = Role::Normal;
+        assert_eq!(
+            serde_json::to_string(&InstanceJson::new(&instance)).unwrap(),
+            r#"{"service":"cfgs","code":"b","address":null,"weight":0,"role":"normal","tags":{},"status":"drained"}"#
+        );
+    }
+
+    #[test]
+    fn role_lines_as_the_contract_says() {
+        let line = |role: Role| serde_json::to_string(&RoleJson::from(role)).unwrap();
+        assert_eq!(line(Role::Master(Term(9))), r#"{"event":"role","role":"master","term":9}"#);
+        assert_eq!(line(Role::Normal), r#"{"event":"role","role":"normal"}"#);
+        assert_eq!(line(Role::Detached), r#"{"event":"role","role":"detached"}"#);
+    }
+}
