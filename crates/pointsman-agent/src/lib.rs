@@ -1,1 +1,206 @@
-//! The agent.
+//! The agent: registration, election, directory and balancing over HTTP, for any language; and the dashboard.
+//!
+//! | question | file |
+//! |---|---|
+//! | what can be asked, and what is answered | `docs/agent.md`, `api.rs`, `api/` |
+//! | who is let in | `gate.rs` |
+//! | how connections come and go | `server.rs`, `tls.rs` |
+//! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
+//! | what is kept registered for clients | `registrations.rs`, `registrations/keeper.rs` |
+//! | what is picked for clients | `claims.rs` |
+//! | how a failure is told | `problem.rs` |
+//!
+//! One way: the directory's snapshots become text in the [feed](feed), once; those who watch read it at their own pace. An agent
+//! keeps nothing that another could not find out: it may be killed, and its clients go to the next.
+
+mod api;
+mod claims;
+mod error;
+mod feed;
+mod gate;
+mod metrics;
+mod problem;
+mod registrations;
+mod server;
+mod settings;
+mod terms;
+mod tls;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use pointsman_registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+pub use self::error::Error;
+pub use self::settings::{Limits, Settings, Tls, Token};
+
+use self::claims::Claims;
+use self::feed::Feed;
+use self::gate::Gate;
+use self::metrics::Metrics;
+use self::registrations::Registrations;
+use self::terms::Terms;
+
+/// A running agent. It serves until it is closed, or dropped; then its connections end.
+#[derive(Debug)]
+pub struct Agent {
+    state: Arc<State>,
+    address: SocketAddr,
+    settings: Settings,
+    /// The listener, the feed, and what ends claims. They end with this value.
+    _tasks: JoinSet<()>,
+}
+
+/// What the parts of an agent share.
+struct State {
+    registry: Registry,
+    feed: Feed,
+    registrations: Registrations,
+    claims: Claims,
+    terms: Terms,
+    audit: Mutex<VecDeque<String>>,
+    metrics: Metrics,
+    limits: Limits,
+    access: ArcSwap<Access>,
+    closing: watch::Sender<bool>,
+    /// What else is to be said under `/metrics`.
+    more_metrics: Mutex<Option<MoreMetrics>>,
+    started_ms: u64,
+}
+
+type MoreMetrics = Box<dyn Fn() -> futures_util::future::BoxFuture<'static, String> + Send + Sync>;
+
+/// What may change while the agent runs.
+struct Access {
+    gate: Gate,
+    tls: Option<TlsAcceptor>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Starts an agent of this registry. Returns once it listens and has a first view of the registry.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`], [`Error::File`], [`Error::Listen`]; [`Error::Registry`] when there is no view within the registry's
+    /// connect timeout.
+    pub async fn start(registry: Registry, settings: Settings) -> Result<Self, Error> {
+        check(&settings)?;
+        let access = access(&settings)?;
+        let fail = |source| Error::Listen { address: settings.listen, source };
+        let listener = TcpListener::bind(settings.listen).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        let directory = registry.discover_all().await?;
+        let state = Arc::new(State {
+            feed: Feed::new(directory),
+            registrations: Registrations::new(registry.clone(), settings.limits.registrations),
+            claims: Claims::new(settings.limits.claims),
+            terms: Terms::default(),
+            audit: Mutex::default(),
+            metrics: Metrics::new(),
+            limits: settings.limits,
+            access: ArcSwap::from_pointee(access),
+            closing: watch::Sender::new(false),
+            more_metrics: Mutex::default(),
+            started_ms: feed::now_ms(),
+            registry,
+        });
+        let mut tasks = JoinSet::new();
+        let (router, closing) = (api::router(&state, &settings), state.closing.subscribe());
+        tasks.spawn(server::accept(listener, router, state.clone(), closing));
+        let shared = state.clone();
+        tasks.spawn(async move { shared.feed.run().await });
+        let shared = state.clone();
+        tasks.spawn(async move { shared.claims.run().await });
+        tracing::info!(%address, registry = state.registry.url(), "agent listens");
+        Ok(Self { state, address, settings, _tasks: tasks })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes over tokens, names, and certificates; also certificates whose files have changed under the same names. Connections
+    /// that are open keep theirs. What is returned are the names of settings that are different and need a restart.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`], [`Error::File`]: then everything stays as it was.
+    pub fn reload(&mut self, settings: Settings) -> Result<Vec<&'static str>, Error> {
+        check(&settings)?;
+        let was = &self.settings;
+        let mut restart = Vec::new();
+        for (differs, name) in [
+            (was.listen != settings.listen, "listen"),
+            (was.tls.is_some() != settings.tls.is_some(), "tls_cert"),
+            (was.limits != settings.limits, "limits"),
+            (was.go_micro_service != settings.go_micro_service, "go_micro_service"),
+        ] {
+            if differs {
+                restart.push(name);
+            }
+        }
+        let mut kept = settings;
+        (kept.listen, kept.limits, kept.go_micro_service) = (was.listen, was.limits, was.go_micro_service);
+        if was.tls.is_some() != kept.tls.is_some() {
+            kept.tls.clone_from(&was.tls);
+        }
+        self.state.access.store(Arc::new(access(&kept)?));
+        self.settings = kept;
+        Ok(restart)
+    }
+
+    /// Says what else is to stand under `/metrics`: text as Prometheus reads it, without `# EOF`.
+    pub fn add_metrics<F>(&self, more: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = String> + Send + 'static,
+    {
+        let more: MoreMetrics = Box::new(move || Box::pin(more()));
+        *self.state.more_metrics.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(more);
+    }
+
+    /// Everything that is counted, as Prometheus reads it, without `# EOF`.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.state.metrics.text(&self.state)
+    }
+
+    /// Ends: no connection is accepted any more, streams end with a word, and what is registered is left to the registry, where
+    /// it lasts a while (not over `memory://`), so that clients take it over through another agent without a gap.
+    pub async fn close(self) {
+        self.state.registrations.close().await;
+        // What is being answered just now is answered: the connections have tasks of their own.
+        self.state.closing.send_replace(true);
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.state.closing.send_replace(true);
+    }
+}
+
+fn check(settings: &Settings) -> Result<(), Error> {
+    match settings.problems().into_iter().next() {
+        None => Ok(()),
+        Some((setting, reason)) => Err(Error::Setting { setting, reason }),
+    }
+}
+
+fn access(settings: &Settings) -> Result<Access, Error> {
+    let tls = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+    Ok(Access { gate: Gate::new(settings.clone()), tls })
+}

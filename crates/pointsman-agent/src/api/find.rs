@@ -1,0 +1,119 @@
+//! Who is there.
+
+use std::sync::Arc;
+
+use axum::extract::State as Of;
+use axum::response::{IntoResponse as _, Response};
+use bytes::{BufMut as _, BytesMut};
+use hyper::header::{CACHE_CONTROL, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH};
+use hyper::{HeaderMap, StatusCode, Uri};
+use pointsman_core::Snapshot;
+use pointsman_registry::Freshness;
+use pointsman_registry::wire::{InstanceJson, ServiceJson};
+
+use super::input::{OfService, Query};
+use super::{body, json};
+use crate::State;
+use crate::feed::Shot;
+use crate::problem::{Kind, Problem};
+
+pub(super) const REVISION: HeaderName = HeaderName::from_static("x-pointsman-revision");
+const FRESHNESS: HeaderName = HeaderName::from_static("x-pointsman-freshness");
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
+/// How many events are told to who has just come.
+const LATEST: usize = 500;
+
+type Answer = Result<Response, Problem>;
+
+/// `GET /v1/services`.
+pub(super) async fn services(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let snapshots: Vec<Arc<Snapshot>> = state.feed.topics().iter().map(|topic| topic.snapshot()).collect();
+    let services: Vec<_> = snapshots.iter().map(|snapshot| ServiceJson::new(snapshot)).collect();
+    let mut response = json(StatusCode::OK, &services);
+    response.headers_mut().insert(FRESHNESS, freshness(&state, snapshots.iter().any(|snapshot| snapshot.is_guarded())));
+    Ok(response)
+}
+
+/// `GET /v1/services/{service}/instances`.
+pub(super) async fn instances(
+    Of(state): Of<Arc<State>>,
+    OfService(service): OfService,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
+    let all = Query::read(&uri, &["all"], None)?.is_on("all")?;
+    let shot = match state.feed.find(&service) {
+        Some(topic) if all => topic.every(),
+        Some(topic) => topic.working(),
+        None => Shot { snapshot: Arc::new(Snapshot::empty(service)), revision: 0, body: "[]".into() },
+    };
+    let etag = if all { format!("\"{}-all\"", shot.revision) } else { format!("\"{}\"", shot.revision) };
+    let is_known = headers
+        .get(IF_NONE_MATCH)
+        .and_then(|known| known.to_str().ok())
+        .is_some_and(|known| known.split(',').any(|known| known.trim().trim_start_matches("W/") == etag));
+    let mut response =
+        if is_known { StatusCode::NOT_MODIFIED.into_response() } else { body(StatusCode::OK, shot.body) };
+    let headers = response.headers_mut();
+    headers.insert(REVISION, shot.revision.into());
+    if let Ok(etag) = HeaderValue::try_from(etag) {
+        headers.insert(ETAG, etag);
+    }
+    headers.insert(CACHE_CONTROL, NO_CACHE);
+    headers.insert(FRESHNESS, freshness(&state, shot.snapshot.is_guarded()));
+    Ok(response)
+}
+
+/// `GET /v1/services/{service}/master`.
+pub(super) async fn master(Of(state): Of<Arc<State>>, OfService(service): OfService, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let snapshot = state.feed.find(&service).map(|topic| topic.snapshot());
+    let Some((snapshot, master)) = snapshot.as_ref().and_then(|snapshot| Some((snapshot, snapshot.master()?))) else {
+        return Err(Problem::new(Kind::NoMaster, format!("service {service} has no master now")));
+    };
+    let mut response = json(StatusCode::OK, &InstanceJson::new(master));
+    response.headers_mut().insert(REVISION, snapshot.revision().into());
+    response.headers_mut().insert(FRESHNESS, freshness(&state, snapshot.is_guarded()));
+    Ok(response)
+}
+
+/// `GET /v1/services/{service}/history`.
+pub(super) async fn history(Of(state): Of<Arc<State>>, OfService(service): OfService, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let masters = state.feed.find(&service).map(|topic| topic.masters()).unwrap_or_default();
+    Ok(json(StatusCode::OK, &masters))
+}
+
+/// `GET /v1/events`.
+pub(super) async fn events(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let mut list = BytesMut::from(&b"["[..]);
+    for group in state.feed.latest(LATEST).iter().filter(|group| !group.json.is_empty()) {
+        if list.len() > 1 {
+            list.put_u8(b',');
+        }
+        list.put_slice(&group.json);
+    }
+    list.put_u8(b']');
+    Ok(body(StatusCode::OK, list.freeze()))
+}
+
+/// `GET /v1/audit`.
+pub(super) async fn audit(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let audit = state.audit.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let lines: Vec<&str> = audit.iter().rev().map(String::as_str).collect();
+    Ok(body(StatusCode::OK, format!("[{}]", lines.join(",")).into()))
+}
+
+/// How far an answer can be trusted.
+pub(super) fn freshness(state: &State, is_guarded: bool) -> HeaderValue {
+    let age = match state.feed.directory().freshness() {
+        Freshness::Fresh if !is_guarded => return HeaderValue::from_static("fresh"),
+        Freshness::Stale { age } | Freshness::Guarded { age } => age.as_millis(),
+        Freshness::Fresh => 0,
+    };
+    let word = if is_guarded { "guarded" } else { "stale" };
+    HeaderValue::try_from(format!("{word};age_ms={age}")).unwrap_or_else(|_| HeaderValue::from_static("stale"))
+}

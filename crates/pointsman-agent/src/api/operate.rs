@@ -1,0 +1,115 @@
+//! What operators do, and what a deposed master may no longer do.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State as Of;
+use axum::response::{IntoResponse as _, Response};
+use hyper::{HeaderMap, StatusCode, Uri};
+use pointsman_core::Term;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::input::{OfInstance, OfService, Query, parse, read};
+use crate::State;
+use crate::feed::now_ms;
+use crate::gate::Actor;
+use crate::problem::Problem;
+use crate::server::Peer;
+
+type Answer = Result<Response, Problem>;
+
+/// So many of what operators did is remembered.
+const AUDIT: usize = 500;
+
+/// `POST /v1/services/{service}/instances/{code}/drain`.
+pub(super) async fn drain(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    Extension(actor): Extension<Actor>,
+    Extension(peer): Extension<Peer>,
+    uri: Uri,
+) -> Answer {
+    Query::read(&uri, &[], None)?;
+    state.registry.drain(&service, &code).await?;
+    note(&state, actor, peer, "drain", &service, &code, "no new claims");
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /v1/services/{service}/instances/{code}/undrain`.
+pub(super) async fn undrain(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    Extension(actor): Extension<Actor>,
+    Extension(peer): Extension<Peer>,
+    uri: Uri,
+) -> Answer {
+    Query::read(&uri, &[], None)?;
+    state.registry.undrain(&service, &code).await?;
+    note(&state, actor, peer, "undrain", &service, &code, "takes work again");
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Weight {
+    /// It must be there, and may be null.
+    #[serde(deserialize_with = "Option::deserialize")]
+    weight: Option<u32>,
+}
+
+/// `PUT /v1/services/{service}/instances/{code}/weight`.
+pub(super) async fn weight(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    Extension(actor): Extension<Actor>,
+    Extension(peer): Extension<Peer>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let Weight { weight } = parse(&headers, &read(body, state.limits.body).await?)?;
+    state.registry.set_weight(&service, &code, weight).await?;
+    let detail = weight.map_or("the registered weight counts again".to_owned(), |weight| format!("weight {weight}"));
+    note(&state, actor, peer, "weight", &service, &code, &detail);
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Check {
+    term: u64,
+}
+
+/// `POST /v1/services/{service}/check-term`.
+pub(super) async fn check_term(
+    Of(state): Of<Arc<State>>,
+    OfService(service): OfService,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let Check { term } = parse(&headers, &read(body, state.limits.body).await?)?;
+    let highest = state.terms.check(&state.feed, &service, Term(term))?;
+    Ok(super::json(StatusCode::OK, &json!({ "term": term, "highest": highest.0 })))
+}
+
+/// The audit line: in the log, for who asks, and for who watches.
+fn note(state: &State, actor: Actor, Peer(peer): Peer, action: &str, service: &str, code: &str, detail: &str) {
+    let by = format!("{} from {}", actor.name(), peer.ip().to_canonical());
+    tracing::info!(by, action, service, code, detail, "audit");
+    let line = json!({
+        "at_ms": now_ms(), "actor": by, "action": action, "service": service, "code": code, "detail": detail,
+    })
+    .to_string();
+    state.feed.tell("audit", line.as_bytes());
+    state.metrics.operations.inc();
+    let mut audit = state.audit.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if audit.len() == AUDIT {
+        audit.pop_front();
+    }
+    audit.push_back(line);
+}

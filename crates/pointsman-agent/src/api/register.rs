@@ -1,0 +1,251 @@
+//! Registering: by a lease, or for as long as a connection is open.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State as Of;
+use axum::response::{IntoResponse as _, Response};
+use bytes::{Bytes, BytesMut};
+use hyper::{HeaderMap, StatusCode, Uri};
+use pointsman_core::Instance;
+use pointsman_registry::check::{Check, Probe};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::input::{OfInstance, Query, Tags, duration, parse, read};
+use super::stream::{self, BEAT, HEARTBEAT, Source, counted};
+use crate::State;
+use crate::feed::event;
+use crate::problem::{Kind, Problem};
+use crate::registrations::{Answer, Bound, End, Registered, Status, Wish};
+
+/// The lease when nobody says.
+const TTL: Duration = Duration::from_secs(10);
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(3600);
+/// How long the registry may take to confirm.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest word for who registers, in bytes.
+const HOLDER: usize = 128;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    address: Option<String>,
+    weight: Option<u32>,
+    #[serde(default)]
+    tags: Tags,
+    ttl: Option<String>,
+    check: Option<WantedCheck>,
+    holder: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedCheck {
+    probe: String,
+    interval: Option<String>,
+    timeout: Option<String>,
+    rise: Option<u32>,
+    fall: Option<u32>,
+}
+
+impl Wanted {
+    fn wish(self, service: &str, code: &str) -> Result<Wish, Problem> {
+        let mut instance = Instance::new(service).code(code);
+        instance.address = self.address.map(Into::into);
+        instance.weight = self.weight.unwrap_or(1);
+        instance.tags = self.tags.0;
+        instance.check().map_err(|error| Problem::bad(error.to_string()))?;
+        let ttl = self.ttl.map(|ttl| duration("ttl", &ttl, SHORTEST, LONGEST)).transpose()?;
+        let check = self.check.map(|check| check.check(instance.address.as_deref())).transpose()?;
+        let holder = self.holder.map(Arc::<str>::from);
+        if let Some(holder) = &holder
+            && (holder.is_empty() || holder.len() > HOLDER || holder.chars().any(char::is_control))
+        {
+            return Err(Problem::bad(format!("holder has 1 to {HOLDER} bytes, none of them a control character")));
+        }
+        Ok(Wish { instance, ttl, check, holder })
+    }
+}
+
+impl WantedCheck {
+    fn check(self, address: Option<&str>) -> Result<Check, Problem> {
+        let probe =
+            Probe::parse(&self.probe, address).map_err(|reason| Problem::bad(format!("check.probe: {reason}")))?;
+        let mut check = Check::new(probe);
+        let bounds = (Duration::from_millis(100), LONGEST);
+        if let Some(interval) = self.interval {
+            check.interval = duration("check.interval", &interval, bounds.0, bounds.1)?;
+        }
+        if let Some(timeout) = self.timeout {
+            check.timeout = duration("check.timeout", &timeout, bounds.0, bounds.1)?;
+        }
+        (check.rise, check.fall) = (self.rise.unwrap_or(check.rise), self.fall.unwrap_or(check.fall));
+        if check.rise == 0 || check.fall == 0 {
+            return Err(Problem::bad("check.rise and check.fall are 1 or more"));
+        }
+        Ok(check)
+    }
+}
+
+#[derive(Serialize)]
+struct Told {
+    role: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    term: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Arc<str>>,
+}
+
+impl From<Answer> for Told {
+    fn from(Answer { role, reason, expires_in }: Answer) -> Self {
+        let expires_in_ms = expires_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        Self { role: role.name(), term: role.term().map(|term| term.0), expires_in_ms, reason }
+    }
+}
+
+/// `PUT /v1/services/{service}/instances/{code}`.
+pub(super) async fn put(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    let body = read(body, state.limits.body).await?;
+    if body.is_empty() {
+        let registered = state.registrations.find(&service, &code)?;
+        registered.renew()?;
+        return Ok(super::json(StatusCode::OK, &Told::from(registered.answer())));
+    }
+    let mut wish = parse::<Wanted>(&headers, &body)?.wish(&service, &code)?;
+    let is_held = state.registrations.find(&service, &code).is_ok();
+    if !is_held {
+        wish.ttl.get_or_insert(TTL);
+    }
+    let (registered, is_new) = state.registrations.put(wish, PATIENCE).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(super::json(status, &Told::from(registered.answer())))
+}
+
+/// `DELETE /v1/services/{service}/instances/{code}`.
+pub(super) async fn delete(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    let registered = state.registrations.find(&service, &code)?;
+    registered.end(End::Deregistered);
+    match tokio::time::timeout(PATIENCE, registered.ended()).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Err(_) => {
+            let detail =
+                format!("deregister {service}/{code}: the registry does not answer; it is removed when it is back");
+            Err(Problem::new(Kind::Unavailable, detail))
+        }
+    }
+}
+
+/// `POST /v1/services/{service}/instances/{code}/resign`.
+pub(super) async fn resign(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    state.registrations.find(&service, &code)?.resign().await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /v1/services/{service}/instances/{code}/hold`.
+pub(super) async fn hold(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    let body = read(body, state.limits.body).await?;
+    let wanted = if body.is_empty() { Wanted::default() } else { parse(&headers, &body)? };
+    let wish = wanted.wish(&service, &code)?;
+    let counted = counted(&state)?;
+    let bound = state.registrations.hold(wish, PATIENCE).await?;
+    let (registered, status) = (bound.registered.clone(), bound.registered.status());
+    Ok(stream::answer(Roles { registered, status, bound: Some(bound), told: None, over: false }, counted))
+}
+
+/// `GET /v1/services/{service}/instances/{code}/role`.
+pub(super) async fn role(
+    Of(state): Of<Arc<State>>,
+    OfInstance(service, code): OfInstance,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    let counted = counted(&state)?;
+    let registered = state.registrations.find(&service, &code)?;
+    let status = registered.status();
+    Ok(stream::answer(Roles { registered, status, bound: None, told: None, over: false }, counted))
+}
+
+/// The roles of one registration as they change.
+struct Roles {
+    registered: Arc<Registered>,
+    status: watch::Receiver<Status>,
+    /// Who holds the registration deregisters when it is dropped.
+    bound: Option<Bound>,
+    told: Option<(pointsman_core::Role, Option<Arc<str>>)>,
+    over: bool,
+}
+
+impl Roles {
+    /// What is new since the last time.
+    fn read(&mut self) -> Option<Bytes> {
+        let ended = self.status.borrow_and_update().ended.clone();
+        let replaced = self.bound.as_ref().is_some_and(Bound::is_replaced).then_some(End::Replaced);
+        let mut text = BytesMut::new();
+        if let Some(end) = ended.or(replaced) {
+            self.over = true;
+            let mut data = json!({ "reason": end.name() });
+            if let End::Failed(problem) = &end {
+                data["detail"] = json!(problem.detail);
+            }
+            event(&mut text, "end", data.to_string().as_bytes(), None);
+            return Some(text.freeze());
+        }
+        let answer = self.registered.answer();
+        let now = (answer.role, answer.reason.clone());
+        if self.told.replace(now.clone()) == Some(now) {
+            return None;
+        }
+        // Strings and numbers: there is nothing in it that JSON cannot say.
+        event(&mut text, "role", &serde_json::to_vec(&Told::from(answer)).unwrap_or_default(), None);
+        Some(text.freeze())
+    }
+}
+
+impl Source for Roles {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
+        loop {
+            if let Some(text) = self.read() {
+                return Some(text);
+            }
+            tokio::select! {
+                changed = self.status.changed() => if changed.is_err() {
+                    return None;
+                },
+                () = tokio::time::sleep(HEARTBEAT) => return Some(BEAT),
+            }
+        }
+    }
+}

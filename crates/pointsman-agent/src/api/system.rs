@@ -1,0 +1,51 @@
+//! Whether the agent lives, whether it can be asked, and what it has counted.
+
+use std::sync::Arc;
+
+use axum::extract::State as Of;
+use axum::response::{IntoResponse as _, Response};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use hyper::{HeaderMap, StatusCode, Uri};
+use pointsman_registry::Freshness;
+use serde_json::json;
+
+use super::input::Query;
+use crate::State;
+use crate::problem::Problem;
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// `GET /livez`.
+pub(super) async fn livez(uri: Uri) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    Ok("ok\n".into_response())
+}
+
+/// `GET /readyz`. An agent whose registry is away is ready all the same: what it knows is better than nothing.
+pub(super) async fn readyz(Of(state): Of<Arc<State>>, uri: Uri) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    let (registry, age) = match state.feed.directory().freshness() {
+        Freshness::Stale { age } => ("stale", age.as_millis()),
+        _ => ("fresh", 0),
+    };
+    Ok(super::json(StatusCode::OK, &json!({ "ready": true, "registry": registry, "age_ms": age })))
+}
+
+/// `GET /metrics`.
+pub(super) async fn metrics(Of(state): Of<Arc<State>>, headers: HeaderMap, uri: Uri) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    let more = state.more_metrics.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().map(|more| more());
+    let mut text = state.metrics.text(&state);
+    if let Some(more) = more {
+        text.push_str(&more.await);
+    }
+    text.push_str("# EOF\n");
+    // The same text is both; OpenMetrics, the stricter, for those who know it.
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let kind = if accept.contains("application/openmetrics-text") { OPEN_METRICS } else { TEXT };
+    let mut response = text.into_response();
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    Ok(response)
+}

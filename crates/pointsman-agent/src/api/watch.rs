@@ -1,0 +1,320 @@
+//! Everything as it happens: as a stream, or as one answer that comes when there is something to say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State as Of;
+use axum::response::Response;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use hyper::header::HeaderName;
+use hyper::{HeaderMap, StatusCode, Uri};
+use pointsman_core::check_name;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::body;
+use super::find::REVISION;
+use super::input::{OfService, Query};
+use super::stream::{BEAT, HEARTBEAT, Source, answer, counted};
+use crate::State;
+use crate::feed::{Group, Topic, event, now_ms};
+use crate::problem::Problem;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// How long to wait for something to happen when nobody says.
+const WAIT: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(300);
+/// So much is written at a time: who reads slowly does not make us keep more.
+const CHUNK: usize = 64 << 10;
+/// So many services may be named.
+const SERVICES: usize = 1000;
+
+/// `GET /v1/services/{service}/watch`.
+pub(super) async fn service(
+    Of(state): Of<Arc<State>>,
+    OfService(service): OfService,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = Query::read(&uri, &["after", "wait"], None)?;
+    let counted = counted(&state)?;
+    let topic = state.feed.topic(&service);
+    let (after, wait) = (query.number("after")?, query.duration("wait", Duration::ZERO, LONGEST)?);
+    if after.is_some() || wait.is_some() {
+        return Ok(poll(&topic, after, wait.unwrap_or(WAIT)).await);
+    }
+    let place = headers.get(LAST_EVENT_ID).map(|id| id.to_str().ok().and_then(|id| id.parse().ok()));
+    let mut watching = OfOne {
+        place: 0,
+        revision: topic.revision(),
+        stale: state.feed.stale(),
+        closing: state.closing.subscribe(),
+        next: None,
+        topic,
+        state,
+    };
+    watching.begin(place);
+    Ok(answer(watching, counted))
+}
+
+/// One answer, when something has happened after a revision, or after a while.
+async fn poll(topic: &Topic, after: Option<u64>, wait: Duration) -> Response {
+    let mut revision = topic.revision();
+    let known = after.map(|after| (after, topic.after(after)));
+    if let Some((after, Some(groups))) = &known
+        && groups.is_empty()
+    {
+        let _ = tokio::time::timeout(wait, revision.wait_for(|revision| revision != after)).await;
+    }
+    let (revision, events) = match after.and_then(|after| Some((after, topic.after(after)?))) {
+        Some((after, groups)) => {
+            let revision = groups.last().map_or(after, |(revision, _)| *revision);
+            let events: Vec<&[u8]> = groups.iter().map(|(_, group)| &group.json[..]).collect();
+            (revision, Bytes::from(events.join(&b',')))
+        }
+        None => {
+            let whole = topic.whole();
+            let mut event =
+                BytesMut::from(format!("{{\"event\":\"snapshot\",\"at_ms\":{},\"data\":", now_ms()).as_bytes());
+            event.put_slice(&whole.body);
+            event.put_u8(b'}');
+            (whole.revision, event.freeze())
+        }
+    };
+    let service = json!(topic.service());
+    let mut text = BytesMut::from(format!("{{\"service\":{service},\"revision\":{revision},\"events\":[").as_bytes());
+    text.put_slice(&events);
+    text.put_slice(b"]}");
+    let mut response = body(StatusCode::OK, text.freeze());
+    response.headers_mut().insert(REVISION, revision.into());
+    response
+}
+
+/// Who watches one service.
+struct OfOne {
+    state: Arc<State>,
+    topic: Arc<Topic>,
+    /// The revision that has been told.
+    place: u64,
+    revision: watch::Receiver<u64>,
+    stale: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
+    /// What is to be said first.
+    next: Option<Bytes>,
+}
+
+impl OfOne {
+    /// Starts at a place, if it is known; `Some(None)` is one that cannot be.
+    fn begin(&mut self, place: Option<Option<u64>>) {
+        let known = place.flatten().and_then(|place| Some((place, self.topic.after(place)?)));
+        let mut text = BytesMut::new();
+        match known {
+            Some((place, _)) => self.place = place,
+            None => self.start_over(&mut text, place.map(|_| "what came after this event is not known here")),
+        }
+        self.revision.mark_changed();
+        text.put_slice(&self.state.feed.freshness_event());
+        self.next = Some(text.freeze());
+    }
+
+    fn start_over(&mut self, text: &mut BytesMut, reason: Option<&str>) {
+        if let Some(reason) = reason {
+            resync(&self.state, text, reason);
+        }
+        let whole = self.topic.whole();
+        event(text, "snapshot", &whole.body, Some(&whole.revision.to_string()));
+        self.place = whole.revision;
+    }
+
+    /// What has happened since the place.
+    fn read(&mut self) -> Option<Bytes> {
+        self.revision.mark_unchanged();
+        let mut text = BytesMut::new();
+        match self.topic.after(self.place) {
+            Some(groups) => {
+                let place = &mut self.place;
+                let more = write(&groups, &mut text, |number, group, text| {
+                    *place = number;
+                    group.write(text, &number.to_string());
+                });
+                if more {
+                    self.revision.mark_changed();
+                }
+            }
+            None => self.start_over(&mut text, Some("you were too slow")),
+        }
+        (!text.is_empty()).then(|| text.freeze())
+    }
+}
+
+impl Source for OfOne {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(next) = self.next.take() {
+                return Some(next);
+            }
+            tokio::select! {
+                biased;
+                () = is_closing(&mut self.closing) => return None,
+                _ = self.revision.changed() => self.next = self.read(),
+                _ = self.stale.changed() => self.next = Some(self.state.feed.freshness_event()),
+                () = tokio::time::sleep(HEARTBEAT) => return Some(BEAT),
+            }
+        }
+    }
+}
+
+/// Returns when the agent is about to end.
+async fn is_closing(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+/// Writes groups until it is enough for once; whether some are left.
+fn write(groups: &[(u64, Arc<Group>)], text: &mut BytesMut, mut write: impl FnMut(u64, &Group, &mut BytesMut)) -> bool {
+    for (index, (number, group)) in groups.iter().enumerate() {
+        if index > 0 && text.len() > CHUNK {
+            return true;
+        }
+        write(*number, group, text);
+    }
+    false
+}
+
+fn resync(state: &State, text: &mut BytesMut, reason: &str) {
+    state.metrics.resyncs.inc();
+    event(text, "resync", json!({ "reason": reason }).to_string().as_bytes(), None);
+}
+
+/// `GET /v1/watch`.
+pub(super) async fn all(Of(state): Of<Arc<State>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+    let query = Query::read(&uri, &["service", "load"], Some("service"))?;
+    let services: Vec<Arc<str>> = query.all("service").map(Into::into).collect();
+    services.iter().try_for_each(|service| check_name("service", service))?;
+    if services.len() > SERVICES {
+        return Err(Problem::bad(format!("query: at most {SERVICES} services can be named; leave all out for all")));
+    }
+    let load = query.duration("load", Duration::from_millis(100), LONGEST)?;
+    let counted = counted(&state)?;
+    let place = headers.get(LAST_EVENT_ID).map(|id| id.to_str().ok().and_then(|id| state.feed.number(id)));
+    let mut watching = OfAll {
+        services,
+        place: 0,
+        last: state.feed.last(),
+        stale: state.feed.stale(),
+        closing: state.closing.subscribe(),
+        next: None,
+        load: load.map(|every| Load { every, at: Instant::now(), told: String::new() }),
+        state,
+    };
+    watching.begin(place);
+    Ok(answer(watching, counted))
+}
+
+/// Who watches all services, or several.
+struct OfAll {
+    state: Arc<State>,
+    /// Empty for all.
+    services: Vec<Arc<str>>,
+    place: u64,
+    last: watch::Receiver<u64>,
+    stale: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
+    next: Option<Bytes>,
+    load: Option<Load>,
+}
+
+/// How much is in flight, told now and then.
+struct Load {
+    every: Duration,
+    at: Instant,
+    told: String,
+}
+
+impl OfAll {
+    fn begin(&mut self, place: Option<Option<u64>>) {
+        let mut text = BytesMut::new();
+        match place.flatten().filter(|place| self.state.feed.after(*place).is_some()) {
+            Some(place) => self.place = place,
+            None => self.start_over(&mut text, place.map(|_| "what came after this event is not known here")),
+        }
+        self.last.mark_changed();
+        text.put_slice(&self.state.feed.freshness_event());
+        self.next = Some(text.freeze());
+    }
+
+    fn start_over(&mut self, text: &mut BytesMut, reason: Option<&str>) {
+        if let Some(reason) = reason {
+            resync(&self.state, text, reason);
+        }
+        // Before what it is the place of: what happens meanwhile is told once more, and changes nothing.
+        self.place = *self.last.borrow();
+        let about = json!({ "version": env!("CARGO_PKG_VERSION"), "started_ms": self.state.started_ms });
+        let about = format!("\"registry\":{},\"agent\":{about}", json!(self.state.registry.url()));
+        text.put_slice(&self.state.feed.reset_event(&self.services, &about, self.place));
+    }
+
+    fn read(&mut self) -> Option<Bytes> {
+        self.last.mark_unchanged();
+        let mut text = BytesMut::new();
+        match self.state.feed.after(self.place) {
+            Some(groups) => {
+                let (place, services, feed) = (&mut self.place, &self.services, &self.state.feed);
+                let more = write(&groups, &mut text, |number, group, text| {
+                    *place = number;
+                    let is_wanted = match &group.service {
+                        Some(service) => services.is_empty() || services.contains(service),
+                        None => services.is_empty(),
+                    };
+                    if is_wanted {
+                        group.write(text, &feed.id(number));
+                    }
+                });
+                if more {
+                    self.last.mark_changed();
+                }
+            }
+            None => self.start_over(&mut text, Some("you were too slow")),
+        }
+        (!text.is_empty()).then(|| text.freeze())
+    }
+
+    /// What is in flight, if it is not what was told.
+    fn read_load(&mut self) -> Option<Bytes> {
+        let load = self.load.as_mut()?;
+        load.at = Instant::now() + load.every;
+        let in_flight = self.state.claims.in_flight();
+        if in_flight == load.told {
+            return None;
+        }
+        let mut text = BytesMut::new();
+        event(&mut text, "load", in_flight.as_bytes(), None);
+        load.told = in_flight;
+        Some(text.freeze())
+    }
+}
+
+impl Source for OfAll {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(next) = self.next.take() {
+                return Some(next);
+            }
+            let load = self.load.as_ref().map(|load| load.at);
+            let load = async {
+                match load {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = is_closing(&mut self.closing) => return None,
+                _ = self.last.changed() => self.next = self.read(),
+                _ = self.stale.changed() => self.next = Some(self.state.feed.freshness_event()),
+                () = load => self.next = self.read_load(),
+                () = tokio::time::sleep(HEARTBEAT) => return Some(BEAT),
+            }
+        }
+    }
+}

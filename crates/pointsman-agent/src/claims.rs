@@ -1,0 +1,167 @@
+//! Picks for those who cannot hold a claim themselves: it is held here until they give it back, or it expires.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pointsman_balance::{Algorithm, Balancer, Claim, Loads, Outcome};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::feed::Feed;
+use crate::problem::{Kind, Problem};
+
+/// The claims that are out, and the balancers that they come from.
+#[derive(Debug)]
+pub(crate) struct Claims {
+    services: Mutex<HashMap<Arc<str>, Service>>,
+    out: Mutex<Out>,
+    /// An earlier claim may expire now than the one that is waited for.
+    earlier: Notify,
+    limit: usize,
+}
+
+/// The balancers over one service: one an algorithm, with their loads in common.
+#[derive(Debug, Default)]
+struct Service {
+    loads: Loads,
+    balancers: HashMap<Algorithm, Balancer>,
+}
+
+#[derive(Debug, Default)]
+struct Out {
+    claims: HashMap<u128, (Claim, Instant)>,
+    /// In the order in which they expire.
+    by_end: BTreeSet<(Instant, u128)>,
+    expired: u64,
+}
+
+/// Services that have been picked from and have vanished are forgotten beyond so many.
+const SERVICES: usize = 4096;
+
+impl Claims {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { services: Mutex::default(), out: Mutex::default(), earlier: Notify::new(), limit }
+    }
+
+    /// Picks an instance. What is returned first is the claim's id.
+    pub(crate) fn pick(
+        &self,
+        feed: &Feed,
+        service: &str,
+        algorithm: Algorithm,
+        key: Option<&str>,
+        ttl: Duration,
+    ) -> Result<(String, Arc<pointsman_core::Instance>), Problem> {
+        let none = |reason: String| Problem::new(Kind::NoInstance, reason);
+        // Nothing is kept for services that nobody has heard of.
+        let Some(topic) = feed.find(service).filter(|topic| !topic.is_empty()) else {
+            return Err(none(format!("service {service} has no instance")));
+        };
+        let balancer = self.balancer(feed, topic.service(), algorithm)?;
+        let claim = match key {
+            Some(key) => balancer.pick(key),
+            None => balancer.pick_any(),
+        };
+        let claim = claim.map_err(|error| none(format!("service {service}: {error}")))?;
+        let instance = claim.instance().clone();
+        let (id, end) = (fastrand::u128(..), Instant::now() + ttl);
+        let mut out = lock(&self.out);
+        if out.claims.len() >= self.limit {
+            let detail = format!("{} claims are out; release those that are not needed", out.claims.len());
+            return Err(Problem::new(Kind::TooMany, detail));
+        }
+        let is_first = out.by_end.first().is_none_or(|(first, _)| end < *first);
+        out.by_end.insert((end, id));
+        out.claims.insert(id, (claim, end));
+        drop(out);
+        if is_first {
+            self.earlier.notify_one();
+        }
+        Ok((format!("{id:032x}"), instance))
+    }
+
+    fn balancer(&self, feed: &Feed, service: &Arc<str>, algorithm: Algorithm) -> Result<Balancer, Problem> {
+        let mut services = lock(&self.services);
+        if services.len() >= SERVICES {
+            services.retain(|service, _| feed.find(service).is_some_and(|topic| !topic.is_empty()));
+        }
+        let Service { loads, balancers } = services.entry(service.clone()).or_default();
+        if let Some(balancer) = balancers.get(&algorithm) {
+            return Ok(balancer.clone());
+        }
+        let of_all = feed.directory().service(service);
+        let view =
+            of_all.ok_or_else(|| Problem::new(Kind::Internal, "the directory does not follow this service"))?.view();
+        let balancer = Balancer::builder(view).algorithm(algorithm).loads(loads.clone()).build();
+        Ok(balancers.entry(algorithm).or_insert(balancer).clone())
+    }
+
+    /// Gives a claim back, and says how the call went.
+    pub(crate) fn release(&self, id: &str, outcome: Option<Outcome>) -> Result<(), Problem> {
+        let gone = || Problem::new(Kind::NoClaim, "the claim has been released, or has expired, or never was");
+        let is_id = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u128::from_str_radix(id, 16).ok().filter(|_| is_id).ok_or_else(gone)?;
+        let mut out = lock(&self.out);
+        let (claim, end) = out.claims.remove(&number).ok_or_else(gone)?;
+        out.by_end.remove(&(end, number));
+        drop(out);
+        if let Some(outcome) = outcome {
+            claim.report(outcome);
+        }
+        Ok(())
+    }
+
+    /// Ends claims that nobody has given back, for ever.
+    pub(crate) async fn run(&self) {
+        loop {
+            let next = lock(&self.out).by_end.first().copied();
+            match next {
+                None => self.earlier.notified().await,
+                Some((end, _)) => tokio::select! {
+                    () = tokio::time::sleep_until(end) => self.expire(Instant::now()),
+                    () = self.earlier.notified() => {}
+                },
+            }
+        }
+    }
+
+    fn expire(&self, now: Instant) {
+        let mut ended = Vec::new();
+        let mut out = lock(&self.out);
+        while let Some((end, id)) = out.by_end.first().copied().filter(|(end, _)| *end <= now) {
+            out.by_end.remove(&(end, id));
+            ended.extend(out.claims.remove(&id));
+            out.expired += 1;
+        }
+        drop(out);
+        // Claims are let go of outside the lock.
+        drop(ended);
+    }
+
+    /// How many are out, and how many have expired so far.
+    pub(crate) fn count(&self) -> (usize, u64) {
+        let out = lock(&self.out);
+        (out.claims.len(), out.expired)
+    }
+
+    /// How many are out at each instance, as the data of a `load` event; only those that have any.
+    pub(crate) fn in_flight(&self) -> String {
+        let services: Vec<_> =
+            lock(&self.services).iter().map(|(name, service)| (name.clone(), service.loads.clone())).collect();
+        let mut in_flight = std::collections::BTreeMap::new();
+        for (name, loads) in services {
+            let busy = loads.all_in_flight().into_iter().filter(|(_, count)| *count > 0);
+            let busy: std::collections::BTreeMap<String, usize> = busy.map(|(code, n)| (code.to_string(), n)).collect();
+            if !busy.is_empty() {
+                in_flight.insert(name.to_string(), busy);
+            }
+        }
+        serde_json::json!({ "in_flight": in_flight }).to_string()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held cannot have left the maps half changed: each step leaves them whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,37 @@
+//! Why an agent cannot be.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Why an agent cannot be started, or cannot take new settings.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting cannot be.
+    #[error("agent.{setting} {reason}")]
+    Setting {
+        /// Its name in a configuration file.
+        setting: &'static str,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A file that a setting names cannot be used.
+    #[error("read {path}: {reason}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The address is taken, or is none of this machine's.
+    #[error("agent: listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The registry says no.
+    #[error(transparent)]
+    Registry(#[from] pointsman_registry::Error),
+}

@@ -1,0 +1,210 @@
+//! What has happened, encoded once for all who watch.
+//!
+//! One task takes in what the directory says and leaves it, as text, in rings of what happened last: one a service, one for
+//! all. Who watches holds nothing but a number, its place; who comes too late for its place starts over with everything.
+//! So a watcher costs no memory for what it has not read yet, and a slow one holds up nobody.
+
+mod group;
+mod ring;
+mod topic;
+mod updates;
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use pointsman_core::Snapshot;
+use pointsman_registry::{Directory, Freshness};
+use tokio::sync::watch;
+
+pub(crate) use self::group::{Group, event};
+pub(crate) use self::ring::Ring;
+pub(crate) use self::topic::{Shot, Topic};
+
+/// Everything that is watched. One writer: [`Feed::run`].
+#[derive(Debug)]
+pub(crate) struct Feed {
+    directory: Directory,
+    topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
+    /// What happened in all services, and what operators did.
+    all: RwLock<Ring>,
+    /// The number of the last group of `all`.
+    last: watch::Sender<u64>,
+    /// Since when the registry is away.
+    stale: watch::Sender<bool>,
+    /// Tells this agent's groups from those of another, or of this one before it was started again.
+    run: String,
+}
+
+/// So many groups are kept of all services together.
+const KEPT: usize = 8192;
+/// Services that have vanished are remembered up to so many more than there are.
+const VANISHED: usize = 1024;
+
+impl Feed {
+    /// A feed of all that the directory has now.
+    pub(crate) fn new(directory: Directory) -> Self {
+        let feed = Self {
+            directory,
+            topics: RwLock::default(),
+            all: RwLock::new(Ring::new(KEPT)),
+            last: watch::Sender::new(0),
+            stale: watch::Sender::new(false),
+            run: format!("{:08x}", fastrand::u32(..)),
+        };
+        for snapshot in feed.directory.snapshots() {
+            feed.topic(snapshot.service()).start(snapshot, now_ms());
+        }
+        feed.stale.send_replace(feed.is_stale());
+        feed
+    }
+
+    /// Takes in what happens, for ever.
+    pub(crate) async fn run(&self) {
+        let mut updates = updates::Updates::new(&self.directory);
+        loop {
+            let is_stale = *self.stale.borrow();
+            let link = async { if is_stale { self.directory.fresh().await } else { self.directory.stale().await } };
+            tokio::select! {
+                snapshots = updates.next() => {
+                    for snapshot in snapshots {
+                        self.take(snapshot);
+                    }
+                    self.forget_vanished();
+                }
+                () = link => {
+                    self.stale.send_replace(!is_stale);
+                }
+            }
+        }
+    }
+
+    fn take(&self, snapshot: Arc<Snapshot>) {
+        let at = now_ms();
+        if let Some(group) = self.topic(snapshot.service()).advance(snapshot, at) {
+            self.publish(group);
+        }
+    }
+
+    /// Adds a group to what all see.
+    fn publish(&self, group: Arc<Group>) {
+        let mut all = self.all.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let number = *self.last.borrow() + 1;
+        all.push(number, group);
+        drop(all);
+        self.last.send_replace(number);
+    }
+
+    /// Lets those who watch all services know of something that is not in any of them.
+    pub(crate) fn tell(&self, name: &'static str, data: &[u8]) {
+        self.publish(Arc::new(Group::alone(name, data)));
+    }
+
+    /// What there is of a service, whether it exists or not.
+    pub(crate) fn topic(&self, service: &str) -> Arc<Topic> {
+        if let Some(topic) = self.find(service) {
+            return topic;
+        }
+        let mut topics = self.topics.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let service: Arc<str> = service.into();
+        topics.entry(service.clone()).or_insert_with(|| Arc::new(Topic::new(service))).clone()
+    }
+
+    /// What there is of a service that exists, or has existed.
+    pub(crate) fn find(&self, service: &str) -> Option<Arc<Topic>> {
+        self.topics.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(service).cloned()
+    }
+
+    /// All services that hold anything, by name.
+    pub(crate) fn topics(&self) -> Vec<Arc<Topic>> {
+        let topics = self.topics.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut topics: Vec<_> = topics.values().filter(|topic| !topic.is_empty()).cloned().collect();
+        topics.sort_by(|a, b| a.service().cmp(b.service()));
+        topics
+    }
+
+    fn forget_vanished(&self) {
+        let mut topics = self.topics.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let empty = topics.values().filter(|topic| topic.is_empty()).count();
+        if empty > VANISHED {
+            topics.retain(|_, topic| !topic.is_empty() || topic.is_watched());
+        }
+    }
+
+    /// The number of the last group, now and as it rises.
+    pub(crate) fn last(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
+    }
+
+    /// The groups after `after`; `None` if they are not all known any more.
+    pub(crate) fn after(&self, after: u64) -> Option<Vec<(u64, Arc<Group>)>> {
+        self.all.read().unwrap_or_else(std::sync::PoisonError::into_inner).after(after)
+    }
+
+    /// The last groups, the oldest first.
+    pub(crate) fn latest(&self, count: usize) -> Vec<Arc<Group>> {
+        self.all.read().unwrap_or_else(std::sync::PoisonError::into_inner).latest(count)
+    }
+
+    /// The id of a group of all services.
+    pub(crate) fn id(&self, number: u64) -> String {
+        format!("{}-{number}", self.run)
+    }
+
+    /// The number of a group by its id, if this agent has given it.
+    pub(crate) fn number(&self, id: &str) -> Option<u64> {
+        let (run, number) = id.split_once('-')?;
+        (run == self.run).then(|| number.parse().ok()).flatten()
+    }
+
+    /// Whether the registry is away, now and as it changes.
+    pub(crate) fn stale(&self) -> watch::Receiver<bool> {
+        self.stale.subscribe()
+    }
+
+    fn is_stale(&self) -> bool {
+        matches!(self.directory.freshness(), Freshness::Stale { .. })
+    }
+
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// How far the directory can be trusted, as an event.
+    pub(crate) fn freshness_event(&self) -> Bytes {
+        let mut text = BytesMut::new();
+        let (state, age) = match self.directory.freshness() {
+            Freshness::Stale { age } => ("stale", age.as_millis()),
+            _ => ("fresh", 0),
+        };
+        event(&mut text, "freshness", format!("{{\"state\":\"{state}\",\"age_ms\":{age}}}").as_bytes(), None);
+        text.freeze()
+    }
+
+    /// Everything, as the first event for who watches all services, or those that are named.
+    pub(crate) fn reset_event(&self, services: &[Arc<str>], about: &str, id: u64) -> Bytes {
+        let topics =
+            if services.is_empty() { self.topics() } else { services.iter().map(|name| self.topic(name)).collect() };
+        let mut data = BytesMut::new();
+        data.put_slice(b"{\"services\":[");
+        for (index, topic) in topics.iter().enumerate() {
+            if index > 0 {
+                data.put_u8(b',');
+            }
+            data.put_slice(&topic.whole().body);
+        }
+        data.put_slice(b"],");
+        data.put_slice(about.as_bytes());
+        data.put_u8(b'}');
+        let mut text = BytesMut::with_capacity(data.len() + 64);
+        event(&mut text, "reset", &data, Some(&self.id(id)));
+        text.freeze()
+    }
+}
+
+/// Milliseconds since 1970, for people: nothing is decided by them.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default()
+}

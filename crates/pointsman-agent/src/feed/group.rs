@@ -1,0 +1,175 @@
+//! What has changed together, as text.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use pointsman_core::{Change, Instance, Snapshot};
+use pointsman_registry::wire::{InstanceJson, ProblemJson};
+use serde::Serialize;
+
+/// The events of one revision of a service, encoded. What reads them never has to know more.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// `None` for what operators do.
+    pub(crate) service: Option<Arc<str>>,
+    /// As a stream, without the id of the last event, and without its end: both differ.
+    text: Bytes,
+    /// As objects in JSON, with commas between them.
+    pub(crate) json: Bytes,
+}
+
+/// Writes an event of a stream (WHATWG HTML, 9.2). `data` must be in one line, as JSON is here.
+pub(crate) fn event(text: &mut BytesMut, name: &str, data: &[u8], id: Option<&str>) {
+    begin(text, name, data);
+    if let Some(id) = id {
+        text.put_slice(b"id: ");
+        text.put_slice(id.as_bytes());
+        text.put_u8(b'\n');
+    }
+    text.put_u8(b'\n');
+}
+
+fn begin(text: &mut BytesMut, name: &str, data: &[u8]) {
+    for part in [b"event: ", name.as_bytes(), b"\ndata: ", data, b"\n"] {
+        text.put_slice(part);
+    }
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    service: &'a str,
+    revision: u64,
+    at_ms: u64,
+    #[serde(flatten)]
+    what: What<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum What<'a> {
+    Put { instance: Shown<'a>, before: Option<Shown<'a>> },
+    Delete { instance: Shown<'a> },
+    Master { master: Option<Shown<'a>>, before: Option<Shown<'a>> },
+    Service { guarded: bool, problems: Vec<ProblemJson<'a>> },
+}
+
+/// An instance with what only this agent knows of it.
+#[derive(Serialize)]
+pub(crate) struct Shown<'a> {
+    #[serde(flatten)]
+    instance: InstanceJson<'a>,
+    /// When this agent first saw it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since_ms: Option<u64>,
+}
+
+impl<'a> Shown<'a> {
+    pub(crate) fn new(instance: &'a Instance, since: &HashMap<Arc<str>, u64>) -> Self {
+        Self { instance: InstanceJson::new(instance), since_ms: since.get(&instance.code).copied() }
+    }
+}
+
+impl Group {
+    /// What has changed between two snapshots of a service; `None` if nothing has.
+    pub(crate) fn between(old: &Snapshot, new: &Snapshot, since: &HashMap<Arc<str>, u64>, at_ms: u64) -> Option<Self> {
+        let mut group = Builder::default();
+        let (service, revision) = (new.service(), new.revision());
+        let mut add = |name, what| group.add(name, &Data { service, revision, at_ms, what }, at_ms);
+        let changes = Change::between(old, new);
+        for change in &changes {
+            match change {
+                Change::Joined(instance) => {
+                    add("put", What::Put { instance: Shown::new(instance, since), before: None });
+                }
+                Change::Updated { old, new } => {
+                    add("put", What::Put { instance: Shown::new(new, since), before: Some(Shown::new(old, since)) });
+                }
+                Change::Left(instance) => add("delete", What::Delete { instance: Shown::new(instance, since) }),
+                Change::MasterChanged { old: before, new: master, .. } => {
+                    // Who was master is shown as what it is now, so that whoever keeps a list can put it there.
+                    let before = before.as_ref().map(|old| new.find(&old.code).unwrap_or(old));
+                    let before = before.map(|before| Shown::new(before, since));
+                    add("master", What::Master { master: master.as_ref().map(|m| Shown::new(m, since)), before });
+                }
+                _ => {}
+            }
+        }
+        if old.is_guarded() != new.is_guarded() || old.problems() != new.problems() {
+            let problems = new.problems().iter().map(ProblemJson::from).collect();
+            add("service", What::Service { guarded: new.is_guarded(), problems });
+        }
+        group.build(Some(service.clone()))
+    }
+
+    /// One event that is not of a service.
+    pub(crate) fn alone(name: &'static str, data: &[u8]) -> Self {
+        let mut text = BytesMut::new();
+        begin(&mut text, name, data);
+        Self { service: None, text: text.freeze(), json: Bytes::new() }
+    }
+
+    /// The events as a stream; the last one with the id.
+    pub(crate) fn write(&self, text: &mut BytesMut, id: &str) {
+        text.reserve(self.text.len() + id.len() + 8);
+        text.put_slice(&self.text);
+        text.put_slice(b"id: ");
+        text.put_slice(id.as_bytes());
+        text.put_slice(b"\n\n");
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.text.len() + self.json.len() + size_of::<Self>()
+    }
+}
+
+#[derive(Default)]
+struct Builder {
+    text: BytesMut,
+    json: BytesMut,
+}
+
+impl Builder {
+    fn add(&mut self, name: &str, data: &Data<'_>, at_ms: u64) {
+        // Strings and numbers under string keys: there is nothing in it that JSON cannot say.
+        let data = serde_json::to_vec(data).unwrap_or_default();
+        if !self.text.is_empty() {
+            // Ends the event before, which is not the last.
+            self.text.put_u8(b'\n');
+            self.json.put_u8(b',');
+        }
+        begin(&mut self.text, name, &data);
+        self.json.put_slice(format!("{{\"event\":\"{name}\",\"at_ms\":{at_ms},\"data\":").as_bytes());
+        self.json.put_slice(&data);
+        self.json.put_u8(b'}');
+    }
+
+    fn build(self, service: Option<Arc<str>>) -> Option<Group> {
+        (!self.text.is_empty()).then(|| Group { service, text: self.text.freeze(), json: self.json.freeze() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_core::{Role, Term};
+
+    use super::*;
+
+    #[test]
+    fn what_changes_together_has_one_id_at_its_end() {
+        let mut instance = Instance::new("s").code("a");
+        instance.role = Role::Master(Term(7));
+        let new = Snapshot::new("s", 9, vec![Arc::new(instance)]);
+        let group = Group::between(&Snapshot::empty("s"), &new, &HashMap::from([("a".into(), 5)]), 77).unwrap();
+        let mut text = BytesMut::new();
+        group.write(&mut text, "9");
+        let instance = r#"{"service":"s","code":"a","address":null,"weight":1,"role":"master","term":7,"tags":{},"status":"passing","since_ms":5}"#;
+        let put = format!(r#"{{"service":"s","revision":9,"at_ms":77,"instance":{instance},"before":null}}"#);
+        let master = format!(r#"{{"service":"s","revision":9,"at_ms":77,"master":{instance},"before":null}}"#);
+        assert_eq!(text, format!("event: put\ndata: {put}\n\nevent: master\ndata: {master}\nid: 9\n\n"));
+        let json =
+            format!(r#"{{"event":"put","at_ms":77,"data":{put}}},{{"event":"master","at_ms":77,"data":{master}}}"#);
+        assert_eq!(group.json, json);
+        assert!(Group::between(&new, &new, &HashMap::new(), 0).is_none());
+    }
+}

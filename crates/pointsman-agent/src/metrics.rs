@@ -1,0 +1,191 @@
+//! What an agent counts. Handles are kept, so that nothing is looked up for a request; no name of a service is a label of what
+//! clients ask for.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use pointsman_registry::Freshness;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::State;
+use crate::problem::Kind;
+
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<Asked, Count>,
+    refused: Family<Why, Count>,
+    durations: Histogram,
+    connections: Level,
+    watchers: Level,
+    pub(crate) accept_failures: Count,
+    pub(crate) handshake_failures: Count,
+    pub(crate) resyncs: Count,
+    pub(crate) operations: Count,
+}
+
+type Count = Counter<u64, AtomicU64>;
+type Level = Gauge<i64, AtomicI64>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Asked {
+    call: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+/// Counted for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Counted(Level);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("pointsman_agent");
+        let requests = Family::default();
+        registry.register("requests", "Requests answered, by call and status", requests.clone());
+        let refused = Family::default();
+        registry.register("refused", "Requests that were not let in, by reason", refused.clone());
+        let durations = Histogram::new(exponential_buckets(0.000_05, 3.0, 12));
+        registry.register("request_duration_seconds", "From a request's head to its answer's", durations.clone());
+        let connections = Level::default();
+        registry.register("connections", "Connections now", connections.clone());
+        let watchers = Level::default();
+        registry.register("watchers", "Streams of events now", watchers.clone());
+        let accept_failures = Count::default();
+        registry.register("accept_failures", "Connections that could not be accepted", accept_failures.clone());
+        let handshake_failures = Count::default();
+        registry.register("tls_failures", "TLS handshakes that have failed", handshake_failures.clone());
+        let resyncs = Count::default();
+        registry.register("resyncs", "Watchers that came too late and started over", resyncs.clone());
+        let operations = Count::default();
+        registry.register("operations", "Drains, undrains and weights set by operators", operations.clone());
+        Self {
+            registry,
+            requests,
+            refused,
+            durations,
+            connections,
+            watchers,
+            accept_failures,
+            handshake_failures,
+            resyncs,
+            operations,
+        }
+    }
+
+    pub(crate) fn answered(&self, call: &'static str, status: StatusCode, took: Duration) {
+        self.requests.get_or_create(&Asked { call, status: status.as_u16() }).inc();
+        self.durations.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self, kind: Kind) {
+        self.refused.get_or_create(&Why { reason: kind.name() }).inc();
+    }
+
+    pub(crate) fn connected(&self) -> Counted {
+        self.connections.inc();
+        Counted(self.connections.clone())
+    }
+
+    /// Counts a watcher, unless there are too many.
+    pub(crate) fn watch(&self, limit: usize) -> Option<Counted> {
+        if usize::try_from(self.watchers.inc()).unwrap_or_default() < limit {
+            return Some(Counted(self.watchers.clone()));
+        }
+        self.watchers.dec();
+        None
+    }
+
+    /// Everything, as Prometheus reads it; without the end.
+    pub(crate) fn text(&self, state: &State) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = text::encode_registry(&mut text, &self.registry);
+        write_levels(&mut text, state);
+        text
+    }
+}
+
+/// What is read off the state when it is asked for.
+fn write_levels(text: &mut String, state: &State) {
+    let topics = state.feed.topics();
+    let snapshots: Vec<Arc<pointsman_core::Snapshot>> = topics.iter().map(|topic| topic.snapshot()).collect();
+    let sum =
+        |of: &dyn Fn(&pointsman_core::Snapshot) -> usize| snapshots.iter().map(|snapshot| of(snapshot)).sum::<usize>();
+    let (registrations, detached) = state.registrations.count();
+    let (claims, expired) = state.claims.count();
+    let (fresh, age) = match state.feed.directory().freshness() {
+        Freshness::Stale { age } => (0, age.as_secs_f64()),
+        _ => (1, 0.0),
+    };
+    let mut gauge = |name: &str, help: &str, value: &dyn std::fmt::Display| {
+        let _ =
+            write!(text, "# HELP pointsman_{name} {help}\n# TYPE pointsman_{name} gauge\npointsman_{name} {value}\n");
+    };
+    gauge("registrations", "Registrations that this agent keeps", &registrations);
+    gauge("registrations_detached", "Of these, alive but not registered now", &detached);
+    gauge("claims", "Claims that are out", &claims);
+    gauge("registry_fresh", "Whether the registry is there", &fresh);
+    gauge("snapshot_age_seconds", "How old the view of the registry is; 0 while it is fresh", &age);
+    gauge("services", "Services that have instances", &snapshots.len());
+    gauge("instances", "Instances of all services", &sum(&|snapshot| snapshot.instances().len()));
+    let idle = |snapshot: &pointsman_core::Snapshot| {
+        snapshot.instances().iter().filter(|instance| !instance.takes_work()).count()
+    };
+    gauge("instances_drained", "Instances that take no work", &sum(&idle));
+    let masterless = |snapshot: &pointsman_core::Snapshot| {
+        usize::from(snapshot.master().is_none() && !snapshot.instances().is_empty())
+    };
+    gauge("services_without_master", "Services that have instances, and no master", &sum(&masterless));
+    gauge("services_guarded", "Services whose mass loss is not believed yet", &sum(&|s| usize::from(s.is_guarded())));
+    gauge("registry_problems", "Nodes of the registry in which something is wrong", &sum(&|s| s.problems().len()));
+    let _ = write!(
+        text,
+        "# HELP pointsman_claims_expired Claims that nobody has released in time\n# TYPE pointsman_claims_expired counter\n\
+         pointsman_claims_expired_total {expired}\n"
+    );
+    let _ = text.write_str(
+        "# HELP pointsman_service_instances Instances of a service, by whether they take work\n\
+         # TYPE pointsman_service_instances gauge\n",
+    );
+    for snapshot in &snapshots {
+        let (service, all) = (escaped(snapshot.service()), snapshot.instances().len());
+        let idle = idle(snapshot);
+        let _ = write!(
+            text,
+            "pointsman_service_instances{{service=\"{service}\",status=\"passing\"}} {}\n\
+             pointsman_service_instances{{service=\"{service}\",status=\"drained\"}} {idle}\n",
+            all - idle
+        );
+    }
+    let _ = text
+        .write_str("# HELP pointsman_master_term The term of a service's master\n# TYPE pointsman_master_term gauge\n");
+    for snapshot in &snapshots {
+        if let Some(term) = snapshot.master().and_then(|master| master.role.term()) {
+            let _ = writeln!(text, "pointsman_master_term{{service=\"{}\"}} {term}", escaped(snapshot.service()));
+        }
+    }
+}
+
+/// As a label's value.
+fn escaped(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

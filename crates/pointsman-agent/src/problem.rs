@@ -1,0 +1,141 @@
+//! What goes wrong, as problem+json (RFC 9457): in words for whoever called.
+
+use std::borrow::Cow;
+
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use pointsman_registry::Error;
+use serde::Serialize;
+
+/// Why a request is not answered as it was meant.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    pub(crate) kind: Kind,
+    pub(crate) detail: Cow<'static, str>,
+}
+
+macro_rules! kinds {
+    ($($kind:ident $name:literal $status:ident $title:literal)*) => {
+        /// The types of problems. Part of the contract: each has a name, a status and a title.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum Kind { $($kind),* }
+
+        impl Kind {
+            pub(crate) const fn name(self) -> &'static str {
+                match self { $(Kind::$kind => $name),* }
+            }
+
+            const fn status(self) -> StatusCode {
+                match self { $(Kind::$kind => StatusCode::$status),* }
+            }
+
+            const fn title(self) -> &'static str {
+                match self { $(Kind::$kind => $title),* }
+            }
+        }
+    };
+}
+
+kinds! {
+    BadRequest "bad-request" BAD_REQUEST "the request cannot be understood"
+    Unauthorized "unauthorized" UNAUTHORIZED "a token is needed"
+    Forbidden "forbidden" FORBIDDEN "this is not allowed"
+    NotFound "not-found" NOT_FOUND "there is nothing at this path"
+    NoMaster "no-master" NOT_FOUND "the service has no master now"
+    NoClaim "no-claim" NOT_FOUND "there is no such claim"
+    NotRegistered "not-registered" NOT_FOUND "this agent has no such registration"
+    MethodNotAllowed "method-not-allowed" METHOD_NOT_ALLOWED "the path is not for this method"
+    RequestTimeout "request-timeout" REQUEST_TIMEOUT "the request did not arrive in time"
+    DuplicateCode "duplicate-code" CONFLICT "the code is registered already"
+    NotMaster "not-master" CONFLICT "the instance is not master"
+    StaleTerm "stale-term" CONFLICT "a higher term has been seen"
+    TooLarge "too-large" PAYLOAD_TOO_LARGE "the request is too large"
+    UnsupportedMediaType "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE "the body is not of a type that is understood here"
+    Misdirected "misdirected" MISDIRECTED_REQUEST "this agent does not go by that name"
+    Internal "internal" INTERNAL_SERVER_ERROR "the agent has failed"
+    NoInstance "no-instance" SERVICE_UNAVAILABLE "no instance can take work"
+    TooMany "too-many" SERVICE_UNAVAILABLE "the agent is at its limit"
+    Unavailable "unavailable" SERVICE_UNAVAILABLE "the registry cannot be reached"
+    Refused "refused" UNPROCESSABLE_ENTITY "the registry refuses"
+    Closing "closing" SERVICE_UNAVAILABLE "the agent is about to end"
+}
+
+impl Problem {
+    pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+
+    pub(crate) fn bad(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Kind::BadRequest, detail)
+    }
+
+    pub(crate) fn closing() -> Self {
+        Self::new(Kind::Closing, "the agent is about to end; go to another")
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.kind.status();
+        let body = Body {
+            r#type: format!("urn:pointsman:problem:{}", self.kind.name()),
+            title: self.kind.title(),
+            status: status.as_u16(),
+            detail: &self.detail,
+        };
+        // Strings and a number: there is nothing in it that JSON cannot say.
+        let body = Bytes::from(serde_json::to_vec(&body).unwrap_or_default());
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"pointsman\""));
+        }
+        response.extensions_mut().insert(self.kind);
+        response
+    }
+}
+
+/// The path is there, but for other methods.
+pub(crate) fn method_not_allowed(allowed: &'static str) -> Response {
+    let detail = format!("allowed here: {allowed}");
+    let mut response = Problem::new(Kind::MethodNotAllowed, detail).into_response();
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Invalid(_) | Error::Fixed { .. } => Kind::BadRequest,
+            Error::TooLarge { .. } => Kind::TooLarge,
+            Error::DuplicateCode { .. } => Kind::DuplicateCode,
+            Error::NoMaster { .. } => Kind::NoMaster,
+            Error::NotMaster { .. } => Kind::NotMaster,
+            Error::Refused { .. } => Kind::Refused,
+            Error::Closed { .. } => Kind::Closing,
+            error if error.is_retryable() => Kind::Unavailable,
+            _ => Kind::Internal,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<pointsman_core::InvalidName> for Problem {
+    fn from(error: pointsman_core::InvalidName) -> Self {
+        Self::bad(error.to_string())
+    }
+}

@@ -1,0 +1,448 @@
+//! What is registered through this agent: by a lease, or for as long as a connection is open.
+
+mod keeper;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pointsman_core::{Instance, Role};
+use pointsman_registry::check::Check;
+use pointsman_registry::{Registry, Roles};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use self::keeper::Keeper;
+use crate::problem::{Kind, Problem};
+
+/// All registrations that this agent keeps.
+#[derive(Debug)]
+pub(crate) struct Registrations {
+    registry: Registry,
+    held: Arc<Mutex<Held>>,
+    limit: usize,
+}
+
+type Held = HashMap<Key, Arc<Registered>>;
+/// Service and code.
+type Key = (Arc<str>, Arc<str>);
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    key: Key,
+    holder: Arc<str>,
+    commands: mpsc::UnboundedSender<Command>,
+    status: watch::Receiver<Status>,
+    lease: Lease,
+    /// The connection that holds it: the newest, by number; 0 where none does.
+    bound: AtomicU64,
+    roles: Mutex<Option<Roles>>,
+}
+
+/// What is asked for.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    pub(crate) instance: Instance,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) check: Option<Check>,
+    pub(crate) holder: Option<Arc<str>>,
+}
+
+/// What has become of a registration.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    /// Why it is detached, if it is.
+    pub(crate) reason: Option<Arc<str>>,
+    /// Whether the first attempt is over.
+    settled: bool,
+    pub(crate) ended: Option<End>,
+}
+
+/// How a registration has ended.
+#[derive(Debug, Clone)]
+pub(crate) enum End {
+    Deregistered,
+    Expired,
+    Replaced,
+    Closing,
+    Failed(Problem),
+}
+
+impl End {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            End::Deregistered => "deregistered",
+            End::Expired => "expired",
+            End::Replaced => "replaced",
+            End::Closing => "closing",
+            End::Failed(_) => "failed",
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Update(Box<Instance>, Option<Box<Check>>, oneshot::Sender<Result<(), Problem>>),
+    Resign(oneshot::Sender<Result<(), Problem>>),
+    /// Another connection holds it now.
+    Rebound,
+    End(End),
+}
+
+/// What a client is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) role: Role,
+    pub(crate) reason: Option<Arc<str>>,
+    /// How long the answer holds; `None`: for as long as the connection.
+    pub(crate) expires_in: Option<Duration>,
+}
+
+/// Who registers by `PUT` without saying who it is: whoever knows the code may renew it, through any agent.
+const LEASE: &str = "lease";
+
+impl Registrations {
+    pub(crate) fn new(registry: Registry, limit: usize) -> Self {
+        Self { registry, held: Arc::default(), limit }
+    }
+
+    pub(crate) fn find(&self, service: &str, code: &str) -> Result<Arc<Registered>, Problem> {
+        let key = (service.into(), code.into());
+        lock(&self.held).get(&key).cloned().ok_or_else(|| {
+            let detail = format!("{service}/{code} is not registered through this agent, or its lease has run out: register again, with a body");
+            Problem::new(Kind::NotRegistered, detail)
+        })
+    }
+
+    /// Registers by a lease, or renews and updates what is registered. Whether it is new.
+    pub(crate) async fn put(&self, wish: Wish, patience: Duration) -> Result<(Arc<Registered>, bool), Problem> {
+        let holder = wish.holder.clone().unwrap_or_else(|| LEASE.into());
+        let (registered, is_new) = self.enter(&wish, &holder, wish.ttl)?;
+        if is_new {
+            registered.settled().await?;
+            return Ok((registered, true));
+        }
+        registered.check_holder(&holder)?;
+        if let Some(ttl) = wish.ttl {
+            registered.lease.set_ttl(ttl);
+        }
+        registered.renew()?;
+        registered.settled().await?;
+        registered.update(wish.instance, wish.check, patience).await?;
+        Ok((registered, false))
+    }
+
+    /// Registers for as long as what is returned lives.
+    pub(crate) async fn hold(&self, wish: Wish, patience: Duration) -> Result<Bound, Problem> {
+        let holder = wish.holder.clone().unwrap_or_else(|| format!("connection-{:032x}", fastrand::u128(..)).into());
+        let (registered, is_new) = self.enter(&wish, &holder, wish.ttl)?;
+        if !is_new {
+            registered.check_holder(&holder)?;
+        }
+        let bound = Bound::take(registered);
+        if !is_new {
+            bound.registered.lease.rebind(wish.ttl);
+            bound.registered.settled().await?;
+            bound.registered.update(wish.instance, wish.check, patience).await?;
+            return Ok(bound);
+        }
+        bound.registered.settled().await?;
+        Ok(bound)
+    }
+
+    /// Finds the registration, or starts one.
+    fn enter(&self, wish: &Wish, holder: &Arc<str>, ttl: Option<Duration>) -> Result<(Arc<Registered>, bool), Problem> {
+        let key: Key = (wish.instance.service.clone(), wish.instance.code.clone());
+        let mut held = lock(&self.held);
+        let count = held.len();
+        match held.entry(key.clone()) {
+            Entry::Occupied(there) => Ok((there.get().clone(), false)),
+            Entry::Vacant(_) if count >= self.limit => {
+                Err(Problem::new(Kind::TooMany, format!("this agent keeps {count} registrations, and no more")))
+            }
+            Entry::Vacant(place) => {
+                let (commands, receiver) = mpsc::unbounded_channel();
+                let reason = Some("registering".into());
+                let (sender, status) = watch::channel(Status { reason, settled: false, ended: None });
+                let (lease, roles) = (Lease::new(ttl), Mutex::default());
+                let registered = Registered {
+                    key,
+                    holder: holder.clone(),
+                    commands,
+                    status,
+                    lease,
+                    bound: AtomicU64::new(0),
+                    roles,
+                };
+                let registered = Arc::new(registered);
+                place.insert(registered.clone());
+                let keeper = Keeper::new(self.registry.clone(), wish, registered.clone(), receiver, sender);
+                let here = self.held.clone();
+                tokio::spawn(async move {
+                    let (registered, end) = keeper.run().await;
+                    let mut held = lock(&here);
+                    if held.get(&registered.key).is_some_and(|there| Arc::ptr_eq(there, &registered)) {
+                        held.remove(&registered.key);
+                    }
+                    drop(held);
+                    end.tell();
+                });
+                Ok((registered, true))
+            }
+        }
+    }
+
+    /// How many there are, and how many of them are not registered now.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let held = lock(&self.held);
+        (held.len(), held.values().filter(|registered| registered.answer().role == Role::Detached).count())
+    }
+
+    /// Ends all of them here, without deregistering where the registry keeps them without us: another agent may take over.
+    pub(crate) async fn close(&self) {
+        let all: Vec<_> = lock(&self.held).values().cloned().collect();
+        for registered in &all {
+            registered.end(End::Closing);
+        }
+        for registered in all {
+            registered.ended().await;
+        }
+    }
+}
+
+impl Registered {
+    /// The role now, and for how long that is certain.
+    pub(crate) fn answer(&self) -> Answer {
+        let roles = lock(&self.roles);
+        let status = self.status.borrow();
+        let (role, trouble, until) = match &*roles {
+            Some(roles) => (roles.role(), roles.trouble(), keeper::held_until(roles)),
+            None => (Role::Detached, None, None),
+        };
+        let reason = if role == Role::Detached { status.reason.clone().or(trouble.map(Into::into)) } else { None };
+        let expires_in = self.lease.remaining().map(|lease| match until {
+            Some(until) if role != Role::Detached => lease.min(until.saturating_duration_since(Instant::now())),
+            _ => lease,
+        });
+        Answer { role, reason, expires_in }
+    }
+
+    /// Renews the lease, unless it has run out.
+    pub(crate) fn renew(&self) -> Result<(), Problem> {
+        if self.lease.renew() && self.status.borrow().ended.is_none() {
+            return Ok(());
+        }
+        let (service, code) = &self.key;
+        let detail = format!("the lease of {service}/{code} has run out: register again, with a body");
+        Err(Problem::new(Kind::NotRegistered, detail))
+    }
+
+    /// The status, now and as it changes.
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Waits for the first attempt to be over.
+    async fn settled(&self) -> Result<(), Problem> {
+        let mut status = self.status.clone();
+        let settled = status.wait_for(|status| status.settled || status.ended.is_some()).await;
+        match settled.ok().and_then(|status| status.ended.clone()) {
+            None => Ok(()),
+            Some(End::Failed(problem)) => Err(problem),
+            Some(End::Closing) => Err(Problem::closing()),
+            Some(end) => {
+                let (service, code) = &self.key;
+                let detail = format!("{service}/{code} was {} while it was being registered", end.name());
+                Err(Problem::new(Kind::NotRegistered, detail))
+            }
+        }
+    }
+
+    async fn update(&self, instance: Instance, check: Option<Check>, patience: Duration) -> Result<(), Problem> {
+        let updating = self.ask(|reply| Command::Update(Box::new(instance), check.map(Box::new), reply));
+        tokio::time::timeout(patience, updating).await.unwrap_or_else(|_| {
+            let (service, code) = &self.key;
+            let detail =
+                format!("update {service}/{code}: the registry does not answer; it is written when it is back");
+            Err(Problem::new(Kind::Unavailable, detail))
+        })
+    }
+
+    /// Hands the mastership over.
+    pub(crate) async fn resign(&self) -> Result<(), Problem> {
+        self.ask(Command::Resign).await
+    }
+
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Command) -> Result<(), Problem> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(command(reply));
+        answer.await.unwrap_or_else(|_| {
+            let (service, code) = &self.key;
+            Err(Problem::new(Kind::NotRegistered, format!("{service}/{code} has ended meanwhile")))
+        })
+    }
+
+    /// Ends it.
+    pub(crate) fn end(&self, end: End) {
+        // One that has ended needs no end.
+        let _ = self.commands.send(Command::End(end));
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn ended(&self) {
+        let _ = self.status.clone().wait_for(|status| status.ended.is_some()).await;
+    }
+
+    fn check_holder(&self, holder: &Arc<str>) -> Result<(), Problem> {
+        if *holder == self.holder {
+            return Ok(());
+        }
+        let (service, code) = &self.key;
+        let detail = format!(
+            "register {service}/{code}: the code is already registered through this agent, by another holder; if that is \
+             you, say the same holder again"
+        );
+        Err(Problem::new(Kind::DuplicateCode, detail))
+    }
+}
+
+/// A registration that ends with this value, unless a newer connection of the same holder has taken it.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) registered: Arc<Registered>,
+    number: u64,
+}
+
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+impl Bound {
+    fn take(registered: Arc<Registered>) -> Self {
+        let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+        registered.bound.store(number, Ordering::Release);
+        // Wakes the stream of the connection before, which finds itself replaced.
+        let _ = registered.commands.send(Command::Rebound);
+        Self { registered, number }
+    }
+
+    /// Whether a newer connection has taken it.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.registered.bound.load(Ordering::Acquire) != self.number
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if !self.is_replaced() {
+            self.registered.end(End::Deregistered);
+        }
+    }
+}
+
+/// Until when a registration lasts without being renewed, on the monotonic clock.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    base: Instant,
+    /// Milliseconds after `base`.
+    until: AtomicU64,
+    ttl: AtomicU64,
+}
+
+/// The lease of a connection.
+const NEVER: u64 = u64::MAX;
+/// A lease that has run out cannot be renewed any more.
+const OVER: u64 = u64::MAX - 1;
+
+impl Lease {
+    fn new(ttl: Option<Duration>) -> Self {
+        let lease = Self { base: Instant::now(), until: AtomicU64::new(NEVER), ttl: AtomicU64::new(NEVER) };
+        lease.rebind(ttl);
+        lease
+    }
+
+    /// Lets it last for `ttl` from now, or for ever.
+    fn rebind(&self, ttl: Option<Duration>) {
+        match ttl {
+            None => self.ttl.store(NEVER, Ordering::Release),
+            Some(ttl) => self.set_ttl(ttl),
+        }
+        let until = if ttl.is_none() { NEVER } else { self.fresh() };
+        let raise = |old: u64| (old != OVER).then_some(until);
+        let _ = self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise);
+    }
+
+    fn set_ttl(&self, ttl: Duration) {
+        self.ttl.store(millis(ttl), Ordering::Release);
+    }
+
+    fn fresh(&self) -> u64 {
+        millis(self.base.elapsed()).saturating_add(self.ttl.load(Ordering::Acquire)).min(OVER - 1)
+    }
+
+    /// Whether it could be renewed.
+    fn renew(&self) -> bool {
+        let until = self.fresh();
+        let raise = |old: u64| match old {
+            OVER => None,
+            NEVER => Some(NEVER),
+            old => Some(old.max(until)),
+        };
+        self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise).is_ok()
+    }
+
+    /// Ends it for good, if its time has come. Otherwise when that will be.
+    fn try_end(&self) -> Option<Option<Instant>> {
+        let until = self.until.load(Ordering::Acquire);
+        match until {
+            NEVER => Some(None),
+            OVER => None,
+            until if millis(self.base.elapsed()) < until => Some(Some(self.base + Duration::from_millis(until))),
+            // A renewal that comes in just now counts.
+            old => match self.until.compare_exchange(old, OVER, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => None,
+                Err(_) => Some(Some(self.base + Duration::from_millis(old))),
+            },
+        }
+    }
+
+    fn remaining(&self) -> Option<Duration> {
+        match self.until.load(Ordering::Acquire) {
+            NEVER => None,
+            OVER => Some(Duration::ZERO),
+            until => Some(Duration::from_millis(until).saturating_sub(self.base.elapsed())),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(OVER - 1)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held cannot have left the map half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_has_run_out_is_not_revived() {
+        let lease = Lease::new(Some(Duration::from_secs(10)));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert!(lease.renew());
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!(lease.remaining(), Some(Duration::from_secs(4)));
+        let until = lease.try_end().unwrap().unwrap();
+        assert_eq!(until - Instant::now(), Duration::from_secs(4));
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(lease.try_end(), None);
+        assert!(!lease.renew());
+        assert_eq!(lease.remaining(), Some(Duration::ZERO));
+        let bound = Lease::new(None);
+        assert!(bound.renew() && bound.remaining().is_none() && bound.try_end() == Some(None));
+    }
+}

@@ -1,0 +1,283 @@
+//! Keeps one registration: its lease, its check, and what the registry says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::Instance;
+use pointsman_registry::check::{Check, Checking};
+use pointsman_registry::{Error, Registration, Registry, Roles};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::{Command, End, Registered, Status, Wish, lock};
+use crate::problem::Problem;
+
+/// Between two attempts to come back, while the registry is away or somebody else has the code.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Keeper {
+    registry: Registry,
+    registered: Arc<Registered>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    status: watch::Sender<Status>,
+    /// What is to be registered.
+    instance: Instance,
+    registration: Option<Registration>,
+    /// Whether it has been registered once: from then on it does not give up.
+    was_registered: bool,
+    health: Health,
+    /// Who waits for the newest update to be written.
+    updates: Vec<oneshot::Sender<Result<(), Problem>>>,
+}
+
+/// Whether the instance passes its check; always, without one.
+struct Health {
+    check: Option<Check>,
+    checking: Option<Checking>,
+    state: Result<(), String>,
+}
+
+/// What is left to be told once a registration is out of the way.
+pub(super) struct Ended {
+    status: watch::Sender<Status>,
+    end: End,
+}
+
+impl Ended {
+    pub(super) fn tell(self) {
+        let reason = Some(self.end.name().into());
+        self.status.send_replace(Status { reason, settled: true, ended: Some(self.end) });
+    }
+}
+
+/// Until when the registry is certain to keep the role.
+pub(super) fn held_until(_roles: &Roles) -> Option<Instant> {
+    None
+}
+
+impl Keeper {
+    pub(super) fn new(
+        registry: Registry,
+        wish: &Wish,
+        registered: Arc<Registered>,
+        commands: mpsc::UnboundedReceiver<Command>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        Self {
+            registry,
+            registered,
+            commands,
+            status,
+            instance: wish.instance.clone(),
+            registration: None,
+            was_registered: false,
+            health: Health::new(wish.check.clone()),
+            updates: Vec::new(),
+        }
+    }
+
+    /// Until it ends; then what there was is out of the registry.
+    pub(super) async fn run(mut self) -> (Arc<Registered>, Ended) {
+        let end = loop {
+            if let Some(end) = self.turn().await {
+                break end;
+            }
+        };
+        lock(&self.registered.roles).take();
+        self.deregister().await;
+        (self.registered, Ended { status: self.status, end })
+    }
+
+    async fn turn(&mut self) -> Option<End> {
+        if let Err(why) = self.health.state.clone() {
+            return self.unhealthy(&why).await;
+        }
+        if self.registration.is_none() {
+            return self.register().await;
+        }
+        if !self.updates.is_empty() {
+            return self.write_updates().await;
+        }
+        self.stay().await
+    }
+
+    /// The check fails: it is not registered, until it passes.
+    async fn unhealthy(&mut self, why: &str) -> Option<End> {
+        lock(&self.registered.roles).take();
+        self.tell(Some(format!("the check fails: {why}").into()));
+        self.deregister().await;
+        // What is updated meanwhile counts from when it is registered again.
+        for reply in self.updates.drain(..) {
+            let _ = reply.send(Ok(()));
+        }
+        tokio::select! {
+            () = self.health.changed() => None,
+            command = self.commands.recv() => self.take(command).await,
+            () = expired(&self.registered) => Some(End::Expired),
+        }
+    }
+
+    async fn deregister(&mut self) {
+        if let Some(registration) = self.registration.take()
+            && let Err(error) = registration.close().await
+        {
+            // It is removed as soon as the registry is back.
+            tracing::warn!(%error, "deregister");
+        }
+    }
+
+    async fn register(&mut self) -> Option<End> {
+        let (registry, instance) = (self.registry.clone(), self.instance.clone());
+        let holder = self.registered.holder.clone();
+        let registering = async move { take_over(&registry, instance, &holder).await };
+        tokio::pin!(registering);
+        let result = loop {
+            tokio::select! {
+                result = &mut registering => break result,
+                () = self.health.changed() => return None,
+                () = expired(&self.registered) => return Some(End::Expired),
+                command = self.commands.recv() => match self.take(command).await {
+                    None => {}
+                    end => return end,
+                },
+            }
+        };
+        match result {
+            Ok(registration) => {
+                *lock(&self.registered.roles) = Some(registration.roles());
+                self.registration = Some(registration);
+                self.was_registered = true;
+                None
+            }
+            Err(error) if !self.was_registered || matches!(error, Error::Closed { .. }) => {
+                Some(End::Failed(error.into()))
+            }
+            Err(error) => {
+                self.tell(Some(error.to_string().into()));
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => None,
+                    () = expired(&self.registered) => Some(End::Expired),
+                    command = self.commands.recv() => self.take(command).await,
+                }
+            }
+        }
+    }
+
+    /// Registered: until something happens.
+    async fn stay(&mut self) -> Option<End> {
+        let registration = self.registration.as_mut()?;
+        tokio::select! {
+            role = registration.role_changed() => match role {
+                Some(_role) => {
+                    let trouble = registration.trouble().map(Into::into);
+                    self.tell(trouble);
+                    None
+                }
+                // It ends by itself only where the same holder has taken it over elsewhere.
+                None => Some(End::Replaced),
+            },
+            () = self.health.changed() => None,
+            () = expired(&self.registered) => Some(End::Expired),
+            command = self.commands.recv() => self.take(command).await,
+        }
+    }
+
+    async fn take(&mut self, command: Option<Command>) -> Option<End> {
+        match command {
+            // The registrations hold a sender: it does not come to this.
+            None => return Some(End::Deregistered),
+            Some(Command::End(end)) => return Some(end),
+            // A newer connection has it: the stream of the older one is to look.
+            Some(Command::Rebound) => self.status.send_modify(|_| {}),
+            Some(Command::Update(instance, check, reply)) => {
+                self.instance = *instance;
+                self.health.check_by(check.map(|check| *check));
+                self.updates.push(reply);
+            }
+            Some(Command::Resign(reply)) => {
+                let result = match &self.registration {
+                    Some(registration) => registration.resign().await,
+                    None => {
+                        let (service, code) = self.registered.key.clone();
+                        Err(Error::NotMaster { service, code })
+                    }
+                };
+                let _ = reply.send(result.map_err(Problem::from));
+            }
+        }
+        None
+    }
+
+    /// Writes what has been updated, and answers who waits for it.
+    async fn write_updates(&mut self) -> Option<End> {
+        let registration = self.registration.as_mut()?;
+        let wanted = self.instance.clone();
+        let is = registration.instance();
+        let result = if (&is.address, is.weight, &is.tags) == (&wanted.address, wanted.weight, &wanted.tags) {
+            Ok(())
+        } else {
+            let change = |instance: &mut Instance| {
+                (instance.address, instance.weight, instance.tags) = (wanted.address, wanted.weight, wanted.tags);
+            };
+            // While the registry is away this waits.
+            tokio::select! {
+                result = registration.update(change) => result.map_err(Problem::from),
+                () = self.health.changed() => return None,
+                () = expired(&self.registered) => return Some(End::Expired),
+                command = self.commands.recv() => return self.take(command).await,
+            }
+        };
+        if result.is_err() {
+            self.instance = registration.instance().clone();
+        }
+        for reply in self.updates.drain(..) {
+            let _ = reply.send(result.clone());
+        }
+        None
+    }
+
+    /// Lets those who follow the role look.
+    fn tell(&self, reason: Option<Arc<str>>) {
+        self.status.send_replace(Status { reason, settled: true, ended: None });
+    }
+}
+
+async fn take_over(registry: &Registry, instance: Instance, _holder: &str) -> Result<Registration, Error> {
+    registry.register(instance).await
+}
+
+/// Returns when the lease has run out.
+async fn expired(registered: &Registered) {
+    while let Some(until) = registered.lease.try_end() {
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Health {
+    fn new(check: Option<Check>) -> Self {
+        let mut health = Self { check: None, checking: None, state: Ok(()) };
+        health.check_by(check);
+        health
+    }
+
+    /// From now on by this check. What an unchanged check has found out stays.
+    fn check_by(&mut self, check: Option<Check>) {
+        if self.check == check {
+            return;
+        }
+        self.state = if check.is_some() { Err("it has not passed yet".to_owned()) } else { Ok(()) };
+        self.checking = check.clone().map(Check::start);
+        self.check = check;
+    }
+
+    /// Waits for another state.
+    async fn changed(&mut self) {
+        match &mut self.checking {
+            Some(checking) => self.state = checking.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+}

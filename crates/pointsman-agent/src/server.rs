@@ -1,0 +1,159 @@
+//! The listener and its connections.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::IntoResponse as _;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tower::Service as _;
+
+use crate::State;
+use crate::problem::Problem;
+
+/// Whoever asks must have asked within this time; and a connection on which nothing is asked is closed after it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A TLS handshake takes at most this long.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// What a client neither acknowledges nor takes in for so long, it never will.
+const UNTAKEN: Duration = Duration::from_secs(30);
+/// Whether a silent client's host is still there is asked after so long, and then so often.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
+/// Before a listener that cannot accept (too many open files) tries again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The longest request line with headers.
+const HEAD: usize = 16 << 10;
+/// The most headers.
+const HEADERS: usize = 64;
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// Accepts until `closing`; then its connections have to end by themselves.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    router: Router,
+    state: Arc<State>,
+    mut closing: watch::Receiver<bool>,
+) {
+    let places = Arc::new(Semaphore::new(state.limits.connections));
+    let mut closed = pin!(async move { closing.wait_for(|closing| *closing).await.is_ok() });
+    loop {
+        let accepting = async {
+            // Who is not accepted waits in the system's queue.
+            let place = places.clone().acquire_owned().await.ok()?;
+            Some((place, listener.accept().await))
+        };
+        let accepted = tokio::select! {
+            biased;
+            _ = &mut closed => return,
+            accepted = accepting => accepted,
+        };
+        match accepted {
+            None => return,
+            Some((place, Ok((stream, peer)))) => {
+                tokio::spawn(talk(stream, peer, router.clone(), state.clone(), place));
+            }
+            Some((_, Err(error))) => {
+                state.metrics.accept_failures.inc();
+                if is_of_one_connection(&error) {
+                    continue;
+                }
+                tracing::warn!(%error, "accept: pausing");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A client that has gone again before it was accepted is no reason to pause.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+async fn talk(stream: TcpStream, peer: SocketAddr, router: Router, state: Arc<State>, place: OwnedSemaphorePermit) {
+    let _counted = state.metrics.connected();
+    if let Err(error) = prepare(&stream) {
+        tracing::debug!(%error, "a connection that is gone already");
+        return;
+    }
+    let tls = state.access.load().tls.clone();
+    match tls {
+        None => serve(stream, peer, router, &state).await,
+        Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => serve(stream, peer, router, &state).await,
+            Ok(Err(error)) => {
+                state.metrics.handshake_failures.inc();
+                tracing::debug!(%peer, %error, "tls handshake");
+            }
+            Err(_) => {
+                state.metrics.handshake_failures.inc();
+            }
+        },
+    }
+    drop(place);
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    // A client whose host has vanished is noticed, and with it what is registered by its connection.
+    let (after, every) = KEEP_ALIVE;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(3))?;
+    socket.set_tcp_user_timeout(Some(UNTAKEN))
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, router: Router, state: &Arc<State>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let (mut router, state) = (router.clone(), state.clone());
+        async move {
+            let (mut parts, body) = request.into_parts();
+            let admitted =
+                if *state.closing.borrow() { Err(Problem::closing()) } else { state.access.load().gate.admit(&parts) };
+            let response = match admitted {
+                Ok(actor) => {
+                    parts.extensions.insert(actor);
+                    parts.extensions.insert(Peer(peer));
+                    match router.call(Request::from_parts(parts, Body::new(body))).await {
+                        Ok(response) => response,
+                        Err(never) => match never {},
+                    }
+                }
+                Err(problem) => {
+                    state.metrics.refused(problem.kind);
+                    problem.into_response()
+                }
+            };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD).max_headers(HEADERS);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut closing = state.closing.subscribe();
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = async { drop(closing.wait_for(|closing| *closing).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        // A connection that breaks concerns only its other end.
+        tracing::debug!(%peer, %error, "connection");
+    }
+}

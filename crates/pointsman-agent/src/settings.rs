@@ -1,0 +1,180 @@
+//! What an agent is told.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use subtle::ConstantTimeEq as _;
+
+/// The settings of an agent. Make them with [`Settings::new`], and change what is to be different.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Where to listen. With port 0 the system chooses.
+    pub listen: SocketAddr,
+    /// Names by which clients reach the agent, besides the loopback ones: a `Host` that is neither is refused. Where the
+    /// agent listens off loopback, an empty list admits every name.
+    pub hosts: Vec<String>,
+    /// Who has it may read.
+    pub read_token: Option<Token>,
+    /// Who has it may read and write.
+    pub write_token: Option<Token>,
+    /// TLS; `None` for plain HTTP.
+    pub tls: Option<Tls>,
+    /// How much of everything.
+    pub limits: Limits,
+    /// Whether to serve go-micro-service's three URLs too.
+    pub go_micro_service: bool,
+}
+
+/// The server's certificate, and whose clients' it accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// A PEM file with the certificate and its chain.
+    pub cert: PathBuf,
+    /// A PEM file with its key.
+    pub key: PathBuf,
+    /// A PEM file with the authorities of clients: who has no certificate of theirs is not served.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What an agent takes at most. Beyond, it refuses, and says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Connections at a time; others wait to be accepted. Default 20,000.
+    pub connections: usize,
+    /// Streams of events at a time (`watch`, `role`, `hold`). Default 15,000.
+    pub watchers: usize,
+    /// Registrations held. Default 100,000.
+    pub registrations: usize,
+    /// Claims that are neither released nor expired. Default 100,000.
+    pub claims: usize,
+    /// Bytes of a request's body. Default 256 KiB.
+    pub body: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 20_000, watchers: 15_000, registrations: 100_000, claims: 100_000, body: 256 << 10 }
+    }
+}
+
+impl Settings {
+    /// An agent that listens at `listen`, without tokens, TLS, or names of its own.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            hosts: Vec::new(),
+            read_token: None,
+            write_token: None,
+            tls: None,
+            limits: Limits::default(),
+            go_micro_service: false,
+        }
+    }
+
+    /// Whether only this machine can reach the agent.
+    #[must_use]
+    pub fn is_on_loopback(&self) -> bool {
+        self.listen.ip().to_canonical().is_loopback()
+    }
+
+    /// What is wrong with them, each with the setting's name; none if they can be used.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        let has_clients = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if !self.is_on_loopback() && !has_clients && self.write_token.is_none() {
+            let reason = "is not on loopback, where everybody could write: name a read_token_file and a write_token_file, or \
+                          tls_cert, tls_key and client_ca (mutual TLS); or use 127.0.0.1";
+            problems.push(("listen", reason.to_owned()));
+        }
+        if self.read_token.is_some() && self.write_token.is_none() {
+            problems.push(("read_token_file", "goes together with write_token_file: nobody could write".to_owned()));
+        }
+        if self.read_token.is_some() && self.read_token == self.write_token {
+            problems.push(("read_token_file", "has the same token as write_token_file".to_owned()));
+        }
+        problems
+    }
+}
+
+/// A secret. Shown nowhere, and compared in a time that does not depend on how much of it is right.
+#[derive(Clone)]
+pub struct Token(Arc<str>);
+
+/// The shortest token: 16 bytes are 128 bits at best.
+const SHORTEST: usize = 16;
+
+impl Token {
+    /// A token of 16 to 1024 visible ASCII characters, as fit a header.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it; never the token.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if !(SHORTEST..=1024).contains(&text.len()) {
+            return Err(format!("a token has {SHORTEST} to 1024 characters; this one has {}", text.len()));
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("a token is made of visible ASCII characters, without spaces".to_owned());
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Whether `text` is it.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        self.0.as_bytes().ct_eq(text.as_bytes()).into()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(***)")
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(&other.0)
+    }
+}
+
+impl Eq for Token {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_never_shown() {
+        let mut settings = Settings::new(([127, 0, 0, 1], 0).into());
+        settings.write_token = Some(Token::new("geheim-geheim-geheim").unwrap());
+        assert!(!format!("{settings:?}").contains("geheim"));
+        for bad in ["", "short", "with a space in the middle", "mit-ümlaut-im-token", &"x".repeat(1025)] {
+            let error = Token::new(bad).unwrap_err();
+            assert!(bad.is_empty() || !error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn off_loopback_nobody_listens_without_a_lock() {
+        let mut settings = Settings::new(([0, 0, 0, 0], 1).into());
+        let names = |settings: &Settings| settings.problems().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(names(&settings), ["listen"]);
+        let token = |text: &str| Some(Token::new(text).unwrap());
+        settings.read_token = token("0123456789abcdef");
+        assert_eq!(names(&settings), ["listen", "read_token_file"]);
+        settings.write_token = token("0123456789abcdef");
+        assert_eq!(names(&settings), ["read_token_file"]);
+        settings.write_token = token("0123456789abcdefg");
+        assert_eq!(names(&settings), [""; 0]);
+        (settings.read_token, settings.write_token) = (None, None);
+        settings.tls = Some(Tls { cert: "c".into(), key: "k".into(), client_ca: Some("a".into()) });
+        assert_eq!(names(&settings), [""; 0]);
+    }
+}
