@@ -22,11 +22,12 @@ Tasks:
   bench pick [ARGUMENTS]       measure picks against the peers
   bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
   bench mqtt [ARGUMENTS]       measure the relay against Mosquitto's bridge and shared subscriptions; `--quick` for a glance
+  bench agent [ARGUMENTS]      measure the agent, its answers against nginx's; `--quick` for a glance
   bench all                    all of them
   fuzz [TARGET] [SECONDS]      look for failures with cargo-fuzz, which has to be installed; see fuzz/README.md
 ";
 
-const BENCHES: [&str; 3] = ["pick", "registry", "mqtt"];
+const BENCHES: [&str; 4] = ["pick", "registry", "mqtt", "agent"];
 const FUZZ_TARGETS: [&str; 2] = ["packets", "session"];
 const FUZZ_SECONDS: &str = "180";
 

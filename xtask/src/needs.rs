@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::run::{Failure, run};
 
 /// A command in `PATH`, or a file by its whole path; and the package that has it.
-const NEEDS: [(&str, &str); 11] = [
+const NEEDS: &[(&str, &str)] = &[
     ("java", "default-jre-headless"),
     ("/usr/share/java/zookeeper.jar", "libzookeeper-java"),
     ("/usr/share/java/slf4j-simple.jar", "libslf4j-java"),
@@ -21,6 +21,9 @@ const NEEDS: [(&str, &str); 11] = [
     // A peer in the benchmarks, pingora, builds zlib-ng.
     ("cmake", "cmake"),
     ("make", "make"),
+    // In the benchmarks of the agent.
+    ("/usr/sbin/nginx", "nginx"),
+    ("wrk", "wrk"),
 ];
 
 /// Installs what is missing; does nothing when nothing is.
@@ -41,7 +44,7 @@ pub(crate) fn install_missing() -> Result<(), Failure> {
 }
 
 fn missing() -> Vec<(&'static str, &'static str)> {
-    NEEDS.into_iter().filter(|(need, _)| !is_there(need)).collect()
+    NEEDS.iter().copied().filter(|(need, _)| !is_there(need)).collect()
 }
 
 fn is_there(need: &str) -> bool {
