@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::response::IntoResponse as _;
+use axum::response::{IntoResponse as _, Response};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -19,6 +19,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
 use crate::State;
@@ -94,18 +95,29 @@ async fn talk(stream: TcpStream, peer: SocketAddr, router: Router, state: Arc<St
     let tls = state.access.load().tls.clone();
     match tls {
         None => serve(stream, peer, router, &state).await,
-        Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => serve(stream, peer, router, &state).await,
-            Ok(Err(error)) => {
-                state.metrics.handshake_failures.inc();
-                tracing::debug!(%peer, %error, "tls handshake");
-            }
-            Err(_) => {
-                state.metrics.handshake_failures.inc();
-            }
-        },
+        // Apart, because it is large, and there may be ten thousand who need none of it.
+        Some(acceptor) => Box::pin(talk_in_secret(acceptor, stream, peer, router, &state)).await,
     }
     drop(place);
+}
+
+async fn talk_in_secret(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    state: &Arc<State>,
+) {
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, peer, router, state).await,
+        Ok(Err(error)) => {
+            state.metrics.handshake_failures.inc();
+            tracing::debug!(%peer, %error, "tls handshake");
+        }
+        Err(_) => {
+            state.metrics.handshake_failures.inc();
+        }
+    }
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
@@ -117,30 +129,31 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(UNTAKEN))
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, router: Router, state: &Arc<State>) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let (mut router, state) = (router.clone(), state.clone());
-        async move {
-            let (mut parts, body) = request.into_parts();
-            let admitted =
-                if *state.closing.borrow() { Err(Problem::closing()) } else { state.access.load().gate.admit(&parts) };
-            let response = match admitted {
-                Ok(actor) => {
-                    parts.extensions.insert(actor);
-                    parts.extensions.insert(Peer(peer));
-                    match router.call(Request::from_parts(parts, Body::new(body))).await {
-                        Ok(response) => response,
-                        Err(never) => match never {},
-                    }
-                }
-                Err(problem) => {
-                    state.metrics.refused(problem.kind);
-                    problem.into_response()
-                }
-            };
-            Ok::<_, Infallible>(response)
+async fn respond(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    mut router: Router,
+    state: Arc<State>,
+) -> Result<Response, Infallible> {
+    let (mut parts, body) = request.into_parts();
+    let admitted =
+        if *state.closing.borrow() { Err(Problem::closing()) } else { state.access.load().gate.admit(&parts) };
+    match admitted {
+        Ok(actor) => {
+            parts.extensions.insert(actor);
+            parts.extensions.insert(Peer(peer));
+            router.call(Request::from_parts(parts, Body::new(body))).await
         }
-    });
+        Err(problem) => {
+            state.metrics.refused(problem.kind);
+            Ok(problem.into_response())
+        }
+    }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, router: Router, state: &Arc<State>) {
+    // In a box, which goes with the answer's head: what answers is large, and a stream may last for days.
+    let service = service_fn(|request| Box::pin(respond(request, peer, router.clone(), state.clone())));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD).max_headers(HEADERS);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
