@@ -10,6 +10,7 @@ mod topic;
 mod updates;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,12 +22,15 @@ use tokio::sync::watch;
 pub(crate) use self::group::{Group, event};
 pub(crate) use self::ring::Ring;
 pub(crate) use self::topic::{Shot, Topic};
+pub(crate) use self::updates::Updates;
 
 /// Everything that is watched. One writer: [`Feed::run`].
 #[derive(Debug)]
 pub(crate) struct Feed {
     directory: Directory,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
+    /// With so many topics, those that nobody needs are forgotten.
+    sweep_at: AtomicUsize,
     /// What happened in all services, and what operators did.
     all: RwLock<Ring>,
     /// The number of the last group of `all`.
@@ -39,15 +43,18 @@ pub(crate) struct Feed {
 
 /// So many groups are kept of all services together.
 const KEPT: usize = 8192;
-/// Services that have vanished are remembered up to so many more than there are.
+/// So many services that have vanished may be remembered, besides twice those that there are.
 const VANISHED: usize = 1024;
 
 impl Feed {
-    /// A feed of all that the directory has now.
-    pub(crate) fn new(directory: Directory) -> Self {
+    /// A feed of all that the directory has now; and what is to be run.
+    pub(crate) fn new(directory: Directory) -> (Self, Updates) {
+        // Before anything is read, so that nothing is missed.
+        let updates = Updates::new(&directory);
         let feed = Self {
             directory,
             topics: RwLock::default(),
+            sweep_at: AtomicUsize::new(VANISHED),
             all: RwLock::new(Ring::new(KEPT)),
             last: watch::Sender::new(0),
             stale: watch::Sender::new(false),
@@ -57,12 +64,11 @@ impl Feed {
             feed.topic(snapshot.service()).start(snapshot, now_ms());
         }
         feed.stale.send_replace(feed.is_stale());
-        feed
+        (feed, updates)
     }
 
     /// Takes in what happens, for ever.
-    pub(crate) async fn run(&self) {
-        let mut updates = updates::Updates::new(&self.directory);
+    pub(crate) async fn run(&self, mut updates: Updates) {
         loop {
             let is_stale = *self.stale.borrow();
             let link = async { if is_stale { self.directory.fresh().await } else { self.directory.stale().await } };
@@ -71,7 +77,6 @@ impl Feed {
                     for snapshot in snapshots {
                         self.take(snapshot);
                     }
-                    self.forget_vanished();
                 }
                 () = link => {
                     self.stale.send_replace(!is_stale);
@@ -90,9 +95,9 @@ impl Feed {
     /// Adds a group to what all see.
     fn publish(&self, group: Arc<Group>) {
         let mut all = self.all.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // All under the lock: numbers are given out in order.
         let number = *self.last.borrow() + 1;
         all.push(number, group);
-        drop(all);
         self.last.send_replace(number);
     }
 
@@ -107,6 +112,11 @@ impl Feed {
             return topic;
         }
         let mut topics = self.topics.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if topics.len() >= self.sweep_at.load(Ordering::Relaxed) {
+            // Services that somebody has asked for and that do not exist, or have vanished.
+            topics.retain(|_, topic| !topic.is_empty() || Arc::strong_count(topic) > 1);
+            self.sweep_at.store(topics.len() * 2 + VANISHED, Ordering::Relaxed);
+        }
         let service: Arc<str> = service.into();
         topics.entry(service.clone()).or_insert_with(|| Arc::new(Topic::new(service))).clone()
     }
@@ -122,14 +132,6 @@ impl Feed {
         let mut topics: Vec<_> = topics.values().filter(|topic| !topic.is_empty()).cloned().collect();
         topics.sort_by(|a, b| a.service().cmp(b.service()));
         topics
-    }
-
-    fn forget_vanished(&self) {
-        let mut topics = self.topics.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let empty = topics.values().filter(|topic| topic.is_empty()).count();
-        if empty > VANISHED {
-            topics.retain(|_, topic| !topic.is_empty() || topic.is_watched());
-        }
     }
 
     /// The number of the last group, now and as it rises.

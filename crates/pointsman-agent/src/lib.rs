@@ -29,6 +29,7 @@ mod tls;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pointsman_registry::Registry;
@@ -57,6 +58,9 @@ pub struct Agent {
     _tasks: JoinSet<()>,
 }
 
+/// How long the last answers may take once the agent ends.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// What the parts of an agent share.
 struct State {
     registry: Registry,
@@ -69,6 +73,8 @@ struct State {
     limits: Limits,
     access: ArcSwap<Access>,
     closing: watch::Sender<bool>,
+    /// Each connection holds a receiver, so that closing can wait for their ends.
+    open: watch::Sender<()>,
     /// What else is to be said under `/metrics`.
     more_metrics: Mutex<Option<MoreMetrics>>,
     started_ms: u64,
@@ -102,8 +108,9 @@ impl Agent {
         let listener = TcpListener::bind(settings.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let directory = registry.discover_all().await?;
+        let (feed, updates) = Feed::new(directory);
         let state = Arc::new(State {
-            feed: Feed::new(directory),
+            feed,
             registrations: Registrations::new(registry.clone(), settings.limits.registrations),
             claims: Claims::new(settings.limits.claims),
             terms: Terms::default(),
@@ -112,6 +119,7 @@ impl Agent {
             limits: settings.limits,
             access: ArcSwap::from_pointee(access),
             closing: watch::Sender::new(false),
+            open: watch::Sender::new(()),
             more_metrics: Mutex::default(),
             started_ms: feed::now_ms(),
             registry,
@@ -120,7 +128,7 @@ impl Agent {
         let (router, closing) = (api::router(&state, &settings), state.closing.subscribe());
         tasks.spawn(server::accept(listener, router, state.clone(), closing));
         let shared = state.clone();
-        tasks.spawn(async move { shared.feed.run().await });
+        tasks.spawn(async move { shared.feed.run(updates).await });
         let shared = state.clone();
         tasks.spawn(async move { shared.claims.run().await });
         tracing::info!(%address, registry = state.registry.url(), "agent listens");
@@ -182,8 +190,11 @@ impl Agent {
     /// it lasts a while (not over `memory://`), so that clients take it over through another agent without a gap.
     pub async fn close(self) {
         self.state.registrations.close().await;
-        // What is being answered just now is answered: the connections have tasks of their own.
         self.state.closing.send_replace(true);
+        // What is being answered just now is answered, if whoever asked takes it.
+        if tokio::time::timeout(FAREWELL, self.state.open.closed()).await.is_err() {
+            tracing::debug!("connections are still open");
+        }
     }
 }
 

@@ -101,6 +101,8 @@ pub(crate) struct Answer {
     pub(crate) expires_in: Option<Duration>,
 }
 
+/// The lease when nobody says.
+const TTL: Duration = Duration::from_secs(10);
 /// Who registers by `PUT` without saying who it is: whoever knows the code may renew it, through any agent.
 const LEASE: &str = "lease";
 
@@ -118,43 +120,67 @@ impl Registrations {
     }
 
     /// Registers by a lease, or renews and updates what is registered. Whether it is new.
-    pub(crate) async fn put(&self, wish: Wish, patience: Duration) -> Result<(Arc<Registered>, bool), Problem> {
-        let holder = wish.holder.clone().unwrap_or_else(|| LEASE.into());
-        let (registered, is_new) = self.enter(&wish, &holder, wish.ttl)?;
-        if is_new {
-            registered.settled().await?;
-            return Ok((registered, true));
+    pub(crate) async fn put(&self, wish: &Wish, patience: Duration) -> Result<(Arc<Registered>, bool), Problem> {
+        loop {
+            let holder = wish.holder.clone().unwrap_or_else(|| LEASE.into());
+            let (registered, is_new) = self.enter(wish, &holder, wish.ttl.or(Some(TTL))).await?;
+            if is_new {
+                registered.settled().await?;
+                return Ok((registered, true));
+            }
+            registered.check_holder(&holder)?;
+            if let Some(ttl) = wish.ttl {
+                registered.lease.set_ttl(ttl);
+            }
+            match registered.join(wish, patience).await {
+                // It has ended meanwhile: the next one is new.
+                Err(_) if registered.lease.is_over() => registered.ended().await,
+                joined => return joined.map(|()| (registered, false)),
+            }
         }
-        registered.check_holder(&holder)?;
-        if let Some(ttl) = wish.ttl {
-            registered.lease.set_ttl(ttl);
-        }
-        registered.renew()?;
-        registered.settled().await?;
-        registered.update(wish.instance, wish.check, patience).await?;
-        Ok((registered, false))
     }
 
     /// Registers for as long as what is returned lives.
-    pub(crate) async fn hold(&self, wish: Wish, patience: Duration) -> Result<Bound, Problem> {
+    pub(crate) async fn hold(&self, wish: &Wish, patience: Duration) -> Result<Bound, Problem> {
         let holder = wish.holder.clone().unwrap_or_else(|| format!("connection-{:032x}", fastrand::u128(..)).into());
-        let (registered, is_new) = self.enter(&wish, &holder, wish.ttl)?;
-        if !is_new {
+        loop {
+            let (registered, is_new) = self.enter(wish, &holder, wish.ttl).await?;
             registered.check_holder(&holder)?;
-        }
-        let bound = Bound::take(registered);
-        if !is_new {
+            let bound = Bound::take(registered);
+            if is_new {
+                bound.registered.settled().await?;
+                return Ok(bound);
+            }
             bound.registered.lease.rebind(wish.ttl);
-            bound.registered.settled().await?;
-            bound.registered.update(wish.instance, wish.check, patience).await?;
-            return Ok(bound);
+            match bound.registered.join(wish, patience).await {
+                Err(_) if bound.registered.lease.is_over() => bound.registered.ended().await,
+                joined => return joined.map(|()| bound),
+            }
         }
-        bound.registered.settled().await?;
-        Ok(bound)
     }
 
-    /// Finds the registration, or starts one.
-    fn enter(&self, wish: &Wish, holder: &Arc<str>, ttl: Option<Duration>) -> Result<(Arc<Registered>, bool), Problem> {
+    /// Finds the registration, or starts one. Whether it is new.
+    async fn enter(
+        &self,
+        wish: &Wish,
+        holder: &Arc<str>,
+        ttl: Option<Duration>,
+    ) -> Result<(Arc<Registered>, bool), Problem> {
+        loop {
+            match self.try_enter(wish, holder, ttl)? {
+                // One that is about to end is no longer to be had: the next one begins when it is out of the way.
+                (registered, false) if registered.lease.is_over() => registered.ended().await,
+                entered => return Ok(entered),
+            }
+        }
+    }
+
+    fn try_enter(
+        &self,
+        wish: &Wish,
+        holder: &Arc<str>,
+        ttl: Option<Duration>,
+    ) -> Result<(Arc<Registered>, bool), Problem> {
         let key: Key = (wish.instance.service.clone(), wish.instance.code.clone());
         let mut held = lock(&self.held);
         let count = held.len();
@@ -259,6 +285,13 @@ impl Registered {
                 Err(Problem::new(Kind::NotRegistered, detail))
             }
         }
+    }
+
+    /// Renews it, and lets it be as wished.
+    async fn join(&self, wish: &Wish, patience: Duration) -> Result<(), Problem> {
+        self.renew()?;
+        self.settled().await?;
+        self.update(wish.instance.clone(), wish.check.clone(), patience).await
     }
 
     async fn update(&self, instance: Instance, check: Option<Check>, patience: Duration) -> Result<(), Problem> {
@@ -405,6 +438,15 @@ impl Lease {
                 Err(_) => Some(Some(self.base + Duration::from_millis(old))),
             },
         }
+    }
+
+    /// Ends it, whatever its time.
+    fn finish(&self) {
+        self.until.store(OVER, Ordering::Release);
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.load(Ordering::Acquire) == OVER
     }
 
     fn remaining(&self) -> Option<Duration> {

@@ -87,7 +87,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 async fn talk(stream: TcpStream, peer: SocketAddr, router: Router, state: Arc<State>, place: OwnedSemaphorePermit) {
-    let _counted = state.metrics.connected();
+    let (_counted, _open) = (state.metrics.connected(), state.open.subscribe());
     if let Err(error) = prepare(&stream) {
         tracing::debug!(%error, "a connection that is gone already");
         return;

@@ -21,8 +21,6 @@ use crate::feed::event;
 use crate::problem::{Kind, Problem};
 use crate::registrations::{Answer, Bound, End, Registered, Status, Wish};
 
-/// The lease when nobody says.
-const TTL: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How long the registry may take to confirm.
@@ -124,12 +122,8 @@ pub(super) async fn put(
         registered.renew()?;
         return Ok(super::json(StatusCode::OK, &Told::from(registered.answer())));
     }
-    let mut wish = parse::<Wanted>(&headers, &body)?.wish(&service, &code)?;
-    let is_held = state.registrations.find(&service, &code).is_ok();
-    if !is_held {
-        wish.ttl.get_or_insert(TTL);
-    }
-    let (registered, is_new) = state.registrations.put(wish, PATIENCE).await?;
+    let wish = parse::<Wanted>(&headers, &body)?.wish(&service, &code)?;
+    let (registered, is_new) = state.registrations.put(&wish, PATIENCE).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok(super::json(status, &Told::from(registered.answer())))
 }
@@ -177,7 +171,7 @@ pub(super) async fn hold(
     let wanted = if body.is_empty() { Wanted::default() } else { parse(&headers, &body)? };
     let wish = wanted.wish(&service, &code)?;
     let counted = counted(&state)?;
-    let bound = state.registrations.hold(wish, PATIENCE).await?;
+    let bound = state.registrations.hold(&wish, PATIENCE).await?;
     let (registered, status) = (bound.registered.clone(), bound.registered.status());
     Ok(stream::answer(Roles { registered, status, bound: Some(bound), told: None, over: false }, counted))
 }

@@ -42,7 +42,7 @@ pub(super) async fn service(
     let topic = state.feed.topic(&service);
     let (after, wait) = (query.number("after")?, query.duration("wait", Duration::ZERO, LONGEST)?);
     if after.is_some() || wait.is_some() {
-        return Ok(poll(&topic, after, wait.unwrap_or(WAIT)).await);
+        return Ok(poll(&topic, after, wait.unwrap_or(WAIT), state.closing.subscribe()).await);
     }
     let place = headers.get(LAST_EVENT_ID).map(|id| id.to_str().ok().and_then(|id| id.parse().ok()));
     let mut watching = OfOne {
@@ -59,13 +59,17 @@ pub(super) async fn service(
 }
 
 /// One answer, when something has happened after a revision, or after a while.
-async fn poll(topic: &Topic, after: Option<u64>, wait: Duration) -> Response {
+async fn poll(topic: &Topic, after: Option<u64>, wait: Duration, mut closing: watch::Receiver<bool>) -> Response {
     let mut revision = topic.revision();
     let known = after.map(|after| (after, topic.after(after)));
     if let Some((after, Some(groups))) = &known
         && groups.is_empty()
     {
-        let _ = tokio::time::timeout(wait, revision.wait_for(|revision| revision != after)).await;
+        tokio::select! {
+            _ = revision.wait_for(|revision| revision != after) => {}
+            () = tokio::time::sleep(wait) => {}
+            () = is_closing(&mut closing) => {}
+        }
     }
     let (revision, events) = match after.and_then(|after| Some((after, topic.after(after)?))) {
         Some((after, groups)) => {

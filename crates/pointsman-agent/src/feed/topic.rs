@@ -136,10 +136,6 @@ impl Topic {
         self.read().snapshot.is_empty()
     }
 
-    pub(crate) fn is_watched(&self) -> bool {
-        self.revision.receiver_count() > 0
-    }
-
     /// The revision, now and as it rises.
     pub(crate) fn revision(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()

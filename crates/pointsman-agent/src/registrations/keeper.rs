@@ -83,8 +83,12 @@ impl Keeper {
                 break end;
             }
         };
+        // From here on nobody can renew it.
+        self.registered.lease.finish();
         lock(&self.registered.roles).take();
         self.deregister().await;
+        // Who has asked meanwhile is told by the end of the channel.
+        self.commands.close();
         (self.registered, Ended { status: self.status, end })
     }
 
