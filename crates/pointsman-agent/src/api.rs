@@ -19,46 +19,68 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use bytes::Bytes;
-use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, IF_NONE_MATCH};
+use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
 use crate::State;
 use crate::problem::{Kind, Problem, method_not_allowed};
 use crate::settings::Settings;
 
-/// Every path of the API, with the methods it is for.
+/// A path, the methods it is for, the name under which its calls are counted, and what answers them.
+struct Route {
+    path: &'static str,
+    methods: &'static str,
+    call: &'static str,
+    answer: fn() -> MethodRouter<Arc<State>>,
+}
+
+const fn route(
+    path: &'static str,
+    methods: &'static str,
+    call: &'static str,
+    answer: fn() -> MethodRouter<Arc<State>>,
+) -> Route {
+    Route { path, methods, call, answer }
+}
+
+/// Every path of the API. `openapi.json` describes them.
+const ROUTES: &[Route] = &[
+    route("/v1/services", "GET, HEAD", "services", || get(find::services)),
+    route("/v1/services/{service}/instances", "GET, HEAD", "instances", || get(find::instances)),
+    route("/v1/services/{service}/master", "GET, HEAD", "master", || get(find::master)),
+    route("/v1/services/{service}/history", "GET, HEAD", "history", || get(find::history)),
+    route("/v1/events", "GET, HEAD", "events", || get(find::events)),
+    route("/v1/audit", "GET, HEAD", "audit", || get(find::audit)),
+    route("/v1/services/{service}/watch", "GET", "watch", || only_get(watch::service)),
+    route("/v1/watch", "GET", "watch-all", || only_get(watch::all)),
+    route("/v1/services/{service}/pick", "GET", "pick", || only_get(pick::pick)),
+    route("/v1/claims/{claim}", "DELETE", "release", || delete(pick::release)),
+    route("/v1/services/{service}/instances/{code}", "PUT, DELETE", "register", || {
+        put(register::put).delete(register::delete)
+    }),
+    route("/v1/services/{service}/instances/{code}/hold", "POST", "hold", || post(register::hold)),
+    route("/v1/services/{service}/instances/{code}/role", "GET", "role", || only_get(register::role)),
+    route("/v1/services/{service}/instances/{code}/resign", "POST", "resign", || post(register::resign)),
+    route("/v1/services/{service}/instances/{code}/drain", "POST", "drain", || post(operate::drain)),
+    route("/v1/services/{service}/instances/{code}/undrain", "POST", "undrain", || post(operate::undrain)),
+    route("/v1/services/{service}/instances/{code}/weight", "PUT", "weight", || put(operate::weight)),
+    route("/v1/services/{service}/check-term", "POST", "check-term", || post(operate::check_term)),
+    route("/livez", "GET, HEAD", "livez", || get(system::livez)),
+    route("/readyz", "GET, HEAD", "readyz", || get(system::readyz)),
+    route("/metrics", "GET, HEAD", "metrics", || get(system::metrics)),
+    route("/openapi.json", "GET, HEAD", "openapi", || get(system::openapi)),
+];
+
+/// All of it, for the listener.
 pub(crate) fn router(state: &Arc<State>, _settings: &Settings) -> Router {
-    let service = "/v1/services/{service}";
-    let instance = "/v1/services/{service}/instances/{code}";
     let mut router = Router::new();
-    let mut add = |path: &str, methods: &'static str, call: &'static str, route: MethodRouter<Arc<State>>| {
-        let route = route.fallback(move || async move { method_not_allowed(methods) });
+    for &Route { path, methods, call, answer } in ROUTES {
+        let answer = answer().fallback(move || async move { method_not_allowed(methods) });
         let state = state.clone();
         let counted = middleware::from_fn(move |request, next| count(call, state.clone(), request, next));
-        router = std::mem::take(&mut router).route(path, route.layer(counted));
-    };
-    add("/v1/services", "GET, HEAD", "services", get(find::services));
-    add(&format!("{service}/instances"), "GET, HEAD", "instances", get(find::instances));
-    add(&format!("{service}/master"), "GET, HEAD", "master", get(find::master));
-    add(&format!("{service}/history"), "GET, HEAD", "history", get(find::history));
-    add("/v1/events", "GET, HEAD", "events", get(find::events));
-    add("/v1/audit", "GET, HEAD", "audit", get(find::audit));
-    add(&format!("{service}/watch"), "GET", "watch", only_get(watch::service));
-    add("/v1/watch", "GET", "watch-all", only_get(watch::all));
-    add(&format!("{service}/pick"), "GET", "pick", only_get(pick::pick));
-    add("/v1/claims/{claim}", "DELETE", "release", delete(pick::release));
-    add(instance, "PUT, DELETE", "register", put(register::put).delete(register::delete));
-    add(&format!("{instance}/hold"), "POST", "hold", post(register::hold));
-    add(&format!("{instance}/role"), "GET", "role", only_get(register::role));
-    add(&format!("{instance}/resign"), "POST", "resign", post(register::resign));
-    add(&format!("{instance}/drain"), "POST", "drain", post(operate::drain));
-    add(&format!("{instance}/undrain"), "POST", "undrain", post(operate::undrain));
-    add(&format!("{instance}/weight"), "PUT", "weight", put(operate::weight));
-    add(&format!("{service}/check-term"), "POST", "check-term", post(operate::check_term));
-    add("/livez", "GET, HEAD", "livez", get(system::livez));
-    add("/readyz", "GET, HEAD", "readyz", get(system::readyz));
-    add("/metrics", "GET, HEAD", "metrics", get(system::metrics));
+        router = router.route(path, answer.layer(counted));
+    }
     router.fallback(not_found).with_state(state.clone())
 }
 
@@ -93,4 +115,98 @@ fn body(status: StatusCode, body: Bytes) -> Response {
     let mut response = (status, body).into_response();
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response
+}
+
+/// Whether the client has what has this tag (RFC 9110, 13.1.2).
+fn has_already(headers: &HeaderMap, etag: &str) -> bool {
+    let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|known| known.to_str().ok());
+    known
+        .flat_map(|known| known.split(','))
+        .map(str::trim)
+        .any(|known| known == "*" || known.trim_start_matches("W/") == etag)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn document() -> Value {
+        serde_json::from_str(system::OPENAPI).unwrap()
+    }
+
+    #[test]
+    fn the_document_has_the_paths_and_the_methods_of_the_router() {
+        let document = document();
+        let mut described = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in item.as_object().unwrap().keys().filter(|key| *key != "parameters") {
+                described.insert((path.clone(), method.to_uppercase()));
+            }
+        }
+        let mut served = BTreeSet::new();
+        for route in ROUTES {
+            // That `HEAD` is answered as `GET` is said once, at the top.
+            for method in route.methods.split(", ").filter(|method| *method != "HEAD") {
+                served.insert((route.path.to_owned(), method.to_owned()));
+            }
+        }
+        assert_eq!(described, served);
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn the_document_names_every_problem_with_its_status() {
+        let document = document();
+        let mut described = BTreeSet::new();
+        for answer in document["components"]["responses"].as_object().unwrap().values() {
+            let more = &answer["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
+            let status = more["status"]["const"].as_u64().unwrap();
+            for name in more["type"]["enum"].as_array().unwrap() {
+                described.insert((name.as_str().unwrap().to_owned(), status));
+            }
+        }
+        let there = Kind::ALL.iter().map(|kind| (kind.urn(), u64::from(kind.status().as_u16()))).collect();
+        assert_eq!(described, there);
+    }
+
+    #[test]
+    fn everything_that_the_document_refers_to_is_there() {
+        fn refs(value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(fields) => {
+                    found.extend(fields.get("$ref").map(|to| to.as_str().unwrap().to_owned()));
+                    fields.values().for_each(|value| refs(value, found));
+                }
+                Value::Array(items) => items.iter().for_each(|value| refs(value, found)),
+                _ => {}
+            }
+        }
+        let (document, mut found) = (document(), Vec::new());
+        refs(&document, &mut found);
+        assert!(found.len() > 100);
+        for to in found {
+            assert!(document.pointer(to.trim_start_matches('#')).is_some(), "{to}");
+        }
+    }
+
+    #[test]
+    fn tags_that_a_client_has() {
+        let has = |known: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for known in known {
+                headers.append(IF_NONE_MATCH, known.parse().unwrap());
+            }
+            has_already(&headers, "\"7\"")
+        };
+        for known in [&["\"7\""][..], &["W/\"7\""], &["\"6\", \"7\""], &["\"6\"", "\"7\""], &["*"]] {
+            assert!(has(known), "{known:?}");
+        }
+        for unknown in [&[][..], &["\"6\""], &["7"], &["\"7-all\""]] {
+            assert!(!has(unknown), "{unknown:?}");
+        }
+    }
 }

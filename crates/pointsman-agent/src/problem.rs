@@ -23,11 +23,15 @@ macro_rules! kinds {
         pub(crate) enum Kind { $($kind),* }
 
         impl Kind {
+            /// All of them, for those who check that all are described.
+            #[cfg(test)]
+            pub(crate) const ALL: &[Kind] = &[$(Kind::$kind),*];
+
             pub(crate) const fn name(self) -> &'static str {
                 match self { $(Kind::$kind => $name),* }
             }
 
-            const fn status(self) -> StatusCode {
+            pub(crate) const fn status(self) -> StatusCode {
                 match self { $(Kind::$kind => StatusCode::$status),* }
             }
 
@@ -62,6 +66,13 @@ kinds! {
     Closing "closing" SERVICE_UNAVAILABLE "the agent is about to end"
 }
 
+impl Kind {
+    /// As the `type` of an answer.
+    pub(crate) fn urn(self) -> String {
+        format!("urn:pointsman:problem:{}", self.name())
+    }
+}
+
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, detail: detail.into() }
@@ -87,12 +98,8 @@ struct Body<'a> {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.kind.status();
-        let body = Body {
-            r#type: format!("urn:pointsman:problem:{}", self.kind.name()),
-            title: self.kind.title(),
-            status: status.as_u16(),
-            detail: &self.detail,
-        };
+        let body =
+            Body { r#type: self.kind.urn(), title: self.kind.title(), status: status.as_u16(), detail: &self.detail };
         // Strings and a number: there is nothing in it that JSON cannot say.
         let body = Bytes::from(serde_json::to_vec(&body).unwrap_or_default());
         let mut response = (status, body).into_response();

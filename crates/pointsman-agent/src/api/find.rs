@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{BufMut as _, BytesMut};
-use hyper::header::{CACHE_CONTROL, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH};
+use hyper::header::{CACHE_CONTROL, ETAG, HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode, Uri};
 use pointsman_core::Snapshot;
 use pointsman_registry::Freshness;
 use pointsman_registry::wire::{InstanceJson, ServiceJson};
 
 use super::input::{OfService, Query};
-use super::{body, json};
+use super::{body, has_already, json};
 use crate::State;
 use crate::feed::Shot;
 use crate::problem::{Kind, Problem};
@@ -49,10 +49,7 @@ pub(super) async fn instances(
         None => Shot { snapshot: Arc::new(Snapshot::empty(service)), revision: 0, body: "[]".into() },
     };
     let etag = if all { format!("\"{}-all\"", shot.revision) } else { format!("\"{}\"", shot.revision) };
-    let is_known = headers
-        .get(IF_NONE_MATCH)
-        .and_then(|known| known.to_str().ok())
-        .is_some_and(|known| known.split(',').any(|known| known.trim().trim_start_matches("W/") == etag));
+    let is_known = has_already(&headers, &etag);
     let mut response =
         if is_known { StatusCode::NOT_MODIFIED.into_response() } else { body(StatusCode::OK, shot.body) };
     let headers = response.headers_mut();

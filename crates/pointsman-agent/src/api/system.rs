@@ -1,15 +1,18 @@
 //! Whether the agent lives, whether it can be asked, and what it has counted.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
-use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use bytes::Bytes;
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue};
 use hyper::{HeaderMap, StatusCode, Uri};
 use pointsman_registry::Freshness;
 use serde_json::json;
 
 use super::input::Query;
+use super::{body, has_already};
 use crate::State;
 use crate::problem::Problem;
 
@@ -47,5 +50,25 @@ pub(super) async fn metrics(Of(state): Of<Arc<State>>, headers: HeaderMap, uri: 
     let kind = if accept.contains("application/openmetrics-text") { OPEN_METRICS } else { TEXT };
     let mut response = text.into_response();
     response.headers_mut().insert(CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+/// What the API is, for programs.
+pub(super) const OPENAPI: &str = include_str!("../openapi.json");
+
+/// `GET /openapi.json`.
+pub(super) async fn openapi(headers: HeaderMap, uri: Uri) -> Result<Response, Problem> {
+    Query::read(&uri, &[], None)?;
+    let mut hasher = DefaultHasher::new();
+    OPENAPI.hash(&mut hasher);
+    let etag = format!("\"{:016x}\"", hasher.finish());
+    let is_known = has_already(&headers, &etag);
+    let whole = || body(StatusCode::OK, Bytes::from_static(OPENAPI.as_bytes()));
+    let mut response = if is_known { StatusCode::NOT_MODIFIED.into_response() } else { whole() };
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Ok(etag) = HeaderValue::try_from(etag) {
+        headers.insert(ETAG, etag);
+    }
     Ok(response)
 }
