@@ -24,6 +24,7 @@ use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
 use crate::State;
+use crate::metrics::CallMetrics;
 use crate::problem::{Kind, Problem, method_not_allowed};
 use crate::settings::Settings;
 
@@ -77,8 +78,8 @@ pub(crate) fn router(state: &Arc<State>, _settings: &Settings) -> Router {
     let mut router = Router::new();
     for &Route { path, methods, call, answer } in ROUTES {
         let answer = answer().fallback(move || async move { method_not_allowed(methods) });
-        let state = state.clone();
-        let counted = middleware::from_fn(move |request, next| count(call, state.clone(), request, next));
+        let metrics = state.metrics.call(call);
+        let counted = middleware::from_fn(move |request, next| count(metrics.clone(), request, next));
         router = router.route(path, answer.layer(counted));
     }
     router.fallback(not_found).with_state(state.clone())
@@ -90,10 +91,10 @@ fn only_get<H: Handler<T, Arc<State>>, T: 'static>(handler: H) -> MethodRouter<A
     get(handler).merge(axum::routing::head(head))
 }
 
-async fn count(call: &'static str, state: Arc<State>, request: Request, next: Next) -> Response {
+async fn count(metrics: CallMetrics, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let response = next.run(request).await;
-    state.metrics.answered(call, response.status(), started.elapsed());
+    metrics.answered(response.status(), started.elapsed());
     response
 }
 

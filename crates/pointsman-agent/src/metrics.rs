@@ -1,5 +1,5 @@
-//! What an agent counts. Handles are kept, so that nothing is looked up for a request; no name of a service is a label of what
-//! clients ask for.
+//! What an agent counts. Handles are kept, so that nothing is looked up for a usual request; no name of a service is a label of
+//! what clients ask for.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Asked, Count>,
     refused: Family<Why, Count>,
-    durations: Histogram,
+    durations: Family<Call, Histogram, fn() -> Histogram>,
     connections: Level,
     watchers: Level,
     pub(crate) accept_failures: Count,
@@ -39,6 +39,32 @@ type Level = Gauge<i64, AtomicI64>;
 struct Asked {
     call: &'static str,
     status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    call: &'static str,
+}
+
+/// The handles of one call.
+#[derive(Debug, Clone)]
+pub(crate) struct CallMetrics {
+    call: &'static str,
+    ok: Count,
+    requests: Family<Asked, Count>,
+    duration: Histogram,
+}
+
+impl CallMetrics {
+    /// Counts an answer.
+    pub(crate) fn answered(&self, status: StatusCode, took: Duration) {
+        if status == StatusCode::OK {
+            self.ok.inc();
+        } else {
+            self.requests.get_or_create(&Asked { call: self.call, status: status.as_u16() }).inc();
+        }
+        self.duration.observe(took.as_secs_f64());
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,8 +89,13 @@ impl Metrics {
         registry.register("requests", "Requests answered, by call and status", requests.clone());
         let refused = Family::default();
         registry.register("refused", "Requests that were not let in, by reason", refused.clone());
-        let durations = Histogram::new(exponential_buckets(0.000_05, 3.0, 12));
-        registry.register("request_duration_seconds", "From a request's head to its answer's", durations.clone());
+        let durations: Family<Call, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 3.0, 12)));
+        registry.register(
+            "request_duration_seconds",
+            "From a request's head to its answer's, by call",
+            durations.clone(),
+        );
         let connections = Level::default();
         registry.register("connections", "Connections now", connections.clone());
         let watchers = Level::default();
@@ -91,9 +122,11 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn answered(&self, call: &'static str, status: StatusCode, took: Duration) {
-        self.requests.get_or_create(&Asked { call, status: status.as_u16() }).inc();
-        self.durations.observe(took.as_secs_f64());
+    /// What counts the answers to one call.
+    pub(crate) fn call(&self, call: &'static str) -> CallMetrics {
+        let ok = self.requests.get_or_create(&Asked { call, status: StatusCode::OK.as_u16() }).clone();
+        let duration = self.durations.get_or_create(&Call { call }).clone();
+        CallMetrics { call, ok, requests: self.requests.clone(), duration }
     }
 
     pub(crate) fn refused(&self, kind: Kind) {
