@@ -1,6 +1,7 @@
 //! Registration, election and directory.
 //!
-//! A [`Registry`] is where registrations live: in memory (`memory://`) or on ZooKeeper (`zookeeper://`). An instance
+//! A [`Registry`] is where registrations live: in memory (`memory://`), on ZooKeeper (`zookeeper://`), or behind an agent
+//! (`http://`). An instance
 //! that is registered holds a [`Registration`], which tells its role; who looks for instances asks a [`Directory`], or
 //! for one service a [`Service`], which follow the registry and keep the newest [`Snapshot`](pointsman_core::Snapshot)
 //! at hand, also while the registry is away.
@@ -8,6 +9,7 @@
 //! One way only: a backend sends events to the one task that writes a directory; readers see immutable
 //! snapshots. User code never runs on the task that reads the registry.
 
+mod agent;
 mod backend;
 mod changes;
 pub mod check;

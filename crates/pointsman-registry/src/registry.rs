@@ -9,6 +9,7 @@ use std::time::Duration;
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
 use tokio::sync::{mpsc, watch};
 
+use crate::agent::Agent;
 use crate::backend::{Backend, Event, Scope};
 use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::guard::Guard;
@@ -59,11 +60,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const EVENTS: usize = 256;
 
 impl Registry {
-    /// Connects to the registry at `url`: `memory://NAME` for one within this process, or
-    /// `zookeeper://HOST:PORT,HOST:PORT/PREFIX?OPTIONS`.
+    /// Connects to the registry at `url`: `memory://NAME` for one within this process,
+    /// `zookeeper://HOST:PORT,HOST:PORT/PREFIX?OPTIONS`, or `http://HOST:PORT,HOST:PORT?OPTIONS` for agents (`https://`, too).
     ///
     /// Options: `session_timeout` (10s), `connect_timeout` (5s), `auth=digest:USER:PASSWORD` or `auth_file=PATH`, `acl`
-    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `snapshots=FOLDER`, `guard` (`on` or `off`).
+    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `snapshots=FOLDER`, `guard` (`on` or `off`). Of agents:
+    /// `token_file=PATH` or `token`, `ttl` (10s; the lease of registrations), for https `ca`, `cert` and `key`.
     ///
     /// # Errors
     ///
@@ -302,12 +304,15 @@ impl Builder {
     /// As [`Registry::connect`].
     pub async fn connect(self) -> Result<Registry> {
         let (url, Common { connect_timeout, snapshots, guard }) = Url::parse(&self.url)?;
+        let connect_timeout = self.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT);
+        // An agent guards what it tells.
+        let guards = !matches!(url, Url::Agent(_));
         let backend: Arc<dyn Backend> = match url {
             Url::Memory(name) => Memory::named(&name),
             Url::ZooKeeper(settings) => Arc::new(ZooKeeper::new(*settings)?),
+            Url::Agent(settings) => Arc::new(Agent::new(*settings, connect_timeout)?),
         };
-        let connect_timeout = self.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT);
-        let guard_of_url = || if guard == Some(false) { None } else { Some(Guard::default()) };
+        let guard_of_url = || if guard.unwrap_or(guards) { Some(Guard::default()) } else { None };
         let snapshots = self.snapshots.or(snapshots).map(|folder| folder.join(backend.label()));
         match backend.connected((!self.wait).then_some(connect_timeout)).await {
             Err(error) if snapshots.is_some() && error.is_retryable() => {

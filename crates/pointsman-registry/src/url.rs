@@ -16,6 +16,20 @@ pub(crate) enum Url {
     Memory(String),
     /// `zookeeper://host:port,host:port/prefix?options`.
     ZooKeeper(Box<ZooKeeperUrl>),
+    /// `http://host:port,host:port?options`, or `https://`: agents.
+    Agent(Box<AgentUrl>),
+}
+
+/// Agents, and how to connect.
+#[derive(Clone)]
+pub(crate) struct AgentUrl {
+    /// `host:port` each.
+    pub(crate) servers: Vec<String>,
+    pub(crate) https: bool,
+    pub(crate) token: Option<String>,
+    pub(crate) tls: Tls,
+    /// The lease of registrations.
+    pub(crate) ttl: Duration,
 }
 
 /// A ZooKeeper ensemble, the prefix under which services live there, and how to connect.
@@ -59,7 +73,16 @@ pub(crate) struct Common {
     pub(crate) guard: Option<bool>,
 }
 
-const OPTIONS: &str = "session_timeout, connect_timeout, auth, auth_file, acl, tls, ca, cert, key, snapshots, guard";
+/// What every scheme knows.
+const COMMON: &str = "connect_timeout, snapshots, guard";
+const OF_ZOOKEEPER: &str = "session_timeout, auth, auth_file, acl, tls, ca, cert, key";
+const OF_AGENTS: &str = "token, token_file, ttl";
+const OF_AGENTS_TLS: &str = "token, token_file, ttl, ca, cert, key";
+const AGENT_PORT: u16 = 7480;
+const ZOOKEEPER_PORT: u16 = 2181;
+/// What agents take.
+const TTLS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const TTL: Duration = Duration::from_secs(10);
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shorter, and no heartbeat is in time; longer, and a dead master is never replaced. ZooKeeper, which counts it in
 /// milliseconds of 31 bits, keeps to narrower bounds of its own.
@@ -78,17 +101,11 @@ impl Url {
         let url = match scheme {
             "memory" => Url::Memory(place.trim_end_matches('/').to_owned()),
             "zookeeper" => Url::ZooKeeper(Box::new(ZooKeeperUrl::parse(place, &mut options).map_err(fail)?)),
-            "http" | "https" => {
-                return Err(fail(
-                    "registries over http are served by the agent, which this version does not have \
-                                 yet; use zookeeper://host:port/prefix"
-                        .to_owned(),
-                ));
-            }
-            _ => return Err(fail(format!("unknown scheme {scheme:?}; known are memory and zookeeper"))),
+            "http" | "https" => Url::Agent(Box::new(AgentUrl::parse(scheme, place, &mut options).map_err(fail)?)),
+            _ => return Err(fail(format!("unknown scheme {scheme:?}; known are memory, zookeeper, http and https"))),
         };
         let common = options.common().map_err(fail)?;
-        options.finish().map_err(fail)?;
+        options.finish(scheme).map_err(fail)?;
         Ok((url, common))
     }
 }
@@ -96,7 +113,7 @@ impl Url {
 impl ZooKeeperUrl {
     fn parse(place: &str, options: &mut Options) -> Result<Self, String> {
         let (servers, prefix) = place.split_once('/').unwrap_or((place, ""));
-        let servers = servers.split(',').map(server).collect::<Result<Vec<_>, _>>()?;
+        let servers = servers.split(',').map(|text| server(text, ZOOKEEPER_PORT)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             servers,
             prefix: check_prefix(prefix)?,
@@ -108,11 +125,36 @@ impl ZooKeeperUrl {
     }
 }
 
-fn server(text: &str) -> Result<String, String> {
+impl AgentUrl {
+    fn parse(scheme: &str, place: &str, options: &mut Options) -> Result<Self, String> {
+        let place = place.strip_suffix('/').unwrap_or(place);
+        if let Some((_, path)) = place.split_once('/') {
+            return Err(format!("has a path, /{path}; an agent's url has none"));
+        }
+        if place.contains('@') {
+            return Err("has user information before the host; give a token as token_file=PATH".to_owned());
+        }
+        let servers = place.split(',').map(|text| server(text, AGENT_PORT)).collect::<Result<Vec<_>, _>>()?;
+        let https = scheme == "https";
+        let tls = if https { options.files()? } else { Tls::default() };
+        if https && tls.ca.is_none() {
+            return Err("https needs ca, a PEM file of trusted certificates".to_owned());
+        }
+        let ttl = match options.duration("ttl")? {
+            Some(ttl) if !TTLS.contains(&ttl) => {
+                return Err(format!("option ttl is {ttl:?}; it must be from 1s to 1h"));
+            }
+            ttl => ttl.unwrap_or(TTL),
+        };
+        Ok(Self { servers, https, token: options.token()?, tls, ttl })
+    }
+}
+
+fn server(text: &str, port: u16) -> Result<String, String> {
     if text.contains('@') {
         return Err("has user information before the host; give it as auth=digest:user:password".to_owned());
     }
-    let with_port = if text.ends_with(']') || !text.contains(':') { format!("{text}:2181") } else { text.to_owned() };
+    let with_port = if text.ends_with(']') || !text.contains(':') { format!("{text}:{port}") } else { text.to_owned() };
     pointsman_core::check_address(&with_port).map_err(|error| format!("server {error}"))?;
     Ok(with_port)
 }
@@ -205,15 +247,38 @@ impl Options {
 
     fn tls(&mut self) -> Result<Option<Tls>, String> {
         let switch = self.switch("tls")?;
-        let mut path = |name| self.take(name).map(PathBuf::from);
-        let tls = Tls { ca: path("ca"), cert: path("cert"), key: path("key") };
+        let tls = self.files()?;
         let named = tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some();
         match switch {
             Some(false) | None if named => Err("ca, cert and key need tls=on".to_owned()),
-            Some(true) if tls.cert.is_some() != tls.key.is_some() => Err("cert and key go together".to_owned()),
             Some(true) if tls.ca.is_none() => Err("tls=on needs ca, a PEM file of trusted certificates".to_owned()),
             Some(true) => Ok(Some(tls)),
             _ => Ok(None),
+        }
+    }
+
+    /// The files that TLS is made of.
+    fn files(&mut self) -> Result<Tls, String> {
+        let mut path = |name| self.take(name).map(PathBuf::from);
+        let tls = Tls { ca: path("ca"), cert: path("cert"), key: path("key") };
+        if tls.cert.is_some() == tls.key.is_some() { Ok(tls) } else { Err("cert and key go together".to_owned()) }
+    }
+
+    /// An agent's token.
+    fn token(&mut self) -> Result<Option<String>, String> {
+        let of = |text: &str| match text.trim() {
+            token if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Ok(Some(token.to_owned()))
+            }
+            _ => Err("a token is made of visible ASCII characters, without spaces".to_owned()),
+        };
+        match (self.take("token"), self.take("token_file")) {
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => Err("give either token or token_file".to_owned()),
+            (Some(token), None) => of(&token),
+            (None, Some(path)) => {
+                of(&std::fs::read_to_string(&path).map_err(|error| format!("token_file {path}: {error}"))?)
+            }
         }
     }
 
@@ -225,11 +290,15 @@ impl Options {
         })
     }
 
-    fn finish(self) -> Result<(), String> {
-        match self.0.first() {
-            None => Ok(()),
-            Some((name, _)) => Err(format!("unknown option {name:?}; known for this scheme are {OPTIONS}")),
-        }
+    fn finish(self, scheme: &str) -> Result<(), String> {
+        let Some((name, _)) = self.0.first() else { return Ok(()) };
+        let known = match scheme {
+            "zookeeper" => format!("{OF_ZOOKEEPER}, {COMMON}"),
+            "http" => format!("{OF_AGENTS}, {COMMON}"),
+            "https" => format!("{OF_AGENTS_TLS}, {COMMON}"),
+            _ => COMMON.to_owned(),
+        };
+        Err(format!("unknown option {name:?}; known for {scheme}:// are {known}"))
     }
 }
 
@@ -261,7 +330,7 @@ pub(crate) fn redacted(url: &str) -> String {
     };
     let Some(query) = query else { return place };
     let hide = |pair: &str| match pair.split_once('=') {
-        Some(("auth", _)) => "auth=***".to_owned(),
+        Some((name @ ("auth" | "token"), _)) => format!("{name}=***"),
         _ => pair.to_owned(),
     };
     format!("{place}?{}", query.split('&').map(hide).collect::<Vec<_>>().join("&"))
@@ -280,7 +349,7 @@ mod tests {
     fn zookeeper(text: &str) -> ZooKeeperUrl {
         match Url::parse(text).unwrap().0 {
             Url::ZooKeeper(url) => *url,
-            Url::Memory(_) => panic!("{text} is not a memory url"),
+            _ => panic!("{text} is a zookeeper url"),
         }
     }
 
@@ -297,6 +366,17 @@ mod tests {
         assert_eq!(url.session_timeout, Duration::from_millis(1500));
         assert_eq!(url.digest.as_deref(), Some("u:p&w"));
         assert_eq!(url.acl, Acl::Protected);
+    }
+
+    #[test]
+    fn agents() {
+        let Url::Agent(url) = Url::parse("http://h1,h2:80,[::1]/?ttl=3s&token=geheim-geheim").unwrap().0 else {
+            panic!()
+        };
+        assert_eq!(url.servers, ["h1:7480", "h2:80", "[::1]:7480"]);
+        assert_eq!((url.https, url.ttl.as_secs(), url.token.as_deref()), (false, 3, Some("geheim-geheim")));
+        let Url::Agent(url) = Url::parse("https://h?ca=/x").unwrap().0 else { panic!() };
+        assert!(url.https && url.ttl == TTL && url.tls.ca.is_some());
     }
 
     #[test]
@@ -322,6 +402,17 @@ mod tests {
             ("zookeeper://h/p?ca=/x", "tls=on"),
             ("zookeeper://h/p?auth=digest", "user:password"),
             ("zookeeper://h/p?auth_file=/does/not/exist", "/does/not/exist"),
+            ("http://h/x", "has a path"),
+            ("http://u:p@h", "token_file"),
+            ("http://h:0", "65535"),
+            ("http://h?ttl=10ms", "from 1s to 1h"),
+            ("http://h?ca=/x", "unknown option \"ca\"; known for http:// are token"),
+            ("http://h?session_timeout=1s", "unknown option"),
+            ("http://h?token=a%20b", "visible ASCII"),
+            ("http://h?token=a&token_file=b", "either"),
+            ("https://h", "needs ca"),
+            ("https://h?ca=/x&cert=/y", "go together"),
+            ("memory://?ttl=1s", "unknown option \"ttl\""),
         ] {
             assert!(error(url).contains(word), "{url}: {}", error(url));
         }
@@ -329,7 +420,13 @@ mod tests {
 
     #[test]
     fn secrets_are_never_shown() {
-        for url in ["zookeeper://h/p?auth=digest:u:geheim&x=1", "zookeeper://u:geheim@h/p", "u:geheim@h"] {
+        for url in [
+            "http://h?token=geheim&x=1",
+            "http://u:geheim@h",
+            "zookeeper://h/p?auth=digest:u:geheim&x=1",
+            "zookeeper://u:geheim@h/p",
+            "u:geheim@h",
+        ] {
             assert!(!error(url).contains("geheim"), "{}", error(url));
         }
         let url = zookeeper("zookeeper://h/p?auth=digest:u:geheim");

@@ -168,7 +168,7 @@ mod tests {
     async fn each_ensemble_and_prefix_has_a_label_of_its_own() {
         let label = |url: &str| match Url::parse(url).unwrap().0 {
             Url::ZooKeeper(settings) => ZooKeeper::new(*settings).unwrap().label(),
-            Url::Memory(name) => name,
+            _ => panic!("{url} is a zookeeper url"),
         };
         let one = label("zookeeper://127.0.0.1:1,127.0.0.1:2/a");
         assert_eq!(one, label("zookeeper://127.0.0.1:2,127.0.0.1:1/a"));

@@ -286,6 +286,15 @@ macro_rules! conformance {
                 super::$name(format!("memory://{}?guard=off", stringify!($name))).await;
             })*
         }
+        mod agent {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let registry = super::Registry::connect(&format!("memory://agent-{}?guard=off", stringify!($name))).await.unwrap();
+                let settings = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
+                let agent = pointsman_agent::Agent::start(registry, settings).await.unwrap();
+                super::$name(format!("http://{}", agent.address())).await;
+            })*
+        }
         mod zookeeper {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {

@@ -1,0 +1,167 @@
+//! The registry behind an agent: everything over its HTTP API (`docs/agent.md`).
+//!
+//! An instance is registered by a request that stays open, so that it is gone the moment this process dies; and by a lease that is
+//! renewed, so that it is gone, too, when the network is cut in silence. The answers to the renewals are what a role
+//! lasts by: see [`keep`]. Of several agents one is used, and the next when it does not answer.
+
+mod connect;
+mod follow;
+mod keep;
+mod sse;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hyper::{Method, StatusCode};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use self::connect::{Agents, Answer, Fault};
+use crate::backend::{Backend, Event, Scope};
+use crate::overrides::OverrideChange;
+use crate::registration::{End, Task};
+use crate::url::AgentUrl;
+use crate::{Error, Result};
+
+/// Agents, any of which will do.
+pub(crate) struct Agent {
+    agents: Arc<Agents>,
+    ttl: Duration,
+    /// How long the first answer to a registration may take.
+    patience: Duration,
+}
+
+impl Agent {
+    pub(crate) fn new(url: AgentUrl, patience: Duration) -> Result<Self> {
+        let ttl = url.ttl;
+        Ok(Self { agents: Arc::new(Agents::new(url)?), ttl, patience })
+    }
+}
+
+#[async_trait]
+impl Backend for Agent {
+    async fn connected(&self, timeout: Option<Duration>) -> Result<()> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut backoff = Backoff::default();
+        loop {
+            // Cheap, and unlike `/readyz` not without the token.
+            let asking = self.agents.call(Method::GET, "/v1/services/pointsman/instances", None);
+            match asking.await {
+                Ok(answer) if answer.status.is_success() => return Ok(()),
+                Ok(answer) => return Err(answer.refusal(|| format!("ask the agent at {}", self.agents))),
+                Err(fault) => {
+                    let now = Instant::now();
+                    let pause = backoff.next();
+                    if deadline.is_some_and(|deadline| deadline <= now + pause) {
+                        return Err(Error::Unreachable {
+                            tried: format!("ask the agent at {}", self.agents),
+                            waited: timeout.unwrap_or_default(),
+                            reason: fault.to_string(),
+                        });
+                    }
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    async fn keep(&self, task: Task) -> End {
+        keep::keep(self.agents.clone(), self.ttl, self.patience, task).await
+    }
+
+    async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
+        follow::follow(&self.agents, &scope, &events).await;
+    }
+
+    async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
+        let instance = instance_path(service, code);
+        let (method, path, body) = match change {
+            OverrideChange::Drain => (Method::POST, format!("{instance}/drain"), None),
+            OverrideChange::Undrain => (Method::POST, format!("{instance}/undrain"), None),
+            OverrideChange::Weight(weight) => {
+                let body = serde_json::json!({ "weight": weight }).to_string();
+                (Method::PUT, format!("{instance}/weight"), Some(body))
+            }
+        };
+        let step = || format!("set what operators want of {service}/{code}");
+        match self.agents.call(method, &path, body).await {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) => Err(answer.refusal(step)),
+            Err(fault) => Err(fault.unavailable(step)),
+        }
+    }
+
+    async fn close(&self) {
+        self.agents.close();
+    }
+
+    fn label(&self) -> String {
+        format!("http-{}", crate::disk::escaped(&self.agents.to_string()))
+    }
+}
+
+impl Answer {
+    /// Why the agent does not do it.
+    fn refusal(&self, step: impl FnOnce() -> String) -> Error {
+        let reason = wire::detail(&self.body).unwrap_or_else(|| format!("the agent answers {}", self.status));
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => {
+                Error::Unavailable { step: step(), reason }
+            }
+            _ => Error::Refused { step: step(), reason },
+        }
+    }
+}
+
+impl Fault {
+    fn unavailable(self, step: impl FnOnce() -> String) -> Error {
+        Error::Unavailable { step: step(), reason: self.to_string() }
+    }
+}
+
+/// Where an instance is in the API. Names hold no slash; what else a path cannot hold is escaped.
+fn instance_path(service: &str, code: &str) -> String {
+    format!("/v1/services/{}/instances/{}", segment(service), segment(code))
+}
+
+/// A name as a segment of a path, or a value of a query.
+fn segment(name: &str) -> String {
+    let mut path = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => path.push(char::from(byte)),
+            other => path.push_str(&format!("%{other:02X}")),
+        }
+    }
+    path
+}
+
+/// Between two attempts: longer each time, and not the same for everybody.
+#[derive(Debug, Default)]
+struct Backoff {
+    attempts: u32,
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let most = Duration::from_millis(50 << self.attempts.min(5));
+        self.attempts += 1;
+        most.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_in_paths() {
+        assert_eq!(instance_path("a b", "名:1"), "/v1/services/a%20b/instances/%E5%90%8D%3A1");
+    }
+}

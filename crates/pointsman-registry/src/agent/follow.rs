@@ -1,0 +1,229 @@
+//! Follows services for a directory, by one stream of events; when it breaks, by the next agent's, from the same place.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use hyper::Method;
+use pointsman_core::{Instance, Problem};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use super::connect::{Agents, Stream};
+use super::sse;
+use super::wire::{ChangeJson, FreshnessJson, ResetJson, SnapshotJson};
+use super::{Backoff, segment};
+use crate::backend::{Event, Scope, ServiceState};
+
+/// Beyond so many services all are followed, and the others left out.
+const NAMED: usize = 500;
+
+/// Sends what `scope` holds, and every change of it, until `events` is closed.
+pub(super) async fn follow(agents: &Agents, scope: &Scope, events: &mpsc::Sender<Event>) {
+    let path = path(scope);
+    let mut mirror = Mirror::default();
+    let (mut place, mut backoff) = (agents.current(), Backoff::default());
+    loop {
+        let reason = tokio::select! {
+            reason = by(agents, place, &path, &mut mirror, scope, events, &mut backoff) => reason,
+            () = events.closed() => return,
+        };
+        tracing::debug!(agent = agents.address(place), reason, "the stream of events has broken");
+        if events.send(Event::Stale).await.is_err() {
+            return;
+        }
+        place = agents.after(place);
+        if backoff.attempts as usize >= agents.len() {
+            tokio::time::sleep(backoff.next()).await;
+        } else {
+            // Each of them once, at once.
+            backoff.attempts += 1;
+        }
+    }
+}
+
+fn path(scope: &Scope) -> String {
+    match scope {
+        Scope::Services(services) if services.len() <= NAMED => {
+            let named: Vec<String> = services.iter().map(|service| format!("service={}", segment(service))).collect();
+            format!("/v1/watch?{}", named.join("&"))
+        }
+        _ => "/v1/watch".to_owned(),
+    }
+}
+
+/// Follows by one agent; returns why that is over.
+async fn by(
+    agents: &Agents,
+    place: usize,
+    path: &str,
+    mirror: &mut Mirror,
+    scope: &Scope,
+    events: &mpsc::Sender<Event>,
+    backoff: &mut Backoff,
+) -> String {
+    let mut stream: Stream = match agents.stream(place, Method::GET, path, None, mirror.last_id.as_deref()).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(answer)) => {
+            let error = answer.refusal(|| format!("watch at {}", agents.address(place)));
+            tracing::warn!(%error, "the agent gives no events");
+            return error.to_string();
+        }
+        Err(fault) => return fault.to_string(),
+    };
+    let mut is_stale = true;
+    loop {
+        let event = match stream.next().await {
+            Ok(event) => event,
+            Err(reason) => return reason,
+        };
+        let told = match mirror.take(event, scope, &mut is_stale) {
+            Ok(told) => told,
+            Err(reason) => {
+                // What cannot be read must not be passed over: everything is asked for again.
+                mirror.last_id = None;
+                return reason;
+            }
+        };
+        backoff.reset();
+        if let Some(told) = told
+            && events.send(told).await.is_err()
+        {
+            return "nobody follows any more".to_owned();
+        }
+    }
+}
+
+/// What the agent has told of each service.
+#[derive(Debug, Default)]
+struct Mirror {
+    services: HashMap<Arc<str>, Mirrored>,
+    /// Where to go on.
+    last_id: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Mirrored {
+    revision: u64,
+    guarded: bool,
+    instances: BTreeMap<Arc<str>, Arc<Instance>>,
+    problems: Vec<Problem>,
+}
+
+impl Mirror {
+    /// Takes in an event; what of it is to be told.
+    fn take(&mut self, event: sse::Event, scope: &Scope, is_stale: &mut bool) -> Result<Option<Event>, String> {
+        let sse::Event { name, data, id } = event;
+        let told = match name.as_str() {
+            "reset" => {
+                let reset: ResetJson = read(&data)?;
+                let wanted = reset.services.into_iter().filter(|service| scope.contains(&service.service));
+                self.services = wanted.map(|json| (json.service.clone(), Mirrored::from(json))).collect();
+                *is_stale = false;
+                Some(self.reset())
+            }
+            "put" | "delete" | "master" | "service" => {
+                let change: ChangeJson = read(&data)?;
+                let (service, is_last) = (change.service.clone(), id.is_some());
+                if !scope.contains(&service) {
+                    self.last_id = id.or(self.last_id.take());
+                    return Ok(None);
+                }
+                self.services.entry(service.clone()).or_default().change(&name, change, is_last);
+                // What has changed together is told together.
+                is_last.then(|| Event::Put(self.state(&service)))
+            }
+            "freshness" => {
+                let FreshnessJson { state } = read(&data)?;
+                let was_stale = std::mem::replace(is_stale, state != "fresh");
+                match (was_stale, *is_stale) {
+                    (false, true) => Some(Event::Stale),
+                    (true, true) => Some(Event::Stale),
+                    (true, false) => Some(self.reset()),
+                    (false, false) => None,
+                }
+            }
+            // Of a later version, or nothing to us.
+            _ => None,
+        };
+        if id.is_some() {
+            self.last_id = id;
+        }
+        Ok(told)
+    }
+
+    fn reset(&self) -> Event {
+        let present = self.services.iter().filter(|(_, mirrored)| !mirrored.is_empty());
+        Event::Reset(present.map(|(service, _)| self.state(service)).collect())
+    }
+
+    fn state(&self, service: &Arc<str>) -> ServiceState {
+        let nothing = Mirrored::default();
+        let Mirrored { revision, guarded, instances, problems } = self.services.get(service).unwrap_or(&nothing);
+        ServiceState {
+            service: service.clone(),
+            revision: *revision,
+            guarded: *guarded,
+            instances: instances.values().cloned().collect(),
+            problems: problems.clone(),
+        }
+    }
+}
+
+impl Mirrored {
+    fn is_empty(&self) -> bool {
+        self.instances.is_empty() && self.problems.is_empty()
+    }
+
+    fn change(&mut self, name: &str, change: ChangeJson, is_last: bool) {
+        // What was in the reset already is told once more.
+        if change.revision <= self.revision {
+            return;
+        }
+        if is_last {
+            self.revision = change.revision;
+        }
+        match name {
+            "delete" => {
+                if let Some(instance) = change.instance {
+                    self.instances.remove(&instance.code);
+                }
+            }
+            "put" => self.put(change.instance),
+            "master" => {
+                // Who was master is shown as what it is now, if it is still there.
+                if let Some(before) = change.before.filter(|before| self.instances.contains_key(&before.code)) {
+                    self.put(Some(before));
+                }
+                self.put(change.master);
+            }
+            _ => {
+                self.guarded = change.guarded.unwrap_or(self.guarded);
+                if let Some(problems) = change.problems {
+                    self.problems = problems.into_iter().map(Problem::from).collect();
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, instance: Option<super::wire::InstanceJson>) {
+        if let Some(instance) = instance.map(Arc::<Instance>::from) {
+            self.instances.insert(instance.code.clone(), instance);
+        }
+    }
+}
+
+impl From<SnapshotJson> for Mirrored {
+    fn from(json: SnapshotJson) -> Self {
+        let instances = json.instances.into_iter().map(Arc::<Instance>::from);
+        Self {
+            revision: json.revision,
+            guarded: json.guarded,
+            instances: instances.map(|instance| (instance.code.clone(), instance)).collect(),
+            problems: json.problems.into_iter().map(Problem::from).collect(),
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(data: &str) -> Result<T, String> {
+    serde_json::from_str(data).map_err(|error| format!("an event that cannot be read: {error}"))
+}

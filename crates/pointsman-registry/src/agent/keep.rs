@@ -1,0 +1,393 @@
+//! Keeps one instance registered, by a request to an agent that stays open, and a lease that is renewed.
+//!
+//! The answer to a renewal says how long it holds, counted from when it was asked for: that is how long a role lasts here,
+//! whatever happens. The agent gives the role away later than that, because it counts from when it was asked.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use pointsman_core::{Instance, Role};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::connect::{Agents, Answer, Fault, Stream};
+use super::wire::{EndJson, RoleJson};
+use super::{Backoff, instance_path, sse};
+use crate::Error;
+use crate::lease::Lease;
+use crate::registration::{Command, End, Reply, Report, Task};
+
+/// Keeps the task's instance registered until its commands end.
+pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, patience: Duration, task: Task) -> End {
+    let Task { instance, commands, report } = task;
+    let keeper = Keeper {
+        path: instance_path(&instance.service, &instance.code),
+        holder: format!("{:032x}", fastrand::u128(..)),
+        place: agents.current(),
+        agents,
+        ttl,
+        instance,
+        commands,
+        report,
+        updates: Vec::new(),
+        lease: Lease::new(),
+        role: Role::Detached,
+        heard: Instant::now(),
+    };
+    keeper.run(patience).await
+}
+
+struct Keeper {
+    agents: Arc<Agents>,
+    ttl: Duration,
+    path: String,
+    /// Who we are, whichever agent we come by.
+    holder: String,
+    /// The agent that is used.
+    place: usize,
+    /// What is to be registered.
+    instance: Instance,
+    commands: mpsc::UnboundedReceiver<Command>,
+    report: Report,
+    /// Who waits for the newest update to be written.
+    updates: Vec<Reply>,
+    lease: Lease,
+    /// What the agent has said last.
+    role: Role,
+    /// When the role was heard of by an event, or given up: what was asked before may be answered with an older one.
+    heard: Instant,
+}
+
+/// Why a stream has come to its end.
+enum Out {
+    /// Try again, at another agent first.
+    Lost(String),
+    /// The agent has given it up: register again.
+    Gone(String),
+    /// The agent says no.
+    Refused(Error),
+    /// The same holder is registered elsewhere: that is for good.
+    Replaced,
+    /// The registration is to end; with the reply if somebody waits for it.
+    Ending(Option<Reply>),
+}
+
+type Renewing = Pin<Box<dyn Future<Output = (Instant, Result<Answer, Fault>)> + Send>>;
+
+impl Keeper {
+    async fn run(mut self, patience: Duration) -> End {
+        let deadline = Instant::now() + patience;
+        let mut backoff = Backoff::default();
+        loop {
+            let Err(out) = self.hold(&mut backoff).await;
+            self.lease.end();
+            match out {
+                Out::Ending(reply) => return self.end(reply).await,
+                Out::Replaced => {
+                    self.report.detached("taken over by the same holder elsewhere");
+                    return End::Dropped;
+                }
+                Out::Refused(error) if self.report.is_first() && !error.is_retryable() => {
+                    return End::Failed(self.report, error);
+                }
+                Out::Gone(reason) => self.report.detached(&reason),
+                Out::Refused(error) => {
+                    self.report.detached(&error.to_string());
+                    self.refuse_updates(&error);
+                    self.place = self.agents.after(self.place);
+                }
+                Out::Lost(reason) => {
+                    self.report.detached(&reason);
+                    self.place = self.agents.after(self.place);
+                    if self.report.is_first() && deadline <= Instant::now() {
+                        let step = format!("register {}/{}", self.instance.service, self.instance.code);
+                        return End::Failed(self.report, Error::Unavailable { step, reason });
+                    }
+                }
+            }
+            let pause = if (backoff.attempts as usize) < self.agents.len() { Duration::ZERO } else { backoff.pause() };
+            backoff.attempts += 1;
+            if let Some(ending) = self.pause(pause).await {
+                return self.end(ending).await;
+            }
+        }
+    }
+
+    /// Waits before the next attempt; what is asked for meanwhile is taken in. `Some` if the registration is to end.
+    async fn pause(&mut self, time: Duration) -> Option<Option<Reply>> {
+        let until = Instant::now() + time;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return None,
+                command = self.commands.recv() => if let Some(ending) = self.take_unregistered(command) {
+                    return Some(ending);
+                },
+            }
+        }
+    }
+
+    /// Takes a command in while there is no registration.
+    fn take_unregistered(&mut self, command: Option<Command>) -> Option<Option<Reply>> {
+        match command {
+            None => return Some(None),
+            Some(Command::Close(reply)) => return Some(Some(reply)),
+            Some(Command::Update(instance, reply)) => {
+                self.instance = *instance;
+                self.updates.push(reply);
+            }
+            Some(Command::Resign(reply)) => {
+                let _ = reply.send(Err(self.not_master()));
+            }
+        }
+        None
+    }
+
+    /// Registers at an agent, and stays so until something ends that.
+    async fn hold(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Out> {
+        let sent = Instant::now();
+        let mut stream = self.open().await?;
+        (self.lease, self.role) = (Lease::new(), Role::Detached);
+        for reply in self.updates.drain(..) {
+            // It was registered with the newest.
+            let _ = reply.send(Ok(()));
+        }
+        // The first word counts from when it was asked for, the others from renewals.
+        let mut counts_from = Some(sent);
+        let mut renewing: Option<Renewing> = None;
+        let mut renew_at = sent;
+        loop {
+            tokio::select! {
+                event = stream.next() => {
+                    let event = event.map_err(|reason| Out::Lost(format!("the agent is lost: {reason}")))?;
+                    if let Some(said) = self.read(&event)? {
+                        self.heard = Instant::now();
+                        let every = self.said(&said, counts_from.take());
+                        renew_at = renew_at.min(sent + every);
+                        backoff.reset();
+                    }
+                }
+                (asked, answer) = finished(&mut renewing) => {
+                    renewing = None;
+                    renew_at = asked + self.renewed(asked, answer)?;
+                }
+                () = tokio::time::sleep_until(renew_at), if renewing.is_none() => renewing = Some(self.renew()),
+                command = self.commands.recv() => self.take(command).await?,
+            }
+        }
+    }
+
+    /// Asks for the registration.
+    async fn open(&mut self) -> Result<Stream, Out> {
+        let (agents, path, place) = (self.agents.clone(), format!("{}/hold", self.path), self.place);
+        let body = self.body();
+        let opening = async move { agents.stream(place, Method::POST, &path, Some(body), None).await };
+        tokio::pin!(opening);
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened,
+                command = self.commands.recv() => {
+                    if let Some(ending) = self.take_unregistered(command) {
+                        return Err(Out::Ending(ending));
+                    }
+                    if !self.updates.is_empty() {
+                        // It is registered with the newest, or not at all.
+                        return Err(Out::Gone("updated while it was being registered".to_owned()));
+                    }
+                }
+            }
+        };
+        match opened {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(answer)) => Err(Out::Refused(self.refusal("register", &answer))),
+            Err(fault) => Err(Out::Lost(fault.to_string())),
+        }
+    }
+
+    fn body(&self) -> String {
+        let Instance { address, weight, tags, .. } = &self.instance;
+        let ttl = format!("{}ms", self.ttl.as_millis());
+        json!({ "address": address.as_deref(), "weight": weight, "tags": tags, "ttl": ttl, "holder": self.holder })
+            .to_string()
+    }
+
+    fn read(&self, event: &sse::Event) -> Result<Option<RoleJson>, Out> {
+        let odd = |error| Out::Lost(format!("the agent says something that cannot be read: {error}"));
+        match event.name.as_str() {
+            "role" => serde_json::from_str(&event.data).map(Some).map_err(odd),
+            "end" => {
+                let EndJson { reason, detail } = serde_json::from_str(&event.data).map_err(odd)?;
+                Err(match reason.as_str() {
+                    "replaced" => Out::Replaced,
+                    "closing" => Out::Lost("the agent is about to end".to_owned()),
+                    _ => Out::Gone(format!(
+                        "the agent has {reason} it{}",
+                        detail.map_or_else(String::new, |d| format!(": {d}"))
+                    )),
+                })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes in what the agent says; when to renew, from when it was asked.
+    fn said(&mut self, said: &RoleJson, asked: Option<Instant>) -> Duration {
+        let expires_in = said.expires_in().unwrap_or(self.ttl);
+        let before = std::mem::replace(&mut self.role, said.role());
+        if let Some(asked) = asked {
+            if before != self.role {
+                // Another lease: the old one must not last for a role that is not held any more.
+                self.lease = Lease::new();
+            }
+            self.lease.extend(asked + expires_in);
+        }
+        if self.role == Role::Detached {
+            self.report.detached(said.reason.as_deref().unwrap_or("the agent's registry is away"));
+        } else {
+            self.report.registered(self.role, Some(self.lease.clone()));
+        }
+        expires_in.min(self.ttl) / 3
+    }
+
+    fn renew(&self) -> Renewing {
+        let (agents, place, path) = (self.agents.clone(), self.place, self.path.clone());
+        Box::pin(async move {
+            let asked = Instant::now();
+            (asked, agents.call_at(place, Method::PUT, &path, None).await)
+        })
+    }
+
+    /// When to renew again, from when this was asked.
+    fn renewed(&mut self, asked: Instant, answer: Result<Answer, Fault>) -> Result<Duration, Out> {
+        match answer {
+            Ok(answer) if answer.status == StatusCode::OK => match serde_json::from_slice::<RoleJson>(&answer.body) {
+                Ok(said) if asked < self.heard && said.role() != self.role => Ok(Duration::ZERO),
+                Ok(said) => Ok(self.said(&said, Some(asked))),
+                Err(error) => Err(Out::Lost(format!("the agent says something that cannot be read: {error}"))),
+            },
+            Ok(answer) if answer.status == StatusCode::NOT_FOUND => {
+                Err(Out::Gone("the agent has forgotten it: its lease has run out".to_owned()))
+            }
+            Ok(answer) => Err(Out::Lost(self.refusal("renew", &answer).to_string())),
+            // The lease runs on; if the connection is broken, the stream is as well.
+            Err(fault) => {
+                tracing::debug!(%fault, "renew");
+                Ok(asked.elapsed() + self.ttl / 10)
+            }
+        }
+    }
+
+    async fn take(&mut self, command: Option<Command>) -> Result<(), Out> {
+        match command {
+            None => Err(Out::Ending(None)),
+            Some(Command::Close(reply)) => Err(Out::Ending(Some(reply))),
+            Some(Command::Update(instance, reply)) => self.update(*instance, reply).await,
+            Some(Command::Resign(reply)) => {
+                self.resign(reply).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn update(&mut self, instance: Instance, reply: Reply) -> Result<(), Out> {
+        let before = std::mem::replace(&mut self.instance, instance);
+        match self.agents.call_at(self.place, Method::PUT, &self.path, Some(self.body())).await {
+            Ok(answer) if answer.status.is_success() => {
+                let _ = reply.send(Ok(()));
+                Ok(())
+            }
+            Ok(answer) if answer.status == StatusCode::NOT_FOUND || answer.status.is_server_error() => {
+                self.updates.push(reply);
+                Err(Out::Lost(self.refusal("update", &answer).to_string()))
+            }
+            Ok(answer) => {
+                self.instance = before;
+                let _ = reply.send(Err(self.refusal("update", &answer)));
+                Ok(())
+            }
+            Err(fault) => {
+                // Written with the next registration.
+                self.updates.push(reply);
+                Err(Out::Lost(fault.to_string()))
+            }
+        }
+    }
+
+    async fn resign(&mut self, reply: Reply) {
+        if !self.role.is_master() {
+            let _ = reply.send(Err(self.not_master()));
+            return;
+        }
+        // Before it is asked for: the next one may be master before we have the answer.
+        self.report.step_down("resigning");
+        self.role = Role::Detached;
+        let path = format!("{}/resign", self.path);
+        let result = match self.agents.call_at(self.place, Method::POST, &path, None).await {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) if answer.status == StatusCode::CONFLICT => Err(self.not_master()),
+            Ok(answer) => Err(self.refusal("resign", &answer)),
+            Err(fault) => Err(fault.unavailable(|| self.step("resign"))),
+        };
+        // What has become of the role is what the agent says next.
+        self.heard = Instant::now();
+        let _ = reply.send(result);
+    }
+
+    /// Deregisters: the connection is closed already; the call makes sure of it, and says when it is done.
+    async fn end(self, reply: Option<Reply>) -> End {
+        self.report.step_down("deregistering");
+        let asking = self.agents.call_at(self.place, Method::DELETE, &self.path, None);
+        let result = match asking.await {
+            Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => Ok(()),
+            Ok(answer) => Err(self.refusal("deregister", &answer)),
+            Err(fault) => Err(fault.unavailable(|| self.step("deregister"))),
+        };
+        match reply {
+            Some(reply) => End::Closed(reply, result),
+            None => End::Dropped,
+        }
+    }
+
+    fn refuse_updates(&mut self, error: &Error) {
+        if !error.is_retryable() {
+            for reply in self.updates.drain(..) {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+
+    fn refusal(&self, what: &str, answer: &Answer) -> Error {
+        let (service, code) = (self.instance.service.clone(), self.instance.code.clone());
+        if answer.status == StatusCode::CONFLICT && what == "register" {
+            let holder = super::wire::detail(&answer.body).unwrap_or_else(|| "another".to_owned());
+            // What the agent says begins as our own error does.
+            let holder = holder.rsplit_once("already registered, by ").map_or(holder.clone(), |(_, by)| by.to_owned());
+            return Error::DuplicateCode { service, code, holder };
+        }
+        answer.refusal(|| self.step(what))
+    }
+
+    fn step(&self, what: &str) -> String {
+        format!("{what} {}/{}", self.instance.service, self.instance.code)
+    }
+
+    fn not_master(&self) -> Error {
+        Error::NotMaster { service: self.instance.service.clone(), code: self.instance.code.clone() }
+    }
+}
+
+impl Backoff {
+    /// As long as the next pause, without counting it.
+    fn pause(&self) -> Duration {
+        Backoff { attempts: self.attempts }.next()
+    }
+}
+
+async fn finished(renewing: &mut Option<Renewing>) -> (Instant, Result<Answer, Fault>) {
+    match renewing {
+        Some(renewing) => renewing.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,127 @@
+//! The JSON of the agent's API, read. Fields that are not known here are of a later version.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::{Instance, Problem, Role, Status, Term};
+use serde::Deserialize;
+
+/// An instance.
+#[derive(Debug, Deserialize)]
+pub(super) struct InstanceJson {
+    pub(super) service: Arc<str>,
+    pub(super) code: Arc<str>,
+    address: Option<Arc<str>>,
+    weight: u32,
+    role: String,
+    term: Option<u64>,
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+    status: String,
+}
+
+impl From<InstanceJson> for Arc<Instance> {
+    fn from(json: InstanceJson) -> Self {
+        let mut instance = Instance::new(json.service).code(json.code).weight(json.weight);
+        instance.address = json.address;
+        instance.tags = json.tags;
+        instance.role = role(&json.role, json.term);
+        instance.status = if json.status == Status::Drained.name() { Status::Drained } else { Status::Passing };
+        Arc::new(instance)
+    }
+}
+
+/// What its words mean.
+fn role(name: &str, term: Option<u64>) -> Role {
+    match (name, term) {
+        ("master", Some(term)) => Role::Master(Term(term)),
+        ("normal", _) => Role::Normal,
+        _ => Role::Detached,
+    }
+}
+
+/// What was found in the registry, but could not be taken.
+#[derive(Debug, Deserialize)]
+pub(super) struct ProblemJson {
+    node: String,
+    reason: String,
+    skipped: bool,
+}
+
+impl From<ProblemJson> for Problem {
+    fn from(ProblemJson { node, reason, skipped }: ProblemJson) -> Self {
+        Problem { node, reason, skipped }
+    }
+}
+
+/// A service, whole.
+#[derive(Debug, Deserialize)]
+pub(super) struct SnapshotJson {
+    pub(super) service: Arc<str>,
+    pub(super) revision: u64,
+    #[serde(default)]
+    pub(super) guarded: bool,
+    pub(super) instances: Vec<InstanceJson>,
+    #[serde(default)]
+    pub(super) problems: Vec<ProblemJson>,
+}
+
+/// Everything.
+#[derive(Debug, Deserialize)]
+pub(super) struct ResetJson {
+    pub(super) services: Vec<SnapshotJson>,
+}
+
+/// A change of a service: which fields are there depends on the event.
+#[derive(Debug, Deserialize)]
+pub(super) struct ChangeJson {
+    pub(super) service: Arc<str>,
+    pub(super) revision: u64,
+    pub(super) instance: Option<InstanceJson>,
+    pub(super) master: Option<InstanceJson>,
+    pub(super) before: Option<InstanceJson>,
+    pub(super) guarded: Option<bool>,
+    pub(super) problems: Option<Vec<ProblemJson>>,
+}
+
+/// Whether the agent's registry is there.
+#[derive(Debug, Deserialize)]
+pub(super) struct FreshnessJson {
+    pub(super) state: String,
+}
+
+/// What an agent says of a registration.
+#[derive(Debug, Deserialize)]
+pub(super) struct RoleJson {
+    role: String,
+    term: Option<u64>,
+    expires_in_ms: Option<u64>,
+    pub(super) reason: Option<String>,
+}
+
+impl RoleJson {
+    pub(super) fn role(&self) -> Role {
+        role(&self.role, self.term)
+    }
+
+    pub(super) fn expires_in(&self) -> Option<Duration> {
+        self.expires_in_ms.map(Duration::from_millis)
+    }
+}
+
+/// How a registration has ended.
+#[derive(Debug, Deserialize)]
+pub(super) struct EndJson {
+    pub(super) reason: String,
+    pub(super) detail: Option<String>,
+}
+
+/// What a problem says (RFC 9457).
+pub(super) fn detail(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct ProblemJson {
+        detail: String,
+    }
+    serde_json::from_slice::<ProblemJson>(body).ok().map(|problem| problem.detail)
+}
