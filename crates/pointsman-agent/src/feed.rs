@@ -7,7 +7,6 @@
 mod group;
 mod ring;
 mod topic;
-mod updates;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,13 +15,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pointsman_core::Snapshot;
-use pointsman_registry::{Directory, Freshness};
+use pointsman_registry::{Directory, Freshness, Updates};
 use tokio::sync::watch;
 
 pub(crate) use self::group::{Group, event};
 pub(crate) use self::ring::Ring;
 pub(crate) use self::topic::{Shot, Topic};
-pub(crate) use self::updates::Updates;
 
 /// Everything that is watched. One writer: [`Feed::run`].
 #[derive(Debug)]
@@ -50,7 +48,7 @@ impl Feed {
     /// A feed of all that the directory has now; and what is to be run.
     pub(crate) fn new(directory: Directory) -> (Self, Updates) {
         // Before anything is read, so that nothing is missed.
-        let updates = Updates::new(&directory);
+        let updates = directory.updates();
         let feed = Self {
             directory,
             topics: RwLock::default(),

@@ -9,6 +9,43 @@ use tokio::sync::watch;
 
 use crate::directory::{Directory, Service};
 
+/// The newest snapshots of the services that change, as they do.
+#[derive(Debug)]
+pub struct Updates {
+    directory: Directory,
+    changed: watch::Receiver<u64>,
+    /// The version of the directory up to which all has been told; `None` if nothing has.
+    told: Option<u64>,
+}
+
+impl Updates {
+    pub(crate) fn new(directory: Directory) -> Self {
+        let changed = directory.shared().version.subscribe();
+        let told = Some(*changed.borrow());
+        Self { directory, changed, told }
+    }
+
+    /// Waits until services have changed, and returns the newest snapshot of each: of one that has vanished an empty one.
+    /// What has changed several times is there once. Never ends. Cancellation loses nothing.
+    pub async fn next(&mut self) -> Vec<Arc<Snapshot>> {
+        loop {
+            if self.changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            let (snapshots, version) = self.directory.shared().since(self.told);
+            self.told = Some(version);
+            if !snapshots.is_empty() {
+                return snapshots;
+            }
+        }
+    }
+
+    fn start_over(&mut self) {
+        self.told = None;
+        self.changed.mark_changed();
+    }
+}
+
 /// The changes of one service, or of all services of a directory, one after the other.
 ///
 /// Changes are found by comparing snapshots, when they are asked for: a reader that is slow gets fewer changes (of an
@@ -17,37 +54,40 @@ use crate::directory::{Directory, Service};
 pub struct Changes {
     source: Source,
     told: HashMap<Arc<str>, Arc<Snapshot>>,
-    changed: watch::Receiver<u64>,
     ready: VecDeque<Change>,
 }
 
 #[derive(Debug)]
 enum Source {
-    One(Service),
-    All(Directory),
+    One(Service, watch::Receiver<u64>),
+    All(Updates),
 }
 
 impl Changes {
     pub(crate) fn of_one(service: &Service) -> Self {
+        // Before the snapshot is read, so that nothing is missed.
         let changed = service.subscribe();
-        Self::new(Source::One(service.clone()), changed)
+        Self::new(Source::One(service.clone(), changed), vec![service.snapshot()])
     }
 
-    pub(crate) fn of_all(directory: Directory) -> Self {
-        let changed = directory.shared().version.subscribe();
-        Self::new(Source::All(directory), changed)
+    pub(crate) fn of_all(directory: &Directory) -> Self {
+        let updates = Updates::new(directory.clone());
+        Self::new(Source::All(updates), directory.snapshots())
     }
 
-    fn new(source: Source, changed: watch::Receiver<u64>) -> Self {
-        let told = source.snapshots().into_iter().map(|snapshot| (snapshot.service().clone(), snapshot)).collect();
-        Self { source, told, changed, ready: VecDeque::new() }
+    fn new(source: Source, told: Vec<Arc<Snapshot>>) -> Self {
+        let told = told.into_iter().map(|snapshot| (snapshot.service().clone(), snapshot)).collect();
+        Self { source, told, ready: VecDeque::new() }
     }
 
     /// Starts over: what is there now counts as not told yet, so that the next changes are of everything appearing.
     #[must_use]
     pub fn from_nothing(mut self) -> Self {
         self.told.clear();
-        self.changed.mark_changed();
+        match &mut self.source {
+            Source::One(_, changed) => changed.mark_changed(),
+            Source::All(updates) => updates.start_over(),
+        }
         self
     }
 
@@ -57,10 +97,16 @@ impl Changes {
             if let Some(change) = self.ready.pop_front() {
                 return change;
             }
-            if self.changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            self.compare();
+            let snapshots = match &mut self.source {
+                Source::One(service, changed) => {
+                    if changed.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    vec![service.snapshot()]
+                }
+                Source::All(updates) => updates.next().await,
+            };
+            snapshots.into_iter().for_each(|snapshot| self.compare(snapshot));
         }
     }
 
@@ -70,37 +116,12 @@ impl Changes {
         Box::pin(futures_util::stream::unfold(self, next))
     }
 
-    fn compare(&mut self) {
-        let now = self.source.snapshots();
-        for snapshot in &now {
-            let service = snapshot.service();
-            let before = match self.told.get(service) {
-                Some(before) if Arc::ptr_eq(before, snapshot) => continue,
-                Some(before) => before.clone(),
-                None => Arc::new(Snapshot::empty(service.clone())),
-            };
-            self.ready.extend(Change::between(&before, snapshot));
-            self.told.insert(service.clone(), snapshot.clone());
-        }
-        if self.told.len() > now.len() {
-            let present: std::collections::HashSet<_> = now.iter().map(|snapshot| snapshot.service().clone()).collect();
-            let ready = &mut self.ready;
-            self.told.retain(|service, before| {
-                let stays = present.contains(service);
-                if !stays {
-                    ready.extend(Change::between(before, &Snapshot::empty(service.clone())));
-                }
-                stays
-            });
-        }
-    }
-}
-
-impl Source {
-    fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        match self {
-            Source::One(service) => vec![service.snapshot()],
-            Source::All(directory) => directory.snapshots(),
+    fn compare(&mut self, snapshot: Arc<Snapshot>) {
+        let service = snapshot.service().clone();
+        let before = self.told.remove(&service).unwrap_or_else(|| Arc::new(Snapshot::empty(service.clone())));
+        self.ready.extend(Change::between(&before, &snapshot));
+        if !snapshot.is_empty() {
+            self.told.insert(service, snapshot);
         }
     }
 }

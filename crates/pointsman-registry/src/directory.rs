@@ -6,7 +6,7 @@ use std::time::Duration;
 use pointsman_core::{Instance, Snapshot, View};
 use tokio::sync::watch;
 
-use crate::changes::Changes;
+use crate::changes::{Changes, Updates};
 use crate::store::{Loaded, Shared};
 use crate::{Error, Result};
 
@@ -89,10 +89,16 @@ impl Directory {
         Some(Service { name: name.into(), view, changed, directory: self.clone() })
     }
 
+    /// The newest snapshots of the services that change from now on. Costs nothing for those that do not.
+    #[must_use]
+    pub fn updates(&self) -> Updates {
+        Updates::new(self.clone())
+    }
+
     /// All changes from now on, of every service that is followed.
     #[must_use]
     pub fn changes(&self) -> Changes {
-        Changes::of_all(self.clone())
+        Changes::of_all(self)
     }
 
     /// Whether this directory is connected to its registry: fresh or stale. (Guarded is a matter of each service.)

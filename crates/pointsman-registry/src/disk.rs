@@ -85,6 +85,13 @@ pub(crate) fn load(folder: &Path, scope: &Scope) -> Vec<Saved> {
     paths.iter().filter(|path| path.exists()).filter_map(|path| load_one(path)).collect()
 }
 
+/// The highest revision or term of all snapshots in a folder; 0 if there are none.
+pub(crate) fn highest(folder: &Path) -> u64 {
+    let terms = |saved: &Saved| saved.snapshot.instances().iter().filter_map(|i| i.role.term()).map(|t| t.0).max();
+    let highest = |saved: Saved| saved.snapshot.revision().max(terms(&saved).unwrap_or_default());
+    load(folder, &Scope::All).into_iter().map(highest).max().unwrap_or_default()
+}
+
 fn load_one(path: &Path) -> Option<Saved> {
     let read = std::fs::read(path).map_err(|error| error.to_string());
     match read.and_then(|bytes| serde_json::from_slice::<File>(&bytes).map_err(|error| error.to_string())) {
@@ -183,6 +190,7 @@ mod tests {
             assert!(loaded.at.elapsed().unwrap() < Duration::from_secs(60));
         }
         assert_eq!(load(folder.path(), &Scope::All).len(), 3);
+        assert_eq!((highest(folder.path()), highest(Path::new("/does/not/exist"))), (9, 0));
         save(folder.path(), &[Arc::new(Snapshot::empty("a.b"))]);
         assert_eq!(load(folder.path(), &Scope::All).len(), 2);
     }

@@ -28,7 +28,7 @@ mod url;
 pub mod wire;
 mod zookeeper;
 
-pub use changes::Changes;
+pub use changes::{Changes, Updates};
 pub use directory::{Directory, Freshness, Service};
 pub use error::Error;
 pub use guard::Guard;

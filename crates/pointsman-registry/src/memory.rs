@@ -4,7 +4,7 @@ mod state;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -37,8 +37,16 @@ impl Memory {
         }
         let memory =
             Arc::new(Self { name: name.to_owned(), state: Mutex::default(), changed: broadcast::channel(CHANGES).0 });
+        memory.rise_above(now_us());
         named.insert(name.to_owned(), Arc::downgrade(&memory));
         memory
+    }
+
+    /// Lets terms and revisions begin above `clock`. An agent lets other processes register here, which remember terms for
+    /// longer than this one lives: a master of ours must not be taken for a deposed one.
+    pub(crate) fn rise_above(&self, clock: u64) {
+        // A number that a double can hold is exact in every language.
+        lock(&self.state).rise_above(clock.min(1 << 52));
     }
 
     /// Carries out one change of a service: tells whose role is another now, and wakes the followers.
@@ -131,6 +139,12 @@ impl Backend for Memory {
     fn label(&self) -> String {
         format!("memory-{}", crate::disk::escaped(&self.name))
     }
+}
+
+/// Microseconds since 1970: faster than anything changes here.
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or_default()
 }
 
 /// One registered instance, which leaves when this is dropped.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::Agent;
 use crate::backend::{Backend, Event, Scope};
 use crate::directory::{Directory, Inner as DirectoryInner, Service};
+use crate::disk;
 use crate::guard::Guard;
 use crate::hold::{Hold, Holds};
 use crate::memory::Memory;
@@ -307,13 +308,21 @@ impl Builder {
         let connect_timeout = self.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT);
         // An agent guards what it tells.
         let guards = !matches!(url, Url::Agent(_));
+        let folder = self.snapshots.or(snapshots);
         let backend: Arc<dyn Backend> = match url {
-            Url::Memory(name) => Memory::named(&name),
+            Url::Memory(name) => {
+                let memory = Memory::named(&name);
+                if let Some(folder) = &folder {
+                    // The clock may have jumped back since.
+                    memory.rise_above(disk::highest(&folder.join(memory.label())));
+                }
+                memory
+            }
             Url::ZooKeeper(settings) => Arc::new(ZooKeeper::new(*settings)?),
             Url::Agent(settings) => Arc::new(Agent::new(*settings, connect_timeout)?),
         };
         let guard_of_url = || if guard.unwrap_or(guards) { Some(Guard::default()) } else { None };
-        let snapshots = self.snapshots.or(snapshots).map(|folder| folder.join(backend.label()));
+        let snapshots = folder.map(|folder| folder.join(backend.label()));
         match backend.connected((!self.wait).then_some(connect_timeout)).await {
             Err(error) if snapshots.is_some() && error.is_retryable() => {
                 tracing::warn!(%error, "starting from the snapshots on disk, if there are any");

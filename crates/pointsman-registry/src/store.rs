@@ -1,8 +1,8 @@
 //! The one writer of a directory: takes a backend's events, leaves snapshots for the readers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Snapshot, View, ViewWriter};
@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     cells: RwLock<HashMap<Arc<str>, Cell>>,
     /// Rises with every change of any service.
     pub(crate) version: watch::Sender<u64>,
+    /// Which service it was, of the last changes: the one of the newest version is the last.
+    journal: RwLock<VecDeque<Arc<str>>>,
     pub(crate) link: watch::Sender<Link>,
 }
 
@@ -51,31 +53,32 @@ impl Shared {
     pub(crate) fn new(scope: Scope) -> Self {
         let link = Link { loaded: Loaded::Nothing, stale_since: Some(Instant::now()) };
         let (version, link) = (watch::Sender::new(0), watch::Sender::new(link));
-        Self { scope, cells: RwLock::default(), version, link }
+        Self { scope, cells: RwLock::default(), version, journal: RwLock::default(), link }
     }
 
     /// Follows one service, whether it exists or not.
     pub(crate) fn cell(&self, service: &str) -> (View, watch::Receiver<u64>) {
-        let mut cells = self.cells.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
         let cell = cells.entry(service.into()).or_insert_with(|| Cell::new(Snapshot::empty(service)));
         (cell.writer.view(), cell.changed.subscribe())
     }
 
     /// The newest snapshot, without following the service if it does not exist.
     pub(crate) fn snapshot(&self, service: &str) -> Arc<Snapshot> {
-        let cells = self.cells.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
         cells.get(service).map_or_else(|| Arc::new(Snapshot::empty(service)), |cell| cell.writer.load())
     }
 
     /// The newest snapshots of all services that hold anything, in no order.
     pub(crate) fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        let cells = self.cells.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
         cells.values().map(|cell| cell.writer.load()).filter(|snapshot| !snapshot.is_empty()).collect()
     }
 
     fn store(&self, snapshot: Snapshot) {
+        let service = snapshot.service().clone();
         let snapshot = Arc::new(snapshot);
-        let mut cells = self.cells.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
         match cells.get_mut(snapshot.service()) {
             Some(cell) => {
                 cell.writer.store(snapshot.clone());
@@ -86,7 +89,31 @@ impl Shared {
             }
         }
         drop(cells);
+        let mut journal = self.journal.write().unwrap_or_else(PoisonError::into_inner);
+        if journal.len() == JOURNAL {
+            journal.pop_front();
+        }
+        journal.push_back(service);
+        // Under the lock: whoever reads the journal knows which version its last line is of.
         self.version.send_modify(|version| *version += 1);
+    }
+
+    /// The newest snapshots of the services that have changed since a version, or of all; and the version now.
+    pub(crate) fn since(&self, version: Option<u64>) -> (Vec<Arc<Snapshot>>, u64) {
+        let journal = self.journal.read().unwrap_or_else(PoisonError::into_inner);
+        let now = *self.version.borrow();
+        let behind = version.and_then(|version| usize::try_from(now - version).ok());
+        let changed = behind
+            .filter(|behind| *behind <= journal.len())
+            .map(|behind| journal.range(journal.len() - behind..).cloned().collect::<HashSet<Arc<str>>>());
+        drop(journal);
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
+        let snapshots = match changed {
+            Some(changed) => changed.iter().filter_map(|service| Some(cells.get(service)?.writer.load())).collect(),
+            // Too far behind: everything, with what has vanished.
+            None => cells.values().map(|cell| cell.writer.load()).collect(),
+        };
+        (snapshots, now)
     }
 }
 
@@ -113,6 +140,8 @@ struct Held {
     guard: GuardState,
 }
 
+/// So many changes are remembered: whoever is further behind compares everything.
+const JOURNAL: usize = 4096;
 /// Changes that come in quick succession are written to disk together.
 const SAVE_AFTER: Duration = Duration::from_millis(250);
 
@@ -285,6 +314,28 @@ mod tests {
     fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {
         let instances = codes.map(|code| Arc::new(Instance::new(service).code(code.to_string()))).collect();
         disk::save(folder, &[Arc::new(Snapshot::new(service, 7, instances))]);
+    }
+
+    #[tokio::test]
+    async fn who_is_too_far_behind_gets_everything_and_others_what_has_changed() {
+        let shared = Shared::new(Scope::All);
+        let put = |service: &str, code: &str| {
+            shared.store(Snapshot::new(service, 1, vec![Arc::new(Instance::new(service).code(code))]));
+        };
+        let since = |version| {
+            let (snapshots, now) = shared.since(version);
+            let mut names: Vec<_> = snapshots.iter().map(|snapshot| snapshot.service().to_string()).collect();
+            names.sort();
+            (names.join(" "), now)
+        };
+        assert_eq!(since(Some(0)), (String::new(), 0));
+        ["a", "b", "a"].into_iter().for_each(|service| put(service, "x"));
+        assert_eq!(since(Some(1)), ("a b".to_owned(), 3));
+        assert_eq!(since(Some(2)), ("a".to_owned(), 3));
+        (0..JOURNAL).for_each(|_| put("c", "x"));
+        assert_eq!(since(Some(3)).0, "c");
+        assert_eq!(since(Some(2)).0, "a b c", "the journal does not reach back so far");
+        assert_eq!(since(None).0, "a b c");
     }
 
     #[tokio::test]

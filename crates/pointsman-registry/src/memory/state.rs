@@ -40,6 +40,13 @@ impl<R> Default for State<R> {
     }
 }
 
+impl<R> State<R> {
+    /// Counts on from `clock`, if that is higher: terms and revisions rise also over those of a process before this one.
+    pub(crate) fn rise_above(&mut self, clock: u64) {
+        self.clock = self.clock.max(clock);
+    }
+}
+
 impl<R> Default for Service<R> {
     fn default() -> Self {
         Self { members: BTreeMap::new(), overrides: HashMap::new(), revision: 0 }
