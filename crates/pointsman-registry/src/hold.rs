@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::registration::{Command, Registration};
@@ -21,6 +21,10 @@ type Key = (Arc<str>, Arc<str>);
 #[derive(Debug)]
 pub(crate) struct Holder {
     registration: mpsc::WeakUnboundedSender<Command>,
+    /// Who it is, where the same may take over from itself.
+    holder: Option<Arc<str>>,
+    /// Ends the registration's task without deregistering.
+    cut: Arc<Notify>,
     /// Nothing is sent: it is dropped when the code is free again.
     gone: watch::Sender<()>,
 }
@@ -30,19 +34,39 @@ pub(crate) struct Holder {
 pub(crate) struct Hold {
     holds: Holds,
     key: Key,
+    /// Which of the holders it is.
+    cut: Arc<Notify>,
+    /// Whom it takes over from, until it has.
+    before: Option<Holder>,
 }
 
 impl Hold {
     /// Takes the code; waits for it, at most for `patience`, while whoever holds it has ended and is being removed.
-    pub(crate) async fn take(holds: &Holds, registration: &Registration, patience: Duration) -> Result<Self> {
+    pub(crate) async fn take(
+        holds: &Holds,
+        registration: &Registration,
+        holder: Option<&Arc<str>>,
+        patience: Duration,
+    ) -> Result<Self> {
         let (service, code) = (registration.instance().service.clone(), registration.instance().code.clone());
         let deadline = Instant::now() + patience;
+        let (holder, cut) = (holder.cloned(), registration.cut());
+        let new = || Holder {
+            registration: registration.commands(),
+            holder: holder.clone(),
+            cut: cut.clone(),
+            gone: watch::Sender::new(()),
+        };
         loop {
             let mut gone = match lock(holds).entry((service.clone(), code.clone())) {
                 Entry::Vacant(free) => {
                     let key = free.key().clone();
-                    free.insert(Holder { registration: registration.commands(), gone: watch::Sender::new(()) });
-                    return Ok(Self { holds: holds.clone(), key });
+                    free.insert(new());
+                    return Ok(Self { holds: holds.clone(), key, cut, before: None });
+                }
+                Entry::Occupied(mut held) if holder.is_some() && held.get().holder == holder => {
+                    let (key, before) = (held.key().clone(), Some(held.insert(new())));
+                    return Ok(Self { holds: holds.clone(), key, cut, before });
                 }
                 Entry::Occupied(held) if held.get().registration.strong_count() == 0 => held.get().gone.subscribe(),
                 Entry::Occupied(_) => {
@@ -58,9 +82,26 @@ impl Hold {
     }
 }
 
+impl Hold {
+    /// It is registered: whom it takes over from is not needed any more.
+    pub(crate) fn settle(&mut self) {
+        if let Some(before) = self.before.take() {
+            before.cut.notify_one();
+        }
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
-        lock(&self.holds).remove(&self.key);
+        let mut holds = lock(&self.holds);
+        // The same holder may have taken over.
+        if holds.get(&self.key).is_some_and(|holder| Arc::ptr_eq(&holder.cut, &self.cut)) {
+            let lives = |before: &Holder| before.registration.upgrade().is_some_and(|sender| !sender.is_closed());
+            match self.before.take().filter(lives) {
+                Some(before) => holds.insert(self.key.clone(), before),
+                None => holds.remove(&self.key),
+            };
+        }
     }
 }
 

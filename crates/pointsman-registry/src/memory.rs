@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use self::state::{MemberId, State};
 use crate::backend::{Backend, Event, Scope, ServiceState};
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// A registry within one process. Those who connect by the same name share it; with the last of them it is gone.
 pub(crate) struct Memory {
     name: String,
-    state: Mutex<State<Arc<Mutex<Report>>>>,
+    state: Mutex<State<Told>>,
     changed: broadcast::Sender<Arc<str>>,
 }
 
@@ -50,11 +50,11 @@ impl Memory {
     }
 
     /// Carries out one change of a service: tells whose role is another now, and wakes the followers.
-    fn change<T>(&self, service: &Arc<str>, change: impl FnOnce(&mut State<Arc<Mutex<Report>>>) -> T) -> T {
+    fn change<T>(&self, service: &Arc<str>, change: impl FnOnce(&mut State<Told>) -> T) -> T {
         let mut state = lock(&self.state);
         let result = change(&mut state);
-        for (report, role) in state.take_new_roles() {
-            lock(&report).registered(role, None);
+        for (told, role) in state.take_new_roles() {
+            lock(&told.report).registered(role, None);
         }
         drop(state);
         // No follower: nobody to wake.
@@ -79,11 +79,18 @@ impl Backend for Memory {
     }
 
     async fn keep(&self, task: Task) -> End {
-        let Task { instance, mut commands, report } = task;
+        let Task { instance, holder, mut commands, report } = task;
         let (service, code) = (instance.service.clone(), instance.code.clone());
-        let report = Arc::new(Mutex::new(report));
-        let id = match self.change(&service, |state| state.join(instance, report.clone())) {
-            Ok(id) => id,
+        let (report, replaced) = (Arc::new(Mutex::new(report)), Arc::new(Notify::new()));
+        let told = Told { report: report.clone(), replaced: replaced.clone() };
+        let id = match self.change(&service, |state| state.join(instance, holder, told)) {
+            Ok((id, before)) => {
+                if let Some(Told { report, replaced }) = before {
+                    lock(&report).replaced();
+                    replaced.notify_one();
+                }
+                id
+            }
             Err(holder) => {
                 let error = Error::DuplicateCode { service, code, holder };
                 return Arc::into_inner(report).map_or(End::Dropped, |report| {
@@ -93,7 +100,12 @@ impl Backend for Memory {
         };
         // Leaves also when this task is dropped with its runtime.
         let member = Member { memory: self, service, id, report };
-        while let Some(command) = commands.recv().await {
+        loop {
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                () = replaced.notified() => None,
+            };
+            let Some(command) = command else { return End::Dropped };
             match command {
                 Command::Update(instance, reply) => {
                     self.change(&member.service, |state| state.update(&member.service, member.id, *instance));
@@ -107,7 +119,6 @@ impl Backend for Memory {
                 Command::Close(reply) => return End::Closed(reply, Ok(())),
             }
         }
-        End::Dropped
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
@@ -139,6 +150,14 @@ impl Backend for Memory {
     fn label(&self) -> String {
         format!("memory-{}", crate::disk::escaped(&self.name))
     }
+}
+
+/// Who is told what becomes of a member.
+#[derive(Debug, Clone)]
+struct Told {
+    report: Arc<Mutex<Report>>,
+    /// Another registration has taken its place.
+    replaced: Arc<Notify>,
 }
 
 /// Microseconds since 1970: faster than anything changes here.

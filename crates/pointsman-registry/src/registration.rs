@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use pointsman_core::{Instance, Role};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::lease::Lease;
 use crate::{Error, Result};
@@ -17,6 +18,8 @@ pub struct Registration {
     instance: Instance,
     commands: mpsc::UnboundedSender<Command>,
     roles: Roles,
+    /// Ends the backend's task without deregistering.
+    cut: Arc<Notify>,
 }
 
 /// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
@@ -38,6 +41,13 @@ impl Registration {
     #[must_use]
     pub fn role(&self) -> Role {
         self.roles.role()
+    }
+
+    /// Until when the registry is certain to keep the present role, on the monotonic clock: it is extended all the time. `None`
+    /// where there is no limit, or nothing to keep.
+    #[must_use]
+    pub fn held_until(&self) -> Option<Instant> {
+        self.roles.held_until()
     }
 
     /// Why the instance is not registered now, although this registration lives; `None` while it is registered.
@@ -102,6 +112,18 @@ impl Registration {
         self.ask(Command::Close).await
     }
 
+    /// Ends this guard without deregistering: the instance stays registered until the session of this process ends, so that
+    /// whoever takes it over ([`Registry::take_over`](crate::Registry::take_over)) before that leaves no gap. What has no
+    /// session, as over `memory://` and `http://`, is deregistered.
+    pub fn abandon(self) {
+        self.cut.notify_one();
+    }
+
+    /// What ends the backend's task without deregistering.
+    pub(crate) fn cut(&self) -> Arc<Notify> {
+        self.cut.clone()
+    }
+
     /// Whether this registration lives can be asked without keeping it alive: it does while there is a strong sender.
     pub(crate) fn commands(&self) -> mpsc::WeakUnboundedSender<Command> {
         self.commands.downgrade()
@@ -121,6 +143,13 @@ impl Roles {
     #[must_use]
     pub fn role(&self) -> Role {
         self.state.borrow().role_now()
+    }
+
+    /// Until when the role is certain; see [`Registration::held_until`].
+    #[must_use]
+    pub fn held_until(&self) -> Option<Instant> {
+        let state = self.state.borrow();
+        state.lease.as_ref().filter(|_| state.role != Role::Detached).map(Lease::until)
     }
 
     /// Why the instance is not registered now; see [`Registration::trouble`].
@@ -159,6 +188,8 @@ impl Roles {
 pub(crate) struct Task {
     /// What is to be registered. The one input of the backend's state machine.
     pub(crate) instance: Instance,
+    /// Who registers, where the same may take over from itself.
+    pub(crate) holder: Option<Arc<str>>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) report: Report,
 }
@@ -181,6 +212,8 @@ pub(crate) struct Report {
     state: watch::Sender<RoleState>,
     /// Until the first answer: `Registry::register` waits for it.
     first: Option<Reply>,
+    /// What is said when it has ended.
+    last_word: &'static str,
 }
 
 #[derive(Debug, Clone)]
@@ -222,6 +255,12 @@ impl Report {
         }
     }
 
+    /// The same holder has registered again elsewhere: this registration is about to end by itself.
+    pub(crate) fn replaced(&mut self) {
+        self.last_word = "taken over by the same holder elsewhere";
+        self.detached(self.last_word);
+    }
+
     /// The role is about to be given up by us: nobody may hold it by this registration any more, even if the answer to
     /// what is about to be asked of the registry never comes.
     pub(crate) fn step_down(&self, why: &str) {
@@ -246,7 +285,7 @@ impl Report {
 impl Drop for Report {
     fn drop(&mut self) {
         // `Roles` outlive the registration: they must not go on saying master.
-        self.step_down("the registration has ended");
+        self.step_down(self.last_word);
     }
 }
 
@@ -276,13 +315,22 @@ impl End {
 }
 
 /// Both ends of a registration of `instance`, and the answer to wait for.
-pub(crate) fn pair(instance: Instance) -> (Registration, Task, oneshot::Receiver<Result<()>>) {
+pub(crate) fn pair(
+    instance: Instance,
+    holder: Option<Arc<str>>,
+) -> (Registration, Task, oneshot::Receiver<Result<()>>) {
     let (commands, receiver) = mpsc::unbounded_channel();
     let trouble = Some("registering".to_owned());
     let (sender, state) = watch::channel(RoleState { role: Role::Detached, lease: None, trouble });
     let (first, answer) = oneshot::channel();
-    let report =
-        Report { service: instance.service.clone(), code: instance.code.clone(), state: sender, first: Some(first) };
-    let registration = Registration { instance: instance.clone(), commands, roles: Roles { state, told: None } };
-    (registration, Task { instance, commands: receiver, report }, answer)
+    let report = Report {
+        service: instance.service.clone(),
+        code: instance.code.clone(),
+        state: sender,
+        first: Some(first),
+        last_word: "the registration has ended",
+    };
+    let (roles, cut) = (Roles { state, told: None }, Arc::default());
+    let registration = Registration { instance: instance.clone(), commands, roles, cut };
+    (registration, Task { instance, holder, commands: receiver, report }, answer)
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::Agent;
 use crate::backend::{Backend, Event, Scope};
@@ -56,6 +56,7 @@ pub struct Builder {
     guard: Option<Option<Guard>>,
 }
 
+const MAX_HOLDER_BYTES: usize = 128;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events on their way from a backend to a directory's store, before the backend has to wait.
 const EVENTS: usize = 256;
@@ -92,23 +93,61 @@ impl Registry {
     /// [`Error::Refused`] when the registry refuses; [`Error::Unavailable`] when it cannot be reached within the connect
     /// timeout; [`Error::Closed`].
     pub async fn register(&self, instance: Instance) -> Result<Registration> {
+        self.register_for(instance, None).await
+    }
+
+    /// As [`Registry::register`], for `holder`: where the same instance is registered already for the same holder, by this or
+    /// another process, whether that lives or has died a moment ago, its registration is replaced at once, and ends by itself.
+    /// So whoever keeps registrations for others (an agent) can be replaced by another without a gap. A master that is taken
+    /// over stays master, with a higher term.
+    ///
+    /// A holder is 1 to 128 bytes without control characters. It is no secret: it can be read in the registry.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::register`]; [`Error::DuplicateCode`] where the code is registered for another holder, or for none.
+    pub async fn take_over(&self, instance: Instance, holder: &str) -> Result<Registration> {
+        if holder.is_empty() || holder.len() > MAX_HOLDER_BYTES || holder.chars().any(char::is_control) {
+            let step = format!("register {}/{}", instance.service, instance.code);
+            let reason = format!("a holder has 1 to {MAX_HOLDER_BYTES} bytes, none of them a control character");
+            return Err(Error::Refused { step, reason });
+        }
+        self.register_for(instance, Some(holder.into())).await
+    }
+
+    async fn register_for(&self, instance: Instance, holder: Option<Arc<str>>) -> Result<Registration> {
         instance.check()?;
-        let (registration, task, answer) = registration::pair(instance);
-        let hold = Hold::take(&self.inner.holds, &registration, self.inner.connect_timeout).await?;
+        let (registration, task, answer) = registration::pair(instance, holder.clone());
+        let mut hold =
+            Hold::take(&self.inner.holds, &registration, holder.as_ref(), self.inner.connect_timeout).await?;
         self.check_open()?;
         let backend = self.inner.backend.clone();
         let (mut closed, alive) = (self.inner.closed.subscribe(), self.inner.tasks.subscribe());
+        let (cut, (settled, settles)) = (registration.cut(), oneshot::channel::<()>());
         tokio::spawn(async move {
+            let keeping = async {
+                tokio::select! {
+                    biased;
+                    // The registration ends with what the backend's task held.
+                    () = set(&mut closed) => End::Dropped,
+                    () = cut.notified() => End::Dropped,
+                    end = backend.keep(task) => end,
+                }
+            };
+            tokio::pin!(keeping);
             let end = tokio::select! {
-                biased;
-                // The registration ends with what the backend's task held.
-                () = set(&mut closed) => End::Dropped,
-                end = backend.keep(task) => end,
+                end = &mut keeping => end,
+                Ok(()) = settles => {
+                    hold.settle();
+                    keeping.await
+                }
             };
             drop((hold, alive));
             end.tell();
         });
         answer.await.map_err(|_| registry_closed())??;
+        // The task has the other end for as long as there is something to settle.
+        let _ = settled.send(());
         Ok(registration)
     }
 
@@ -191,6 +230,13 @@ impl Registry {
         // First the tasks, then the sessions: a task that has only just begun might need another session.
         self.inner.tasks.closed().await;
         self.inner.backend.close().await;
+    }
+
+    /// Ends this process's part in the registry without closing its sessions: what was [abandoned](Registration::abandon) stays
+    /// registered until they time out. To be called before the process ends: until then, they are kept alive.
+    pub fn abandon(self) {
+        // Deliberately for ever: with the last handle the sessions would be closed.
+        std::mem::forget(self.inner);
     }
 
     fn check_open(&self) -> Result<()> {

@@ -278,6 +278,47 @@ async fn roles_end_with_their_registration(url: String) {
     }
 }
 
+async fn the_same_holder_takes_over_at_once_and_for_good(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = two.discover("s").await.unwrap();
+    let (master, normal) = (Instance::new("s").code("a"), Instance::new("s").code("b"));
+    let mut a = one.take_over(master.clone(), "me").await.unwrap();
+    let mut b = one.take_over(normal.clone(), "you").await.unwrap();
+    let first = term(a.role());
+    let mut again = soon("a again", two.take_over(master.clone().weight(7), "me")).await.unwrap();
+    let role = until_role("still master", &mut again, Role::is_master).await;
+    assert!(term(role) >= first, "terms only rise");
+    let normal_again = soon("b again", two.take_over(normal.weight(8), "you")).await.unwrap();
+    for taken in [&mut a, &mut b] {
+        soon("the end", async { while taken.role_changed().await.is_some() {} }).await;
+        assert_eq!(taken.role(), Role::Detached);
+    }
+    let weights = |s: &Snapshot| s.instances().iter().map(|i| i.weight).collect::<Vec<_>>() == [7, 8];
+    let snapshot = until("both, once", &service, weights).await;
+    assert_eq!(&*snapshot.master().unwrap().code, "a");
+    assert_eq!((again.role(), normal_again.role()), (role, Role::Normal));
+    // Within one registry, too.
+    let mut third = soon("a third time", two.take_over(master, "me")).await.unwrap();
+    let role = until_role("still master", &mut third, Role::is_master).await;
+    assert!(term(role) >= first);
+    soon("the end", async { while again.role_changed().await.is_some() {} }).await;
+    until("weight 1", &service, |s| s.find("a").is_some_and(|i| i.weight == 1)).await;
+    third.close().await.unwrap();
+    until("only b", &service, |s| codes(s) == ["b"]).await;
+}
+
+async fn a_role_says_how_long_it_is_certain(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let mut a = registry.register(Instance::new("s")).await.unwrap();
+    until_role("master", &mut a, Role::is_master).await;
+    if let Some(until) = a.held_until() {
+        assert!(until > tokio::time::Instant::now(), "{until:?}");
+    }
+    let roles = a.roles();
+    a.close().await.unwrap();
+    assert_eq!(roles.held_until(), None);
+}
+
 macro_rules! conformance {
     ($($name:ident)*) => {
         mod memory {
@@ -321,4 +362,6 @@ conformance! {
     several_services_are_followed_and_no_others
     many_instances_come_and_go
     roles_end_with_their_registration
+    the_same_holder_takes_over_at_once_and_for_good
+    a_role_says_how_long_it_is_certain
 }

@@ -51,8 +51,8 @@ impl Ended {
 }
 
 /// Until when the registry is certain to keep the role.
-pub(super) fn held_until(_roles: &Roles) -> Option<Instant> {
-    None
+pub(super) fn held_until(roles: &Roles) -> Option<Instant> {
+    roles.held_until()
 }
 
 impl Keeper {
@@ -86,7 +86,14 @@ impl Keeper {
         // From here on nobody can renew it.
         self.registered.lease.finish();
         lock(&self.registered.roles).take();
-        self.deregister().await;
+        match (&end, self.registration.take()) {
+            // Another agent takes it over before the session of this one ends.
+            (End::Closing, Some(registration)) => registration.abandon(),
+            (_, registration) => {
+                self.registration = registration;
+                self.deregister().await;
+            }
+        }
         // Who has asked meanwhile is told by the end of the channel.
         self.commands.close();
         (self.registered, Ended { status: self.status, end })
@@ -133,7 +140,7 @@ impl Keeper {
     async fn register(&mut self) -> Option<End> {
         let (registry, instance) = (self.registry.clone(), self.instance.clone());
         let holder = self.registered.holder.clone();
-        let registering = async move { take_over(&registry, instance, &holder).await };
+        let registering = async move { registry.take_over(instance, &holder).await };
         tokio::pin!(registering);
         let result = loop {
             tokio::select! {
@@ -244,10 +251,6 @@ impl Keeper {
     fn tell(&self, reason: Option<Arc<str>>) {
         self.status.send_replace(Status { reason, settled: true, ended: None });
     }
-}
-
-async fn take_over(registry: &Registry, instance: Instance, _holder: &str) -> Result<Registration, Error> {
-    registry.register(instance).await
 }
 
 /// Returns when the lease has run out.

@@ -22,10 +22,11 @@ use crate::registration::{Command, End, Reply, Report, Task};
 
 /// Keeps the task's instance registered until its commands end.
 pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, patience: Duration, task: Task) -> End {
-    let Task { instance, commands, report } = task;
+    let Task { instance, holder, commands, report } = task;
+    let holder = holder.map_or_else(|| format!("{:032x}", fastrand::u128(..)), |holder| holder.to_string());
     let keeper = Keeper {
         path: instance_path(&instance.service, &instance.code),
-        holder: format!("{:032x}", fastrand::u128(..)),
+        holder,
         place: agents.current(),
         agents,
         ttl,
@@ -87,7 +88,7 @@ impl Keeper {
             match out {
                 Out::Ending(reply) => return self.end(reply).await,
                 Out::Replaced => {
-                    self.report.detached("taken over by the same holder elsewhere");
+                    self.report.replaced();
                     return End::Dropped;
                 }
                 Out::Refused(error) if self.report.is_first() && !error.is_retryable() => {

@@ -31,6 +31,8 @@ struct Service<R> {
 #[derive(Debug)]
 struct Member<R> {
     instance: Arc<Instance>,
+    /// Who has registered it, where the same may take over from itself.
+    holder: Option<Arc<str>>,
     report: R,
 }
 
@@ -54,12 +56,23 @@ impl<R> Default for Service<R> {
 }
 
 impl<R: Clone> State<R> {
-    /// Adds an instance, as master if there is none. `Err` names who has the code already.
-    pub(crate) fn join(&mut self, mut instance: Instance, report: R) -> Result<MemberId, String> {
+    /// Adds an instance, as master if there is none; in the place of one that the same holder has registered, whose report is
+    /// returned. `Err` names who has the code already.
+    pub(crate) fn join(
+        &mut self,
+        mut instance: Instance,
+        holder: Option<Arc<str>>,
+        report: R,
+    ) -> Result<(MemberId, Option<R>), String> {
         let service = self.services.entry(instance.service.clone()).or_default();
-        if let Some(holder) = service.members.values().find(|member| member.instance.code == instance.code) {
-            let address = holder.instance.address.as_deref().unwrap_or("no address");
-            return Err(format!("an instance of this process ({address})"));
+        let mut before = None;
+        if let Some((id, there)) = service.members.iter().find(|(_, member)| member.instance.code == instance.code) {
+            if holder.is_none() || there.holder != holder {
+                let address = there.instance.address.as_deref().unwrap_or("no address");
+                return Err(format!("an instance of this process ({address})"));
+            }
+            let id = *id;
+            before = service.members.remove(&id).map(|member| member.report);
         }
         self.clock += 1;
         let id = MemberId(self.clock);
@@ -67,16 +80,18 @@ impl<R: Clone> State<R> {
         instance.role = if has_master { Role::Normal } else { Role::Master(Term(self.clock)) };
         self.new_roles.push((report.clone(), instance.role));
         service.revision = self.clock;
-        service.members.insert(id, Member { instance: Arc::new(instance), report });
-        Ok(id)
+        service.members.insert(id, Member { instance: Arc::new(instance), holder, report });
+        Ok((id, before))
     }
 
     /// Removes an instance. If it was master, the one that has been registered for the longest takes over.
     pub(crate) fn leave(&mut self, service: &str, id: MemberId) {
         let Some(service) = self.services.get_mut(service) else { return };
+        // Another may have taken its place.
+        let Some(member) = service.members.remove(&id) else { return };
         self.clock += 1;
         service.revision = self.clock;
-        if service.members.remove(&id).is_some_and(|member| member.instance.role.is_master()) {
+        if member.instance.role.is_master() {
             self.new_roles.extend(service.promote(self.clock));
         }
     }
@@ -180,7 +195,7 @@ mod tests {
             let mut highest = 0;
             for (step, which) in steps {
                 match step {
-                    0 | 1 => members.push(state.join(Instance::new("s"), ()).unwrap()),
+                    0 | 1 => members.push(state.join(Instance::new("s"), None, ()).unwrap().0),
                     2 if !members.is_empty() => state.leave("s", members.swap_remove(which % members.len())),
                     3 if !members.is_empty() => { state.resign("s", members[which % members.len()]); }
                     _ => {}

@@ -32,14 +32,15 @@ pub(super) async fn keep(
     patience: Option<Duration>,
     task: Task,
 ) -> End {
-    let Task { instance, commands, report } = task;
+    let Task { instance, holder, commands, report } = task;
     let keeper = Keeper {
         path: layout.service(&instance.service),
         acl: settings.acl,
         session_timeout: settings.session_timeout,
         // What nobody else can have need not be looked for, until a create may have been carried out unseen.
-        must_look: !instance.has_generated_code(),
+        must_look: !instance.has_generated_code() || holder.is_some(),
         instance,
+        holder: holder.as_deref().map(str::to_owned),
         link,
         commands,
         report,
@@ -65,6 +66,8 @@ struct Keeper {
     session_timeout: Duration,
     /// What is to be registered.
     instance: Instance,
+    /// Who registers it, where that matters.
+    holder: Option<String>,
     link: watch::Receiver<Link>,
     commands: mpsc::UnboundedReceiver<Command>,
     report: Report,
@@ -95,6 +98,8 @@ enum Out {
     Disconnected,
     /// The own node is gone: register again.
     Gone(&'static str),
+    /// The same holder has registered by another session: for good.
+    Replaced,
     /// The registration is to end.
     Ending,
     /// Something went wrong.
@@ -142,10 +147,16 @@ impl Keeper {
                         self.pause(backoff.next(), &session).await;
                     }
                 },
+                Out::Replaced => {
+                    self.report.replaced();
+                    return End::Dropped;
+                }
                 Out::Disconnected => self.report.detached("connection to the registry lost"),
                 Out::Gone(why) => {
                     self.report.detached(why);
                     self.place = None;
+                    // It may be the same holder that has taken it over.
+                    self.must_look |= self.holder.is_some();
                     // Back at once; but not in a race with somebody who keeps deleting.
                     if self.created_at.is_some_and(|at| at.elapsed() < RETRY_DELAY) {
                         self.pause(RETRY_DELAY, &session).await;
@@ -287,11 +298,11 @@ impl Keeper {
     }
 
     fn data(&self) -> Vec<u8> {
-        wire::encode(&self.instance, self.session_timeout)
+        wire::encode(&self.instance, self.session_timeout, self.holder.as_deref())
     }
 
     fn check_size(&self, instance: &Instance) -> Result<(), Error> {
-        let bytes = wire::encode(instance, self.session_timeout).len();
+        let bytes = wire::encode(instance, self.session_timeout, self.holder.as_deref()).len();
         if bytes <= MAX_BYTES {
             return Ok(());
         }

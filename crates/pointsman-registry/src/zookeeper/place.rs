@@ -37,7 +37,9 @@ impl Place {
 pub(super) struct Found {
     pub(super) place: Place,
     /// For messages: who it is.
-    pub(super) holder: String,
+    pub(super) who: String,
+    /// Who has registered it, where it says so.
+    pub(super) holder: Option<String>,
     pub(super) session_timeout: Option<Duration>,
 }
 
@@ -150,7 +152,7 @@ impl Folder<'_> {
         }
     }
 
-    /// Whether a place is still ours.
+    /// Whether a place is still what it was: ours, or whoever's it is.
     async fn is_ours(&self, place: &Place) -> Result<bool, Fault> {
         let path = self.at(&place.name);
         let stat = self.session.run(|| format!("look at {path}"), self.session.client.check_stat(&path)).await?;
@@ -197,15 +199,34 @@ impl Folder<'_> {
             .add_delete(&self.at(MASTER), None)
             .and_then(|()| writer.add_create(&normal_prefix(self.path), data, &sequential));
         match self.commit(built.map(|()| writer), "resign from").await? {
-            Ok(results) => {
-                let path = results.iter().find_map(|result| match result {
-                    MultiWriteResult::Create { path, .. } => path.rsplit('/').next().map(str::to_owned),
-                    _ => None,
-                });
-                Ok(Some(self.created(&results, path.unwrap_or_default()).await?))
-            }
+            Ok(results) => Ok(Some(self.created_somewhere(&results).await?)),
             Err(MultiWriteError::OperationFailed { source: ZkError::NoNode, .. }) => Ok(None),
             Err(error) => Err(self.failed("resign from", error)),
+        }
+    }
+
+    /// Puts an own node in the place of another session's, in one transaction. `None` if that is not there any more.
+    ///
+    /// `master` has the same name whoever it is: should the other session end just now, and a successor become master between the
+    /// look and the transaction, then it is the successor's node that is replaced. That costs a change of the master and
+    /// nothing else: the term rises all the same, and the successor finds its node gone, and registers again.
+    pub(super) async fn replace(&self, other: &Place, data: &[u8]) -> Result<Option<Place>, Fault> {
+        if !self.is_ours(other).await? {
+            return Ok(None);
+        }
+        let is_master = other.name == MASTER;
+        let (path, mode) = if is_master {
+            (self.at(MASTER), CreateMode::Ephemeral)
+        } else {
+            (normal_prefix(self.path), CreateMode::EphemeralSequential)
+        };
+        let mode = options(mode, self.acl);
+        let mut writer = self.session.client.new_multi_writer();
+        let built = writer.add_delete(&self.at(&other.name), None).and_then(|()| writer.add_create(&path, data, &mode));
+        match self.commit(built.map(|()| writer), "take over a place in").await? {
+            Ok(results) => Ok(Some(self.created_somewhere(&results).await?)),
+            Err(MultiWriteError::OperationFailed { source: ZkError::NoNode | ZkError::NodeExists, .. }) => Ok(None),
+            Err(error) => Err(self.failed("take over a place in", error)),
         }
     }
 
@@ -223,6 +244,15 @@ impl Folder<'_> {
 
     fn failed(&self, what: &str, error: MultiWriteError) -> Fault {
         Fault::new(format!("{what} {}", self.path), error.into())
+    }
+
+    /// The place that a transaction has made, under a name that the server has chosen.
+    async fn created_somewhere(&self, results: &[MultiWriteResult]) -> Result<Place, Fault> {
+        let name = results.iter().find_map(|result| match result {
+            MultiWriteResult::Create { path, .. } => path.rsplit('/').next().map(str::to_owned),
+            _ => None,
+        });
+        self.created(results, name.unwrap_or_default()).await
     }
 
     /// The place that a transaction has made. Its stat is not in every server's reply (ZOOKEEPER-4026), so it may have
@@ -268,7 +298,8 @@ impl Folder<'_> {
                 let owner = stat.ephemeral_owner;
                 found.push(Found {
                     place: Place { session: owner, name: name.clone(), czxid: stat.czxid },
-                    holder: format!("{address} (node {}, session {owner:#x})", self.at(name)),
+                    who: format!("{address} (node {}, session {owner:#x})", self.at(name)),
+                    holder: parsed.holder,
                     session_timeout: parsed.session_timeout,
                 });
             }

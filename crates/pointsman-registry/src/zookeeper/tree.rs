@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn data(code: &str, weight: u32) -> Vec<u8> {
-        wire::encode(&Instance::new("s").code(code).weight(weight), std::time::Duration::from_secs(1))
+        wire::encode(&Instance::new("s").code(code).weight(weight), std::time::Duration::from_secs(1), None)
     }
 
     fn list(tree: &Tree) -> Vec<String> {

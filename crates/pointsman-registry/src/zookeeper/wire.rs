@@ -44,6 +44,9 @@ struct Extension {
     /// How long the node can outlive its process: who finds the own code taken waits for that long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     session_timeout_ms: Option<u64>,
+    /// Who has registered it, where that is said: the same may register it again by another session, and so replace it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    holder: Option<String>,
 }
 
 /// What a node says.
@@ -53,10 +56,11 @@ pub(super) struct Parsed {
     /// What had to be changed to make sense of it.
     pub(super) clamped: Option<String>,
     pub(super) session_timeout: Option<Duration>,
+    pub(super) holder: Option<String>,
 }
 
 /// Writes what a node is to say.
-pub(super) fn encode(instance: &Instance, session_timeout: Duration) -> Vec<u8> {
+pub(super) fn encode(instance: &Instance, session_timeout: Duration, holder: Option<&str>) -> Vec<u8> {
     let (host, port) = instance.address.as_deref().and_then(|address| address.rsplit_once(':')).unwrap_or(("", "0"));
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let node = Node {
@@ -69,6 +73,7 @@ pub(super) fn encode(instance: &Instance, session_timeout: Duration) -> Vec<u8> 
         pointsman: Some(Extension {
             tags: instance.tags.clone(),
             session_timeout_ms: u64::try_from(session_timeout.as_millis()).ok(),
+            holder: holder.map(str::to_owned),
         }),
     };
     // Strings and numbers under string keys: there is nothing in it that JSON cannot say.
@@ -105,7 +110,7 @@ pub(super) fn decode(service: &Arc<str>, data: &[u8]) -> Result<Parsed, String> 
     instance.address = address;
     instance.tags = extension.tags;
     let session_timeout = extension.session_timeout_ms.map(Duration::from_millis);
-    Ok(Parsed { instance, clamped, session_timeout })
+    Ok(Parsed { instance, clamped, session_timeout, holder: extension.holder })
 }
 
 fn address(host: &str, port: i64) -> Result<Option<Arc<str>>, String> {
@@ -141,7 +146,7 @@ mod tests {
     #[test]
     fn what_go_reads_is_written_in_its_order_and_without_secrets() {
         let instance = Instance::new("s").address("127.0.0.1:50001").code("code-a");
-        let text = String::from_utf8(encode(&instance, Duration::from_secs(10))).unwrap();
+        let text = String::from_utf8(encode(&instance, Duration::from_secs(10), None)).unwrap();
         assert!(text.starts_with(FOREIGN.trim_end_matches('}')), "{text}");
     }
 
@@ -183,7 +188,8 @@ mod tests {
                                    host in "[a-z0-9.-]{1,20}|\\[::1\\]", tags in any::<BTreeMap<String, String>>()) {
             let mut instance = Instance::new("s").code(code).address(format!("{host}:{port}")).weight(weight);
             instance.tags = tags;
-            let parsed = decode(&"s".into(), &encode(&instance, Duration::from_secs(4))).unwrap();
+            let parsed = decode(&"s".into(), &encode(&instance, Duration::from_secs(4), Some("h"))).unwrap();
+            prop_assert_eq!(parsed.holder.as_deref(), Some("h"));
             prop_assert_eq!(parsed.instance, instance);
             prop_assert_eq!(parsed.session_timeout, Some(Duration::from_secs(4)));
         }

@@ -24,6 +24,15 @@ impl Keeper {
             for ghost in ghosts.iter().filter(|ghost| ghost.place.name != MASTER) {
                 folder.delete(&ghost.place.name).await?;
             }
+            let (mates, strangers): (Vec<Found>, Vec<Found>) =
+                strangers.into_iter().partition(|found| found.holder.is_some() && found.holder == self.holder);
+            if let Some(mate) = mates.into_iter().max_by_key(|mate| mate.place.czxid) {
+                if let Some(place) = self.meet(folder, own, &mate).await? {
+                    self.must_look = false;
+                    return Ok(Some(place));
+                }
+                continue;
+            }
             // A stranger that came later than ours is the one to give way.
             let oldest_own = own.iter().map(|found| found.place.czxid).min().unwrap_or(i64::MAX);
             if let Some(stranger) = strangers.into_iter().find(|stranger| stranger.place.czxid < oldest_own) {
@@ -43,6 +52,21 @@ impl Keeper {
             return Ok(first.map(|found| found.place));
         }
         Ok(None)
+    }
+
+    /// The same holder has registered it by another session. Whoever comes takes over; whoever has been registered already was
+    /// taken over from, and gives way: so two that live never fight. `None` if everything is to be looked at again.
+    async fn meet(&mut self, folder: &Folder<'_>, own: Vec<Found>, mate: &Found) -> Result<Option<Place>, Out> {
+        for found in own {
+            folder.delete(&found.place.name).await?;
+        }
+        if !self.report.is_first() {
+            return Err(Out::Replaced);
+        }
+        let Instance { service, code, .. } = &self.instance;
+        tracing::info!(%service, %code, from = mate.who, "taken over from the same holder");
+        self.sessions.insert(folder.session.id());
+        Ok(folder.replace(&mate.place, &self.data()).await?)
     }
 
     /// Waits until a stranger's node is gone: it may be of a process that died a moment ago, perhaps of our own
@@ -77,7 +101,7 @@ impl Keeper {
         }
         self.outwaiting = None;
         let Instance { service, code, .. } = &self.instance;
-        let holder = stranger.holder;
+        let holder = stranger.who;
         Err(Out::Failed(Error::DuplicateCode { service: service.clone(), code: code.clone(), holder }))
     }
 
