@@ -1,0 +1,8 @@
+//! The agent's API, asked over real sockets: what `docs/agent.md` promises, and what happens in bad weather.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod find;
+mod register;

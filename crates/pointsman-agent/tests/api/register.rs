@@ -1,0 +1,296 @@
+//! Registering: by a lease, by a connection, with a check.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use crate::support::client::request;
+use crate::support::{Client, Server, registry, soon, until};
+
+const A: &str = "/v1/services/s/instances/a";
+
+#[tokio::test]
+async fn a_lease_is_registered_renewed_updated_and_ended() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let body = r#"{"address":"10.0.1.7:8080","weight":3,"tags":{"zone":"eu-1"},"ttl":"20s"}"#;
+    let new = client.ask("PUT", A, body).await;
+    assert_eq!(new.status, 201);
+    let (role, expires) = (new.json(), new.json()["expires_in_ms"].as_u64().unwrap());
+    assert_eq!(role["role"], "master");
+    assert!(role["term"].as_u64().unwrap() > 0);
+    assert!((15_000..=20_000).contains(&expires), "{expires}");
+    // A renewal changes nothing else.
+    let renewed = client.ask("PUT", A, "").await;
+    assert_eq!((renewed.status, &renewed.json()["term"]), (200, &role["term"]));
+    server.until_codes("s", &["a"]).await;
+    let listed = &server.json("/v1/services/s/instances").await[0];
+    let wanted = json!({"service":"s","code":"a","address":"10.0.1.7:8080","weight":3,"role":"master","term":role["term"],
+        "tags":{"zone":"eu-1"},"status":"passing"});
+    assert_eq!(*listed, wanted);
+    // An update is what the body says, whole; the default lease is 10s.
+    let updated = client.ask("PUT", A, r#"{"address":"10.0.1.8:80"}"#).await;
+    assert_eq!((updated.status, &updated.json()["term"]), (200, &role["term"]));
+    until("the update is listed", async || {
+        let listed = server.json("/v1/services/s/instances").await[0].clone();
+        (listed["address"] == "10.0.1.8:80" && listed["weight"] == 1 && listed["tags"] == json!({})).then_some(())
+    })
+    .await;
+    assert_eq!(client.ask("DELETE", A, "").await.status, 204);
+    client.ask("DELETE", A, "").await.is_problem(404, "not-registered");
+    let detail = client.ask("PUT", A, "").await.is_problem(404, "not-registered");
+    assert!(detail.contains("register again"), "{detail}");
+    server.until_codes("s", &[]).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_ends_and_says_so() {
+    let server = Server::start().await;
+    let mut watcher = server.watch("/v1/services/s/watch").await;
+    watcher.event_named("snapshot").await;
+    let answer = server.ask("PUT", A, r#"{"ttl":"1s"}"#).await;
+    assert!(answer.json()["expires_in_ms"].as_u64().unwrap() <= 1000);
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    assert_eq!(roles.event_named("role").await.data["role"], "master");
+    assert_eq!(roles.event_named("end").await.data, json!({"reason":"expired"}));
+    assert_eq!(roles.next_event().await, None);
+    watcher.until_event("put").await;
+    assert_eq!(watcher.until_event("delete").await.data["instance"]["code"], "a");
+    let detail = server.ask("PUT", A, "").await.is_problem(404, "not-registered");
+    assert!(detail.contains("register again, with a body"), "{detail}");
+    assert_eq!(server.ask("PUT", A, "{}").await.status, 201);
+}
+
+#[tokio::test]
+async fn a_renewal_in_time_keeps_the_lease() {
+    let server = Server::start().await;
+    assert_eq!(server.ask("PUT", A, r#"{"ttl":"1s"}"#).await.status, 201);
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    roles.event_named("role").await;
+    let mut client = server.client().await;
+    // Three leases long: without the renewals it would have ended.
+    for _ in 0..15 {
+        assert!(roles.is_silent(Duration::from_millis(200)).await);
+        assert_eq!(client.ask("PUT", A, "").await.status, 200);
+    }
+    roles.event_named("end").await;
+}
+
+#[tokio::test]
+async fn who_holds_is_told_its_role_and_hands_over_by_vanishing() {
+    let server = Server::start().await;
+    let mut first = server.stream("POST", &format!("{A}/hold"), "").await;
+    let event = first.event_named("role").await;
+    assert_eq!(event.data["role"], "master");
+    assert_eq!(event.data.get("expires_in_ms"), None, "it lasts as long as the connection");
+    let mut second = server.stream("POST", "/v1/services/s/instances/b/hold", r#"{"weight":2}"#).await;
+    assert_eq!(second.event_named("role").await.data, json!({"role":"normal"}));
+    server.until_codes("s", &["a", "b"]).await;
+    let mut watcher = server.watch("/v1/services/s/watch").await;
+    watcher.event_named("snapshot").await;
+    let vanished = std::time::Instant::now();
+    drop(first);
+    assert_eq!(watcher.until_event("delete").await.data["instance"]["code"], "a");
+    assert!(vanished.elapsed() < Duration::from_millis(500), "{:?}", vanished.elapsed());
+    let master = second.event_named("role").await.data;
+    assert_eq!(master["role"], "master");
+    assert!(master["term"].as_u64() > event.data["term"].as_u64());
+}
+
+#[tokio::test]
+async fn a_reset_connection_ends_what_it_holds() {
+    let server = Server::start().await;
+    let mut watcher = server.watch("/v1/services/s/watch").await;
+    watcher.event_named("snapshot").await;
+    let socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let reset = socket2::SockRef::from(&socket).try_clone().unwrap();
+    let mut holder = Client::over(socket);
+    holder.open("POST", &format!("{A}/hold"), &[], "").await;
+    watcher.until_event("put").await;
+    // With this, closing is a reset.
+    reset.set_linger(Some(Duration::ZERO)).unwrap();
+    drop((holder, reset));
+    watcher.until_event("delete").await;
+    assert_eq!(server.metric("pointsman_registrations"), 0);
+}
+
+#[tokio::test]
+async fn a_held_registration_with_a_lease_must_be_renewed() {
+    let server = Server::start().await;
+    let mut held = server.stream("POST", &format!("{A}/hold"), r#"{"ttl":"1s","holder":"me"}"#).await;
+    assert!(held.event_named("role").await.data["expires_in_ms"].as_u64().unwrap() <= 1000);
+    for _ in 0..6 {
+        assert!(held.is_silent(Duration::from_millis(250)).await);
+        assert_eq!(server.ask("PUT", A, "").await.status, 200);
+    }
+    assert_eq!(held.event_named("end").await.data["reason"], "expired");
+    server.until_codes("s", &[]).await;
+}
+
+#[tokio::test]
+async fn deregistering_ends_the_stream_of_who_holds() {
+    let server = Server::start().await;
+    let mut held = server.stream("POST", &format!("{A}/hold"), "").await;
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    held.event_named("role").await;
+    roles.event_named("role").await;
+    assert_eq!(server.ask("DELETE", A, "").await.status, 204);
+    for stream in [&mut held, &mut roles] {
+        assert_eq!(stream.event_named("end").await.data["reason"], "deregistered");
+        assert_eq!(stream.next_event().await, None);
+    }
+    server.get(&format!("{A}/role")).await.is_problem(404, "not-registered");
+}
+
+#[tokio::test]
+async fn the_same_holder_takes_over_without_a_gap() {
+    let server = Server::start().await;
+    let hold = format!("{A}/hold");
+    let mut old = server.stream("POST", &hold, r#"{"holder":"me"}"#).await;
+    let term = old.event_named("role").await.data["term"].clone();
+    server.until_codes("s", &["a"]).await;
+    let mut watcher = server.watch("/v1/services/s/watch").await;
+    watcher.event_named("snapshot").await;
+    watcher.event_named("freshness").await;
+    let mut new = server.stream("POST", &hold, r#"{"holder":"me","weight":7}"#).await;
+    assert_eq!(old.event_named("end").await.data["reason"], "replaced");
+    assert_eq!(old.next_event().await, None);
+    drop(old);
+    assert_eq!(new.event_named("role").await.data["term"], term, "it has stayed master");
+    let put = watcher.event_named("put").await;
+    assert_eq!((&put.data["instance"]["weight"], &put.data["before"]["weight"]), (&json!(7), &json!(1)));
+    // Another holder may not; nor somebody who does not say who it is.
+    for body in [r#"{"holder":"you"}"#, "", "{}"] {
+        server.ask("POST", &hold, body).await.is_problem(409, "duplicate-code");
+    }
+    server.ask("PUT", A, r#"{"holder":"you"}"#).await.is_problem(409, "duplicate-code");
+    assert!(watcher.is_silent(Duration::from_millis(100)).await, "those who were refused have changed nothing");
+    drop(new);
+    watcher.event_named("delete").await;
+}
+
+#[tokio::test]
+async fn a_code_that_lives_elsewhere_is_refused() {
+    let registry = registry().await;
+    let server = Server::start_over(registry.clone(), |_| {}).await;
+    let _there = registry.register(pointsman_core::Instance::new("s").code("a")).await.unwrap();
+    for (method, path) in [("PUT", A), ("POST", "/v1/services/s/instances/a/hold")] {
+        server.ask(method, path, "{}").await.is_problem(409, "duplicate-code");
+    }
+    assert_eq!(server.metric("pointsman_registrations"), 0, "nothing is left of the attempts");
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_in_the_middle_leaves_nothing() {
+    let server = Server::start().await;
+    for number in 0..50 {
+        let mut client = server.client().await;
+        client.send(&request("POST", &format!("/v1/services/s/instances/{number}/hold"), &[], b"{}")).await;
+    }
+    // They are accepted in their order: those before this one have come, and go.
+    assert_eq!(server.get("/livez").await.status, 200);
+    server.until_metric("pointsman_agent_connections", 0).await;
+    server.until_metric("pointsman_registrations", 0).await;
+    server.until_codes("s", &[]).await;
+    server.until_metric("pointsman_agent_watchers", 0).await;
+}
+
+#[tokio::test]
+async fn mastership_is_handed_over_on_request() {
+    let server = Server::start().await;
+    server.put("s", "a").await;
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    assert_eq!(roles.event_named("role").await.data["role"], "master");
+    server.put("s", "b").await;
+    server.ask("POST", "/v1/services/s/instances/b/resign", "").await.is_problem(409, "not-master");
+    assert_eq!(server.ask("POST", &format!("{A}/resign"), "").await.status, 204);
+    until("a is normal", async || (roles.event_named("role").await.data["role"] == "normal").then_some(())).await;
+    server.ask("POST", "/v1/services/s/instances/c/resign", "").await.is_problem(404, "not-registered");
+}
+
+/// Answers each connection with a status that can be changed.
+async fn health(status: tokio::sync::watch::Receiver<u16>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let answer = format!("HTTP/1.1 {} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", *status.borrow());
+            tokio::spawn(async move {
+                let mut head = [0; 1024];
+                let _ = socket.read(&mut head).await;
+                let _ = socket.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn it_is_registered_only_while_its_check_passes() {
+    let server = Server::start().await;
+    let (set, status) = tokio::sync::watch::channel(500);
+    let address = health(status).await;
+    let probe = json!({"probe":format!("http://{address}/health"),"interval":"100ms","timeout":"5s","fall":1});
+    let body = json!({"ttl":"1h","check":probe}).to_string();
+    let answer = server.ask("PUT", A, &body).await;
+    assert_eq!((answer.status, &answer.json()["role"]), (201, &json!("detached")));
+    assert!(answer.json()["reason"].as_str().unwrap().starts_with("the check fails"), "{}", answer.text());
+    assert_eq!(server.codes("s").await, [""; 0]);
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    assert_eq!(roles.event_named("role").await.data["role"], "detached");
+    for _ in 0..2 {
+        set.send_replace(204);
+        until("registered", async || (roles.event_named("role").await.data["role"] == "master").then_some(())).await;
+        server.until_codes("s", &["a"]).await;
+        set.send_replace(503);
+        let detached = soon("detached", roles.until_event("role")).await.data;
+        assert_eq!(detached["role"], "detached");
+        assert!(detached["reason"].as_str().unwrap().contains("503"), "{detached}");
+        server.until_codes("s", &[]).await;
+        assert_eq!(server.metric("pointsman_registrations_detached"), 1);
+    }
+    // An update without a check ends the check.
+    assert_eq!(server.ask("PUT", A, r#"{"ttl":"1h"}"#).await.status, 200);
+    server.until_codes("s", &["a"]).await;
+}
+
+#[tokio::test]
+async fn a_tcp_check_asks_whether_somebody_listens() {
+    let server = Server::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let body = json!({"address":address.to_string(),"check":{"probe":"tcp","interval":"100ms","fall":2}}).to_string();
+    let mut held = server.stream("POST", &format!("{A}/hold"), &body).await;
+    let role = async |held: &mut Client, wanted: &str| -> Value {
+        until(wanted, async || Some(held.event_named("role").await.data).filter(|data| data["role"] == wanted)).await
+    };
+    role(&mut held, "master").await;
+    drop(listener);
+    role(&mut held, "detached").await;
+    server.until_codes("s", &[]).await;
+    let _again = TcpListener::bind(address).await.unwrap();
+    role(&mut held, "master").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_closes_says_so_to_who_holds() {
+    let server = Server::start().await;
+    let mut held = server.stream("POST", &format!("{A}/hold"), "").await;
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    let mut watching = server.watch("/v1/services/s/watch").await;
+    held.event_named("role").await;
+    roles.event_named("role").await;
+    watching.until_event("freshness").await;
+    let mut idle = server.client().await;
+    assert_eq!(idle.ask("GET", "/livez", "").await.status, 200);
+    soon("closed", server.agent.close()).await;
+    for stream in [&mut held, &mut roles] {
+        assert_eq!(stream.event_named("end").await.data, json!({"reason":"closing"}));
+        assert_eq!(stream.next_event().await, None);
+    }
+    while watching.next_event().await.is_some() {}
+    assert_eq!(idle.rest().await, b"");
+    assert!(tokio::net::TcpStream::connect(server.address).await.is_err());
+}
