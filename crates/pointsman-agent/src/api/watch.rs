@@ -61,17 +61,19 @@ pub(super) async fn service(
 /// One answer, when something has happened after a revision, or after a while.
 async fn poll(topic: &Topic, after: Option<u64>, wait: Duration, mut closing: watch::Receiver<bool>) -> Response {
     let mut revision = topic.revision();
-    let known = after.map(|after| (after, topic.after(after)));
-    if let Some((after, Some(groups))) = &known
+    // 0 stands for nothing: it is answered with everything, as soon as there is anything.
+    let is_there = |after: u64| after > 0 || *topic.revision().borrow() == 0;
+    let known = |after: u64| topic.after(after).filter(|_| is_there(after)).map(|groups| (after, groups));
+    if let Some((after, groups)) = after.and_then(known)
         && groups.is_empty()
     {
         tokio::select! {
-            _ = revision.wait_for(|revision| revision != after) => {}
+            _ = revision.wait_for(|revision| *revision != after) => {}
             () = tokio::time::sleep(wait) => {}
             () = is_closing(&mut closing) => {}
         }
     }
-    let (revision, events) = match after.and_then(|after| Some((after, topic.after(after)?))) {
+    let (revision, events) = match after.and_then(known) {
         Some((after, groups)) => {
             let revision = groups.last().map_or(after, |(revision, _)| *revision);
             let events: Vec<&[u8]> = groups.iter().map(|(_, group)| &group.json[..]).collect();
