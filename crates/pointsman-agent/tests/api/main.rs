@@ -5,4 +5,6 @@
 mod support;
 
 mod find;
+mod pick;
 mod register;
+mod watch;
