@@ -25,8 +25,6 @@ use tower::Service as _;
 use crate::State;
 use crate::problem::Problem;
 
-/// Whoever asks must have asked within this time; and a connection on which nothing is asked is closed after it.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A TLS handshake takes at most this long.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// What a client neither acknowledges nor takes in for so long, it never will.
@@ -108,7 +106,7 @@ async fn talk_in_secret(
     router: Router,
     state: &Arc<State>,
 ) {
-    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+    match tokio::time::timeout(HANDSHAKE.min(state.limits.head_time), acceptor.accept(stream)).await {
         Ok(Ok(stream)) => serve(stream, peer, router, state).await,
         Ok(Err(error)) => {
             state.metrics.handshake_failures.inc();
@@ -155,7 +153,11 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, ro
     // In a box, which goes with the answer's head: what answers is large, and a stream may last for days.
     let service = service_fn(|request| Box::pin(respond(request, peer, router.clone(), state.clone())));
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD).max_headers(HEADERS);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(state.limits.head_time)
+        .max_buf_size(HEAD)
+        .max_headers(HEADERS);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut closing = state.closing.subscribe();
     let result = tokio::select! {

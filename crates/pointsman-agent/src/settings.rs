@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use subtle::ConstantTimeEq as _;
 
@@ -53,11 +54,24 @@ pub struct Limits {
     pub claims: usize,
     /// Bytes of a request's body. Default 256 KiB.
     pub body: usize,
+    /// The head of a request has to be there within this time; and a connection on which nothing is asked is closed after it.
+    /// Default 30 s.
+    pub head_time: Duration,
+    /// The body of a request has to be there within this time. Default 10 s.
+    pub body_time: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 20_000, watchers: 15_000, registrations: 100_000, claims: 100_000, body: 256 << 10 }
+        Self {
+            connections: 20_000,
+            watchers: 15_000,
+            registrations: 100_000,
+            claims: 100_000,
+            body: 256 << 10,
+            head_time: Duration::from_secs(30),
+            body_time: Duration::from_secs(10),
+        }
     }
 }
 

@@ -16,9 +16,7 @@ use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::problem::{Kind, Problem};
-
-/// A body has to be there within this time.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::settings::Limits;
 
 /// The service of the path.
 pub(super) struct OfService(pub(super) String);
@@ -157,14 +155,15 @@ pub(super) fn short(text: &str) -> String {
 }
 
 /// Reads a body whole.
-pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
-    match tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect()).await {
+pub(super) async fn read(body: Body, limits: &Limits) -> Result<Bytes, Problem> {
+    let (limit, time) = (limits.body, limits.body_time);
+    match tokio::time::timeout(time, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(Problem::new(Kind::TooLarge, format!("the body has more than {limit} bytes")))
         }
         Ok(Err(error)) => Err(Problem::bad(format!("the body: {error}"))),
-        Err(_) => Err(Problem::new(Kind::RequestTimeout, format!("the body was not there after {PATIENCE:?}"))),
+        Err(_) => Err(Problem::new(Kind::RequestTimeout, format!("the body was not there after {time:?}"))),
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn weight(
     body: Body,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
-    let Weight { weight } = parse(&headers, &read(body, state.limits.body).await?)?;
+    let Weight { weight } = parse(&headers, &read(body, &state.limits).await?)?;
     state.registry.set_weight(&service, &code, weight).await?;
     let detail = weight.map_or("the registered weight counts again".to_owned(), |weight| format!("weight {weight}"));
     note(&state, actor, peer, "weight", &service, &code, &detail);
@@ -92,7 +92,7 @@ pub(super) async fn check_term(
     body: Body,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
-    let Check { term } = parse(&headers, &read(body, state.limits.body).await?)?;
+    let Check { term } = parse(&headers, &read(body, &state.limits).await?)?;
     let highest = state.terms.check(&state.feed, &service, Term(term))?;
     Ok(super::json(StatusCode::OK, &json!({ "term": term, "highest": highest.0 })))
 }

@@ -116,7 +116,7 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     Query::read(&uri, &[], None)?;
-    let body = read(body, state.limits.body).await?;
+    let body = read(body, &state.limits).await?;
     if body.is_empty() {
         let registered = state.registrations.find(&service, &code)?;
         registered.renew()?;
@@ -167,7 +167,7 @@ pub(super) async fn hold(
     body: Body,
 ) -> Result<Response, Problem> {
     Query::read(&uri, &[], None)?;
-    let body = read(body, state.limits.body).await?;
+    let body = read(body, &state.limits).await?;
     let wanted = if body.is_empty() { Wanted::default() } else { parse(&headers, &body)? };
     let wish = wanted.wish(&service, &code)?;
     let counted = counted(&state)?;

@@ -5,6 +5,8 @@
 mod support;
 
 mod find;
+mod input;
+mod limits;
 mod pick;
 mod register;
 mod watch;
