@@ -130,7 +130,12 @@ fn check_origin(request: &Parts) -> Result<(), Problem> {
 fn host_of(request: &Parts) -> Option<&str> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
-        None => request.headers.get(HOST).and_then(|host| host.to_str().ok()),
+        None => {
+            let mut hosts = request.headers.get_all(HOST).iter();
+            // Of two, a proxy in front of us might have believed the other.
+            let host = hosts.next().filter(|_| hosts.next().is_none())?;
+            host.to_str().ok()
+        }
     }
 }
 
