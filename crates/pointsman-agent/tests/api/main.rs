@@ -4,9 +4,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
+mod descriptors;
 mod find;
 mod input;
 mod limits;
 mod pick;
 mod register;
+mod tls;
 mod watch;

@@ -239,4 +239,10 @@ impl Client {
         tokio::time::timeout(time, async { while self.more().await {} }).await.ok()?;
         Some(std::mem::take(&mut self.buffer))
     }
+
+    /// Everything until the other end closes, or until it ends with `end`.
+    pub(crate) async fn rest_or(&mut self, end: &[u8]) -> Vec<u8> {
+        while !self.buffer.ends_with(end) && self.more().await {}
+        std::mem::take(&mut self.buffer)
+    }
 }
