@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use pointsman::Registry;
 use pointsman::mqtt::{RouteRole, Settings};
+use pointsman::{Registry, agent};
 use serde::Serialize;
 
 use crate::args::{Global, Output};
+use crate::config::credentials::Tokens;
 use crate::config::{Checked, Config, Mqtt, Problem, problem};
 use crate::failure::Failure;
 use crate::output::shown;
@@ -16,8 +17,8 @@ use crate::{Outcome, output};
 /// `pointsman check FILE`.
 pub(crate) fn run(file: &Path, global: &Global) -> Outcome {
     let bytes = std::fs::read(file).map_err(|error| Failure::new(format!("read {}: {error}", file.display())))?;
-    let Checked { config, problems } = Checked::read(file, &bytes);
-    let summary = config.as_ref().map(Summary::new);
+    let Checked { config, problems, .. } = Checked::read(file, &bytes, &Tokens::from_environment());
+    let summary = config.as_ref().map(|config| Summary::new(config, global));
     match global.output {
         Output::Json => output::json(&Report::new(summary.as_ref(), &problems))?,
         Output::Table => {
@@ -53,8 +54,24 @@ impl<'a> Report<'a> {
 struct Summary<'a> {
     /// Without its secrets.
     registry: Option<String>,
+    agent: Option<AgentJson<'a>>,
     mqtt: Option<Relay<'a>>,
     metrics: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct AgentJson<'a> {
+    listen: String,
+    /// By which clients may reach it besides loopback names.
+    hosts: &'a [String],
+    tls: bool,
+    /// Whether clients need a certificate.
+    mutual_tls: bool,
+    read_token: bool,
+    write_token: bool,
+    go_micro_service: bool,
+    /// Whether it is itself the registry: what is registered is in its memory.
+    is_registry: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,9 +100,12 @@ struct RouteJson<'a> {
 }
 
 impl<'a> Summary<'a> {
-    fn new(config: &'a Config) -> Self {
+    fn new(config: &'a Config, global: &Global) -> Self {
+        let registry = config.registry(global.registry.as_deref());
+        let is_registry = registry.as_ref().is_some_and(|url| url.starts_with("memory:"));
         Self {
-            registry: config.registry.as_deref().map(|url| Registry::builder(url).shown_url()),
+            registry: registry.map(|url| Registry::builder(&url).shown_url()),
+            agent: config.agent.as_ref().map(|settings| AgentJson::new(settings, is_registry)),
             mqtt: config.mqtt.as_ref().map(Relay::new),
             metrics: config.metrics.map(|address| address.to_string()),
         }
@@ -94,7 +114,12 @@ impl<'a> Summary<'a> {
     fn text(&self) -> String {
         let mut lines = Vec::new();
         if let Some(registry) = &self.registry {
-            lines.push(format!("registry  {registry}"));
+            let of_agent = self.agent.as_ref().is_some_and(|agent| agent.is_registry);
+            let of_agent = if of_agent { " (the agent itself: it forgets with its end)" } else { "" };
+            lines.push(format!("registry  {registry}{of_agent}"));
+        }
+        if let Some(agent) = &self.agent {
+            lines.push(agent.line());
         }
         if let Some(relay) = &self.mqtt {
             lines.extend(relay.lines());
@@ -103,6 +128,41 @@ impl<'a> Summary<'a> {
             lines.push(format!("metrics   http://{metrics}/metrics"));
         }
         lines.iter().map(|line| shown(line)).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl<'a> AgentJson<'a> {
+    fn new(settings: &'a agent::Settings, is_registry: bool) -> Self {
+        Self {
+            listen: settings.listen.to_string(),
+            hosts: &settings.hosts,
+            tls: settings.tls.is_some(),
+            mutual_tls: settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
+            read_token: settings.read_token.is_some(),
+            write_token: settings.write_token.is_some(),
+            go_micro_service: settings.go_micro_service,
+            is_registry,
+        }
+    }
+
+    fn line(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        let mut line = format!("agent     {scheme}://{}/", self.listen);
+        let who = match (self.mutual_tls, self.read_token, self.write_token) {
+            (true, false, false) => ", for clients with a certificate",
+            (true, ..) => ", for clients with a certificate and a token",
+            (false, true, true) => ", for clients with the read token or the write token",
+            (false, false, true) => ", for clients with the write token",
+            (false, ..) => ", for everybody on this machine",
+        };
+        line += who;
+        if !self.hosts.is_empty() {
+            line += &format!(", as {}", self.hosts.join(", "));
+        }
+        if self.go_micro_service {
+            line += ", with go-micro-service's three URLs";
+        }
+        line
     }
 }
 

@@ -6,11 +6,13 @@
 //! | what is running, and how it is changed | `serve/served.rs` |
 //! | what of a new configuration can be applied now | `serve/plan.rs` |
 //! | when the file is read again | `serve/file.rs` |
-//! | what is served to those who watch | `serve/endpoint.rs` |
+//! | what is served to those who watch, where no agent is | `serve/endpoint.rs` |
+//! | how they ask for what is counted | `serve/questions.rs` |
 
 mod endpoint;
 mod file;
 mod plan;
+mod questions;
 mod served;
 
 use std::path::Path;
@@ -22,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::endpoint::Endpoint;
 use self::file::ConfigFile;
+use self::questions::Questions;
 use self::served::Served;
 use crate::args::{Global, Serve};
 use crate::config::{Checked, Config, credentials, problem};
@@ -38,19 +41,21 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
     // Watched from before it is read, so that no change is missed.
     let mut file = ConfigFile::watch(&args.config)?;
     let bytes = file.read().map_err(|error| Failure::new(format!("read {}: {error}", args.config.display())))?;
-    let Checked { config, problems } = check(&args.config, &bytes, global);
+    let Checked { config, problems, files } = check(&args.config, &bytes, global);
     problem::tell(&problems, &args.config, global);
+    file.follow(&files);
     let Some(config) = config else { return Ok(ExitCode::FAILURE) };
     let config = complete(config, global).map_err(Failure::new)?;
-    let mut endpoint = match config.metrics {
-        Some(address) => Some(Endpoint::listen(address).await?),
+    let mut questions = Questions::new();
+    let _endpoint = match config.metrics {
+        Some(address) => Some(Endpoint::listen(address, questions.asking()).await?),
         None => None,
     };
     let registry = tokio::select! {
         registry = session::connect_for_good(config.registry.as_deref()) => registry?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    let result = serve(&registry, config, &mut file, endpoint.as_mut(), &mut signals, global).await;
+    let result = serve(&registry, config, &mut file, &mut questions, &mut signals, global).await;
     if !matches!(&result, Err(failure) if *failure == Failure::hurried()) {
         or_hurry(session::close(registry), &mut signals).await?;
     }
@@ -59,7 +64,7 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
 
 /// Reads the file. What it hardly means to say of the registry does not matter where a flag beats it.
 fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
-    let mut checked = Checked::read(path, bytes);
+    let mut checked = Checked::read(path, bytes, &credentials::Tokens::from_environment());
     if global.registry.is_some() {
         checked.problems.retain(|problem| problem.is_error() || problem.key != "registry");
     }
@@ -68,9 +73,7 @@ fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
 
 /// Adds what beats the file, or stands beside it.
 fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
-    if let Some(registry) = &global.registry {
-        config.registry = Some(registry.clone());
-    }
+    config.registry = config.registry(global.registry.as_deref());
     Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
 }
 
@@ -78,15 +81,15 @@ async fn serve(
     registry: &Registry,
     config: Config,
     file: &mut ConfigFile,
-    endpoint: Option<&mut Endpoint>,
+    questions: &mut Questions,
     signals: &mut Signals,
     global: &Global,
 ) -> Result<(), Failure> {
     let mut served = tokio::select! {
-        served = Served::start(registry, config) => served?,
+        served = Served::start(registry, config, questions.asking()) => served?,
         _ = signals.next() => return Ok(()),
     };
-    let result = until_signal(&mut served, file, endpoint, signals, global).await;
+    let result = until_signal(&mut served, file, questions, signals, global).await;
     or_hurry(served.close(), signals).await?;
     result
 }
@@ -95,7 +98,7 @@ async fn serve(
 async fn until_signal(
     served: &mut Served,
     file: &mut ConfigFile,
-    mut endpoint: Option<&mut Endpoint>,
+    questions: &mut Questions,
     signals: &mut Signals,
     global: &Global,
 ) -> Result<(), Failure> {
@@ -114,17 +117,12 @@ async fn until_signal(
                     _ = signals.next() => return Ok(()),
                 }
             }
-            asker = asked(&mut endpoint) => asker.answer(served.metrics().await),
+            asker = questions.next() => {
+                let metrics = served.metrics(asker.which).await;
+                asker.answer(metrics);
+            }
             _ = look.tick() => served.look().await?,
         }
-    }
-}
-
-/// The next who asks for metrics; nobody does where none are served.
-async fn asked(endpoint: &mut Option<&mut Endpoint>) -> endpoint::Asker {
-    match endpoint {
-        Some(endpoint) => endpoint.asked().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -139,7 +137,8 @@ async fn reload(served: &mut Served, file: &mut ConfigFile, global: &Global) {
             return;
         }
     };
-    let Checked { config, problems } = check(file.path(), &bytes, global);
+    let Checked { config, problems, files } = check(file.path(), &bytes, global);
+    file.follow(&files);
     for problem in &problems {
         problem::log(problem, file.path());
     }

@@ -28,6 +28,8 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
 //! ```
 
+#[cfg(feature = "agent")]
+pub mod agent;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 mod registry;

@@ -1,4 +1,5 @@
-//! User name and password for brokers, from the environment: for URLs that have none themselves.
+//! What the environment says beside the file: user name and password for brokers whose URLs have none themselves, and the
+//! agent's tokens where the file names no files.
 
 use std::fs;
 
@@ -10,7 +11,25 @@ const USER: &str = "POINTSMAN_MQTT_USER";
 const PASSWORD: &str = "POINTSMAN_MQTT_PASSWORD";
 const PASSWORD_FILE: &str = "POINTSMAN_MQTT_PASSWORD_FILE";
 
-/// What the variables say. The file is read anew each time.
+pub(super) const READ_TOKEN: &str = "POINTSMAN_AGENT_READ_TOKEN";
+pub(super) const WRITE_TOKEN: &str = "POINTSMAN_AGENT_WRITE_TOKEN";
+
+/// The agent's tokens, as they stand in the environment. Never shown: it has no `Debug`.
+#[derive(Clone, Default)]
+pub(crate) struct Tokens {
+    pub(super) read: Option<String>,
+    pub(super) write: Option<String>,
+}
+
+impl Tokens {
+    /// What the variables say.
+    pub(crate) fn from_environment() -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self { read: variable(READ_TOKEN), write: variable(WRITE_TOKEN) }
+    }
+}
+
+/// What the variables say of brokers. The file is read anew each time.
 pub(crate) fn from_environment() -> Result<Option<Credentials>, String> {
     read(|name| std::env::var(name).ok())
 }

@@ -101,9 +101,10 @@ fn excerpt(line: &str, before: usize, marked: usize) -> Option<Excerpt> {
     })
 }
 
-/// Whether a line looks as if it held user information of a URL, or a password as an option of one.
+/// Whether a line looks as if it held user information of a URL, a password as an option of one, or a token instead of the name
+/// of its file.
 fn has_secret(line: &str) -> bool {
-    line.contains('@') || line.contains("auth=")
+    line.contains('@') || line.contains("auth=") || (line.contains("token") && !line.contains("token_file"))
 }
 
 #[cfg(test)]

@@ -1,11 +1,39 @@
 //! What a path in a configuration file is relative to: the folder of the file, wherever the process was started.
 
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 
 /// The folder of a configuration file.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
+
+/// A file that a setting names, as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedFile {
+    pub(crate) path: PathBuf,
+    /// A hash of what was in it, which may be a secret; `None` if it could not be read.
+    print: Option<u64>,
+}
+
+impl NamedFile {
+    /// As it is now. To be called before it is read for use: then a change in between is noticed.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        let print = std::fs::read(&path).ok().map(|bytes| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&bytes);
+            hasher.finish()
+        });
+        Self { path, print }
+    }
+
+    /// Looks again; whether it is another than it was.
+    pub(crate) fn look(&mut self) -> bool {
+        let before = self.print;
+        self.print = Self::new(self.path.clone()).print;
+        self.print != before
+    }
+}
 
 impl Folder {
     pub(super) fn of(file: &Path) -> Self {
@@ -75,6 +103,18 @@ mod tests {
         }
         assert_eq!(Folder::of(Path::new("p.toml")).path("x"), std::env::current_dir().unwrap().join("x"));
         assert_eq!(Folder::of(Path::new("/p.toml")).url("m://h?ca=x", &["ca"]), "m://h?ca=/x");
+    }
+
+    #[test]
+    fn a_file_that_is_named_is_looked_at_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let mut file = NamedFile::new(path.clone());
+        assert!(!file.look());
+        std::fs::write(&path, "a").unwrap();
+        assert!(file.look() && !file.look());
+        std::fs::write(&path, "b").unwrap();
+        assert!(file.look() && !file.look());
     }
 
     #[test]

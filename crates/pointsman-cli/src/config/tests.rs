@@ -9,11 +9,15 @@ use super::*;
 const ROUTE: &str = "[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'\n";
 
 fn read(text: &str) -> Checked {
-    Checked::read(Path::new("/tmp/p.toml"), text.as_bytes())
+    read_with(text, &Tokens::default())
+}
+
+fn read_with(text: &str, tokens: &Tokens) -> Checked {
+    Checked::read(Path::new("/tmp/p.toml"), text.as_bytes(), tokens)
 }
 
 fn good(text: &str) -> Config {
-    let Checked { config, problems } = read(text);
+    let Checked { config, problems, .. } = read(text);
     config.unwrap_or_else(|| panic!("{text}: {problems:#?}"))
 }
 
@@ -33,7 +37,7 @@ fn error(text: &str) -> Problem {
 }
 
 fn warnings(text: &str) -> Vec<String> {
-    let Checked { config, problems } = read(text);
+    let Checked { config, problems, .. } = read(text);
     assert!(config.is_some(), "{text}: {problems:#?}");
     problems.into_iter().map(|problem| format!("{}:{} {}", problem.line, problem.column, problem.key)).collect()
 }
@@ -174,6 +178,7 @@ fn a_value_of_a_wrong_type_is_told_with_what_is_expected() {
     for (text, key) in [
         ("registry = 1", "registry"),
         ("mqtt = 1", "mqtt"),
+        ("agent = 1", "agent"),
         ("metrics = 1", "metrics"),
         ("mqtt.route = 1", "mqtt.route"),
         ("mqtt.route = [1]", "mqtt.route.0"),
@@ -240,9 +245,9 @@ fn a_value_that_cannot_be_is_told_with_what_would_be_right() {
 #[test]
 fn what_is_no_section_or_not_yet_one_is_told() {
     for (text, place, expected) in [
-        ("[agent]\nlisten = '127.0.0.1:7480'", "1:1 agent", "the agent is not in this version yet"),
         ("\n[http]\n[[http.route]]\nx = 1", "2:1 http", "the proxy is not in this version yet"),
         ("[mqt]\nx = 1", "1:2 mqt", "did you mean mqtt?"),
+        ("[agnet]\nx = 1", "1:2 agnet", "did you mean agent?"),
         ("", "1:1 mqtt", "[[mqtt.route]]"),
         ("[mqtt]", "1:1 mqtt.route", "is missing"),
         ("[mqtt]\n[[mqtt.routes]]\nmatch = 'x'", "2:8 mqtt.routes", "did you mean route?"),
@@ -263,7 +268,7 @@ fn what_is_no_section_or_not_yet_one_is_told() {
 #[test]
 fn all_problems_are_found_in_one_go_and_in_the_order_of_the_file() {
     let text = "\u{feff}registry = 'x'\r\n\
-                [agent]\r\n\
+                [http]\r\n\
                 [mqtt]\r\n\
                 listen = 3 # one\r\n\
                 filters = [ 'a#',\r\n\
@@ -279,7 +284,7 @@ fn all_problems_are_found_in_one_go_and_in_the_order_of_the_file() {
         errors(text),
         [
             "1:12 registry",
-            "2:1 agent",
+            "2:1 http",
             "4:10 mqtt.listen",
             "5:13 mqtt.filters.0",
             "6:2 mqtt.filters.1",
@@ -298,6 +303,120 @@ fn all_problems_are_found_in_one_go_and_in_the_order_of_the_file() {
     );
 }
 
+/// A folder with two tokens, and what names a file in it.
+fn tokens() -> (tempfile::TempDir, impl Fn(&str, &str) -> String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    (folder, move |name: &str, text: &str| {
+        std::fs::write(path.join(name), text).unwrap();
+        format!("'{}'", path.join(name).display())
+    })
+}
+
+#[test]
+fn an_agent_needs_nothing_but_its_section() {
+    let config = good("[agent]");
+    let settings = config.agent.as_ref().unwrap();
+    assert_eq!(*settings, pointsman::agent::Settings::new("127.0.0.1:7480".parse().unwrap()));
+    assert_eq!((config.registry(None).as_deref(), config.mqtt.is_none()), (Some("memory://"), true));
+    assert_eq!(config.registry(Some("zookeeper://h/p")).as_deref(), Some("zookeeper://h/p"));
+    assert_eq!(warnings("[agent]"), [""; 0]);
+    assert_eq!(warnings("registry = 'memory://x'\n[agent]"), [""; 0]);
+    assert_eq!(good(&with_mqtt("")).registry(None).as_deref(), Some("zookeeper://h/p"));
+}
+
+#[test]
+fn everything_that_can_be_said_of_the_agent() {
+    let (_folder, file) = tokens();
+    let (read, write) = (file("r", " 0123456789abcdef\n"), file("w", "fedcba9876543210"));
+    let text = format!(
+        "[agent]\nlisten = '0.0.0.0:1'\nhosts = ['agent.example', '10.0.0.1', '[::2]']\nread_token_file = {read}\n\
+         write_token_file = {write}\ntls_cert = {read}\ntls_key = {write}\nclient_ca = {read}\nmax_connections = 100\n\
+         max_registrations = 8\nmax_claims = 9\ngo_micro_service = true"
+    );
+    let Checked { config, problems, files } = read_with(&text, &Tokens::default());
+    let settings = config.unwrap_or_else(|| panic!("{problems:#?}")).agent.unwrap();
+    assert_eq!(problems, []);
+    assert_eq!(
+        (settings.listen.to_string(), settings.hosts.join(" ")),
+        ("0.0.0.0:1".into(), "agent.example 10.0.0.1 ::2".into())
+    );
+    assert_eq!(settings.read_token, pointsman::agent::Token::new("0123456789abcdef").ok());
+    assert_eq!(settings.write_token, pointsman::agent::Token::new("fedcba9876543210").ok());
+    let tls = settings.tls.unwrap();
+    assert_eq!((tls.cert.file_name(), tls.key.file_name()), (Some("r".as_ref()), Some("w".as_ref())));
+    assert!(tls.client_ca.is_some() && settings.go_micro_service);
+    let limits = settings.limits;
+    // Streams leave connections for everything else.
+    assert_eq!((limits.connections, limits.watchers, limits.registrations, limits.claims), (100, 75, 8, 9));
+    let names: Vec<_> = files.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["r", "w", "r", "w", "r"]);
+}
+
+#[test]
+fn what_is_wrong_with_an_agent_is_told_with_what_would_be_right() {
+    let (_folder, file) = tokens();
+    let (token, short) = (file("t", "0123456789abcdef"), file("s", "kurz"));
+    for (lines, place, expected) in [
+        ("listen = 7480".to_owned(), "2:10 agent.listen", "an IP address with a port"),
+        ("listen = '10.0.0.1:7480'".to_owned(), "2:10 agent.listen", "a write_token_file"),
+        ("hosts = 3".to_owned(), "2:9 agent.hosts", "or a list of such"),
+        ("hosts = ['a', 'http://a:1']".to_owned(), "2:15 agent.hosts.1", "agent.example"),
+        (
+            format!("read_token_file = 'not/there'\nwrite_token_file = {token}"),
+            "2:19 agent.read_token_file",
+            "/tmp/not/there cannot be read",
+        ),
+        (format!("read_token_file = {token}"), "2:19 agent.read_token_file", "write_token_file: nobody could write"),
+        (format!("read_token_file = {token}\nwrite_token_file = {token}"), "2:19 agent.read_token_file", "same token"),
+        (format!("write_token_file = {short}"), "2:20 agent.write_token_file", "16 to 1024"),
+        ("write_token_file = '/tmp'".to_owned(), "2:20 agent.write_token_file", "is a folder"),
+        ("tls_cert = '/dev/null'".to_owned(), "2:12 agent.tls_cert", "tls_key"),
+        ("tls_key = '/dev/null'".to_owned(), "2:11 agent.tls_key", "tls_cert"),
+        ("tls_key = '/dev/null'\ntls_cert = 'x/y'".to_owned(), "3:12 agent.tls_cert", "cannot be read"),
+        ("client_ca = '/dev/null'".to_owned(), "2:13 agent.client_ca", "tls_cert and tls_key"),
+        ("max_connections = 0".to_owned(), "2:19 agent.max_connections", "is 0"),
+        ("max_watchers = -1".to_owned(), "2:16 agent.max_watchers", "below zero"),
+        ("max_registrations = 99999999".to_owned(), "2:21 agent.max_registrations", "is more than"),
+        ("max_claims = '1'".to_owned(), "2:14 agent.max_claims", "a whole number"),
+        ("go_micro_service = 1".to_owned(), "2:20 agent.go_micro_service", "true or false"),
+        ("lisen = '127.0.0.1:7480'".to_owned(), "2:1 agent.lisen", "did you mean listen?"),
+        ("write_token = 'geheim'".to_owned(), "2:1 agent.write_token", "is no key of agent; "),
+    ] {
+        let problem = error(&format!("[agent]\n{lines}"));
+        assert_eq!(format!("{}:{} {}", problem.line, problem.column, problem.key), place, "{problem:?}");
+        assert!(problem.message.contains(expected), "{lines}: {}", problem.message);
+        let told = problem.text(Path::new("p"));
+        assert!(!told.contains("geheim") && !told.contains("kurz"), "{told}");
+    }
+    for other in [
+        "[metrics]\nlisten = '127.0.0.1:7480'",
+        "[mqtt]\nlisten = '127.0.0.1:7480'\n[[mqtt.route]]\nmatch = '^/a/'\nservice = 's'",
+    ] {
+        assert!(error(&format!("[agent]\n{other}")).message.contains("listens where the agent does"));
+    }
+}
+
+#[test]
+fn tokens_of_the_environment_count_where_the_file_names_none() {
+    let (_folder, file) = tokens();
+    let of_environment = Tokens { read: Some("0123456789abcdef".into()), write: Some("fedcba9876543210".into()) };
+    let everywhere = "[agent]\nlisten = '0.0.0.0:1'";
+    let Checked { config, problems, .. } = read_with(everywhere, &of_environment);
+    // Without TLS: a warning.
+    assert_eq!(problems.iter().map(|problem| (problem.line, &*problem.key)).collect::<Vec<_>>(), [(2, "agent.listen")]);
+    let settings = config.unwrap().agent.unwrap();
+    assert_eq!(settings.read_token, pointsman::agent::Token::new("0123456789abcdef").ok());
+    assert_eq!(settings.write_token, pointsman::agent::Token::new("fedcba9876543210").ok());
+    let text = format!("[agent]\nwrite_token_file = {}", file("w", "token-of-the-file"));
+    let settings = read_with(&text, &of_environment).config.unwrap().agent.unwrap();
+    assert_eq!(settings.write_token, pointsman::agent::Token::new("token-of-the-file").ok());
+    let problems = read_with("[agent]", &Tokens { read: None, write: Some("geheim".into()) }).problems;
+    let [problem] = problems.as_slice() else { panic!("{problems:#?}") };
+    assert!(problem.is_error() && problem.message.contains("POINTSMAN_AGENT_WRITE_TOKEN"), "{problem:?}");
+    assert!(!problem.text(Path::new("p")).contains("geheim"), "{problem:?}");
+}
+
 #[test]
 fn what_is_hardly_meant_is_a_warning() {
     let route = "[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'other'\nkey_level = 1\n";
@@ -307,6 +426,7 @@ fn what_is_hardly_meant_is_a_warning() {
     );
     assert_eq!(warnings(&format!("[mqtt]\n{ROUTE}")), ["1:1 registry"]);
     assert_eq!(warnings(&format!("registry = 'memory://x'\n[mqtt]\n{ROUTE}")), ["1:12 registry"]);
+    assert_eq!(warnings("[agent]\nmax_watchers = 20000"), ["2:16 agent.max_watchers"]);
     assert_eq!(warnings(&with_mqtt("state = 'x'")), ["3:9 mqtt.state"]);
     let folder = tempfile::tempdir().unwrap();
     let users = folder.path().join("users");
@@ -326,7 +446,7 @@ fn secrets_are_not_told() {
         "[mqtt]\ningress = 'mqtt://u:geheim@h",
         "[mqtt]\ningres = 'mqtt://u:geheim@h'",
     ] {
-        let Checked { config, problems } = read(text);
+        let Checked { config, problems, .. } = read(text);
         assert!(config.is_none(), "{text}");
         for problem in problems {
             let told = problem.text(Path::new("p"));

@@ -1,4 +1,4 @@
-//! What is served to those who watch: `/metrics` and `/livez`, over HTTP, on loopback.
+//! What is served to those who watch where no agent is: `/metrics` and `/livez`, over HTTP, on loopback.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,15 +13,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::questions::{Asking, Which};
 use crate::failure::Failure;
 
 /// Whoever asks must have asked within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long an answer may take: while things start or end there is none.
-const ANSWER: Duration = Duration::from_secs(2);
 /// So many connections at a time; others wait.
 const CONNECTIONS: usize = 32;
 /// Before a listener that cannot accept (too many open files) tries again.
@@ -34,52 +33,29 @@ const OPEN_METRICS: HeaderValue =
 /// A listener. Ends with this value.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    askers: mpsc::Receiver<Asker>,
     _listening: JoinSet<()>,
     #[cfg(test)]
     address: SocketAddr,
 }
 
-/// Somebody who waits for the metrics.
-#[derive(Debug)]
-pub(super) struct Asker(oneshot::Sender<Result<String, String>>);
-
-impl Asker {
-    /// Gives them, or says why there are none.
-    pub(super) fn answer(self, metrics: Result<String, String>) {
-        // Whoever has gone needs no answer.
-        let _ = self.0.send(metrics);
-    }
-}
-
 impl Endpoint {
     /// Listens from now on.
-    pub(super) async fn listen(address: SocketAddr) -> Result<Self, Failure> {
+    pub(super) async fn listen(address: SocketAddr, asking: Asking) -> Result<Self, Failure> {
         let fail = |error| Failure::new(format!("metrics: listen on {address}: {error}"));
         let listener = TcpListener::bind(address).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         tracing::info!(%address, "metrics served");
-        let (sender, askers) = mpsc::channel(CONNECTIONS);
         let mut listening = JoinSet::new();
-        listening.spawn(accept(listener, sender));
+        listening.spawn(accept(listener, asking));
         Ok(Self {
-            askers,
             _listening: listening,
             #[cfg(test)]
             address,
         })
     }
-
-    /// Waits for somebody who asks. Cancellation loses nobody.
-    pub(super) async fn asked(&mut self) -> Asker {
-        match self.askers.recv().await {
-            Some(asker) => asker,
-            None => std::future::pending().await,
-        }
-    }
 }
 
-async fn accept(listener: TcpListener, askers: mpsc::Sender<Asker>) {
+async fn accept(listener: TcpListener, asking: Asking) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     // Ends the connections with the listener.
     let mut connections = JoinSet::new();
@@ -88,9 +64,9 @@ async fn accept(listener: TcpListener, askers: mpsc::Sender<Asker>) {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                let askers = askers.clone();
+                let asking = asking.clone();
                 connections.spawn(async move {
-                    talk(stream, askers).await;
+                    talk(stream, asking).await;
                     drop(place);
                 });
             }
@@ -102,10 +78,10 @@ async fn accept(listener: TcpListener, askers: mpsc::Sender<Asker>) {
     }
 }
 
-async fn talk(stream: TcpStream, askers: mpsc::Sender<Asker>) {
+async fn talk(stream: TcpStream, asking: Asking) {
     let service = service_fn(|request| {
-        let askers = askers.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &askers).await) }
+        let asking = asking.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &asking).await) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
@@ -113,7 +89,7 @@ async fn talk(stream: TcpStream, askers: mpsc::Sender<Asker>) {
     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer<B>(request: &Request<B>, askers: &mpsc::Sender<Asker>) -> Response<Full<Bytes>> {
+async fn answer<B>(request: &Request<B>, asking: &Asking) -> Response<Full<Bytes>> {
     if !matches!(request.uri().path(), "/metrics" | "/livez") {
         return say(StatusCode::NOT_FOUND, "not found: there are /metrics and /livez\n");
     }
@@ -125,8 +101,9 @@ async fn answer<B>(request: &Request<B>, askers: &mpsc::Sender<Asker>) -> Respon
     if request.uri().path() == "/livez" {
         return say(StatusCode::OK, "ok\n");
     }
-    match metrics(askers).await {
-        Ok(text) => {
+    match asking.metrics(Which::All).await {
+        Ok(mut text) => {
+            text.push_str("# EOF\n");
             // The same text is both; OpenMetrics, the stricter, for those who know it.
             let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
             let kind = if accept.contains("application/openmetrics-text") { OPEN_METRICS } else { TEXT };
@@ -135,18 +112,6 @@ async fn answer<B>(request: &Request<B>, askers: &mpsc::Sender<Asker>) -> Respon
             response
         }
         Err(reason) => say(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-    }
-}
-
-async fn metrics(askers: &mpsc::Sender<Asker>) -> Result<String, String> {
-    let (sender, answer) = oneshot::channel();
-    let asking = async {
-        askers.send(Asker(sender)).await.ok()?;
-        answer.await.ok()
-    };
-    match tokio::time::timeout(ANSWER, asking).await {
-        Ok(Some(metrics)) => metrics,
-        _ => Err("no metrics while things start or end".to_owned()),
     }
 }
 
@@ -161,6 +126,7 @@ fn say(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    use super::super::questions::Questions;
     use super::*;
 
     /// Status line, headers and body.
@@ -174,7 +140,8 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_and_livez_and_nothing_else() {
-        let mut endpoint = Endpoint::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut questions = Questions::new();
+        let endpoint = Endpoint::listen("127.0.0.1:0".parse().unwrap(), questions.asking()).await.unwrap();
         let address = endpoint.address;
         assert!(ask(address, "GET /livez HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
         assert!(ask(address, "GET / HTTP/1.1").await.starts_with("HTTP/1.1 404 "));
@@ -184,11 +151,11 @@ mod tests {
         assert!(ask(address, "GET /metrics HTTP/1.1").await.starts_with("HTTP/1.1 503 "));
         tokio::spawn(async move {
             loop {
-                endpoint.asked().await.answer(Ok("x 1\n".to_owned()));
+                questions.next().await.answer(Ok("x 1\n".to_owned()));
             }
         });
         let response = ask(address, "GET /metrics?x=y HTTP/1.1").await;
-        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("\r\n\r\nx 1\n"), "{response}");
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("\r\n\r\nx 1\n# EOF\n"), "{response}");
         assert!(response.contains("content-type: text/plain; version=0.0.4"), "{response}");
         let response =
             ask(address, "GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0").await;

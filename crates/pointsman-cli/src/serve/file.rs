@@ -1,4 +1,4 @@
-//! The configuration file: when it is to be read again.
+//! The configuration file, and the files that it names: when they are to be read again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::config::NamedFile;
 use crate::failure::Failure;
 use crate::signals::Hangups;
 
@@ -23,6 +24,10 @@ pub(super) struct ConfigFile {
     path: PathBuf,
     /// What was read last.
     last: Option<Vec<u8>>,
+    /// What it names, and what is in force of that.
+    named: Vec<NamedFile>,
+    /// Whether something that it names had changed before it was watched.
+    late: bool,
     events: mpsc::Receiver<()>,
     hangups: Hangups,
     /// Whether it is to be read although it may be the same.
@@ -35,14 +40,29 @@ impl ConfigFile {
     /// Watches from now on. Where the system cannot, that is logged, and SIGHUP is left.
     pub(super) fn watch(path: &Path) -> Result<Self, Failure> {
         let (sender, events) = mpsc::channel(1);
-        let watcher = match watcher(path, sender) {
+        let watcher = match watcher(sender).and_then(|mut watcher| watch(&mut watcher, path).map(|()| watcher)) {
             Ok(watcher) => Some(watcher),
             Err(error) => {
                 tracing::warn!(%error, "the configuration file cannot be watched: send SIGHUP when it has changed");
                 None
             }
         };
-        Ok(Self { path: path.to_owned(), last: None, events, hangups: Hangups::listen()?, asked: false, watcher })
+        let (path, hangups) = (path.to_owned(), Hangups::listen()?);
+        Ok(Self { path, last: None, named: Vec::new(), late: false, events, hangups, asked: false, watcher })
+    }
+
+    /// Watches these too, as they were when they were read.
+    pub(super) fn follow(&mut self, named: &[NamedFile]) {
+        self.named = named.to_vec();
+        if let Some(watcher) = &mut self.watcher {
+            for file in &self.named {
+                if let Err(error) = watch(watcher, &file.path) {
+                    let path = file.path.display();
+                    tracing::warn!(%path, %error, "cannot be watched: send SIGHUP when it has changed");
+                }
+            }
+        }
+        self.late = self.named.clone().iter_mut().any(NamedFile::look);
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -56,9 +76,12 @@ impl ConfigFile {
         Ok(bytes)
     }
 
-    /// Reads it; `None` if it is as it was, and nobody has asked by SIGHUP. A failure is told once.
+    /// Reads it; `None` if it is as it was, with all that it names, and nobody has asked by SIGHUP. A failure is told once.
     pub(super) fn read_if_new(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let asked = std::mem::take(&mut self.asked);
+        self.late = false;
+        // All are looked at, so that each change is told once.
+        let changed = self.named.iter_mut().filter_map(|file| file.look().then_some(())).count() > 0;
+        let asked = std::mem::take(&mut self.asked) || changed;
         let before = self.last.take();
         match self.read() {
             Ok(bytes) if asked || before.as_ref() != Some(&bytes) => Ok(Some(bytes)),
@@ -70,6 +93,9 @@ impl ConfigFile {
 
     /// Waits for a reason to read it again.
     pub(super) async fn changed(&mut self) {
+        if self.late {
+            return;
+        }
         let watched = self.watcher.is_some();
         tokio::select! {
             () = self.hangups.next() => self.asked = true,
@@ -87,14 +113,17 @@ async fn quiet(events: &mut mpsc::Receiver<()>) {
     while let Ok(Ok(Some(()))) = timeout_at(latest, timeout(QUIET, events.recv())).await {}
 }
 
-/// Watches the folder, because a file that is replaced is another file. A link is followed to the folder of its file as well.
-fn watcher(path: &Path, sender: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+fn watcher(sender: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
+    notify::recommended_watcher(move |event: notify::Result<Event>| {
         if event.map_or(true, |event| is_change(event.kind)) {
             // Full: there is an event waiting already, which says as much.
             let _ = sender.try_send(());
         }
-    })?;
+    })
+}
+
+/// Watches the folder, because a file that is replaced is another file. A link is followed to the folder of its file as well.
+fn watch(watcher: &mut RecommendedWatcher, path: &Path) -> notify::Result<()> {
     let folder = |path: &Path| match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
         _ => PathBuf::from("."),
@@ -105,7 +134,7 @@ fn watcher(path: &Path, sender: mpsc::Sender<()>) -> notify::Result<RecommendedW
     for folder in folders {
         watcher.watch(&folder, RecursiveMode::NonRecursive)?;
     }
-    Ok(watcher)
+    Ok(())
 }
 
 /// Whether something was changed: to be read, as here, is no change.
@@ -153,6 +182,27 @@ mod tests {
         assert_eq!(next(&mut file).await.unwrap(), None, "told once");
         fs::write(&path, "c").unwrap();
         assert_eq!(next(&mut file).await.unwrap(), Some(b"c".to_vec()));
+    }
+
+    #[tokio::test]
+    async fn what_the_file_names_is_watched_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, token) = (folder.path().join("p.toml"), folder.path().join("secrets/token"));
+        fs::create_dir(folder.path().join("secrets")).unwrap();
+        fs::write(&path, "a").unwrap();
+        fs::write(&token, "1").unwrap();
+        let mut file = ConfigFile::watch(&path).unwrap();
+        file.read().unwrap();
+        let named = [NamedFile::new(token.clone())];
+        // Between reading and watching.
+        fs::write(&token, "2").unwrap();
+        file.follow(&named);
+        assert_eq!(next(&mut file).await.unwrap(), Some(b"a".to_vec()));
+        fs::write(&token, "3").unwrap();
+        assert_eq!(next(&mut file).await.unwrap(), Some(b"a".to_vec()));
+        // What says the same again means nothing.
+        fs::write(&token, "3").unwrap();
+        assert_eq!(next(&mut file).await.unwrap(), None);
     }
 
     #[tokio::test]

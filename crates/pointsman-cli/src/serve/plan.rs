@@ -1,5 +1,6 @@
 //! From the configuration that is in force and a new one to what can be done about it (pure).
 
+use pointsman::agent;
 use pointsman::mqtt::Settings;
 
 use crate::config::{Config, Mqtt};
@@ -23,6 +24,14 @@ impl Plan {
         if old.metrics != new.metrics {
             restart.push("metrics.listen");
         }
+        let agent = match (&old.agent, &new.agent) {
+            (Some(old), Some(new)) => Some(agent(old, new, &mut restart)),
+            (None, None) => None,
+            (old, _) => {
+                restart.push("agent");
+                old.clone()
+            }
+        };
         let mqtt = match (&old.mqtt, &new.mqtt) {
             (Some(old), Some(new)) => Some(mqtt(old, new, &mut restart)),
             (None, None) => None,
@@ -31,8 +40,32 @@ impl Plan {
                 old.clone()
             }
         };
-        Self { config: Config { registry: old.registry.clone(), mqtt, metrics: old.metrics }, restart }
+        Self { config: Config { registry: old.registry.clone(), agent, mqtt, metrics: old.metrics }, restart }
     }
+}
+
+/// Tokens, names and certificates change at once.
+fn agent(before: &agent::Settings, after: &agent::Settings, restart: &mut Vec<&'static str>) -> agent::Settings {
+    let (limits, new_limits) = (before.limits, after.limits);
+    for (differs, key) in [
+        (before.listen != after.listen, "agent.listen"),
+        (before.tls.is_some() != after.tls.is_some(), "agent.tls_cert"),
+        (limits.connections != new_limits.connections, "agent.max_connections"),
+        (limits.watchers != new_limits.watchers, "agent.max_watchers"),
+        (limits.registrations != new_limits.registrations, "agent.max_registrations"),
+        (limits.claims != new_limits.claims, "agent.max_claims"),
+        (before.go_micro_service != after.go_micro_service, "agent.go_micro_service"),
+    ] {
+        if differs {
+            restart.push(key);
+        }
+    }
+    let mut settings = after.clone();
+    (settings.listen, settings.limits, settings.go_micro_service) = (before.listen, limits, before.go_micro_service);
+    if before.tls.is_some() != after.tls.is_some() {
+        settings.tls.clone_from(&before.tls);
+    }
+    settings
 }
 
 fn mqtt(old: &Mqtt, new: &Mqtt, restart: &mut Vec<&'static str>) -> Mqtt {
@@ -75,15 +108,51 @@ mod tests {
 
     use super::*;
     use crate::config::Checked;
+    use crate::config::credentials::Tokens;
 
     fn config(lines: &str) -> Config {
         let text = format!("{lines}\n[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'");
-        let Checked { config, problems } = Checked::read(Path::new("/tmp/p.toml"), text.as_bytes());
+        let Checked { config, problems, .. } =
+            Checked::read(Path::new("/tmp/p.toml"), text.as_bytes(), &Tokens::default());
         config.unwrap_or_else(|| panic!("{text}: {problems:#?}"))
     }
 
     fn settings(config: &Config) -> &Settings {
         &config.mqtt.as_ref().unwrap().settings
+    }
+
+    #[test]
+    fn of_the_agent_tokens_and_names_change_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            format!("'{}'", path.display())
+        };
+        let (read, write) = (file("r", "0123456789abcdef"), file("w", "fedcba9876543210"));
+        let old = config("[agent]\n[mqtt]");
+        let new = config(&format!(
+            "[agent]\nhosts = 'a.example'\nread_token_file = {read}\nwrite_token_file = {write}\n[mqtt]"
+        ));
+        let plan = Plan::new(&old, &new);
+        assert_eq!((plan.restart, plan.config.agent), (vec![], new.agent));
+        let other = config(&format!(
+            "[agent]\nlisten = '127.0.0.1:1'\ntls_cert = {read}\ntls_key = {write}\nmax_connections = 9\nmax_watchers = 3\n\
+             max_registrations = 4\nmax_claims = 5\ngo_micro_service = true\n[mqtt]"
+        ));
+        let plan = Plan::new(&old, &other);
+        let keys = [
+            "listen",
+            "tls_cert",
+            "max_connections",
+            "max_watchers",
+            "max_registrations",
+            "max_claims",
+            "go_micro_service",
+        ];
+        assert_eq!(plan.restart, keys.map(|key| format!("agent.{key}")));
+        assert_eq!(plan.config.agent, old.agent);
+        assert_eq!(Plan::new(&old, &config("[mqtt]")).restart, ["agent"]);
     }
 
     #[test]

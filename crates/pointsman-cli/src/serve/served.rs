@@ -1,17 +1,19 @@
-//! What is running: the embedded broker and the relay.
+//! What is running: the agent, the embedded broker, the relay.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use pointsman::Registry;
+use pointsman::agent::{self, Agent};
 use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
 use pointsman::mqtt::{self, Relay};
 
 use super::plan::Plan;
+use super::questions::{Asking, Which};
 use crate::config::{Config, Listen, Mqtt};
 use crate::failure::{Failure, chain};
 
-/// Between two attempts to start the relay while the registry is away.
+/// Between two attempts to start something while the registry is away.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What a configuration file has brought to life.
@@ -19,6 +21,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Served {
     /// What is in force.
     config: Config,
+    agent: Option<Agent>,
     broker: Option<Broker>,
     relay: Option<Relay>,
     ready: bool,
@@ -34,16 +37,20 @@ struct Reloads {
 }
 
 impl Served {
-    /// Starts everything. The broker comes first, because the relay sits in it. Cancelled, nothing stays.
-    pub(super) async fn start(registry: &Registry, config: Config) -> Result<Self, Failure> {
-        let (mut broker, mut relay) = (None, None);
+    /// Starts everything. The agent comes first, so that there is somebody to ask whatever the others wait for; the broker comes
+    /// before the relay, which sits in it. Cancelled, nothing stays.
+    pub(super) async fn start(registry: &Registry, config: Config, asking: Asking) -> Result<Self, Failure> {
+        let (mut agent, mut broker, mut relay) = (None, None, None);
+        if let Some(settings) = &config.agent {
+            agent = Some(start_agent(registry, settings, asking).await?);
+        }
         if let Some(mqtt) = &config.mqtt {
             if let Some(listen) = &mqtt.listen {
                 broker = Some(start_broker(listen, mqtt).await?);
             }
             relay = Some(start_relay(registry, mqtt, broker.as_ref()).await?);
         }
-        Ok(Self { config, broker, relay, ready: false, reloads: Reloads::default() })
+        Ok(Self { config, agent, broker, relay, ready: false, reloads: Reloads::default() })
     }
 
     /// Whether everything has been connected and registered once.
@@ -73,10 +80,8 @@ impl Served {
     /// Applies what can be applied of a new configuration, and says what cannot.
     pub(super) async fn reload(&mut self, new: Config) {
         let Plan { config, restart } = Plan::new(&self.config, &new);
-        if let (Some(relay), Some(mqtt)) = (&self.relay, &config.mqtt)
-            && let Err(error) = relay.reload(&mqtt.settings).await
-        {
-            tracing::error!(error = %chain(&error), "the configuration cannot be applied: everything stays as it is");
+        if let Err(error) = self.apply(&config).await {
+            tracing::error!(error, "the configuration cannot be applied: everything stays as it is");
             self.reload_failed();
             return;
         }
@@ -89,17 +94,37 @@ impl Served {
         }
     }
 
+    async fn apply(&mut self, config: &Config) -> Result<(), String> {
+        if let (Some(agent), Some(settings)) = (&mut self.agent, &config.agent) {
+            agent.reload(settings.clone()).map_err(|error| chain(&error))?;
+        }
+        if let (Some(relay), Some(mqtt)) = (&self.relay, &config.mqtt)
+            && let Err(error) = relay.reload(&mqtt.settings).await
+        {
+            if let (Some(agent), Some(settings)) = (&mut self.agent, &self.config.agent)
+                && let Err(error) = agent.reload(settings.clone())
+            {
+                tracing::error!(error = %chain(&error), "the agent cannot go back to what it was told before");
+            }
+            return Err(chain(&error));
+        }
+        Ok(())
+    }
+
     /// Counts a configuration that could not be used.
     pub(super) fn reload_failed(&mut self) {
         self.reloads.failed += 1;
         self.reloads.failing = true;
     }
 
-    /// Everything that is counted, as Prometheus reads it.
-    pub(super) async fn metrics(&self) -> Result<String, String> {
+    /// What is counted, as Prometheus reads it, without the end.
+    pub(super) async fn metrics(&self, which: Which) -> Result<String, String> {
         let mut text = String::new();
+        if let (Some(agent), Which::All) = (&self.agent, which) {
+            text = agent.metrics();
+        }
         if let Some(relay) = &self.relay {
-            text = relay.metrics().await.map_err(|error| chain(&error))?;
+            text.push_str(&relay.metrics().await.map_err(|error| chain(&error))?);
         }
         if let Some(broker) = &self.broker {
             write_broker(&mut text, &broker.handle().figures());
@@ -121,15 +146,15 @@ impl Served {
              pointsman_config_stale {}\n\
              # HELP pointsman_build_info The version\n\
              # TYPE pointsman_build_info gauge\n\
-             pointsman_build_info{{version=\"{version}\"}} 1\n\
-             # EOF\n",
+             pointsman_build_info{{version=\"{version}\"}} 1\n",
             u8::from(self.ready),
             u8::from(failing),
         );
         Ok(text)
     }
 
-    /// Deregisters, sees through what is under way, and ends. The broker goes last: the relay needs it for that.
+    /// Deregisters, sees through what is under way, and ends. The relay goes before the broker, which it needs for that; the agent
+    /// goes last, so that whoever watches sees the others go.
     pub(super) async fn close(self) {
         if let Some(relay) = self.relay {
             relay.close().await;
@@ -137,8 +162,31 @@ impl Served {
         if let Some(broker) = self.broker {
             broker.close().await;
         }
+        if let Some(agent) = self.agent {
+            agent.close().await;
+        }
         tracing::info!("ended");
     }
+}
+
+/// Tries again while the registry is away.
+async fn start_agent(registry: &Registry, settings: &agent::Settings, asking: Asking) -> Result<Agent, Failure> {
+    let agent = loop {
+        match Agent::start(registry, settings.clone()).await {
+            Ok(agent) => break agent,
+            Err(agent::Error::Registry(error)) if error.is_retryable() => {
+                tracing::warn!(error = %chain(&error), "the agent waits for the registry");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(Failure::new(chain(&error))),
+        }
+    };
+    agent.add_metrics(move || {
+        let asking = asking.clone();
+        // While the others start or end there is nothing to add.
+        async move { asking.metrics(Which::BesideAgent).await.unwrap_or_default() }
+    });
+    Ok(agent)
 }
 
 async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
