@@ -15,6 +15,7 @@ const NEEDS: &[(&str, &str)] = &[
     // By its path, as the tests start it: another Python would not find Debian's modules.
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/paho/mqtt/client.py", "python3-paho-mqtt"),
+    ("curl", "curl"),
     // Partitions of the network.
     ("ip", "iproute2"),
     ("nft", "nftables"),

@@ -84,7 +84,7 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run everything on this machine, embedded, and show it live
     Dev(Dev),
-    /// Run what a configuration file says: the MQTT relay, the embedded broker
+    /// Run what a configuration file says: the agent, the MQTT relay, the embedded broker
     Serve(Serve),
     /// Say what is wrong with a configuration file, with line and column; or what it would run
     Check {
@@ -133,7 +133,11 @@ pub(crate) struct Dev {
 
 const AFTER_SERVE: &str = "\
 It goes on until SIGINT or SIGTERM: then it deregisters, sees through what is under way, and exits with 0; a second signal \
-ends it at once. The file is watched, and read again on SIGHUP too; a file with an error changes nothing.
+ends it at once. The file is watched, and read again on SIGHUP too; a file with an error changes nothing. So are the agent's \
+tokens and certificates.
+
+An agent whose file names no tokens gets POINTSMAN_AGENT_READ_TOKEN and POINTSMAN_AGENT_WRITE_TOKEN. With [agent] and no \
+registry the agent itself is the registry, in memory.
 
 Brokers whose url has no user name get POINTSMAN_MQTT_USER, with POINTSMAN_MQTT_PASSWORD or POINTSMAN_MQTT_PASSWORD_FILE.
 --registry beats the file's `registry`.";

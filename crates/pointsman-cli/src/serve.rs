@@ -15,11 +15,13 @@ mod plan;
 mod questions;
 mod served;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use pointsman::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::endpoint::Endpoint;
@@ -37,6 +39,7 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// `pointsman serve --config FILE`.
 pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
+    allow_many_files();
     let mut signals = Signals::listen()?;
     // Watched from before it is read, so that no change is missed.
     let mut file = ConfigFile::watch(&args.config)?;
@@ -62,6 +65,15 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
     result.map(|()| ExitCode::SUCCESS)
 }
 
+/// Each connection is an open file, of which a process may have few unless it asks (often 1024).
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "as few files as before may be open");
+    }
+}
+
 /// Reads the file. What it hardly means to say of the registry does not matter where a flag beats it.
 fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
     let mut checked = Checked::read(path, bytes, &credentials::Tokens::from_environment());
@@ -74,7 +86,26 @@ fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
 /// Adds what beats the file, or stands beside it.
 fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
     config.registry = config.registry(global.registry.as_deref());
+    if let (Some(url), Some(agent)) = (&config.registry, &config.agent)
+        && is_own(url, agent.listen)
+    {
+        return Err(format!(
+            "the registry {url} is this agent itself; leave it out, and unset POINTSMAN_REGISTRY, for an agent that keeps what is \
+             registered, or name another"
+        ));
+    }
     Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
+}
+
+/// Whether a registry's URL leads to an agent that listens here.
+fn is_own(url: &str, listen: SocketAddr) -> bool {
+    let Some((_, place)) = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("http")) else { return false };
+    let place = place.split(['/', '?']).next().unwrap_or_default();
+    let is_own = |host: &str| {
+        let on_loopback = host.strip_prefix("localhost:").is_some_and(|port| port == listen.port().to_string());
+        on_loopback || host.parse() == Ok(listen)
+    };
+    place.split(',').any(is_own)
 }
 
 async fn serve(
@@ -157,4 +188,22 @@ async fn reload(served: &mut Served, file: &mut ConfigFile, global: &Global) {
         }
     };
     served.reload(config).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_not_its_own_registry() {
+        let listen = "127.0.0.1:7480".parse().unwrap();
+        for own in ["http://127.0.0.1:7480", "http://localhost:7480/", "https://h:1,127.0.0.1:7480?x=y"] {
+            assert!(is_own(own, listen), "{own}");
+        }
+        for other in
+            ["http://127.0.0.1:7481", "http://h:7480", "memory://127.0.0.1:7480", "zookeeper://localhost:7480/p"]
+        {
+            assert!(!is_own(other, listen), "{other}");
+        }
+    }
 }

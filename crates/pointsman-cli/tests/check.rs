@@ -39,6 +39,27 @@ async fn check_says_what_a_file_would_run() {
 }
 
 #[tokio::test]
+async fn check_says_what_an_agent_would_be() {
+    let output = check("[agent]\n", &[]).await;
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    let expected = "p.toml is in order\n\
+                    registry  memory:// (the agent itself: it forgets with its end)\n\
+                    agent     http://127.0.0.1:7480/, for everybody on this machine\n";
+    assert_eq!(stdout(&output), expected);
+    let output = check("[agent]\n", &["--registry", "zookeeper://h/p?auth=digest:u:geheim"]).await;
+    assert!(stdout(&output).contains("registry  zookeeper://h/p?auth=***\n"), "{}", stdout(&output));
+    let output = check("[agent]\nhosts = 'a.example'\ngo_micro_service = true\n", &["-o", "json"]).await;
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let agent = &report["agent"];
+    assert_eq!((&agent["listen"], &agent["hosts"][0]), (&"127.0.0.1:7480".into(), &"a.example".into()), "{report}");
+    assert_eq!(
+        (&agent["is_registry"], &agent["go_micro_service"], &agent["tls"]),
+        (&true.into(), &true.into(), &false.into())
+    );
+    assert_eq!(report["registry"], "memory://");
+}
+
+#[tokio::test]
 async fn check_says_everything_that_is_wrong_and_where() {
     let text =
         "registry = 'zookeeper://u:geheim@h/p'\n[mqtt]\nlisen = '127.0.0.1:7482'\n[[mqtt.route]]\nmatch = '^/('\n";

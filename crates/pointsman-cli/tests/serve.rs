@@ -5,80 +5,19 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use pointsman_testkit::{Mosquitto, Paho, PahoMessage, PahoOptions, ZooKeeper, unique_prefix};
 use rustix::process::Signal;
 use serde_json::Value;
+use support::served::{File, check_metrics, free_port, get, logged, serve};
 use support::{DEADLINE, Running, command, run, stderr, stdout};
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-
-/// A configuration file in a folder of its own.
-struct File {
-    _folder: TempDir,
-    path: PathBuf,
-}
-
-impl File {
-    fn new(text: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = Self { path: folder.path().join("p.toml"), _folder: folder };
-        std::fs::write(&file.path, text).unwrap();
-        file
-    }
-
-    /// As editors do.
-    fn replace(&self, text: &str) {
-        let aside = self.path.with_extension("new");
-        std::fs::write(&aside, text).unwrap();
-        std::fs::rename(aside, &self.path).unwrap();
-    }
-}
-
-/// A port that nobody listens on, outside the range of outgoing connections.
-fn free_port() -> u16 {
-    loop {
-        let port = fastrand::u16(12_000..32_000);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
-fn serve(path: &Path) -> Running {
-    Running::start_with_stderr(command([Path::new("serve"), Path::new("--config"), path]))
-}
-
-/// Reads the log on to a line that has the words.
-async fn logged(running: &mut Running, words: &str) -> String {
-    let mut seen = Vec::new();
-    let found = tokio::time::timeout(DEADLINE, async {
-        loop {
-            let line = running.note().await;
-            seen.push(line.clone());
-            if line.contains(words) {
-                return line;
-            }
-        }
-    });
-    found.await.unwrap_or_else(|_| panic!("no {words:?} in {seen:#?}"))
-}
 
 async fn paho(address: &str) -> Paho {
     let paho = Paho::start().await;
     paho.connect(PahoOptions::new(address)).await;
     paho
-}
-
-async fn get(port: u16, path: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).await.unwrap();
-    response
 }
 
 /// An instance `svc` of the service `cfgs`.
@@ -166,6 +105,7 @@ async fn the_embedded_broker_the_relay_and_what_changes_while_they_run() {
     logged(&mut running, "the configuration is wrong: everything stays as it is").await;
     passes("/logout/again").await;
     let told = get(metrics, "/metrics").await;
+    check_metrics(&told);
     for words in [
         "pointsman_config_stale 1",
         "pointsman_config_reloads_total{result=\"applied\"} 1",

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code, reason = "tests; each test file uses its part")]
 
 pub(crate) mod fleet;
+pub(crate) mod served;
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;

@@ -1,0 +1,187 @@
+//! `serve` with an agent.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use pointsman_testkit::{TlsFiles, ZooKeeper, unique_prefix};
+use rustix::process::Signal;
+use support::served::{File, Stream, check_metrics, free_port, get, logged, serve};
+use support::{DEADLINE, Running, command, run, stderr};
+use tokio::process::Command;
+
+/// What curl says; with its exit code where there is no answer.
+async fn curl(args: &[&str]) -> String {
+    let output = Command::new("curl").args(["--silent", "--show-error", "--max-time", "20"]).args(args).output();
+    let output = output.await.unwrap();
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The HTTP status.
+async fn status(url: &str, more: &[&str]) -> String {
+    curl(&[&["--output", "/dev/null", "--write-out", "%{http_code}", url][..], more].concat()).await
+}
+
+#[tokio::test]
+async fn it_is_the_registry_where_none_is_named_and_ends_with_a_word() {
+    let port = free_port();
+    let file = File::new(&format!("[agent]\nlisten = '127.0.0.1:{port}'\n"));
+    let mut running = serve(&file.path);
+    logged(&mut running, " ready").await;
+    let mut holding = Stream::open(port, "POST", "/v1/services/ress/instances/a/hold").await;
+    holding.until("\"role\":\"master\"").await;
+    let mut watching = Stream::open(port, "GET", "/v1/services/ress/watch").await;
+    watching.until("\"code\":\"a\"").await;
+    assert!(get(port, "/v1/services").await.contains("\"service\":\"ress\",\"instances\":1,\"master\":\"a\""));
+    let metrics = get(port, "/metrics").await;
+    check_metrics(&metrics);
+    for words in ["\npointsman_registrations 1\n", "\npointsman_ready 1\n", "\npointsman_build_info{version="] {
+        assert!(metrics.contains(words), "{words}: {metrics}");
+    }
+    running.signal(Signal::TERM);
+    assert!(holding.ended().await.contains("event: end\ndata: {\"reason\":\"closing\"}\n"));
+    watching.ended().await;
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_relay_is_found_through_the_agent_and_metrics_are_told_once() {
+    let (port, broker, metrics) = (free_port(), free_port(), free_port());
+    let file = File::new(&format!(
+        "metrics.listen = '127.0.0.1:{metrics}'\n[agent]\nlisten = '127.0.0.1:{port}'\n\
+         [mqtt]\nlisten = '127.0.0.1:{broker}'\nregister_as = 'mqtt-balancer'\n\
+         [[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'\n"
+    ));
+    let mut running = serve(&file.path);
+    logged(&mut running, " ready").await;
+    let relay = get(port, "/v1/services/mqtt-balancer/master").await;
+    assert!(relay.contains(&format!("\"address\":\"127.0.0.1:{broker}\"")), "{relay}");
+    for port in [port, metrics] {
+        let told = get(port, "/metrics").await;
+        check_metrics(&told);
+        for words in
+            ["\npointsman_agent_connections ", "\npointsman_mqtt_", "\npointsman_broker_", "\npointsman_ready 1\n"]
+        {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+    }
+    let mut watching = Stream::open(port, "GET", "/v1/services/mqtt-balancer/watch").await;
+    watching.until("event: freshness").await;
+    running.signal(Signal::TERM);
+    // The relay goes first, and who watches sees it go.
+    assert!(watching.ended().await.contains("event: delete"));
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn tokens_and_certificates_are_taken_up_when_their_files_change() {
+    let port = free_port();
+    let file = File::new("");
+    let folder = file.path.parent().unwrap().to_owned();
+    let tls = |name: &str| {
+        let folder = folder.join(name);
+        std::fs::create_dir(&folder).unwrap();
+        TlsFiles::create(&folder)
+    };
+    let (first, second) = (tls("first"), tls("second"));
+    let write = |name: &str, text: &[u8]| {
+        std::fs::write(folder.join("new"), text).unwrap();
+        std::fs::rename(folder.join("new"), folder.join(name)).unwrap();
+    };
+    let copy = |from: &Path| write("server.pem", &std::fs::read(from).unwrap());
+    copy(&first.server);
+    write("read", b"read-read-read-read\n");
+    write("write", b"write-write-write-write\n");
+    file.replace(&format!(
+        "[agent]\nlisten = '0.0.0.0:{port}'\nread_token_file = 'read'\nwrite_token_file = 'write'\n\
+         tls_cert = 'server.pem'\ntls_key = 'server.pem'\n"
+    ));
+    let mut running = serve(&file.path);
+    logged(&mut running, " ready").await;
+    let url = format!("https://localhost:{port}/v1/services");
+    let ask = async |ca: &PathBuf, token: &str| {
+        status(&url, &["--cacert", ca.to_str().unwrap(), "--oauth2-bearer", token]).await
+    };
+    assert_eq!(ask(&first.ca, "read-read-read-read").await, "200");
+    assert_eq!(ask(&first.ca, "another-another-another").await, "401");
+
+    write("read", b"another-another-another");
+    logged(&mut running, "configuration reloaded").await;
+    assert_eq!(ask(&first.ca, "another-another-another").await, "200");
+    assert_eq!(ask(&first.ca, "read-read-read-read").await, "401");
+    // A token that cannot be changes nothing.
+    write("read", b"short");
+    logged(&mut running, "everything stays as it is").await;
+    assert_eq!(ask(&first.ca, "another-another-another").await, "200");
+    write("read", b"another-another-another");
+    logged(&mut running, "configuration reloaded").await;
+
+    copy(&second.server);
+    logged(&mut running, "configuration reloaded").await;
+    assert_eq!(ask(&second.ca, "another-another-another").await, "200");
+    assert!(ask(&first.ca, "another-another-another").await.starts_with("000"));
+
+    let text = std::fs::read_to_string(&file.path).unwrap();
+    file.replace(&format!("{text}go_micro_service = true\n"));
+    let line = logged(&mut running, "takes effect after a restart").await;
+    assert!(line.contains("agent.go_micro_service"), "{line}");
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn it_answers_while_the_registry_is_away() {
+    let mut server = ZooKeeper::start().await;
+    let port = free_port();
+    let registry = format!("zookeeper://{}{}?session_timeout=4s", server.address(), unique_prefix());
+    let file = File::new(&format!("registry = '{registry}'\nagent.listen = '127.0.0.1:{port}'\n"));
+    let mut running = serve(&file.path);
+    logged(&mut running, " ready").await;
+    let mut holding = Stream::open(port, "POST", "/v1/services/ress/instances/a/hold").await;
+    holding.until("\"role\":\"master\"").await;
+    let mut watching = Stream::open(port, "GET", "/v1/services/ress/watch").await;
+    watching.until("\"state\":\"fresh\"").await;
+    server.kill();
+    watching.until("\"state\":\"stale\"").await;
+    let told = get(port, "/v1/services/ress/instances").await;
+    assert!(told.contains("x-pointsman-freshness: stale;age_ms=") && told.contains("\"code\":\"a\""), "{told}");
+    holding.until("\"role\":\"detached\"").await;
+    assert!(get(port, "/readyz").await.contains("\"registry\":\"stale\""));
+    server.restart().await;
+    let mut again = Stream::open(port, "GET", "/v1/services/ress/watch").await;
+    again.until("\"state\":\"fresh\"").await;
+    running.signal(Signal::INT);
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn it_waits_for_the_registry_and_says_what_it_cannot_do() {
+    let file =
+        File::new(&format!("registry = 'zookeeper://127.0.0.1:1/p'\nagent.listen = '127.0.0.1:{}'\n", free_port()));
+    let mut running = serve(&file.path);
+    logged(&mut running, "waiting for the registry").await;
+    running.signal(Signal::INT);
+    assert_eq!(running.ended().await.code(), Some(0));
+
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let file = File::new(&format!("agent.listen = '{address}'\n"));
+    let output = run(&["serve", "-c", file.path.to_str().unwrap()]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    assert!(told.contains(&format!("error: agent: listen on {address}: Address already in use")), "{told}");
+
+    let file = File::new("agent.listen = '0.0.0.0:0'\n");
+    let mut start = command([Path::new("serve"), Path::new("-c"), &file.path]);
+    let output = start.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(":1:16: error: agent.listen is not on loopback"), "{}", stderr(&output));
+    // With a token of the environment it may.
+    start.env("POINTSMAN_AGENT_WRITE_TOKEN", "write-write-write-write");
+    let mut running = Running::start_with_stderr(start);
+    logged(&mut running, " ready").await;
+    running.signal(Signal::TERM);
+    assert_eq!(tokio::time::timeout(DEADLINE, running.ended()).await.unwrap().code(), Some(0));
+}
