@@ -10,16 +10,19 @@ mod screen;
 mod tour;
 mod traffic;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use pointsman::Registry;
+use pointsman::agent::{self, Agent, Settings};
 
 use crate::args::{Command, Dev, Global, Output};
 use crate::dev::board::Board;
 use crate::dev::fleet::Fleet;
 use crate::dev::messages::{Messages, TOPIC};
 use crate::dev::traffic::lock;
+use crate::failure::{Failure, chain};
 use crate::{Outcome, output, session};
 
 /// The registry within this process.
@@ -38,18 +41,22 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
         session::close(registry).await;
         return outcome;
     }
+    let agent = start_agent(&registry).await?;
+    let dashboard = format!("http://{}", agent.address());
     let messages = Arc::new(Messages::start(&registry, messages::usual_address()).await?);
     let mut fleet = Fleet::start(&registry, &messages).await?;
     let board = Arc::new(Mutex::new(Board::new()));
     let address = messages.address();
+    lock(&board).add_event(format!("dashboard and HTTP API at {dashboard}/"));
     lock(&board).add_event(format!("MQTT broker with the relay in it at {address}: any client can publish to {TOPIC}"));
     let traffic = traffic::start(&fleet, &messages, &board);
     let drawn = draws(&Command::Dev(Dev { tour: false }), global.output);
     if !drawn {
+        output::note(&format!("note: dashboard at {dashboard}/, the agent's HTTP API beside it"));
         output::note(&format!("note: MQTT broker at {address}; messages to {TOPIC} are balanced over cfgs"));
     }
     let ended = if drawn {
-        screen::run(&mut fleet, &traffic, &board).await
+        screen::run(&mut fleet, &traffic, &board, &dashboard).await
     } else {
         lines::run(&fleet, &board, global.output).await
     };
@@ -59,6 +66,19 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     if let Some(messages) = Arc::into_inner(messages) {
         messages.close().await;
     }
+    agent.close().await;
     session::close(registry).await;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Where an agent listens, unless somebody else does.
+const USUAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7480);
+
+/// Starts an agent of this registry: at the usual address, or, if that is taken, at a free port.
+async fn start_agent(registry: &Registry) -> Result<Agent, Failure> {
+    let agent = match Agent::start(registry, Settings::new(USUAL)).await {
+        Err(agent::Error::Listen { .. }) => Agent::start(registry, Settings::new(SocketAddr::new(USUAL.ip(), 0))).await,
+        started => started,
+    };
+    agent.map_err(|error| Failure::new(format!("start the agent: {}", chain(&error))))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{Running, command, run, stderr, stdout};
+use support::{Running, command, run, served, stderr, stdout};
 
 #[tokio::test]
 async fn help_names_every_command() {
@@ -171,6 +171,7 @@ async fn the_tour_checks_itself() {
     assert!(started.elapsed() < Duration::from_secs(30));
     let text = stdout(&output);
     assert!(text.contains("peak-ewma") && text.contains("is stale") && text.contains("as expected"), "{text}");
+    assert!(text.contains("All 16 steps"), "README.md says how many: {text}");
     assert_eq!(stderr(&output), "");
 
     let output = run(&["dev", "--tour", "-o", "json"]).await;
@@ -192,7 +193,16 @@ async fn dev_without_a_terminal_writes_lines_until_a_signal() {
         dev.signal(signal);
         assert_eq!(dev.ended().await.code(), Some(0));
     }
-    let mut dev = Running::start(command(["dev", "-o", "json"]));
+    // Two at a time: the second's agent and broker take other ports, and it says which.
+    let mut other = Running::start_with_stderr(command(["dev"]));
+    let dashboard = served::logged(&mut other, "dashboard at http://127.0.0.1:").await;
+    let port = dashboard.split("127.0.0.1:").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
+    let mut dev = Running::start_with_stderr(command(["dev", "-o", "json"]));
+    let dashboard = served::logged(&mut dev, "dashboard at http://127.0.0.1:").await;
+    assert!(!dashboard.contains(&format!(":{port}/")), "{dashboard}");
+    assert!(served::get(port, "/v1/services/ress/master").await.contains("\"code\":\"ress-1\""));
+    other.signal(Signal::INT);
+    assert_eq!(other.ended().await.code(), Some(0));
     let master = dev.json_where(|line| line["event"] == "master" && line["service"] == "ress").await;
     assert_eq!(master["master"]["code"], "ress-1", "{master}");
     dev.signal(Signal::INT);

@@ -11,7 +11,8 @@ use crate::output::shown;
 
 /// What is to be shown.
 pub(super) struct Scene<'a> {
-    pub(super) registry: &'a str,
+    /// Its URL.
+    pub(super) dashboard: &'a str,
     pub(super) algorithm: Algorithm,
     pub(super) elapsed: Duration,
     /// Calls, failed ones, and those that nobody was there for.
@@ -109,8 +110,12 @@ pub(super) fn draw(scene: &Scene<'_>, width: usize, height: usize) -> Vec<Line> 
 fn head(scene: &Scene<'_>, width: usize) -> Line {
     let (calls, failed, unserved) = scene.totals;
     let seconds = scene.elapsed.as_secs();
-    let left = format!(" pointsman  {}  {}", scene.registry, scene.algorithm);
     let right = format!("{calls} calls, {} failed   {:02}:{:02} ", failed + unserved, seconds / 60, seconds % 60);
+    let rest = format!("{}   {}", scene.dashboard, scene.algorithm);
+    // Where it is narrow, the URL speaks for itself.
+    let fits = |words: &&str| words.len() + rest.chars().count() + right.chars().count() < width;
+    let words = [" pointsman   dashboard ", " dashboard "].into_iter().find(fits).unwrap_or(" ");
+    let left = format!("{words}{rest}");
     let gap = width.saturating_sub(left.chars().count() + right.chars().count()).max(1);
     Line::default().with(Look::Frame, format!("{left}{}{right}", " ".repeat(gap)))
 }
@@ -188,7 +193,7 @@ mod tests {
 
     fn scene(instances: u32, events: usize) -> Scene<'static> {
         Scene {
-            registry: "memory://dev",
+            dashboard: "http://127.0.0.1:47480",
             algorithm: Algorithm::WeightedRoundRobin,
             elapsed: Duration::from_secs(3723),
             totals: (123_456, 3, 4),
@@ -208,6 +213,13 @@ mod tests {
         assert_eq!(lines.len(), 24);
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
         assert!(lines[0].contains("weighted-round-robin") && lines[0].contains("62:03"), "{}", lines[0]);
+        assert!(lines[0].contains("http://127.0.0.1:47480"), "{}", lines[0]);
+        let wide = text(&draw(&scene(3, 50), 100, 24));
+        assert!(
+            wide[0].starts_with(" pointsman   dashboard http://127.0.0.1:47480   weighted-round-robin "),
+            "{}",
+            wide[0]
+        );
         assert!(lines[2].contains("ress-0 is master (term 123456)"), "{}", lines[2]);
         assert!(lines[22].contains("event 49"), "{}", lines[22]);
         assert!(lines[23].contains("q quit"), "{}", lines[23]);

@@ -9,7 +9,6 @@ use crossterm::style::{PrintStyledContent, Stylize as _};
 use crossterm::{cursor, execute, queue, terminal};
 use futures_util::stream::{StreamExt as _, select_all};
 
-use crate::dev::REGISTRY;
 use crate::dev::board::Board;
 use crate::dev::fleet::{Fleet, SERVICES};
 use crate::dev::picture::{self, Line, Look, Row, Scene, ServiceScene};
@@ -25,7 +24,12 @@ const KEYS: &[(&str, &str)] =
     &[("k", "kill master"), ("n", "new"), ("d", "drain/undrain"), ("a", "algorithm"), ("↑↓", "select"), ("q", "quit")];
 
 /// Draws until the user has seen enough.
-pub(super) async fn run(fleet: &mut Fleet, traffic: &Traffic, board: &Arc<Mutex<Board>>) -> Result<(), Failure> {
+pub(super) async fn run(
+    fleet: &mut Fleet,
+    traffic: &Traffic,
+    board: &Arc<Mutex<Board>>,
+    dashboard: &str,
+) -> Result<(), Failure> {
     let broken = |error: io::Error| Failure::new(format!("draw on the terminal: {error}"));
     let _terminal = Terminal::take().map_err(broken)?;
     let mut signals = Signals::listen()?;
@@ -36,7 +40,7 @@ pub(super) async fn run(fleet: &mut Fleet, traffic: &Traffic, board: &Arc<Mutex<
     loop {
         selected.settle(fleet);
         tokio::select! {
-            _ = frames.tick() => draw(&scene(fleet, traffic, board, &selected)).map_err(broken)?,
+            _ = frames.tick() => draw(&scene(fleet, traffic, board, &selected, dashboard)).map_err(broken)?,
             Some(change) = changes.next() => lock(board).add_event(watch::sentence(&change)),
             _ = signals.next() => return Ok(()),
             key = keys.next() => match key {
@@ -119,7 +123,13 @@ impl Selected {
     }
 }
 
-fn scene<'a>(fleet: &Fleet, traffic: &Traffic, board: &Arc<Mutex<Board>>, selected: &Selected) -> Scene<'a> {
+fn scene<'a>(
+    fleet: &Fleet,
+    traffic: &Traffic,
+    board: &Arc<Mutex<Board>>,
+    selected: &Selected,
+    dashboard: &'a str,
+) -> Scene<'a> {
     let board = lock(board);
     let service = |(index, service): (usize, &pointsman::Service)| {
         let (snapshot, flights) = (service.snapshot(), traffic.in_flight(index));
@@ -132,7 +142,7 @@ fn scene<'a>(fleet: &Fleet, traffic: &Traffic, board: &Arc<Mutex<Board>>, select
         ServiceScene { rows: snapshot.instances().iter().map(row).collect(), snapshot }
     };
     Scene {
-        registry: REGISTRY,
+        dashboard,
         algorithm: traffic.algorithm(),
         elapsed: board.elapsed(),
         totals: board.totals(),

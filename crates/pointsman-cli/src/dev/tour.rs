@@ -2,7 +2,15 @@
 //!
 //! A step does something, waits for what must follow, and says what it saw. Whoever adds a part to Pointsman adds its
 //! steps to [`steps::ALL`].
+//!
+//! | question | file |
+//! |---|---|
+//! | which steps there are, and in what order | `steps.rs` |
+//! | those that go through the agent | `http_steps.rs`, `api.rs` |
+//! | what they hand on to one another | `stage.rs` |
 
+mod api;
+mod http_steps;
 mod stage;
 mod steps;
 
@@ -66,6 +74,7 @@ pub(super) async fn run(registry: &Registry, output: Output) -> Outcome {
             tokio::time::sleep(TO_READ).await;
         }
     }
+    stage.clear().await;
     if output == Output::Table {
         let (steps, seconds) = (steps::ALL.len(), started.elapsed().as_secs_f64());
         output::line(&format!("\nAll {steps} steps were as expected, in {seconds:.1} s."))?;

@@ -5,10 +5,12 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
+use pointsman::agent::{Agent, Settings};
 use pointsman::{Algorithm, Balancer, Instance, Registration, Registry, Service, Snapshot, Term, TermGuard};
 
 use crate::args::Output;
 use crate::dev::picture::bar;
+use crate::dev::tour::api::Api;
 use crate::dev::tour::{DEADLINE, Mismatch};
 use crate::failure::Failure;
 use crate::output;
@@ -27,6 +29,9 @@ pub(super) struct Stage {
     pub(super) store: TermGuard,
     /// The term under which a dead master would still write.
     pub(super) zombie: Option<Term>,
+    /// How to ask the agent.
+    pub(super) api: Api,
+    agent: Agent,
     output: Output,
     said: Vec<String>,
 }
@@ -35,8 +40,16 @@ impl Stage {
     /// An empty one.
     pub(super) async fn set(registry: &Registry, output: Output) -> Result<Self, Failure> {
         let service = registry.discover(SERVICE).await?;
-        let (registry, store) = (registry.clone(), TermGuard::new());
-        Ok(Self { registry, service, members: BTreeMap::new(), store, zombie: None, output, said: Vec::new() })
+        let agent = Agent::start(registry, Settings::new(([127, 0, 0, 1], 0).into())).await;
+        let agent = agent.map_err(|error| Failure::new(format!("start the agent: {error}")))?;
+        let (registry, api, store) = (registry.clone(), Api { address: agent.address() }, TermGuard::new());
+        let (members, said) = (BTreeMap::new(), Vec::new());
+        Ok(Self { registry, service, members, store, zombie: None, api, agent, output, said })
+    }
+
+    /// After the last step.
+    pub(super) async fn clear(self) {
+        self.agent.close().await;
     }
 
     /// Tells the reader something.

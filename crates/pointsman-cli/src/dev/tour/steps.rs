@@ -8,7 +8,7 @@ use pointsman::{Algorithm, Status};
 
 use crate::dev::messages::{Messages, TOPIC};
 use crate::dev::tour::stage::{PICKS, SERVICE, Stage};
-use crate::dev::tour::{DEADLINE, Mismatch, Step};
+use crate::dev::tour::{DEADLINE, Mismatch, Step, http_steps};
 use crate::failure::Failure;
 
 /// All, in their order: each goes on where the one before has left off.
@@ -22,6 +22,14 @@ pub(super) const ALL: &[Step] = &[
     Step { title: "It is undrained: it gets calls again", play: |stage| Box::pin(undrain(stage)) },
     Step { title: "A weight is changed: the shares follow", play: |stage| Box::pin(weigh(stage)) },
     Step { title: "Messages find an instance too, by its code", play: |stage| Box::pin(send(stage)) },
+    Step {
+        title: "A program in any language registers, over HTTP",
+        play: |stage| Box::pin(http_steps::register(stage)),
+    },
+    Step { title: "Another holds a connection, and is gone with it", play: |stage| Box::pin(http_steps::hold(stage)) },
+    Step { title: "It asks whom to call, and gives the claim back", play: |stage| Box::pin(http_steps::pick(stage)) },
+    Step { title: "It watches: what changes comes as it happens", play: |stage| Box::pin(http_steps::watch(stage)) },
+    Step { title: "The dead master's term is refused over HTTP too", play: |stage| Box::pin(http_steps::fence(stage)) },
     Step { title: "The last normal instance leaves: the master stands in", play: |stage| Box::pin(fall_back(stage)) },
     Step { title: "All is brought down", play: |stage| Box::pin(bring_down(stage)) },
 ];
