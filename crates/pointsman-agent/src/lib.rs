@@ -188,13 +188,17 @@ impl Agent {
 
     /// Ends: no connection is accepted any more, streams end with a word, and what is registered is left to the registry, where
     /// it lasts a while (not over `memory://`), so that clients take it over through another agent without a gap.
-    pub async fn close(self) {
-        self.state.registrations.close().await;
+    ///
+    /// What is returned is how many registrations are left so. If there are any, end the process without closing the registry
+    /// ([`Registry::abandon`]): closing it would deregister them.
+    pub async fn close(self) -> usize {
+        let left = self.state.registrations.close().await;
         self.state.closing.send_replace(true);
         // What is being answered just now is answered, if whoever asked takes it.
         if tokio::time::timeout(FAREWELL, self.state.open.closed()).await.is_err() {
             tracing::debug!("connections are still open");
         }
+        left
     }
 }
 

@@ -228,14 +228,15 @@ impl Registrations {
     }
 
     /// Ends all of them here, without deregistering where the registry keeps them without us: another agent may take over.
-    pub(crate) async fn close(&self) {
+    pub(crate) async fn close(&self) -> usize {
         let all: Vec<_> = lock(&self.held).values().cloned().collect();
         for registered in &all {
             registered.end(End::Closing);
         }
-        for registered in all {
+        for registered in &all {
             registered.ended().await;
         }
+        all.len()
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) const DEFAULT_REGISTRY: &str = "http://127.0.0.1:7480";
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Where registrations live: `zookeeper://HOST:PORT,HOST:PORT/PREFIX`, with `?session_timeout=10s` and the like; the
-    /// default, an agent at http://127.0.0.1:7480, is not in this version yet
+    /// `http://HOST:PORT,HOST:PORT` for agents [default: an agent on this machine, http://127.0.0.1:7480]
     // Whether it was given matters: then it beats a configuration file.
     #[arg(
         long,

@@ -59,10 +59,13 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
     let result = serve(&registry, config, &mut file, &mut questions, &mut signals, global).await;
-    if !matches!(&result, Err(failure) if *failure == Failure::hurried()) {
-        or_hurry(session::close(registry), &mut signals).await?;
+    match &result {
+        // What the agent has registered for others stays until its session times out: they take it over through another.
+        Ok(left) if *left > 0 => registry.abandon(),
+        Err(failure) if *failure == Failure::hurried() => {}
+        _ => or_hurry(session::close(registry), &mut signals).await?,
     }
-    result.map(|()| ExitCode::SUCCESS)
+    result.map(|_| ExitCode::SUCCESS)
 }
 
 /// Each connection is an open file, of which a process may have few unless it asks (often 1024).
@@ -115,14 +118,14 @@ async fn serve(
     questions: &mut Questions,
     signals: &mut Signals,
     global: &Global,
-) -> Result<(), Failure> {
+) -> Result<usize, Failure> {
     let mut served = tokio::select! {
         served = Served::start(registry, config, questions.asking()) => served?,
-        _ = signals.next() => return Ok(()),
+        _ = signals.next() => return Ok(0),
     };
     let result = until_signal(&mut served, file, questions, signals, global).await;
-    or_hurry(served.close(), signals).await?;
-    result
+    let left = or_hurry(served.close(), signals).await?;
+    result.map(|()| left)
 }
 
 /// Goes on until a signal, or a failure that makes it pointless to go on.

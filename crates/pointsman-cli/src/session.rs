@@ -30,9 +30,9 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
             }
             Ok(registry)
         }
-        Err(Error::Url { .. }) if url == DEFAULT_REGISTRY => Err(Failure::new(format!(
-            "no registry is named: say --registry zookeeper://HOST:PORT/PREFIX, or set POINTSMAN_REGISTRY (the default, an \
-             agent at {DEFAULT_REGISTRY}, is not in this version yet); `pointsman dev` runs without one"
+        Err(Error::Unreachable { reason, .. }) if global.registry.is_none() => Err(Failure::new(format!(
+            "no agent answers at {DEFAULT_REGISTRY} ({reason}): start one with `pointsman dev` or `pointsman serve`, or name a \
+             registry by --registry or POINTSMAN_REGISTRY, such as zookeeper://HOST:PORT/PREFIX"
         ))),
         Err(error) => Err(error.into()),
     }

@@ -29,9 +29,9 @@ impl Signals {
 }
 
 /// Whoever signals twice does not want to wait.
-pub(crate) async fn or_hurry(work: impl Future<Output = ()>, signals: &mut Signals) -> Result<(), Failure> {
+pub(crate) async fn or_hurry<T>(work: impl Future<Output = T>, signals: &mut Signals) -> Result<T, Failure> {
     tokio::select! {
-        () = work => Ok(()),
+        done = work => Ok(done),
         _ = signals.next() => Err(Failure::hurried()),
     }
 }

@@ -70,7 +70,10 @@ impl Agent {
 
     /// Ends: no connection is accepted any more, streams end with a word, and what is registered through it is left to the
     /// registry, where it lasts a while (not over `memory://`), so that clients take it over through another agent without a gap.
-    pub async fn close(self) {
-        self.0.close().await;
+    ///
+    /// What is returned is how many registrations are left so. If there are any, end the process without closing the registry
+    /// ([`Registry::abandon`]): closing it would deregister them.
+    pub async fn close(self) -> usize {
+        self.0.close().await
     }
 }

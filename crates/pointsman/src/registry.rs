@@ -38,6 +38,11 @@ impl Registry {
         self.0.discover(service).await.map(Service)
     }
 
+    /// Leaves what was abandoned to its session's end; see [`pointsman_registry::Registry::abandon`].
+    pub fn abandon(self) {
+        self.0.abandon();
+    }
+
     /// Closes all sessions; see [`pointsman_registry::Registry::close`].
     pub async fn close(self) {
         self.0.close().await;

@@ -154,18 +154,20 @@ impl Served {
     }
 
     /// Deregisters, sees through what is under way, and ends. The relay goes before the broker, which it needs for that; the agent
-    /// goes last, so that whoever watches sees the others go.
-    pub(super) async fn close(self) {
+    /// goes last, so that whoever watches sees the others go. What is returned is how many registrations it leaves to the registry.
+    pub(super) async fn close(self) -> usize {
         if let Some(relay) = self.relay {
             relay.close().await;
         }
         if let Some(broker) = self.broker {
             broker.close().await;
         }
-        if let Some(agent) = self.agent {
-            agent.close().await;
-        }
-        tracing::info!("ended");
+        let left = match self.agent {
+            Some(agent) => agent.close().await,
+            None => 0,
+        };
+        tracing::info!(left, "ended");
+        left
     }
 }
 

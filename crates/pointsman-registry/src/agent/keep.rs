@@ -160,7 +160,13 @@ impl Keeper {
         let mut renewing: Option<Renewing> = None;
         let mut renew_at = sent;
         loop {
+            let (lease, is_held) = (self.lease.clone(), self.role != Role::Detached);
             tokio::select! {
+                // A renewal may come through yet; but nobody may count on it.
+                () = lease.ended(), if is_held => {
+                    self.role = Role::Detached;
+                    self.report.detached("the agent does not answer: the lease has run out here");
+                }
                 event = stream.next() => {
                     let event = event.map_err(|reason| Out::Lost(format!("the agent is lost: {reason}")))?;
                     if let Some(said) = self.read(&event)? {

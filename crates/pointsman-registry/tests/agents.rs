@@ -1,0 +1,179 @@
+//! Registries behind agents, in bad weather: agents that end, freeze, and start again.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pointsman_agent::{Agent, Settings, Token};
+use pointsman_core::{Instance, Role};
+use pointsman_registry::{Error, Registration, Registry};
+use pointsman_testkit::{CuttingProxy, TlsFiles, ZooKeeper, unique_prefix};
+
+/// Far longer than anything here takes: a deadline, not a wait.
+const SOON: Duration = Duration::from_secs(30);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+async fn until_role(what: &str, registration: &mut Registration, wanted: impl Fn(Role) -> bool) -> Role {
+    let waiting = async {
+        loop {
+            let role = registration.role_changed().await.expect("the registration lives");
+            if wanted(role) {
+                return role;
+            }
+        }
+    };
+    soon(what, waiting).await
+}
+
+fn loopback() -> Settings {
+    Settings::new(SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+async fn agent(url: &str) -> (Agent, Registry) {
+    let registry = Registry::connect(url).await.unwrap();
+    (Agent::start(registry.clone(), loopback()).await.unwrap(), registry)
+}
+
+/// Two agents over one ZooKeeper, with sessions of ten seconds.
+async fn two_agents() -> [(Agent, Registry); 2] {
+    let server = ZooKeeper::shared().await;
+    let url = format!("zookeeper://{}{}?session_timeout=10s&guard=off", server.address(), unique_prefix());
+    [agent(&url).await, agent(&url).await]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_ends_leaves_no_gap() {
+    let [(first, below_first), (second, _below)] = two_agents().await;
+    // Seen from the other agent, all the time.
+    let service =
+        Registry::connect(&format!("http://{}", second.address())).await.unwrap().discover("s").await.unwrap();
+    let mut changes = service.changes();
+    let url = format!("http://{},{}?ttl=3s", first.address(), second.address());
+    // Both of them by the first.
+    let mut pair = Vec::new();
+    while pair.len() < 2 {
+        let registry = Registry::connect(&format!("http://{}", first.address())).await.unwrap();
+        drop(registry);
+        let registry = Registry::connect(&url).await.unwrap();
+        let code = ["a", "b"][pair.len()];
+        pair.push(registry.register(Instance::new("s").code(code)).await.unwrap());
+    }
+    let term = pair[0].role().term().unwrap();
+    soon("both", service.wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await;
+    first.close().await;
+    below_first.abandon();
+    for registration in &mut pair {
+        until_role("registered by the other", registration, |role| role != Role::Detached).await;
+    }
+    soon("both still", service.wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await;
+    let snapshot = service.snapshot();
+    assert_eq!(&*snapshot.master().unwrap().code, "a", "whoever was master is master");
+    assert!(snapshot.master().unwrap().role.term().unwrap() >= term);
+    // Nobody has ever been missing.
+    let told = async {
+        loop {
+            let change = changes.next().await;
+            assert!(!matches!(change, pointsman_core::Change::Left(_)), "{change:?}");
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(1), told).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_freezes_is_left_by_the_own_deadline() {
+    let [(first, _one), (second, _two)] = two_agents().await;
+    let proxy = CuttingProxy::start(first.address());
+    let url = format!("http://{}?ttl=2s", proxy.address());
+    let alone = Registry::connect(&url).await.unwrap();
+    let mut registration = alone.register(Instance::new("s").code("a")).await.unwrap();
+    until_role("master", &mut registration, Role::is_master).await;
+    let seen = Registry::connect(&format!("http://{}", second.address())).await.unwrap().discover("s").await.unwrap();
+    soon("seen", seen.wait_for(|s| s.master().is_some())).await;
+    proxy.blackhole();
+    until_role("detached", &mut registration, |role| role == Role::Detached).await;
+    assert_eq!(registration.role(), Role::Detached);
+    // The agent gives it away only after that: counted from when it was asked, not from when it was answered.
+    soon("expired", seen.wait_for(|s| s.instances().is_empty())).await;
+    assert!(registration.trouble().is_some());
+    proxy.mend();
+    until_role("master again", &mut registration, Role::is_master).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_watches_goes_on_at_another_agent() {
+    let [(first, _one), (second, _two)] = two_agents().await;
+    let proxies = [CuttingProxy::start(first.address()), CuttingProxy::start(second.address())];
+    let url = format!("http://{},{}", proxies[0].address(), proxies[1].address());
+    let service = Registry::connect(&url).await.unwrap().discover("s").await.unwrap();
+    let directly = Registry::connect(&format!("http://{}", second.address())).await.unwrap();
+    for (number, proxy) in proxies.iter().cycle().take(4).enumerate() {
+        proxy.cut_once();
+        let _one = directly.register(Instance::new("s").code(number.to_string())).await.unwrap();
+        soon("seen", service.wait_for(|s| s.find(&number.to_string()).is_some())).await;
+    }
+    soon("all gone", service.wait_for(|s| s.instances().is_empty())).await;
+    soon("fresh", service.directory().fresh()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_over_memory_terms_are_higher() {
+    let (first, below) = agent("memory://restart-1").await;
+    let address = first.address();
+    let registry = Registry::connect(&format!("http://{address}")).await.unwrap();
+    let mut registration = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let before = until_role("master", &mut registration, Role::is_master).await;
+    let service = registry.discover("s").await.unwrap();
+    first.close().await;
+    drop(below);
+    until_role("detached", &mut registration, |role| role == Role::Detached).await;
+    soon("stale", service.directory().stale()).await;
+    // Another process, as far as anybody can tell.
+    let other = Registry::connect("memory://restart-2").await.unwrap();
+    let mut settings = loopback();
+    settings.listen = address;
+    let again = Agent::start(other, settings).await.unwrap();
+    let after = until_role("master again", &mut registration, Role::is_master).await;
+    assert!(after.term() > before.term(), "{after} after {before}");
+    soon("fresh", service.directory().fresh()).await;
+    soon("there", service.wait_for(|s| s.master().is_some_and(|m| m.role == after))).await;
+    again.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_and_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = TlsFiles::create(folder.path());
+    let below = Registry::connect("memory://secret-agent").await.unwrap();
+    let mut settings = loopback();
+    settings.hosts = vec!["localhost".to_owned()];
+    settings.write_token = Some(Token::new("geheim-geheim-geheim").unwrap());
+    let (cert, key) = (files.server.clone(), files.server.clone());
+    settings.tls = Some(pointsman_agent::Tls { cert, key, client_ca: Some(files.ca.clone()) });
+    let agent = Agent::start(below, settings).await.unwrap();
+    let (port, ca) = (agent.address().port(), files.ca.display());
+    let certified = format!(
+        "https://localhost:{port}?ca={ca}&cert={}&key={}",
+        files.client_certificate.display(),
+        files.client_key.display()
+    );
+    let refused = |error: Error| {
+        assert!(!error.to_string().contains("geheim"), "{error}");
+        error
+    };
+    let error = Registry::connect(&certified).await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused(error), Error::Refused { .. }), "no token");
+    let error = Registry::connect(&format!("{certified}&token=geheim-falsch-geheim")).await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused(error), Error::Refused { .. }), "a wrong token");
+    let without = format!("https://localhost:{port}?ca={ca}&token=geheim-geheim-geheim&connect_timeout=1s");
+    let error = Registry::connect(&without).await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused(error), Error::Unreachable { .. }), "no certificate");
+    let registry = Registry::connect(&format!("{certified}&token=geheim-geheim-geheim")).await.unwrap();
+    assert!(!registry.url().contains("geheim"));
+    let mut registration = registry.register(Instance::new("s")).await.unwrap();
+    until_role("master", &mut registration, Role::is_master).await;
+    registration.close().await.unwrap();
+}
