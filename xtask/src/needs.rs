@@ -16,6 +16,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/paho/mqtt/client.py", "python3-paho-mqtt"),
     ("curl", "curl"),
+    // For schemathesis, which comes from PyPI. The files of the package itself have the version of Python in their paths.
+    ("/var/lib/dpkg/info/python3-venv.list", "python3-venv"),
     // Partitions of the network.
     ("ip", "iproute2"),
     ("nft", "nftables"),

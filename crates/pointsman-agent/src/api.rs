@@ -163,7 +163,9 @@ mod tests {
     fn the_document_names_every_problem_with_its_status() {
         let document = document();
         let mut described = BTreeSet::new();
-        for answer in document["components"]["responses"].as_object().unwrap().values() {
+        let answers = document["components"]["responses"].as_object().unwrap();
+        // What HTTP itself does not let pass has no body.
+        for (_, answer) in answers.iter().filter(|(name, _)| *name != "HeadTooLarge") {
             let more = &answer["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
             let status = more["status"]["const"].as_u64().unwrap();
             for name in more["type"]["enum"].as_array().unwrap() {
