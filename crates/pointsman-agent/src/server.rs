@@ -33,8 +33,8 @@ const UNTAKEN: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 /// Before a listener that cannot accept (too many open files) tries again.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The longest request line with headers.
-const HEAD: usize = 16 << 10;
+/// The longest request line with headers: a key to pick by has 8 KiB, three times that when it is escaped.
+const HEAD: usize = 32 << 10;
 /// The most headers.
 const HEADERS: usize = 64;
 
