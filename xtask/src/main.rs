@@ -85,7 +85,7 @@ fn check() -> Result<(), Failure> {
 }
 
 fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
-    needs::install_missing()?;
+    needs::install_missing_for_benches()?;
     let run = ["run", "--release", "--package", "pointsman-bench", "--bin", name, "--"];
     cargo(&[&run, arguments].concat())
 }

@@ -24,30 +24,39 @@ const NEEDS: &[(&str, &str)] = &[
     // A peer in the benchmarks, pingora, builds zlib-ng.
     ("cmake", "cmake"),
     ("make", "make"),
-    // In the benchmarks of the agent.
-    ("/usr/sbin/nginx", "nginx"),
-    ("wrk", "wrk"),
 ];
 
-/// Installs what is missing; does nothing when nothing is.
+/// What the benchmarks need beyond that: peers, and load.
+const BENCHES_NEED: &[(&str, &str)] = &[("/usr/sbin/nginx", "nginx"), ("wrk", "wrk")];
+
+/// Installs what the tests need and is missing; does nothing when nothing is.
 pub(crate) fn install_missing() -> Result<(), Failure> {
-    let missing = missing();
+    install(NEEDS)
+}
+
+/// The same for the benchmarks.
+pub(crate) fn install_missing_for_benches() -> Result<(), Failure> {
+    install(&[NEEDS, BENCHES_NEED].concat())
+}
+
+fn install(needs: &[(&'static str, &'static str)]) -> Result<(), Failure> {
+    let missing = missing(needs);
     if missing.is_empty() {
         return Ok(());
     }
     let packages: Vec<&str> = missing.iter().map(|&(_, package)| package).collect();
     let what: Vec<&str> = missing.iter().map(|&(need, _)| need).collect();
-    println!("xtask: the tests need {}; installing {}", what.join(", "), packages.join(" "));
+    println!("xtask: {} is needed; installing {}", what.join(", "), packages.join(" "));
     apt_get(&["update"])?;
     apt_get(&[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())?;
-    match self::missing().first() {
+    match self::missing(needs).first() {
         None => Ok(()),
         Some((need, package)) => Err(Failure::new(format!("{package} is installed, and yet there is no {need}"))),
     }
 }
 
-fn missing() -> Vec<(&'static str, &'static str)> {
-    NEEDS.iter().copied().filter(|(need, _)| !is_there(need)).collect()
+fn missing(needs: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    needs.iter().copied().filter(|(need, _)| !is_there(need)).collect()
 }
 
 fn is_there(need: &str) -> bool {
