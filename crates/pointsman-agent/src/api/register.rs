@@ -25,6 +25,8 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How long the registry may take to confirm.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to try to take over what another agent may have. Far more than it takes.
+const TAKE_OVER: Duration = Duration::from_secs(2);
 /// The longest word for who registers, in bytes.
 const HOLDER: usize = 128;
 
@@ -135,7 +137,14 @@ pub(super) async fn delete(
     uri: Uri,
 ) -> Result<Response, Problem> {
     Query::read(&uri, &[], None)?;
-    let registered = state.registrations.find(&service, &code)?;
+    let registered = match state.registrations.find(&service, &code) {
+        Ok(registered) => registered,
+        // Renewed by another agent, perhaps: whoever knows the code of a lease may end it by any.
+        Err(problem) => match find_elsewhere(&state, &service, &code).await {
+            Some(registered) => registered,
+            None => return Err(problem),
+        },
+    };
     registered.end(End::Deregistered);
     match tokio::time::timeout(PATIENCE, registered.ended()).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -143,6 +152,22 @@ pub(super) async fn delete(
             let detail =
                 format!("deregister {service}/{code}: the registry does not answer; it is removed when it is back");
             Err(Problem::new(Kind::Unavailable, detail))
+        }
+    }
+}
+
+/// Takes over what is registered by a lease through another agent.
+async fn find_elsewhere(state: &State, service: &str, code: &str) -> Option<Arc<Registered>> {
+    let instance = state.feed.find(service)?.snapshot().find(code)?.clone();
+    let wish = Wish { instance: Instance::clone(&instance), ttl: None, check: None, holder: None };
+    match tokio::time::timeout(TAKE_OVER, state.registrations.put(&wish, PATIENCE)).await {
+        Ok(taken) => taken.ok().map(|(registered, _)| registered),
+        Err(_) => {
+            // What another has registered otherwise would be waited for in vain.
+            if let Ok(registering) = state.registrations.find(service, code) {
+                registering.end(End::Deregistered);
+            }
+            None
         }
     }
 }
@@ -172,8 +197,8 @@ pub(super) async fn hold(
     let wish = wanted.wish(&service, &code)?;
     let counted = counted(&state)?;
     let bound = state.registrations.hold(&wish, PATIENCE).await?;
-    let (registered, status) = (bound.registered.clone(), bound.registered.status());
-    Ok(stream::answer(Roles { registered, status, bound: Some(bound), told: None, over: false }, counted))
+    let roles = Roles::new(&state, bound.registered.clone(), Some(bound));
+    Ok(stream::answer(roles, counted))
 }
 
 /// `GET /v1/services/{service}/instances/{code}/role`.
@@ -185,8 +210,7 @@ pub(super) async fn role(
     Query::read(&uri, &[], None)?;
     let counted = counted(&state)?;
     let registered = state.registrations.find(&service, &code)?;
-    let status = registered.status();
-    Ok(stream::answer(Roles { registered, status, bound: None, told: None, over: false }, counted))
+    Ok(stream::answer(Roles::new(&state, registered, None), counted))
 }
 
 /// The roles of one registration as they change.
@@ -196,16 +220,23 @@ struct Roles {
     /// Who holds the registration deregisters when it is dropped.
     bound: Option<Bound>,
     told: Option<(pointsman_core::Role, Option<Arc<str>>)>,
+    closing: watch::Receiver<bool>,
     over: bool,
 }
 
 impl Roles {
+    fn new(state: &State, registered: Arc<Registered>, bound: Option<Bound>) -> Self {
+        let (status, closing) = (registered.status(), state.closing.subscribe());
+        Self { registered, status, bound, told: None, closing, over: false }
+    }
+
     /// What is new since the last time.
     fn read(&mut self) -> Option<Bytes> {
         let ended = self.status.borrow_and_update().ended.clone();
         let replaced = self.bound.as_ref().is_some_and(Bound::is_replaced).then_some(End::Replaced);
+        let closing = self.closing.borrow_and_update().then_some(End::Closing);
         let mut text = BytesMut::new();
-        if let Some(end) = ended.or(replaced) {
+        if let Some(end) = ended.or(replaced).or(closing) {
             self.over = true;
             let mut data = json!({ "reason": end.name() });
             if let End::Failed(problem) = &end {
@@ -238,6 +269,7 @@ impl Source for Roles {
                 changed = self.status.changed() => if changed.is_err() {
                     return None;
                 },
+                _ = self.closing.changed() => {}
                 () = tokio::time::sleep(HEARTBEAT) => return Some(BEAT),
             }
         }
