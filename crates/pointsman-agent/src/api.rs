@@ -23,25 +23,25 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, IF_NONE_MATCH};
 use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
+pub(crate) use self::input::read;
 use crate::State;
+use crate::go_micro_service;
 use crate::metrics::CallMetrics;
 use crate::problem::{Kind, Problem, method_not_allowed};
 use crate::settings::Settings;
+
+/// Makes what answers a path.
+pub(crate) type Answering = fn() -> MethodRouter<Arc<State>>;
 
 /// A path, the methods it is for, the name under which its calls are counted, and what answers them.
 struct Route {
     path: &'static str,
     methods: &'static str,
     call: &'static str,
-    answer: fn() -> MethodRouter<Arc<State>>,
+    answer: Answering,
 }
 
-const fn route(
-    path: &'static str,
-    methods: &'static str,
-    call: &'static str,
-    answer: fn() -> MethodRouter<Arc<State>>,
-) -> Route {
+const fn route(path: &'static str, methods: &'static str, call: &'static str, answer: Answering) -> Route {
     Route { path, methods, call, answer }
 }
 
@@ -74,13 +74,18 @@ const ROUTES: &[Route] = &[
 ];
 
 /// All of it, for the listener.
-pub(crate) fn router(state: &Arc<State>, _settings: &Settings) -> Router {
+pub(crate) fn router(state: &Arc<State>, settings: &Settings) -> Router {
     let mut router = Router::new();
     for &Route { path, methods, call, answer } in ROUTES {
         let answer = answer().fallback(move || async move { method_not_allowed(methods) });
         let metrics = state.metrics.call(call);
         let counted = middleware::from_fn(move |request, next| count(metrics.clone(), request, next));
         router = router.route(path, answer.layer(counted));
+    }
+    for (path, call, answer) in go_micro_service::ROUTES.into_iter().filter(|_| settings.go_micro_service) {
+        let metrics = state.metrics.call(call);
+        let counted = middleware::from_fn(move |request, next| count(metrics.clone(), request, next));
+        router = router.route(path, answer().layer(counted));
     }
     router.fallback(not_found).with_state(state.clone())
 }

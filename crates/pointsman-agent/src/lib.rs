@@ -8,6 +8,7 @@
 //! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
 //! | what is kept registered for clients | `registrations.rs`, `registrations/keeper.rs` |
 //! | what is picked for clients | `claims.rs` |
+//! | go-micro-service's agent | `go_micro_service.rs`, `go_micro_service/` |
 //! | how a failure is told | `problem.rs` |
 //!
 //! One way: the directory's snapshots become text in the [feed](feed), once; those who watch read it at their own pace. An agent
@@ -18,6 +19,7 @@ mod claims;
 mod error;
 mod feed;
 mod gate;
+mod go_micro_service;
 mod metrics;
 mod problem;
 mod registrations;
@@ -44,6 +46,7 @@ pub use self::settings::{Limits, Settings, Tls, Token};
 use self::claims::Claims;
 use self::feed::Feed;
 use self::gate::Gate;
+use self::go_micro_service::GoMicroService;
 use self::metrics::Metrics;
 use self::registrations::Registrations;
 use self::terms::Terms;
@@ -68,6 +71,7 @@ struct State {
     registrations: Registrations,
     claims: Claims,
     terms: Terms,
+    go_micro_service: GoMicroService,
     audit: Mutex<VecDeque<String>>,
     metrics: Metrics,
     limits: Limits,
@@ -114,6 +118,7 @@ impl Agent {
             registrations: Registrations::new(registry.clone(), settings.limits.registrations),
             claims: Claims::new(settings.limits.claims),
             terms: Terms::default(),
+            go_micro_service: GoMicroService::default(),
             audit: Mutex::default(),
             metrics: Metrics::new(),
             limits: settings.limits,
@@ -193,6 +198,7 @@ impl Agent {
     /// ([`Registry::abandon`]): closing it would deregister them.
     pub async fn close(self) -> usize {
         let left = self.state.registrations.close().await;
+        self.state.go_micro_service.close().await;
         self.state.closing.send_replace(true);
         // What is being answered just now is answered, if whoever asked takes it.
         if tokio::time::timeout(FAREWELL, self.state.open.closed()).await.is_err() {

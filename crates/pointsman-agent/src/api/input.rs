@@ -155,7 +155,7 @@ pub(super) fn short(text: &str) -> String {
 }
 
 /// Reads a body whole.
-pub(super) async fn read(body: Body, limits: &Limits) -> Result<Bytes, Problem> {
+pub(crate) async fn read(body: Body, limits: &Limits) -> Result<Bytes, Problem> {
     let (limit, time) = (limits.body, limits.body_time);
     match tokio::time::timeout(time, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
