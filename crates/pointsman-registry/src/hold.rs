@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::registration::{Command, Registration};
@@ -23,8 +23,8 @@ pub(crate) struct Holder {
     registration: mpsc::WeakUnboundedSender<Command>,
     /// Who it is, where the same may take over from itself.
     holder: Option<Arc<str>>,
-    /// Ends the registration's task without deregistering.
-    cut: Arc<Notify>,
+    /// Tells it from another that has taken its place.
+    mark: Arc<()>,
     /// Nothing is sent: it is dropped when the code is free again.
     gone: watch::Sender<()>,
 }
@@ -35,13 +35,12 @@ pub(crate) struct Hold {
     holds: Holds,
     key: Key,
     /// Which of the holders it is.
-    cut: Arc<Notify>,
-    /// Whom it takes over from, until it has.
-    before: Option<Holder>,
+    mark: Arc<()>,
 }
 
 impl Hold {
-    /// Takes the code; waits for it, at most for `patience`, while whoever holds it has ended and is being removed.
+    /// Takes the code; at once from another registration of the same holder, which the backend ends. Waits for it, at most for
+    /// `patience`, while whoever holds it has ended and is being removed.
     pub(crate) async fn take(
         holds: &Holds,
         registration: &Registration,
@@ -50,11 +49,11 @@ impl Hold {
     ) -> Result<Self> {
         let (service, code) = (registration.instance().service.clone(), registration.instance().code.clone());
         let deadline = Instant::now() + patience;
-        let (holder, cut) = (holder.cloned(), registration.cut());
+        let (holder, mark) = (holder.cloned(), Arc::new(()));
         let new = || Holder {
             registration: registration.commands(),
             holder: holder.clone(),
-            cut: cut.clone(),
+            mark: mark.clone(),
             gone: watch::Sender::new(()),
         };
         loop {
@@ -62,13 +61,14 @@ impl Hold {
                 Entry::Vacant(free) => {
                     let key = free.key().clone();
                     free.insert(new());
-                    return Ok(Self { holds: holds.clone(), key, cut, before: None });
-                }
-                Entry::Occupied(mut held) if holder.is_some() && held.get().holder == holder => {
-                    let (key, before) = (held.key().clone(), Some(held.insert(new())));
-                    return Ok(Self { holds: holds.clone(), key, cut, before });
+                    return Ok(Self { holds: holds.clone(), key, mark });
                 }
                 Entry::Occupied(held) if held.get().registration.strong_count() == 0 => held.get().gone.subscribe(),
+                Entry::Occupied(mut held) if holder.is_some() && held.get().holder == holder => {
+                    let key = held.key().clone();
+                    held.insert(new());
+                    return Ok(Self { holds: holds.clone(), key, mark });
+                }
                 Entry::Occupied(_) => {
                     let holder = format!("this process (pid {})", std::process::id());
                     return Err(Error::DuplicateCode { service, code, holder });
@@ -82,25 +82,12 @@ impl Hold {
     }
 }
 
-impl Hold {
-    /// It is registered: whom it takes over from is not needed any more.
-    pub(crate) fn settle(&mut self) {
-        if let Some(before) = self.before.take() {
-            before.cut.notify_one();
-        }
-    }
-}
-
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut holds = lock(&self.holds);
         // The same holder may have taken over.
-        if holds.get(&self.key).is_some_and(|holder| Arc::ptr_eq(&holder.cut, &self.cut)) {
-            let lives = |before: &Holder| before.registration.upgrade().is_some_and(|sender| !sender.is_closed());
-            match self.before.take().filter(lives) {
-                Some(before) => holds.insert(self.key.clone(), before),
-                None => holds.remove(&self.key),
-            };
+        if holds.get(&self.key).is_some_and(|holder| Arc::ptr_eq(&holder.mark, &self.mark)) {
+            holds.remove(&self.key);
         }
     }
 }

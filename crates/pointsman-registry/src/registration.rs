@@ -301,6 +301,17 @@ pub(crate) enum End {
 }
 
 impl End {
+    /// The same holder has registered anew. Where this one had not been registered yet, it never will be.
+    pub(crate) fn replaced(mut report: Report) -> Self {
+        report.replaced();
+        if !report.is_first() {
+            return End::Dropped;
+        }
+        let (service, code) = (report.service.clone(), report.code.clone());
+        let holder = "the same holder, at the same moment, elsewhere".to_owned();
+        End::Failed(report, Error::DuplicateCode { service, code, holder })
+    }
+
     pub(crate) fn tell(self) {
         let (reply, result) = match self {
             End::Dropped => return,

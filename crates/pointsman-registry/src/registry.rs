@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::agent::Agent;
 use crate::backend::{Backend, Event, Scope};
@@ -118,36 +118,23 @@ impl Registry {
     async fn register_for(&self, instance: Instance, holder: Option<Arc<str>>) -> Result<Registration> {
         instance.check()?;
         let (registration, task, answer) = registration::pair(instance, holder.clone());
-        let mut hold =
-            Hold::take(&self.inner.holds, &registration, holder.as_ref(), self.inner.connect_timeout).await?;
+        let hold = Hold::take(&self.inner.holds, &registration, holder.as_ref(), self.inner.connect_timeout).await?;
         self.check_open()?;
         let backend = self.inner.backend.clone();
         let (mut closed, alive) = (self.inner.closed.subscribe(), self.inner.tasks.subscribe());
-        let (cut, (settled, settles)) = (registration.cut(), oneshot::channel::<()>());
+        let cut = registration.cut();
         tokio::spawn(async move {
-            let keeping = async {
-                tokio::select! {
-                    biased;
-                    // The registration ends with what the backend's task held.
-                    () = set(&mut closed) => End::Dropped,
-                    () = cut.notified() => End::Dropped,
-                    end = backend.keep(task) => end,
-                }
-            };
-            tokio::pin!(keeping);
             let end = tokio::select! {
-                end = &mut keeping => end,
-                Ok(()) = settles => {
-                    hold.settle();
-                    keeping.await
-                }
+                biased;
+                // The registration ends with what the backend's task held.
+                () = set(&mut closed) => End::Dropped,
+                () = cut.notified() => End::Dropped,
+                end = backend.keep(task) => end,
             };
             drop((hold, alive));
             end.tell();
         });
         answer.await.map_err(|_| registry_closed())??;
-        // The task has the other end for as long as there is something to settle.
-        let _ = settled.send(());
         Ok(registration)
     }
 

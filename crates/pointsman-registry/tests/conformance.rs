@@ -278,35 +278,6 @@ async fn roles_end_with_their_registration(url: String) {
     }
 }
 
-async fn the_same_holder_takes_over_at_once_and_for_good(url: String) {
-    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
-    let service = two.discover("s").await.unwrap();
-    let (master, normal) = (Instance::new("s").code("a"), Instance::new("s").code("b"));
-    let mut a = one.take_over(master.clone(), "me").await.unwrap();
-    let mut b = one.take_over(normal.clone(), "you").await.unwrap();
-    let first = term(a.role());
-    let mut again = soon("a again", two.take_over(master.clone().weight(7), "me")).await.unwrap();
-    let role = until_role("still master", &mut again, Role::is_master).await;
-    assert!(term(role) >= first, "terms only rise");
-    let normal_again = soon("b again", two.take_over(normal.weight(8), "you")).await.unwrap();
-    for taken in [&mut a, &mut b] {
-        soon("the end", async { while taken.role_changed().await.is_some() {} }).await;
-        assert_eq!(taken.role(), Role::Detached);
-    }
-    let weights = |s: &Snapshot| s.instances().iter().map(|i| i.weight).collect::<Vec<_>>() == [7, 8];
-    let snapshot = until("both, once", &service, weights).await;
-    assert_eq!(&*snapshot.master().unwrap().code, "a");
-    assert_eq!((again.role(), normal_again.role()), (role, Role::Normal));
-    // Within one registry, too.
-    let mut third = soon("a third time", two.take_over(master, "me")).await.unwrap();
-    let role = until_role("still master", &mut third, Role::is_master).await;
-    assert!(term(role) >= first);
-    soon("the end", async { while again.role_changed().await.is_some() {} }).await;
-    until("weight 1", &service, |s| s.find("a").is_some_and(|i| i.weight == 1)).await;
-    third.close().await.unwrap();
-    until("only b", &service, |s| codes(s) == ["b"]).await;
-}
-
 async fn a_role_says_how_long_it_is_certain(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
     let mut a = registry.register(Instance::new("s")).await.unwrap();
@@ -317,6 +288,50 @@ async fn a_role_says_how_long_it_is_certain(url: String) {
     let roles = a.roles();
     a.close().await.unwrap();
     assert_eq!(roles.held_until(), None);
+}
+
+async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = one.discover("s").await.unwrap();
+    let instance = |code: &str, weight| Instance::new("s").code(code).weight(weight);
+    let mut a = one.take_over(instance("a", 1), "holder a").await.unwrap();
+    let mut b = one.take_over(instance("b", 1), "holder b").await.unwrap();
+    let mut c = one.register(instance("c", 1)).await.unwrap();
+    assert_eq!(soon("role of c", c.role_changed()).await, Some(Role::Normal));
+    for refused in [one.take_over(instance("a", 2), "other").await, one.register(instance("a", 2)).await] {
+        assert!(matches!(refused, Err(Error::DuplicateCode { .. })), "{refused:?}");
+    }
+    for holder in ["", "a\nb", &"x".repeat(129)] {
+        let refused = one.take_over(instance("d", 1), holder).await;
+        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    }
+    // By another process, and twice by the same registry.
+    for (weight, registry) in [(2, &two), (3, &two), (4, &one)] {
+        let before = term(a.role());
+        let mut next = registry.take_over(instance("a", weight), "holder a").await.unwrap();
+        // An agent that has the registration itself goes on with it.
+        assert!(if url.starts_with("http:") { term(next.role()) >= before } else { term(next.role()) > before });
+        soon("the end of a", async { while a.role_changed().await.is_some() {} }).await;
+        assert!(a.trouble().unwrap().contains("taken over"), "{:?}", a.trouble());
+        assert_eq!(a.role(), Role::Detached);
+        next.update(|instance| instance.weight += 10).await.unwrap();
+        a = next;
+        let next = registry.take_over(instance("b", weight), "holder b").await.unwrap();
+        assert_eq!(next.role(), Role::Normal);
+        soon("the end of b", async { while b.role_changed().await.is_some() {} }).await;
+        b = next;
+        let taken = |s: &Snapshot| {
+            s.find("a").is_some_and(|a| a.weight == weight + 10) && s.find("b").is_some_and(|b| b.weight == weight)
+        };
+        let snapshot = until("taken over", &service, taken).await;
+        assert_eq!(codes(&snapshot), ["a", "b", "c"]);
+        assert_eq!(snapshot.master().unwrap().role, a.role());
+    }
+    assert_eq!(c.role(), Role::Normal);
+    a.close().await.unwrap();
+    drop(b);
+    until_role("c is master", &mut c, Role::is_master).await;
+    until("c is left", &service, |s| codes(s) == ["c"]).await;
 }
 
 macro_rules! conformance {
@@ -362,6 +377,6 @@ conformance! {
     several_services_are_followed_and_no_others
     many_instances_come_and_go
     roles_end_with_their_registration
-    the_same_holder_takes_over_at_once_and_for_good
     a_role_says_how_long_it_is_certain
+    the_same_holder_takes_its_registration_over_and_nobody_else_does
 }

@@ -87,10 +87,7 @@ impl Keeper {
             self.lease.end();
             match out {
                 Out::Ending(reply) => return self.end(reply).await,
-                Out::Replaced => {
-                    self.report.replaced();
-                    return End::Dropped;
-                }
+                Out::Replaced => return End::replaced(self.report),
                 Out::Refused(error) if self.report.is_first() && !error.is_retryable() => {
                     return End::Failed(self.report, error);
                 }

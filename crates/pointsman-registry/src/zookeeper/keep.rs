@@ -33,14 +33,15 @@ pub(super) async fn keep(
     task: Task,
 ) -> End {
     let Task { instance, holder, commands, report } = task;
+    let holder = holder.map(wire::Holder::new);
     let keeper = Keeper {
         path: layout.service(&instance.service),
         acl: settings.acl,
         session_timeout: settings.session_timeout,
         // What nobody else can have need not be looked for, until a create may have been carried out unseen.
-        must_look: !instance.has_generated_code() || holder.is_some(),
+        must_look: is_shared(&instance, holder.as_ref()),
         instance,
-        holder: holder.as_deref().map(str::to_owned),
+        holder,
         link,
         commands,
         report,
@@ -66,8 +67,8 @@ struct Keeper {
     session_timeout: Duration,
     /// What is to be registered.
     instance: Instance,
-    /// Who registers it, where that matters.
-    holder: Option<String>,
+    /// Who registers it, where that is said, and which of its registrations this is.
+    holder: Option<wire::Holder>,
     link: watch::Receiver<Link>,
     commands: mpsc::UnboundedReceiver<Command>,
     report: Report,
@@ -98,7 +99,7 @@ enum Out {
     Disconnected,
     /// The own node is gone: register again.
     Gone(&'static str),
-    /// The same holder has registered by another session: for good.
+    /// The same holder has registered anew: for good.
     Replaced,
     /// The registration is to end.
     Ending,
@@ -147,10 +148,7 @@ impl Keeper {
                         self.pause(backoff.next(), &session).await;
                     }
                 },
-                Out::Replaced => {
-                    self.report.replaced();
-                    return End::Dropped;
-                }
+                Out::Replaced => return End::replaced(self.report),
                 Out::Disconnected => self.report.detached("connection to the registry lost"),
                 Out::Gone(why) => {
                     self.report.detached(why);
@@ -298,11 +296,11 @@ impl Keeper {
     }
 
     fn data(&self) -> Vec<u8> {
-        wire::encode(&self.instance, self.session_timeout, self.holder.as_deref())
+        wire::encode(&self.instance, self.session_timeout, self.holder.as_ref())
     }
 
     fn check_size(&self, instance: &Instance) -> Result<(), Error> {
-        let bytes = wire::encode(instance, self.session_timeout, self.holder.as_deref()).len();
+        let bytes = wire::encode(instance, self.session_timeout, self.holder.as_ref()).len();
         if bytes <= MAX_BYTES {
             return Ok(());
         }
@@ -509,7 +507,7 @@ impl Keeper {
         }
         if self.must_look && !self.sessions.is_empty() {
             for found in folder.find(&self.instance.service, &self.instance.code).await? {
-                if found.place.session == session.id() {
+                if found.place.session == session.id() && self.is_mine(&found) {
                     folder.delete(&found.place.name).await?;
                 }
             }
@@ -525,6 +523,11 @@ impl Keeper {
             command = self.commands.recv(), if self.ending.is_none() => self.take(command),
         }
     }
+}
+
+/// Whether anybody else can have the code: one that was generated for this registration alone, nobody.
+fn is_shared(instance: &Instance, holder: Option<&wire::Holder>) -> bool {
+    holder.is_some() || !instance.has_generated_code()
 }
 
 /// How long whoever is ahead in the queue may leave the mastership vacant.

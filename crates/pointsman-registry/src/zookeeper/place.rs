@@ -39,7 +39,7 @@ pub(super) struct Found {
     /// For messages: who it is.
     pub(super) who: String,
     /// Who has registered it, where it says so.
-    pub(super) holder: Option<String>,
+    pub(super) holder: Option<wire::Holder>,
     pub(super) session_timeout: Option<Duration>,
 }
 

@@ -46,7 +46,24 @@ struct Extension {
     session_timeout_ms: Option<u64>,
     /// Who has registered it, where that is said: the same may register it again by another session, and so replace it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    holder: Option<String>,
+    holder: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    registration: Option<String>,
+}
+
+/// Who has registered, and by which of its registrations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) name: Arc<str>,
+    /// One holder may register the same instance by two sessions, or twice by one: this tells which node is whose.
+    registration: String,
+}
+
+impl Holder {
+    /// A new registration of a holder.
+    pub(super) fn new(name: Arc<str>) -> Self {
+        Self { name, registration: format!("{:016x}", fastrand::u64(..)) }
+    }
 }
 
 /// What a node says.
@@ -56,11 +73,11 @@ pub(super) struct Parsed {
     /// What had to be changed to make sense of it.
     pub(super) clamped: Option<String>,
     pub(super) session_timeout: Option<Duration>,
-    pub(super) holder: Option<String>,
+    pub(super) holder: Option<Holder>,
 }
 
 /// Writes what a node is to say.
-pub(super) fn encode(instance: &Instance, session_timeout: Duration, holder: Option<&str>) -> Vec<u8> {
+pub(super) fn encode(instance: &Instance, session_timeout: Duration, holder: Option<&Holder>) -> Vec<u8> {
     let (host, port) = instance.address.as_deref().and_then(|address| address.rsplit_once(':')).unwrap_or(("", "0"));
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let node = Node {
@@ -73,7 +90,8 @@ pub(super) fn encode(instance: &Instance, session_timeout: Duration, holder: Opt
         pointsman: Some(Extension {
             tags: instance.tags.clone(),
             session_timeout_ms: u64::try_from(session_timeout.as_millis()).ok(),
-            holder: holder.map(str::to_owned),
+            holder: holder.map(|holder| holder.name.clone()),
+            registration: holder.map(|holder| holder.registration.clone()),
         }),
     };
     // Strings and numbers under string keys: there is nothing in it that JSON cannot say.
@@ -110,7 +128,9 @@ pub(super) fn decode(service: &Arc<str>, data: &[u8]) -> Result<Parsed, String> 
     instance.address = address;
     instance.tags = extension.tags;
     let session_timeout = extension.session_timeout_ms.map(Duration::from_millis);
-    Ok(Parsed { instance, clamped, session_timeout, holder: extension.holder })
+    let registration = extension.registration.unwrap_or_default();
+    let holder = extension.holder.map(|name| Holder { name, registration });
+    Ok(Parsed { instance, clamped, session_timeout, holder })
 }
 
 fn address(host: &str, port: i64) -> Result<Option<Arc<str>>, String> {
@@ -185,11 +205,13 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(code in "[a-z0-9-]{1,40}", port in 1..=u16::MAX, weight in 0..=MAX_WEIGHT,
-                                   host in "[a-z0-9.-]{1,20}|\\[::1\\]", tags in any::<BTreeMap<String, String>>()) {
+                                   host in "[a-z0-9.-]{1,20}|\\[::1\\]", tags in any::<BTreeMap<String, String>>(),
+                                   holder in proptest::option::of(".{1,20}")) {
+            let holder = holder.map(|name| Holder::new(name.into()));
             let mut instance = Instance::new("s").code(code).address(format!("{host}:{port}")).weight(weight);
             instance.tags = tags;
-            let parsed = decode(&"s".into(), &encode(&instance, Duration::from_secs(4), Some("h"))).unwrap();
-            prop_assert_eq!(parsed.holder.as_deref(), Some("h"));
+            let parsed = decode(&"s".into(), &encode(&instance, Duration::from_secs(4), holder.as_ref())).unwrap();
+            prop_assert_eq!(parsed.holder, holder);
             prop_assert_eq!(parsed.instance, instance);
             prop_assert_eq!(parsed.session_timeout, Some(Duration::from_secs(4)));
         }

@@ -7,7 +7,7 @@ use super::super::fault::Fault;
 use super::super::layout::MASTER;
 use super::super::place::{Folder, Found, Place, any_normal};
 use super::super::session::left;
-use super::{Keeper, Out};
+use super::{Keeper, Out, is_shared};
 use crate::Error;
 
 impl Keeper {
@@ -17,21 +17,20 @@ impl Keeper {
             let session = folder.session.id();
             let found = folder.find(&self.instance.service, &self.instance.code).await?;
             let (mut own, others): (Vec<Found>, Vec<Found>) =
-                found.into_iter().partition(|f| f.place.session == session);
+                found.into_iter().partition(|f| f.place.session == session && self.is_mine(f));
             let (ghosts, strangers): (Vec<Found>, Vec<Found>) =
-                others.into_iter().partition(|f| self.sessions.contains(&f.place.session));
+                others.into_iter().partition(|f| self.sessions.contains(&f.place.session) && self.is_mine(f));
             // A ghost that is master is left to its session's end: to delete it by name could hit its successor.
             for ghost in ghosts.iter().filter(|ghost| ghost.place.name != MASTER) {
                 folder.delete(&ghost.place.name).await?;
             }
             let (mates, strangers): (Vec<Found>, Vec<Found>) =
-                strangers.into_iter().partition(|found| found.holder.is_some() && found.holder == self.holder);
+                strangers.into_iter().partition(|found| self.is_same_holder(found));
             if let Some(mate) = mates.into_iter().max_by_key(|mate| mate.place.czxid) {
-                if let Some(place) = self.meet(folder, own, &mate).await? {
-                    self.must_look = false;
-                    return Ok(Some(place));
+                match self.meet(folder, &own, &mate).await? {
+                    Some(place) => return Ok(Some(place)),
+                    None => continue,
                 }
-                continue;
             }
             // A stranger that came later than ours is the one to give way.
             let oldest_own = own.iter().map(|found| found.place.czxid).min().unwrap_or(i64::MAX);
@@ -54,19 +53,42 @@ impl Keeper {
         Ok(None)
     }
 
-    /// The same holder has registered it by another session. Whoever comes takes over; whoever has been registered already was
-    /// taken over from, and gives way: so two that live never fight. `None` if everything is to be looked at again.
-    async fn meet(&mut self, folder: &Folder<'_>, own: Vec<Found>, mate: &Found) -> Result<Option<Place>, Out> {
-        for found in own {
-            folder.delete(&found.place.name).await?;
-        }
-        if !self.report.is_first() {
+    /// Whether a node, in a session of ours, is of this registration.
+    pub(super) fn is_mine(&self, found: &Found) -> bool {
+        found.holder == self.holder
+    }
+
+    fn is_same_holder(&self, found: &Found) -> bool {
+        let names = (self.holder.as_ref().map(|own| &own.name), found.holder.as_ref().map(|other| &other.name));
+        matches!(names, (Some(own), Some(other)) if own == other)
+    }
+
+    /// The same holder has registered it by another registration. Whoever comes takes over; whoever has been registered already
+    /// was taken over from, and gives way: so two that live never fight. If both have a node, because neither saw the
+    /// other's when it created its own, the newer stays. `None` if everything is to be looked at again.
+    async fn meet(&mut self, folder: &Folder<'_>, own: &[Found], mate: &Found) -> Result<Option<Place>, Out> {
+        let newest = own.iter().map(|found| found.place.czxid).max();
+        if newest.map_or(!self.report.is_first(), |newest| newest < mate.place.czxid) {
+            for found in own {
+                folder.delete_own(&found.place).await?;
+            }
             return Err(Out::Replaced);
+        }
+        if newest.is_some() {
+            folder.delete_own(&mate.place).await?;
+            return Ok(None);
         }
         let Instance { service, code, .. } = &self.instance;
         tracing::info!(%service, %code, from = mate.who, "taken over from the same holder");
+        // From here until the place is known, a node may exist that we have no reply for.
         self.sessions.insert(folder.session.id());
-        Ok(folder.replace(&mate.place, &self.data()).await?)
+        let place = folder.replace(&mate.place, &self.data()).await?;
+        if place.is_some() {
+            self.must_look = false;
+            self.created_at = Some(Instant::now());
+            self.just_created = true;
+        }
+        Ok(place)
     }
 
     /// Waits until a stranger's node is gone: it may be of a process that died a moment ago, perhaps of our own
@@ -111,7 +133,7 @@ impl Keeper {
         let data = self.data();
         self.sessions.insert(folder.session.id());
         // From here until the place is known, a node may exist that we have no reply for.
-        let look_again = !self.instance.has_generated_code();
+        let look_again = is_shared(&self.instance, self.holder.as_ref());
         self.must_look = true;
         for _ in 0..CREATE_ATTEMPTS {
             let Some(place) = self.create_once(folder, &data).await? else {
