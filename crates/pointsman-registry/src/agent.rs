@@ -16,7 +16,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hyper::{Method, StatusCode};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use self::connect::{Agents, Answer, Fault};
 use crate::backend::{Backend, Event, Scope};
@@ -43,27 +42,28 @@ impl Agent {
 #[async_trait]
 impl Backend for Agent {
     async fn connected(&self, timeout: Option<Duration>) -> Result<()> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut backoff = Backoff::default();
-        loop {
-            // Cheap, and unlike `/readyz` not without the token.
-            let asking = self.agents.call(Method::GET, "/v1/services/pointsman/instances", None);
-            match asking.await {
-                Ok(answer) if answer.status.is_success() => return Ok(()),
-                Ok(answer) => return Err(answer.refusal(|| format!("ask the agent at {}", self.agents))),
-                Err(fault) => {
-                    let now = Instant::now();
-                    let pause = backoff.next();
-                    if deadline.is_some_and(|deadline| deadline <= now + pause) {
-                        return Err(Error::Unreachable {
-                            tried: format!("ask the agent at {}", self.agents),
-                            waited: timeout.unwrap_or_default(),
-                            reason: fault.to_string(),
-                        });
-                    }
-                    tokio::time::sleep(pause).await;
+        let mut trouble = "no answer".to_owned();
+        let asking = async {
+            loop {
+                // Cheap, and unlike `/readyz` not without the token.
+                match self.agents.call(Method::GET, "/v1/services/pointsman/instances", None).await {
+                    Ok(answer) if answer.status.is_success() => return Ok(()),
+                    Ok(answer) => match answer.refusal(|| format!("ask the agent at {}", self.agents)) {
+                        later if later.is_retryable() => trouble = later.to_string(),
+                        refusal => return Err(refusal),
+                    },
+                    Err(fault) => trouble = fault.to_string(),
                 }
+                tokio::time::sleep(backoff.next()).await;
             }
+        };
+        match timeout {
+            None => asking.await,
+            Some(timeout) => tokio::time::timeout(timeout, asking).await.unwrap_or_else(|_| {
+                let tried = format!("ask the agent at {}", self.agents);
+                Err(Error::Unreachable { tried, waited: timeout, reason: trouble })
+            }),
         }
     }
 
@@ -98,7 +98,10 @@ impl Backend for Agent {
     }
 
     fn label(&self) -> String {
-        format!("http-{}", crate::disk::escaped(&self.agents.to_string()))
+        // The same agents may be named in any order.
+        let mut agents: Vec<_> = self.agents.to_string().split(',').map(str::to_owned).collect();
+        agents.sort_unstable();
+        format!("http-{:016x}", crate::disk::fnv1a(agents.join(",").as_bytes()))
     }
 }
 

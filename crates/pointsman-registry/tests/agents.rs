@@ -103,6 +103,163 @@ async fn an_agent_that_freezes_is_left_by_the_own_deadline() {
     until_role("master again", &mut registration, Role::is_master).await;
 }
 
+/// An agent in a process of its own, as far as anybody can tell: it can be killed.
+struct Process {
+    runtime: Option<tokio::runtime::Runtime>,
+    address: SocketAddr,
+}
+
+impl Process {
+    async fn start(url: &str) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (url, (tell, told)) = (url.to_owned(), tokio::sync::oneshot::channel());
+        runtime.spawn(async move {
+            let (agent, _registry) = agent(&url).await;
+            tell.send(agent.address()).unwrap();
+            std::future::pending::<()>().await;
+        });
+        Self { runtime: Some(runtime), address: soon("an agent", told).await.unwrap() }
+    }
+
+    /// No last word, and no session is closed.
+    fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Two agents over one ZooKeeper, each behind a proxy; `a` and `b` are registered through the first, `c` without any, and a
+/// directory goes by both.
+struct Pair {
+    agents: [Process; 2],
+    proxies: [CuttingProxy; 2],
+    a: Registration,
+    b: Registration,
+    c: Registration,
+    seen: pointsman_registry::Service,
+}
+
+impl Pair {
+    /// With sessions that outlast each of these tests.
+    async fn start(ttl: &str) -> Self {
+        let server = ZooKeeper::shared().await;
+        let below = format!("zookeeper://{}{}?session_timeout=40s&guard=off", server.address(), unique_prefix());
+        let agents = [Process::start(&below).await, Process::start(&below).await];
+        let proxies = agents.each_ref().map(|agent| CuttingProxy::start(agent.address));
+        proxies[1].cut();
+        let url = format!("http://{},{}?ttl={ttl}", proxies[0].address(), proxies[1].address());
+        let through = Registry::connect(&url).await.unwrap();
+        let register = async |registry: &Registry, code: &str| {
+            soon(code, registry.register(Instance::new("s").code(code))).await.unwrap()
+        };
+        let (a, b) = (register(&through, "a").await, register(&through, "b").await);
+        let directly = Registry::connect(&below).await.unwrap();
+        let c = register(&directly, "c").await;
+        let seen = through.discover("s").await.unwrap();
+        soon("all", seen.wait_for(|s| s.instances().len() == 3)).await;
+        proxies[1].mend();
+        Self { agents, proxies, a, b, c, seen }
+    }
+
+    /// Both are registered by the other agent, and nobody has become master in their place.
+    async fn moved(&mut self) {
+        let term = self.a.role().term();
+        for registration in [&mut self.a, &mut self.b] {
+            until_role("detached", registration, |role| role == Role::Detached).await;
+        }
+        let started = std::time::Instant::now();
+        let role = until_role("a by the other", &mut self.a, |role| role != Role::Detached).await;
+        assert!(role.term() > term, "{role} after {term:?}");
+        assert_eq!(until_role("b by the other", &mut self.b, |role| role != Role::Detached).await, Role::Normal);
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        assert_eq!(self.c.role(), Role::Normal);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_killed_is_replaced_at_once_by_another() {
+    let mut pair = Pair::start("10s").await;
+    assert!(pair.a.role().is_master());
+    pair.agents[0].kill();
+    pair.moved().await;
+    let a = pair.a.role();
+    soon("seen", pair.seen.wait_for(|s| s.instances().len() == 3 && s.master().is_some_and(|m| m.role == a))).await;
+    pair.b.update(|instance| instance.weight = 7).await.unwrap();
+    soon("seen", pair.seen.wait_for(|s| s.find("b").is_some_and(|b| b.weight == 7))).await;
+    pair.a.close().await.unwrap();
+    until_role("c or b is master", &mut pair.c, |role| role == Role::Normal || role.is_master()).await;
+    soon("a is gone", pair.seen.wait_for(|s| s.find("a").is_none() && s.master().is_some())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_falls_silent_is_left_for_another_while_it_still_keeps_the_registration() {
+    let mut pair = Pair::start("3s").await;
+    let directly = Registry::connect(&format!("http://{}", pair.agents[1].address)).await.unwrap();
+    let service = directly.discover("s").await.unwrap();
+    let mut changes = service.changes();
+    pair.proxies[0].blackhole();
+    pair.moved().await;
+    let a = pair.a.role();
+    soon("seen", service.wait_for(|s| s.master().is_some_and(|m| m.role == a))).await;
+    // Nobody was missing in between.
+    let told = async {
+        loop {
+            let change = changes.next().await;
+            assert!(!matches!(change, pointsman_core::Change::Left(_)), "{change:?}");
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(1), told).await.is_err());
+    // The first agent, which has lost them, and its clients' connections, takes nothing back.
+    pair.proxies[0].mend();
+    pair.a.update(|instance| instance.weight = 9).await.unwrap();
+    soon("updated", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 9))).await;
+    assert_eq!((pair.a.role(), pair.b.role()), (a, Role::Normal));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_waits_for_the_agents_registry_and_the_lease_goes_on_meanwhile() {
+    let server = ZooKeeper::shared().await;
+    let to_server = CuttingProxy::start(server.socket_address());
+    let below = format!("zookeeper://{}{}?session_timeout=40s&guard=off", to_server.address(), unique_prefix());
+    let (agent, _registry) = agent(&below).await;
+    let registry = Registry::connect(&format!("http://{}?ttl=1s", agent.address())).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let mut registration = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let before = until_role("master", &mut registration, Role::is_master).await;
+    to_server.cut();
+    until_role("detached", &mut registration, |role| role == Role::Detached).await;
+    let mut update = Box::pin(registration.update(|instance| instance.weight = 5));
+    // Several leases long: that is the test.
+    assert!(tokio::time::timeout(Duration::from_secs(3), &mut update).await.is_err());
+    to_server.mend();
+    soon("updated", update).await.unwrap();
+    let role = until_role("master again", &mut registration, Role::is_master).await;
+    assert_eq!(role, before, "the agent has kept it all the time");
+    soon("seen", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 5))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_accepts_and_says_nothing_is_told_within_the_connect_timeout() {
+    let (agent, _below) = agent("memory://mute").await;
+    let proxy = CuttingProxy::start(agent.address());
+    proxy.blackhole();
+    let started = std::time::Instant::now();
+    let url = format!("http://{}?connect_timeout=700ms", proxy.address());
+    let error = Registry::connect(&url).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }) && error.to_string().contains(&proxy.address()), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let waiting = tokio::spawn(Registry::builder(&url).wait(true).connect());
+    proxy.mend();
+    soon("connected", waiting).await.unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_watches_goes_on_at_another_agent() {
     let [(first, _one), (second, _two)] = two_agents().await;

@@ -71,6 +71,13 @@ impl fmt::Display for Fault {
     }
 }
 
+impl Fault {
+    /// Nothing has been said within `limit`.
+    pub(super) fn late(address: &str, limit: Duration) -> Self {
+        Fault(format!("{address}: no answer within {limit:?}"))
+    }
+}
+
 /// To connect takes at most this long: then the next agent is tried.
 const CONNECT: Duration = Duration::from_secs(2);
 /// An answer takes at most this long. A registration may have to wait for that of a dead process to end.
@@ -160,9 +167,7 @@ impl Agents {
             let connection = self.connect(place).await.map_err(|error| fail(&error))?;
             ask(connection, request(), server).await.map_err(|error| fail(&error))
         };
-        tokio::time::timeout(ANSWER, asking)
-            .await
-            .unwrap_or_else(|_| Err(fail(&format!("no answer within {ANSWER:?}"))))
+        tokio::time::timeout(ANSWER, asking).await.unwrap_or_else(|_| Err(Fault::late(&server.address, ANSWER)))
     }
 
     /// Asks one of them for a stream. The head may take long, where it stands for a registration.

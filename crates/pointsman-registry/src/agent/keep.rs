@@ -30,12 +30,14 @@ pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, patience: Duration,
         place: agents.current(),
         agents,
         ttl,
+        accepted: instance.clone(),
         instance,
         commands,
         report,
         updates: Vec::new(),
         lease: Lease::new(),
         role: Role::Detached,
+        left: None,
         heard: Instant::now(),
     };
     keeper.run(patience).await
@@ -51,13 +53,18 @@ struct Keeper {
     place: usize,
     /// What is to be registered.
     instance: Instance,
+    /// What the agent has taken last.
+    accepted: Instance,
     commands: mpsc::UnboundedReceiver<Command>,
     report: Report,
-    /// Who waits for the newest update to be written.
+    /// Who waits for an update to be written, the oldest first.
     updates: Vec<Reply>,
     lease: Lease,
     /// What the agent has said last.
     role: Role,
+    /// Of an agent that does not answer: were it closed before there is another, the agent might learn of that, if of nothing
+    /// else, and deregister.
+    left: Option<Stream>,
     /// When the role was heard of by an event, or given up: what was asked before may be answered with an older one.
     heard: Instant,
 }
@@ -76,7 +83,12 @@ enum Out {
     Ending(Option<Reply>),
 }
 
-type Renewing = Pin<Box<dyn Future<Output = (Instant, Result<Answer, Fault>)> + Send>>;
+/// A call that is under way while events are read.
+type Asking<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+/// When it was asked, and the answer.
+type Renewal = (Instant, Result<Answer, Fault>);
+/// How many of those who wait it is for, what was written, and the answer.
+type Update = (usize, Instance, Result<Answer, Fault>);
 
 impl Keeper {
     async fn run(mut self, patience: Duration) -> End {
@@ -84,26 +96,29 @@ impl Keeper {
         let mut backoff = Backoff::default();
         loop {
             let Err(out) = self.hold(&mut backoff).await;
+            let too_late = self.report.is_first() && deadline <= Instant::now();
             self.lease.end();
             match out {
                 Out::Ending(reply) => return self.end(reply).await,
                 Out::Replaced => return End::replaced(self.report),
-                Out::Refused(error) if self.report.is_first() && !error.is_retryable() => {
+                Out::Refused(error) if too_late || self.report.is_first() && !error.is_retryable() => {
                     return End::Failed(self.report, error);
+                }
+                Out::Lost(reason) | Out::Gone(reason) if too_late => {
+                    let step = self.step("register");
+                    return End::Failed(self.report, Error::Unavailable { step, reason });
                 }
                 Out::Gone(reason) => self.report.detached(&reason),
                 Out::Refused(error) => {
                     self.report.detached(&error.to_string());
-                    self.refuse_updates(&error);
+                    if !error.is_retryable() {
+                        self.refuse_updates(self.updates.len(), &error);
+                    }
                     self.place = self.agents.after(self.place);
                 }
                 Out::Lost(reason) => {
                     self.report.detached(&reason);
                     self.place = self.agents.after(self.place);
-                    if self.report.is_first() && deadline <= Instant::now() {
-                        let step = format!("register {}/{}", self.instance.service, self.instance.code);
-                        return End::Failed(self.report, Error::Unavailable { step, reason });
-                    }
                 }
             }
             let pause = if (backoff.attempts as usize) < self.agents.len() { Duration::ZERO } else { backoff.pause() };
@@ -147,16 +162,18 @@ impl Keeper {
     async fn hold(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Out> {
         let sent = Instant::now();
         let mut stream = self.open().await?;
+        self.left = None;
         (self.lease, self.role) = (Lease::new(), Role::Detached);
-        for reply in self.updates.drain(..) {
-            // It was registered with the newest.
-            let _ = reply.send(Ok(()));
-        }
+        // It was registered with the newest.
+        self.written(self.updates.len(), self.instance.clone());
         // The first word counts from when it was asked for, the others from renewals.
         let mut counts_from = Some(sent);
-        let mut renewing: Option<Renewing> = None;
-        let mut renew_at = sent;
+        let (mut renewing, mut updating): (Asking<Renewal>, Asking<Update>) = (None, None);
+        let (mut renew_at, mut renewed_at) = (sent, Instant::now());
         loop {
+            if updating.is_none() && !self.updates.is_empty() {
+                updating = self.write();
+            }
             let (lease, is_held) = (self.lease.clone(), self.role != Role::Detached);
             tokio::select! {
                 // A renewal may come through yet; but nobody may count on it.
@@ -170,17 +187,31 @@ impl Keeper {
                         self.heard = Instant::now();
                         let every = self.said(&said, counts_from.take());
                         renew_at = renew_at.min(sent + every);
-                        backoff.reset();
                     }
                 }
                 (asked, answer) = finished(&mut renewing) => {
-                    renewing = None;
+                    let answered = answer.is_ok();
                     renew_at = asked + self.renewed(asked, answer)?;
+                    if answered {
+                        renewed_at = asked;
+                        backoff.reset();
+                    }
                 }
-                () = tokio::time::sleep_until(renew_at), if renewing.is_none() => renewing = Some(self.renew()),
+                update = finished(&mut updating) => self.updated(update)?,
+                () = tokio::time::sleep_until(renew_at), if renewing.is_none() => renewing = self.renew(),
+                () = tokio::time::sleep_until(renewed_at + self.silence()) => {
+                    self.left = Some(stream);
+                    return Err(Out::Lost("the agent does not answer".to_owned()));
+                }
                 command = self.commands.recv() => self.take(command).await?,
             }
         }
+    }
+
+    /// How long an agent may leave renewals unanswered. Where there is another one, that is tried while this one still keeps
+    /// the registration: then nobody sees a gap.
+    fn silence(&self) -> Duration {
+        if self.agents.len() > 1 { self.ttl * 2 / 3 } else { self.ttl }
     }
 
     /// Asks for the registration.
@@ -255,12 +286,14 @@ impl Keeper {
         expires_in.min(self.ttl) / 3
     }
 
-    fn renew(&self) -> Renewing {
-        let (agents, place, path) = (self.agents.clone(), self.place, self.path.clone());
-        Box::pin(async move {
+    fn renew(&self) -> Asking<Renewal> {
+        let (agents, place, path, limit) = (self.agents.clone(), self.place, self.path.clone(), self.ttl / 3);
+        Some(Box::pin(async move {
             let asked = Instant::now();
-            (asked, agents.call_at(place, Method::PUT, &path, None).await)
-        })
+            // No longer: a connection that has died in silence must not cost more than one renewal.
+            let answer = tokio::time::timeout(limit, agents.call_at(place, Method::PUT, &path, None)).await;
+            (asked, answer.unwrap_or_else(|_| Err(Fault::late(agents.address(place), limit))))
+        }))
     }
 
     /// When to renew again, from when this was asked.
@@ -287,7 +320,11 @@ impl Keeper {
         match command {
             None => Err(Out::Ending(None)),
             Some(Command::Close(reply)) => Err(Out::Ending(Some(reply))),
-            Some(Command::Update(instance, reply)) => self.update(*instance, reply).await,
+            Some(Command::Update(instance, reply)) => {
+                self.instance = *instance;
+                self.updates.push(reply);
+                Ok(())
+            }
             Some(Command::Resign(reply)) => {
                 self.resign(reply).await;
                 Ok(())
@@ -295,27 +332,32 @@ impl Keeper {
         }
     }
 
-    async fn update(&mut self, instance: Instance, reply: Reply) -> Result<(), Out> {
-        let before = std::mem::replace(&mut self.instance, instance);
-        match self.agents.call_at(self.place, Method::PUT, &self.path, Some(self.body())).await {
-            Ok(answer) if answer.status.is_success() => {
-                let _ = reply.send(Ok(()));
-                Ok(())
-            }
+    /// Writes what has been updated. Apart from renewals: while the agent's registry is away it waits.
+    fn write(&self) -> Asking<Update> {
+        let (agents, place, path, body) = (self.agents.clone(), self.place, self.path.clone(), self.body());
+        let (count, instance) = (self.updates.len(), self.instance.clone());
+        Some(Box::pin(async move { (count, instance, agents.call_at(place, Method::PUT, &path, Some(body)).await) }))
+    }
+
+    /// Takes in what has become of the oldest updates.
+    fn updated(&mut self, (count, instance, answer): Update) -> Result<(), Out> {
+        match answer {
+            Ok(answer) if answer.status.is_success() => self.written(count, instance),
             Ok(answer) if answer.status == StatusCode::NOT_FOUND || answer.status.is_server_error() => {
-                self.updates.push(reply);
-                Err(Out::Lost(self.refusal("update", &answer).to_string()))
-            }
-            Ok(answer) => {
-                self.instance = before;
-                let _ = reply.send(Err(self.refusal("update", &answer)));
-                Ok(())
-            }
-            Err(fault) => {
                 // Written with the next registration.
-                self.updates.push(reply);
-                Err(Out::Lost(fault.to_string()))
+                return Err(Out::Lost(self.refusal("update", &answer).to_string()));
             }
+            Ok(answer) => self.refuse_updates(count, &self.refusal("update", &answer)),
+            Err(fault) => return Err(Out::Lost(fault.to_string())),
+        }
+        Ok(())
+    }
+
+    /// The agent has what is to be registered.
+    fn written(&mut self, count: usize, instance: Instance) {
+        self.accepted = instance;
+        for reply in self.updates.drain(..count) {
+            let _ = reply.send(Ok(()));
         }
     }
 
@@ -354,11 +396,13 @@ impl Keeper {
         }
     }
 
-    fn refuse_updates(&mut self, error: &Error) {
-        if !error.is_retryable() {
-            for reply in self.updates.drain(..) {
-                let _ = reply.send(Err(error.clone()));
-            }
+    /// Answers the oldest updates, which the agent refuses, and goes back to what it has taken, unless there are newer ones.
+    fn refuse_updates(&mut self, count: usize, error: &Error) {
+        for reply in self.updates.drain(..count) {
+            let _ = reply.send(Err(error.clone()));
+        }
+        if self.updates.is_empty() {
+            self.instance = self.accepted.clone();
         }
     }
 
@@ -389,9 +433,10 @@ impl Backoff {
     }
 }
 
-async fn finished(renewing: &mut Option<Renewing>) -> (Instant, Result<Answer, Fault>) {
-    match renewing {
-        Some(renewing) => renewing.await,
-        None => std::future::pending().await,
-    }
+/// Returns what the call has come to, and forgets it; without a call never.
+async fn finished<T>(asking: &mut Asking<T>) -> T {
+    let Some(call) = asking else { return std::future::pending().await };
+    let done = call.await;
+    *asking = None;
+    done
 }
