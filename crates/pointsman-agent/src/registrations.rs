@@ -37,7 +37,7 @@ pub(crate) struct Registered {
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<Status>,
     lease: Lease,
-    /// The connection that holds it: the newest, by number; 0 where none does.
+    /// The connection that holds it: the newest, by number; 0 where none does; or [`ENDING`].
     bound: AtomicU64,
     roles: Mutex<Option<Roles>>,
 }
@@ -134,7 +134,7 @@ impl Registrations {
             }
             match registered.join(wish, patience).await {
                 // It has ended meanwhile: the next one is new.
-                Err(_) if registered.lease.is_over() => registered.ended().await,
+                Err(_) if registered.is_ending() => registered.ended().await,
                 joined => return joined.map(|()| (registered, false)),
             }
         }
@@ -146,14 +146,15 @@ impl Registrations {
         loop {
             let (registered, is_new) = self.enter(wish, &holder, wish.ttl).await?;
             registered.check_holder(&holder)?;
-            let bound = Bound::take(registered);
+            // One that ends just now is found ending when it is entered again.
+            let Some(bound) = Bound::take(registered) else { continue };
             if is_new {
                 bound.registered.settled().await?;
                 return Ok(bound);
             }
             bound.registered.lease.rebind(wish.ttl);
             match bound.registered.join(wish, patience).await {
-                Err(_) if bound.registered.lease.is_over() => bound.registered.ended().await,
+                Err(_) if bound.registered.is_ending() => bound.registered.ended().await,
                 joined => return joined.map(|()| bound),
             }
         }
@@ -169,7 +170,7 @@ impl Registrations {
         loop {
             match self.try_enter(wish, holder, ttl)? {
                 // One that is about to end is no longer to be had: the next one begins when it is out of the way.
-                (registered, false) if registered.lease.is_over() => registered.ended().await,
+                (registered, false) if registered.is_ending() => registered.ended().await,
                 entered => return Ok(entered),
             }
         }
@@ -259,7 +260,7 @@ impl Registered {
 
     /// Renews the lease, unless it has run out.
     pub(crate) fn renew(&self) -> Result<(), Problem> {
-        if self.lease.renew() && self.status.borrow().ended.is_none() {
+        if !self.is_ending() && self.lease.renew() {
             return Ok(());
         }
         let (service, code) = &self.key;
@@ -321,8 +322,15 @@ impl Registered {
 
     /// Ends it.
     pub(crate) fn end(&self, end: End) {
+        // From here on nobody gets hold of it, although it takes a while until it is out of the registry.
+        self.bound.store(ENDING, Ordering::Release);
         // One that has ended needs no end.
         let _ = self.commands.send(Command::End(end));
+    }
+
+    /// Whether it is about to end, or has ended.
+    fn is_ending(&self) -> bool {
+        self.bound.load(Ordering::Acquire) == ENDING || self.lease.is_over()
     }
 
     /// Waits until it has ended.
@@ -351,25 +359,32 @@ pub(crate) struct Bound {
 }
 
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+/// No connection: it is about to end.
+const ENDING: u64 = u64::MAX;
 
 impl Bound {
-    fn take(registered: Arc<Registered>) -> Self {
+    /// `None` if it is about to end.
+    fn take(registered: Arc<Registered>) -> Option<Self> {
         let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-        registered.bound.store(number, Ordering::Release);
+        let newer = |old| (old != ENDING).then_some(number);
+        registered.bound.fetch_update(Ordering::AcqRel, Ordering::Acquire, newer).ok()?;
         // Wakes the stream of the connection before, which finds itself replaced.
         let _ = registered.commands.send(Command::Rebound);
-        Self { registered, number }
+        Some(Self { registered, number })
     }
 
     /// Whether a newer connection has taken it.
     pub(crate) fn is_replaced(&self) -> bool {
-        self.registered.bound.load(Ordering::Acquire) != self.number
+        let bound = self.registered.bound.load(Ordering::Acquire);
+        bound != self.number && bound != ENDING
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if !self.is_replaced() {
+        let bound = &self.registered.bound;
+        // In one step: a newer connection either has it already, or finds it ending.
+        if bound.compare_exchange(self.number, ENDING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.registered.end(End::Deregistered);
         }
     }
@@ -471,6 +486,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn wish(holder: Option<&str>) -> Wish {
+        let instance = Instance::new("s").code("a");
+        Wish { instance, ttl: None, check: None, holder: holder.map(Into::into) }
+    }
+
+    #[tokio::test]
+    async fn what_ends_just_now_is_in_nobodys_way() {
+        let registry = Registry::connect("memory://registrations-ending").await.unwrap();
+        let registrations = Registrations::new(registry, 10);
+        let patience = Duration::from_secs(10);
+        // On this one thread its keeper has not even heard of the end when somebody else comes.
+        for (before, after) in [(None, None), (Some("me"), Some("me")), (Some("me"), Some("you")), (None, Some("me"))] {
+            drop(registrations.hold(&wish(before), patience).await.unwrap());
+            drop(registrations.hold(&wish(after), patience).await.unwrap());
+            let (leased, is_new) = registrations.put(&wish(None), patience).await.unwrap();
+            assert!(is_new);
+            leased.end(End::Deregistered);
+            assert_eq!(leased.renew().unwrap_err().kind, Kind::NotRegistered);
+            let bound = registrations.hold(&wish(after), patience).await.unwrap();
+            bound.registered.end(End::Deregistered);
+            assert!(!bound.is_replaced());
+        }
+        // The connection before does not end what a newer one has taken.
+        let old = registrations.hold(&wish(Some("me")), patience).await.unwrap();
+        let new = registrations.hold(&wish(Some("me")), patience).await.unwrap();
+        assert!(old.is_replaced() && !new.is_replaced());
+        drop(old);
+        assert!(new.registered.renew().is_ok());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_has_run_out_is_not_revived() {

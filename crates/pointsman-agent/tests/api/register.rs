@@ -171,6 +171,34 @@ async fn the_same_holder_takes_over_without_a_gap() {
     watcher.event_named("delete").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_at_once_is_never_refused_for_its_own_sake() {
+    let server = Server::start().await;
+    let hold = format!("{A}/hold");
+    for _ in 0..200 {
+        // By name it is taken over, whether it has been noticed that the connection before is lost or not.
+        let lost = server.stream("POST", &hold, r#"{"holder":"me"}"#).await;
+        drop(lost);
+        let mut again = server.stream("POST", &hold, r#"{"holder":"me"}"#).await;
+        assert_eq!(again.event_named("role").await.data["role"], "master");
+        // Once that is noticed the code is free for everybody, although it is not out of the registry yet.
+        drop(again);
+        server.until_metric("pointsman_agent_connections", 0).await;
+        drop(server.stream("POST", &hold, "").await);
+        server.until_metric("pointsman_agent_connections", 0).await;
+    }
+    for number in 0..200 {
+        let held = server.stream("POST", &format!("{A}/hold"), "").await;
+        let (deleted, put) =
+            tokio::join!(server.ask("DELETE", A, ""), async { server.ask("PUT", A, "{}").await.status });
+        assert_eq!(deleted.status, 204);
+        // Before it is ended it is another's; after that it is free.
+        assert!(matches!(put, 201 | 409), "{number}: {put}");
+        drop(held);
+        server.ask("DELETE", A, "").await;
+    }
+}
+
 #[tokio::test]
 async fn a_code_that_lives_elsewhere_is_refused() {
     let registry = registry().await;
