@@ -6,7 +6,7 @@
 //! | who is let in | `gate.rs` |
 //! | how connections come and go | `server.rs`, `tls.rs` |
 //! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
-//! | what is kept registered for clients | `registrations.rs`, `registrations/keeper.rs` |
+//! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
 //! | go-micro-service's agent | `go_micro_service.rs`, `go_micro_service/` |
 //! | how a failure is told | `problem.rs` |
