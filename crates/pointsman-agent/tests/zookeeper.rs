@@ -1,0 +1,127 @@
+//! The agent over ZooKeeper, while that is away.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use pointsman_registry::Registry;
+use pointsman_testkit::{CuttingProxy, ZooKeeper, read_as_foreign, unique_prefix};
+use support::client::request;
+use support::{Server, until};
+
+/// An agent whose way to ZooKeeper can be cut.
+struct Fixture {
+    server: Server,
+    zookeeper: &'static ZooKeeper,
+    proxy: CuttingProxy,
+    prefix: String,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let (zookeeper, prefix) = (ZooKeeper::shared().await, unique_prefix());
+        let proxy = CuttingProxy::start(zookeeper.socket_address());
+        let url = format!("zookeeper://{}{prefix}?session_timeout=4s&connect_timeout=1s&guard=off", proxy.address());
+        let server = Server::start_over(Registry::connect(&url).await.unwrap(), |_| {}).await;
+        Self { server, zookeeper, proxy, prefix }
+    }
+
+    /// The codes that stand in ZooKeeper.
+    async fn written(&self) -> Vec<String> {
+        let client = self.zookeeper.client().await;
+        let view = read_as_foreign(&client, &self.prefix).await.remove("s").unwrap_or_default();
+        view.master_code().into_iter().chain(view.normal_codes()).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn while_the_registry_is_away_what_is_known_is_served_and_says_how_old_it_is() {
+    let fixture = Fixture::start().await;
+    let server = &fixture.server;
+    let mut held = server.stream("POST", "/v1/services/s/instances/a/hold", "").await;
+    let term = held.event_named("role").await.data["term"].clone();
+    server.until_codes("s", &["a"]).await;
+    let mut watcher = server.watch("/v1/services/s/watch").await;
+    watcher.event_named("snapshot").await;
+    assert_eq!(watcher.event_named("freshness").await.data["state"], "fresh");
+    fixture.proxy.blackhole();
+    assert_eq!(watcher.event_named("freshness").await.data["state"], "stale");
+    let answer = server.get("/v1/services/s/instances").await;
+    assert!(answer.header("x-pointsman-freshness").unwrap().starts_with("stale;age_ms="), "{answer:?}");
+    assert_eq!(answer.json()[0]["code"], "a");
+    assert_eq!(server.json("/v1/services/s/pick").await["instance"]["code"], "a");
+    let ready = server.json("/readyz").await;
+    assert_eq!((&ready["ready"], &ready["registry"]), (&true.into(), &"stale".into()));
+    assert_eq!(server.metric("pointsman_registry_fresh"), 0);
+    // Whoever is master is told in time that it may not be any more.
+    let detached = held.event_named("role").await.data;
+    assert_eq!(detached["role"], "detached", "{detached}");
+    assert!(detached["reason"].is_string());
+    // What must be written is refused, soon.
+    for (method, path, body) in [
+        ("PUT", "/v1/services/s/instances/b", "{}"),
+        ("POST", "/v1/services/s/instances/b/hold", "{}"),
+        ("POST", "/v1/services/s/instances/a/drain", ""),
+    ] {
+        let asked = Instant::now();
+        server.ask(method, path, body).await.is_problem(503, "unavailable");
+        assert!(asked.elapsed() < Duration::from_secs(8), "{path}: {:?}", asked.elapsed());
+    }
+    assert_eq!(server.metric("pointsman_registrations"), 1);
+    fixture.proxy.mend();
+    assert_eq!(watcher.until_event("freshness").await.data["state"], "fresh");
+    let role = until("it is master again", async || {
+        Some(held.event_named("role").await.data).filter(|role| role["role"] == "master")
+    })
+    .await;
+    assert!(role["term"].as_u64() >= term.as_u64());
+    assert_eq!(fixture.written().await, ["a"]);
+}
+
+#[tokio::test]
+async fn who_gives_up_while_the_registry_is_away_leaves_nothing() {
+    let fixture = Fixture::start().await;
+    let server = &fixture.server;
+    fixture.proxy.blackhole();
+    for round in 0..3 {
+        let mut clients = Vec::new();
+        for number in 0..5 {
+            let mut client = server.client().await;
+            let path = format!("/v1/services/s/instances/{number}/hold");
+            client.send(&request("POST", &path, &[], b"{}")).await;
+            clients.push(client);
+        }
+        if round == 0 {
+            server.until_metric("pointsman_registrations", 5).await;
+        }
+        drop(clients);
+    }
+    server.until_metric("pointsman_agent_connections", 0).await;
+    server.until_metric("pointsman_registrations", 0).await;
+    fixture.proxy.mend();
+    assert_eq!(server.ask("PUT", "/v1/services/s/instances/last", "{}").await.status, 201);
+    server.until_codes("s", &["last"]).await;
+    assert_eq!(fixture.written().await, ["last"]);
+}
+
+#[tokio::test]
+async fn a_lease_that_runs_out_while_the_registry_is_away_does_not_come_back_with_it() {
+    let fixture = Fixture::start().await;
+    let server = &fixture.server;
+    assert_eq!(server.ask("PUT", "/v1/services/s/instances/a", r#"{"ttl":"1s"}"#).await.status, 201);
+    let mut roles = server.watch("/v1/services/s/instances/a/role").await;
+    assert_eq!(roles.event_named("role").await.data["role"], "master");
+    fixture.proxy.blackhole();
+    server.ask("PUT", "/v1/services/s/instances/a", "").await;
+    let answer = until("it has run out", async || {
+        Some(server.ask("PUT", "/v1/services/s/instances/nobody", "").await)
+            .filter(|_| server.metric("pointsman_registrations") == 0)
+    })
+    .await;
+    answer.is_problem(404, "not-registered");
+    fixture.proxy.mend();
+    until("it is gone from the registry", async || fixture.written().await.is_empty().then_some(())).await;
+    assert_eq!(server.ask("PUT", "/v1/services/s/instances/a", "{}").await.status, 201);
+    server.until_codes("s", &["a"]).await;
+}
