@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::input::{OfInstance, Query, Tags, duration, parse, read};
-use super::stream::{self, BEAT, HEARTBEAT, Source, counted};
+use super::stream::{self, Source, counted};
 use crate::State;
 use crate::feed::event;
 use crate::problem::{Kind, Problem};
@@ -270,7 +270,6 @@ impl Source for Roles {
                     return None;
                 },
                 _ = self.closing.changed() => {}
-                () = tokio::time::sleep(HEARTBEAT) => return Some(BEAT),
             }
         }
     }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::body;
 use super::find::REVISION;
 use super::input::{OfService, Query};
-use super::stream::{BEAT, HEARTBEAT, Source, answer, counted};
+use super::stream::{Source, answer, counted};
 use crate::State;
 use crate::feed::{Group, Topic, event, now_ms};
 use crate::problem::Problem;
@@ -165,7 +165,6 @@ impl Source for OfOne {
                 () = is_closing(&mut self.closing) => return None,
                 _ = self.revision.changed() => self.next = self.read(),
                 _ = self.stale.changed() => self.next = Some(self.state.feed.freshness_event()),
-                () = tokio::time::sleep(HEARTBEAT) => return Some(BEAT),
             }
         }
     }
@@ -319,7 +318,6 @@ impl Source for OfAll {
                 _ = self.last.changed() => self.next = self.read(),
                 _ = self.stale.changed() => self.next = Some(self.state.feed.freshness_event()),
                 () = load => self.next = self.read_load(),
-                () = tokio::time::sleep(HEARTBEAT) => return Some(BEAT),
             }
         }
     }
