@@ -25,6 +25,7 @@ use serde::Serialize;
 
 pub(crate) use self::input::read;
 use crate::State;
+use crate::dashboard;
 use crate::go_micro_service;
 use crate::metrics::CallMetrics;
 use crate::problem::{Kind, Problem, method_not_allowed};
@@ -45,7 +46,7 @@ const fn route(path: &'static str, methods: &'static str, call: &'static str, an
     Route { path, methods, call, answer }
 }
 
-/// Every path of the API. `openapi.json` describes them.
+/// Every path of the API. `openapi.json` describes them; the files of the dashboard are not in it.
 const ROUTES: &[Route] = &[
     route("/v1/services", "GET, HEAD", "services", || get(find::services)),
     route("/v1/services/{service}/instances", "GET, HEAD", "instances", || get(find::instances)),
@@ -75,9 +76,11 @@ const ROUTES: &[Route] = &[
 
 /// All of it, for the listener.
 pub(crate) fn router(state: &Arc<State>, settings: &Settings) -> Router {
+    let api = ROUTES.iter().map(|&Route { path, methods, call, answer }| (path, methods, call, answer()));
+    let dashboard = dashboard::routes().map(|(path, answer)| (path, "GET, HEAD", "dashboard", answer));
     let mut router = Router::new();
-    for &Route { path, methods, call, answer } in ROUTES {
-        let answer = answer().fallback(move || async move { method_not_allowed(methods) });
+    for (path, methods, call, answer) in api.chain(dashboard) {
+        let answer = answer.fallback(move || async move { method_not_allowed(methods) });
         let metrics = state.metrics.call(call);
         let counted = middleware::from_fn(move |request, next| count(metrics.clone(), request, next));
         router = router.route(path, answer.layer(counted));
@@ -124,7 +127,7 @@ fn body(status: StatusCode, body: Bytes) -> Response {
 }
 
 /// Whether the client has what has this tag (RFC 9110, 13.1.2).
-fn has_already(headers: &HeaderMap, etag: &str) -> bool {
+pub(crate) fn has_already(headers: &HeaderMap, etag: &str) -> bool {
     let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|known| known.to_str().ok());
     known
         .flat_map(|known| known.split(','))

@@ -9,6 +9,7 @@
 //! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
 //! | go-micro-service's agent | `go_micro_service.rs`, `go_micro_service/` |
+//! | what operators see in a browser | `dashboard.rs`, `assets/` |
 //! | how a failure is told | `problem.rs` |
 //!
 //! One way: the directory's snapshots become text in the [feed](feed), once; those who watch read it at their own pace. An agent
@@ -16,6 +17,7 @@
 
 mod api;
 mod claims;
+mod dashboard;
 mod error;
 mod feed;
 mod gate;
