@@ -67,7 +67,6 @@ export class Table {
       attribute(row.element, "aria-rowindex", index + 2);
       wanted.set(key, row);
     }
-    // Who is being used with the keyboard stays, even where it has moved out of sight: the focus would be lost.
     for (const [key, row] of this.rows) if (!wanted.has(key)) row.element.remove();
     let after = this.above;
     for (const row of wanted.values()) {
@@ -80,10 +79,9 @@ export class Table {
   /** The place of the row that has the focus, or -1. */
   focused() {
     const row = document.activeElement?.closest("tr");
-    for (const [key, { element }] of this.rows) {
-      if (element === row) return this.items.findIndex((item) => this.key(item) === key);
-    }
-    return -1;
+    for (const [key, { element }] of this.rows) if (element === row) this.last = key;
+    // A row that was scrolled out of sight has lost the focus, but is where to go on from.
+    return this.items.findIndex((item) => this.key(item) === this.last);
   }
 
   /** Moves the focus by so many rows. */
