@@ -43,8 +43,7 @@ export class Service {
       h("section", { class: "panel", "aria-labelledby": "instances-title" },
         h("div", { class: "panel-head" }, h("h2", { id: "instances-title" }, "Instances"), this.count),
         this.table.element, this.nothing));
-    this.onMaster = ({ service }) => service === name && this.load();
-    on("master", this.onMaster);
+    this.forget = on("master", ({ service }) => service === name && this.load());
     this.load();
   }
 
@@ -112,6 +111,7 @@ export class Service {
 
   close() {
     this.isClosed = true;
+    this.forget();
     this.track.close();
     this.table.close();
   }

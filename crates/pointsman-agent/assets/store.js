@@ -20,10 +20,11 @@ export const fleet = {
 };
 
 const listeners = new Map();
-/** Calls `listener(detail)` for `change`, `master`, `event`, `audit` or `load`. */
+/** Calls `listener(detail)` for `change`, `master`, `event`, `audit` or `load`, until what it returns is called. */
 export function on(what, listener) {
-  if (!listeners.has(what)) listeners.set(what, []);
-  listeners.get(what).push(listener);
+  if (!listeners.has(what)) listeners.set(what, new Set());
+  listeners.get(what).add(listener);
+  return () => listeners.get(what).delete(listener);
 }
 const tell = (what, detail) => listeners.get(what)?.forEach((listener) => listener(detail));
 
