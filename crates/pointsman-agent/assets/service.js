@@ -16,7 +16,7 @@ const COLUMNS = [
   { name: "In flight", class: "c-load num" },
   { name: "Age", class: "c-age num" },
   { name: "Tags", class: "c-tags" },
-  { name: "Do", class: "c-do" },
+  { name: "Actions", class: "c-do" },
 ];
 
 export class Service {
@@ -31,7 +31,7 @@ export class Service {
     });
     this.facts = h("p", { class: "facts" });
     this.count = h("span", { class: "count" });
-    this.problems = h("ul", { class: "problems", hidden: true });
+    this.problems = h("ul", { class: "broken", hidden: true });
     this.nothing = h("p", { class: "nothing", hidden: true });
     this.element = h("div", { class: "service" },
       h("section", { class: "panel", "aria-labelledby": "view-title" },

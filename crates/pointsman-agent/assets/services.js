@@ -169,5 +169,5 @@ function lamps(board, instances, lit) {
     const lamp = board.children[index];
     if (lamp.className !== wanted) lamp.className = wanted;
   }
-  board.classList.toggle("more", shown < instances.length);
+  board.classList.toggle("many", shown < instances.length);
 }
