@@ -8,7 +8,7 @@ import { startKeys } from "./keys.js";
 import { Service } from "./service.js";
 import { Services } from "./services.js";
 import * as status from "./status.js";
-import { on, take, takeHistory } from "./store.js";
+import { on, sample, take, takeHistory } from "./store.js";
 import { Stream } from "./stream.js";
 
 /** `#/services/NAME?q=WORDS`: the path's parts, and the search. */
@@ -47,9 +47,10 @@ function route() {
     view?.close();
     view = make(parts);
     $("main").replaceChildren(view.element);
+    const name = VIEWS[parts[0]] ? parts[0] : "services";
+    attribute(document.body, "data-view", name);
     for (const link of $("nav").children) {
-      const isHere = link.dataset.view === (VIEWS[parts[0]] ? parts[0] : "services");
-      attribute(link, "aria-current", isHere ? "page" : null);
+      attribute(link, "aria-current", link.dataset.view === name ? "page" : null);
     }
     if (!isFirst) {
       scrollTo(0, 0);
@@ -137,6 +138,9 @@ $("sign-out").addEventListener("click", () => {
   location.reload();
 });
 whenSignedIn(() => stream.run());
-setInterval(() => document.hidden || view?.tick(), 1000);
+setInterval(() => {
+  sample();
+  if (!document.hidden) view?.tick();
+}, 1000);
 route();
 stream.run();

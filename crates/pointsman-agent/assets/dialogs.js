@@ -26,8 +26,9 @@ export const isOpen = () => opened !== null;
 function confirm({ title, words, field, yes, danger, perform }) {
   const failure = h("p", { class: "failure", role: "alert", hidden: true });
   const again = h("button", { type: "button", class: "ghost", hidden: true }, "Use another token");
-  const cancel = h("button", { type: "button", class: "ghost" }, "Cancel");
-  const accept = h("button", { type: "submit", class: danger ? "primary danger" : "primary", autofocus: !field }, yes);
+  // Whoever presses Enter too often does not drain by it.
+  const cancel = h("button", { type: "button", class: "ghost", autofocus: danger }, "Cancel");
+  const accept = h("button", { type: "submit", class: danger ? "primary danger" : "primary", autofocus: !danger && !field }, yes);
   const form = h("form", {}, h("h2", { id: "dialog-title" }, title), ...words, field, failure,
     h("div", { class: "buttons" }, again, cancel, accept));
   const dialog = h("dialog", { class: "dialog", "aria-labelledby": "dialog-title" }, form);

@@ -1,6 +1,6 @@
 // All services: one line each, with its instances as lamps.
 
-import { attribute, count, h, plural, term, text } from "./dom.js";
+import { attribute, count, h, plural, svg, term, text } from "./dom.js";
 import { matching, parse } from "./filter.js";
 import { compare, fleet, needsAttention, ordered } from "./store.js";
 import { Table } from "./table.js";
@@ -64,7 +64,9 @@ export class Services {
     this.nothing.replaceChildren(...saying[state]());
   }
 
-  tick() {}
+  tick() {
+    for (const row of this.table.rows.values()) row.tick();
+  }
   move(by) { this.table.move(by); }
   close() { this.table.close(); }
 }
@@ -103,11 +105,13 @@ class Row {
     this.master = h("span", { class: "code" });
     this.term = h("span", { class: "term" });
     this.load = h("span");
+    this.line = svg("polyline");
+    const spark = svg("svg", { class: "spark", viewBox: "0 0 92 22", preserveAspectRatio: "none", "aria-hidden": "true" }, this.line);
     this.element = h("tr", { role: "row" },
       cell("c-name", this.link, this.flags),
       cell("c-board", this.board, this.count),
       cell("c-master", this.master, " ", this.term),
-      cell("c-load num", this.load));
+      cell("c-load num", spark, this.load));
     // Wherever on the line one points: the link is for the keyboard, and for opening it in another tab.
     this.element.addEventListener("click", (event) => {
       if (!event.target.closest("a") && !getSelection().toString()) this.link.click();
@@ -132,6 +136,15 @@ class Row {
     this.load.classList.toggle("dim", !load);
     this.element.classList.toggle("attention", needsAttention(entry));
     this.flash(entry);
+    this.entry = entry;
+  }
+
+  /** What was in flight during the last minute, on a scale of its own. */
+  tick() {
+    const past = this.entry.past ?? [];
+    const most = Math.max(4, ...past);
+    const points = past.map((load, index) => `${(92 - (past.length - 1 - index) * 1.55).toFixed(1)},${(20.5 - (load / most) * 19).toFixed(1)}`);
+    attribute(this.line, "points", points.join(" "));
   }
 
   /** Lights up once when something has changed that was on the page before. */

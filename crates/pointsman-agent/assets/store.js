@@ -141,6 +141,17 @@ function add(event) {
   tell("event", event);
 }
 
+// A minute, a second each.
+const SAMPLES = 60;
+/** Keeps what was in flight, so that it can be drawn: called every second, since loads are told only when they change. */
+export function sample() {
+  for (const entry of fleet.services.values()) {
+    const past = (entry.past ??= []);
+    past.push(entry.load);
+    if (past.length > SAMPLES) past.shift();
+  }
+}
+
 /** Loads are told whole: who is not named has none. */
 function load({ in_flight }) {
   for (const entry of fleet.services.values()) {
