@@ -139,6 +139,7 @@ $("sign-out").addEventListener("click", () => {
 });
 whenSignedIn(() => stream.run());
 setInterval(() => {
+  if (!status.isLive()) return;
   sample();
   if (!document.hidden) view?.tick();
 }, 1000);

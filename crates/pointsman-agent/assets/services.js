@@ -6,7 +6,7 @@ import { compare, fleet, needsAttention, ordered } from "./store.js";
 import { Table } from "./table.js";
 
 // More lamps than this are a number.
-const LAMPS = 24;
+const LAMPS = 20;
 
 const COLUMNS = [
   { name: "Service", class: "c-name" },

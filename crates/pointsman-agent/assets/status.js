@@ -34,6 +34,9 @@ export function freshness({ state, age_ms }) {
   show();
 }
 
+/** Whether what is shown is the present: else time does not go on in it. */
+export const isLive = () => link.state === "connected";
+
 const ago = (since) => span(performance.now() - since);
 
 /** What to think of the picture: a word for the style sheet, for the pill, and, if it cannot be trusted, why. */
@@ -140,5 +143,8 @@ export function startStatus(getQuery, setQuery) {
   on("change", () => draw(render));
   on("master", ({ service, master }) => say(master ? `${service}: ${master.code} is master.` : `${service} has no master.`));
   setInterval(show, 500);
+  // What sticks to the top sticks below the bar, however high that is now.
+  const top = document.querySelector(".top");
+  new ResizeObserver(() => document.documentElement.style.setProperty("--top", `${top.offsetHeight}px`)).observe(top);
   return render;
 }
