@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
+mod browser;
 mod ensemble;
 mod foreign;
 mod mosquitto;
@@ -17,6 +18,7 @@ mod session;
 mod tls;
 mod zookeeper;
 
+pub use browser::{Browser, ConsoleLine};
 pub use ensemble::Ensemble;
 pub use foreign::{Foreign, ForeignInstance, ForeignOptions, ForeignRole, ForeignView, read_as_foreign};
 pub use mosquitto::{Mosquitto, MosquittoOptions};
