@@ -51,6 +51,7 @@ export class Services {
       : `${count(found.length)} of ${plural(fleet.services.size, "service")}, ${plural(instances, "instance")}`);
     this.table.element.hidden = found.length === 0;
     this.table.show(found);
+    if (found.length && !performance.getEntriesByName("fleet-shown").length) performance.mark("fleet-shown");
     this.say(found.length === 0);
   }
 
