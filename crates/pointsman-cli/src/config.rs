@@ -124,7 +124,7 @@ fn check_listeners(file: &mut Section<'_>, listeners: &[(&str, &str, Option<Sock
 
 fn registry(file: &mut Section<'_>, folder: &Folder) -> Option<String> {
     let registry = file.text("registry", REGISTRY, |text| {
-        let url = folder.url(text, &["auth_file", "ca", "cert", "key", "snapshots"]);
+        let url = folder.url(text, &["auth_file", "ca", "cert", "key", "snapshots", "token_file"]);
         Registry::builder(&url).check().map_err(|error| error.to_string()).map(|()| url)
     });
     if file.has("agent") {

@@ -56,7 +56,8 @@ async fn the_relay_is_found_through_the_agent_and_metrics_are_told_once() {
     ));
     let mut running = serve(&file.path);
     logged(&mut running, " ready").await;
-    let relay = get(port, "/v1/services/mqtt-balancer/master").await;
+    // Answered as soon as the agent has seen anything of it.
+    let relay = get(port, "/v1/services/mqtt-balancer/watch?after=0&wait=20s").await;
     assert!(relay.contains(&format!("\"address\":\"127.0.0.1:{broker}\"")), "{relay}");
     for port in [port, metrics] {
         let told = get(port, "/metrics").await;
