@@ -24,9 +24,6 @@ const NEEDS: &[(&str, &str)] = &[
     // A peer in the benchmarks, pingora, builds zlib-ng.
     ("cmake", "cmake"),
     ("make", "make"),
-    // In the benchmarks of the agent.
-    ("/usr/sbin/nginx", "nginx"),
-    ("wrk", "wrk"),
     // The dashboard, as people see it.
     ("/usr/bin/chromium", "chromium"),
     ("/usr/bin/chromedriver", "chromium-driver"),
