@@ -246,6 +246,34 @@ async fn an_update_waits_for_the_agents_registry_and_the_lease_goes_on_meanwhile
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_closed_comes_and_goes_once() {
+    let (agent, below) = agent("memory://once").await;
+    let registry = Registry::connect(&format!("http://{}", agent.address())).await.unwrap();
+    let service = below.discover("s").await.unwrap();
+    let mut changes = service.changes();
+    // As it happens: whoever looks later sees only what has become of it.
+    let watching = tokio::spawn(async move {
+        let mut joined = Vec::new();
+        while joined.last().is_none_or(|code| code != "last") {
+            if let pointsman_core::Change::Joined(instance) = changes.next().await {
+                joined.push(instance.code.to_string());
+            }
+        }
+        joined
+    });
+    for number in 0..200 {
+        let instance = Instance::new("s").code(number.to_string());
+        let registration = soon("registered", registry.register(instance)).await.unwrap();
+        soon("closed", registration.close()).await.unwrap();
+    }
+    let _last = below.register(Instance::new("s").code("last")).await.unwrap();
+    let joined = soon("the last", watching).await.unwrap();
+    let mut once = joined.clone();
+    once.dedup();
+    assert_eq!(joined, once, "registered again after it was closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_accepts_and_says_nothing_is_told_within_the_connect_timeout() {
     let (agent, _below) = agent("memory://mute").await;
     let proxy = CuttingProxy::start(agent.address());

@@ -63,7 +63,7 @@ struct Keeper {
     /// What the agent has said last.
     role: Role,
     /// Of an agent that does not answer: were it closed before there is another, the agent might learn of that, if of nothing
-    /// else, and deregister.
+    /// else, and deregister. And at the end, until the agent has been asked to deregister.
     left: Option<Stream>,
     /// When the role was heard of by an event, or given up: what was asked before may be answered with an older one.
     heard: Instant,
@@ -203,7 +203,10 @@ impl Keeper {
                     self.left = Some(stream);
                     return Err(Out::Lost("the agent does not answer".to_owned()));
                 }
-                command = self.commands.recv() => self.take(command).await?,
+                command = self.commands.recv() => if let Err(out) = self.take(command).await {
+                    self.left = Some(stream);
+                    return Err(out);
+                }
             }
         }
     }
@@ -381,7 +384,8 @@ impl Keeper {
         let _ = reply.send(result);
     }
 
-    /// Deregisters: the connection is closed already; the call makes sure of it, and says when it is done.
+    /// Deregisters. The connection is closed only after that: it would end the registration as well, and the call would come
+    /// when there is none any more, or one that is not ours.
     async fn end(self, reply: Option<Reply>) -> End {
         self.report.step_down("deregistering");
         let asking = self.agents.call_at(self.place, Method::DELETE, &self.path, None);
