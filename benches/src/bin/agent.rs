@@ -117,7 +117,7 @@ async fn lookups(plan: &Plan, table: &mut Table) -> Result<()> {
         Ok((answers.0 / seconds, answers.1))
     };
     let pairs = plan.in_turn(|| per_second(&agent, "agent"), || per_second(&nginx, "nginx"))?;
-    let of = |pick: fn(&((f64, f64), (f64, f64))) -> f64| median(pairs.iter().map(pick).collect());
+    let of = |pick: fn(&Pair) -> f64| median(pairs.iter().map(pick).collect());
     let ratio = of(|(ours, theirs)| ours.0 / theirs.0);
     let target = Some(("≥ 0.5 ×".to_owned(), ratio >= 0.5));
     let (ours, theirs) = (of(|(ours, _)| ours.0), of(|(_, theirs)| theirs.0));
@@ -134,6 +134,9 @@ async fn lookups(plan: &Plan, table: &mut Table) -> Result<()> {
     std::fs::remove_dir_all(folder)?;
     Ok(())
 }
+
+/// Answers for each second of processor time, and for each second: ours, and the peer's.
+type Pair = ((f64, f64), (f64, f64));
 
 /// From when a change is sent (a PUT with another weight, over a connection that is open) to when its event has arrived at
 /// a subscriber, both over loopback.

@@ -45,8 +45,7 @@ impl Memory {
     /// Lets terms and revisions begin above `clock`. An agent lets other processes register here, which remember terms for
     /// longer than this one lives: a master of ours must not be taken for a deposed one.
     pub(crate) fn rise_above(&self, clock: u64) {
-        // A number that a double can hold is exact in every language.
-        lock(&self.state).rise_above(clock.min(1 << 52));
+        lock(&self.state).rise_above(clock);
     }
 
     /// Carries out one change of a service: tells whose role is another now, and wakes the followers.

@@ -347,7 +347,9 @@ impl Builder {
                 let memory = Memory::named(&name);
                 if let Some(folder) = &folder {
                     // The clock may have jumped back since.
-                    memory.rise_above(disk::highest(&folder.join(memory.label())));
+                    let folder = folder.join(memory.label());
+                    let highest = tokio::task::spawn_blocking(move || disk::highest(&folder)).await;
+                    memory.rise_above(highest.unwrap_or_default());
                 }
                 memory
             }
