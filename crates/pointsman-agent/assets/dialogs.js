@@ -9,18 +9,14 @@ let opened = null;
 
 function open(dialog) {
   // With a question open, another key must not ask a second one.
-  if (opened) return false;
+  if (isOpen()) return;
   opened = dialog;
-  dialog.addEventListener("close", () => {
-    dialog.remove();
-    opened = null;
-  });
+  dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
-  return true;
 }
 
-export const isOpen = () => opened !== null;
+export const isOpen = () => opened?.open === true;
 
 /** Asks; does it when told so; stays open, and says why, when it could not be done. */
 function confirm({ title, words, field, yes, danger, perform }) {

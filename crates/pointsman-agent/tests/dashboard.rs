@@ -18,12 +18,12 @@ async fn what_registers_appears_and_who_was_master_stays_to_be_seen() {
     fleet.says("main pre", &format!("http://{}/v1/services/hello", fleet.address())).await;
     let first = fleet.register(instance("orders", "first").tag("zone", "eu-1")).await;
     fleet.keep(instance("orders", "second")).await;
-    fleet.says(".services .c-name", "orders").await;
-    fleet.says(".services .c-board", "2").await;
-    fleet.says(".services .c-master", "first").await;
-    fleet.browser.click(".services .c-name a").await;
+    fleet.says(".services td.c-name", "orders").await;
+    fleet.says(".services td.c-board", "2").await;
+    fleet.says(".services td.c-master", "first").await;
+    fleet.browser.click(".services td.c-name a").await;
     fleet.says(".service .facts", "Master first").await;
-    fleet.says(".instances .c-tags", "eu-1").await;
+    fleet.says(".instances td.c-tags", "eu-1").await;
     fleet.browser.wait_for("document.querySelectorAll('.track .held').length === 1").await;
     first.close().await.unwrap();
     fleet.says(".service .facts", "Master second").await;
@@ -46,16 +46,16 @@ async fn what_looks_like_markup_is_only_a_name() {
     let tag = "<img src=x onerror=window.hit=1>";
     fleet.keep(instance(service, code).tag("a", tag)).await;
     fleet.show("").await;
-    fleet.says(".services .c-name", service).await;
-    fleet.browser.click(".services .c-name a").await;
-    fleet.says(".instances .c-name", code).await;
+    fleet.says(".services td.c-name", service).await;
+    fleet.browser.click(".services td.c-name a").await;
+    fleet.says(".instances td.c-name", code).await;
     fleet.says(".instances .tag", tag).await;
     fleet.says("h1", service).await;
-    fleet.browser.click(".instances .c-do button").await;
+    fleet.browser.click(".instances td.c-do button").await;
     fleet.says("dialog", code).await;
     fleet.browser.click("dialog button[type=submit]").await;
     fleet.says(".toast", &format!("drained {code} of {service}")).await;
-    fleet.says(".instances .c-role", "drained").await;
+    fleet.says(".instances td.c-role", "drained").await;
     let made = "return [window.hit ?? null, document.querySelectorAll('main img, main script').length]";
     assert_eq!(fleet.browser.run(made).await, json!([null, 0]));
     fleet.complains_of_nothing().await;
@@ -114,7 +114,7 @@ async fn an_agent_that_is_gone_is_said_to_be_and_its_return_is_seen() {
     fleet.keep(instance("orders", "b")).await;
     fleet.start_agent().await;
     fleet.browser.wait_for("document.body.dataset.trust === 'fresh'").await;
-    fleet.says(".services .c-board", "2").await;
+    fleet.says(".services td.c-board", "2").await;
     assert_eq!(fleet.browser.run("return document.getElementById('banner').hidden").await, true);
     fleet.complains_of_nothing().await;
 }
@@ -171,7 +171,7 @@ async fn the_keyboard_is_enough() {
         }
     }
     fleet.show("").await;
-    fleet.browser.wait_for("document.querySelectorAll('.services .c-name').length === 4").await;
+    fleet.browser.wait_for("document.querySelectorAll('.services td.c-name').length === 3").await;
     fleet.browser.press("/").await;
     fleet.browser.wait_for("document.activeElement.id === 'query'").await;
     fleet.browser.press("zone=zone-b order").await;
@@ -311,7 +311,7 @@ async fn pictures_for_the_front_page() {
     fleet.browser.prefer("prefers-color-scheme", "dark").await;
     fleet.browser.resize(390, 844).await;
     fleet.browser.run("location.hash = '#/'").await;
-    fleet.is_there(".services .c-name a").await;
+    fleet.is_there(".services td.c-name a").await;
     fleet.picture("dashboard-phone.png").await;
     fleet.complains_of_nothing().await;
 }

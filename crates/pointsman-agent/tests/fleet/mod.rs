@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pointsman_agent::{Agent, Settings};
@@ -16,6 +17,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// A browser is many processes: so many run at a time.
 static BROWSERS: Semaphore = Semaphore::const_new(2);
+/// Each fleet is a registry of its own.
+static NAMES: AtomicUsize = AtomicUsize::new(1);
 
 pub fn instance(service: &str, code: &str) -> Instance {
     Instance::new(service).code(code).address("10.0.0.1:8080")
@@ -37,7 +40,7 @@ impl Fleet {
 
     pub async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let turn = BROWSERS.acquire().await.unwrap();
-        let registry = Registry::connect("memory://").await.unwrap();
+        let registry = Registry::connect(&format!("memory://{}", NAMES.fetch_add(1, Ordering::Relaxed))).await.unwrap();
         let mut settings = Settings::new(([127, 0, 0, 1], 0).into());
         change(&mut settings);
         let agent = Agent::start(registry.clone(), settings.clone()).await.unwrap();
