@@ -66,7 +66,8 @@ function setQuery(words) {
   const path = address().path || "/";
   const hash = `#${path}${words ? `?q=${encodeURIComponent(words)}` : ""}`;
   history.replaceState(null, "", hash);
-  $("query").value = words;
+  // Not while a space is typed, between a word and the next.
+  if ($("query").value.trim() !== words) $("query").value = words;
   route();
 }
 

@@ -148,7 +148,7 @@ async fn with_tokens_the_page_asks_for_one_and_keeps_it_to_itself() {
     fleet.browser.type_into("#token", &format!("{read}{ENTER}")).await;
     fleet.browser.click("button[aria-label='Drain a']").await;
     fleet.browser.click("dialog button[type=submit]").await;
-    fleet.says("dialog .failure", "This token may only read").await;
+    fleet.says("dialog [role=alert]", "This token may only read").await;
     let kept =
         "return [location.href.includes('read-'), document.cookie, JSON.stringify(localStorage).includes('read-')]";
     assert_eq!(fleet.browser.run(kept).await, json!([false, "", false]));

@@ -20,13 +20,13 @@ static BROWSERS: Semaphore = Semaphore::const_new(2);
 /// Each fleet is a registry of its own.
 static NAMES: AtomicUsize = AtomicUsize::new(1);
 
-pub fn instance(service: &str, code: &str) -> Instance {
+pub(crate) fn instance(service: &str, code: &str) -> Instance {
     Instance::new(service).code(code).address("10.0.0.1:8080")
 }
 
-pub struct Fleet {
-    pub registry: Registry,
-    pub browser: Browser,
+pub(crate) struct Fleet {
+    pub(crate) registry: Registry,
+    pub(crate) browser: Browser,
     settings: Settings,
     agent: Option<Agent>,
     registrations: Mutex<Vec<Registration>>,
@@ -34,11 +34,11 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|_| {}).await
     }
 
-    pub async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let turn = BROWSERS.acquire().await.unwrap();
         let registry = Registry::connect(&format!("memory://{}", NAMES.fetch_add(1, Ordering::Relaxed))).await.unwrap();
         let mut settings = Settings::new(([127, 0, 0, 1], 0).into());
@@ -49,34 +49,34 @@ impl Fleet {
         Self { registry, browser, settings, agent: Some(agent), registrations: Mutex::default(), _turn: turn }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.settings.listen
     }
 
     /// Shows a page, from scratch, and waits until it shows the present.
-    pub async fn show(&self, hash: &str) {
+    pub(crate) async fn show(&self, hash: &str) {
         self.load(hash).await;
         self.browser.wait_for("document.body.dataset.trust === 'fresh'").await;
     }
 
     /// Shows a page, from scratch.
-    pub async fn load(&self, hash: &str) {
+    pub(crate) async fn load(&self, hash: &str) {
         // Another hash alone would not load it anew.
         self.browser.open("about:blank").await;
         self.browser.open(&format!("http://{}/{hash}", self.address())).await;
     }
 
-    pub async fn register(&self, instance: Instance) -> Registration {
+    pub(crate) async fn register(&self, instance: Instance) -> Registration {
         self.registry.register(instance).await.unwrap()
     }
 
-    pub async fn keep(&self, instance: Instance) {
+    pub(crate) async fn keep(&self, instance: Instance) {
         let registration = self.register(instance).await;
         self.registrations.lock().unwrap().push(registration);
     }
 
     /// Abruptly: without a word to those who are connected.
-    pub async fn stop_agent(&mut self) {
+    pub(crate) async fn stop_agent(&mut self) {
         drop(self.agent.take());
         while TcpStream::connect(self.address()).await.is_ok() {
             tokio::task::yield_now().await;
@@ -84,26 +84,26 @@ impl Fleet {
     }
 
     /// Where it was.
-    pub async fn start_agent(&mut self) {
+    pub(crate) async fn start_agent(&mut self) {
         self.agent = Some(Agent::start(self.registry.clone(), self.settings.clone()).await.unwrap());
     }
 
     /// Waits until what a selector finds first says something.
-    pub async fn says(&self, selector: &str, words: &str) {
+    pub(crate) async fn says(&self, selector: &str, words: &str) {
         let (selector, words) = (json!(selector), json!(words));
         self.browser.wait_for(&format!("document.querySelector({selector})?.innerText.includes({words})")).await;
     }
 
-    pub async fn is_there(&self, selector: &str) {
+    pub(crate) async fn is_there(&self, selector: &str) {
         self.browser.wait_for(&format!("document.querySelector({})", json!(selector))).await;
     }
 
-    pub async fn is_gone(&self, selector: &str) {
+    pub(crate) async fn is_gone(&self, selector: &str) {
         self.browser.wait_for(&format!("document.querySelector({}) === null", json!(selector))).await;
     }
 
     /// So many picks by the agent's API: the codes.
-    pub async fn picks(&self, service: &str, count: usize) -> Vec<String> {
+    pub(crate) async fn picks(&self, service: &str, count: usize) -> Vec<String> {
         let mut codes = Vec::new();
         for _ in 0..count {
             let answer = get(self.address(), &format!("/v1/services/{service}/pick"), "").await;
@@ -114,14 +114,14 @@ impl Fleet {
     }
 
     /// No error of a script, and nothing that the policy had to stop. That a request has failed is what some tests are about.
-    pub async fn complains_of_nothing(&self) {
+    pub(crate) async fn complains_of_nothing(&self) {
         let mut complaints = self.browser.console().await;
         complaints.retain(|line| line.source != "network");
         assert!(complaints.is_empty(), "{complaints:?}");
     }
 
     /// Instances as a small company might have them.
-    pub async fn populate(&self) {
+    pub(crate) async fn populate(&self) {
         for (number, (service, count)) in SERVICES.into_iter().enumerate() {
             for i in 0..count {
                 let code = format!("{service}-{:04x}", (number * 7919 + i * 104_729 + 4242) % 0xffff);
@@ -135,7 +135,7 @@ impl Fleet {
     }
 
     /// What happens in such a fleet: picks, masters that go, drains. As long as it takes to look like it.
-    pub async fn live(&self) {
+    pub(crate) async fn live(&self) {
         let codes: Vec<Instance> = self.registrations.lock().unwrap().iter().map(|r| r.instance().clone()).collect();
         for service in ["checkout", "search"] {
             let drained = codes.iter().filter(|instance| &*instance.service == service).nth(3).unwrap();
@@ -156,7 +156,7 @@ impl Fleet {
         self.browser.wait_for("document.querySelectorAll('#rail-list li').length > 5").await;
     }
 
-    pub async fn change_master(&self, service: &str) {
+    pub(crate) async fn change_master(&self, service: &str) {
         let found = {
             let mut kept = self.registrations.lock().unwrap();
             let master = kept.iter().position(|one| &*one.instance().service == service && one.role().is_master());
@@ -170,7 +170,7 @@ impl Fleet {
     }
 
     /// Takes a picture; it goes to `docs` if that is wanted, and is looked at in any case.
-    pub async fn picture(&self, name: &str) {
+    pub(crate) async fn picture(&self, name: &str) {
         // What has just come lights up for a while.
         self.browser
             .wait_for("document.getAnimations().every((one) => one.effect.getTiming().iterations === Infinity)")
@@ -201,12 +201,12 @@ const SERVICES: [(&str, usize); 11] = [
 ];
 
 /// Whether pictures are wanted; then time is taken for them.
-pub fn is_wanted() -> bool {
+pub(crate) fn is_wanted() -> bool {
     std::env::var_os("UPDATE_SCREENSHOTS").is_some_and(|value| value == "1")
 }
 
 /// The whole answer to a `GET`: the head, an empty line, the body.
-pub async fn get(address: SocketAddr, path: &str, headers: &str) -> String {
+pub(crate) async fn get(address: SocketAddr, path: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
