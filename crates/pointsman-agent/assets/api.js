@@ -14,7 +14,6 @@ export class Refused extends Error {
   constructor(status, problem) {
     super(problem?.detail ?? (status ? `the agent answered ${status}` : "the agent cannot be reached"));
     this.status = status;
-    this.type = problem?.type ?? "";
   }
 }
 

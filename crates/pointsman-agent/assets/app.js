@@ -122,7 +122,7 @@ const stream = new Stream("/v1/watch?load=1s", {
 
 startTheme();
 startToasts();
-startRail($("rail-list"), $("rail-title"));
+startRail($("rail-list"));
 startKeys({ view: () => view, query: () => query, setQuery });
 for (const what of ["change", "load", "event", "audit"]) on(what, () => draw(update));
 addEventListener("hashchange", route);

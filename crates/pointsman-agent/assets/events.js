@@ -1,6 +1,6 @@
 // What has happened, and what operators have done: as lists, and as sentences.
 
-import { attribute, clock, count, draw, h, plural, term, text } from "./dom.js";
+import { attribute, clock, draw, h, plural, term, text } from "./dom.js";
 import { fleet, on } from "./store.js";
 import { cell, link } from "./services.js";
 import { Table } from "./table.js";
@@ -158,7 +158,7 @@ class AuditRow {
 const RAIL = 40;
 
 /** The newest events beside whatever else is shown. */
-export function startRail(list, title) {
+export function startRail(list) {
   let newest = 0;
   const render = () => {
     if (getComputedStyle(list).display === "none") return;
@@ -172,7 +172,6 @@ export function startRail(list, title) {
         h("p", {}, h("b", {}, who), ` ${words}`));
     }));
     newest = Math.max(newest, events[0]?.number ?? 0);
-    attribute(title, "data-count", count(fleet.events.length));
   };
   on("event", () => draw(render));
   addEventListener("resize", () => draw(render));

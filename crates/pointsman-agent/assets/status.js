@@ -104,7 +104,7 @@ const TILES = [
   ["drained", "Drained", "status:drained"],
   ["problems", "Problems", "is:problem"],
 ];
-export const CHIPS = [
+const CHIPS = [
   ["Masters", "role:master"], ["Drained", "status:drained"], ["No master", "is:masterless"], ["Guarded", "is:guarded"], ["Problems", "is:problem"],
 ];
 

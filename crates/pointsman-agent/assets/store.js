@@ -76,7 +76,13 @@ export function totals() {
 }
 
 function reset({ services, registry, agent }) {
+  const before = fleet.services;
   fleet.services = new Map(services.map((service) => [service.service, whole(service)]));
+  // What is in flight is told when it changes, not because everything else is told anew.
+  for (const [name, entry] of fleet.services) {
+    const { load = 0, loads, past } = before.get(name) ?? {};
+    Object.assign(entry, { load, loads, past });
+  }
   fleet.registry = registry ?? fleet.registry;
   fleet.agent = agent ?? fleet.agent;
   fleet.isKnown = true;
@@ -186,7 +192,7 @@ export function takeHistory(events, audit) {
   const known = new Set(fleet.events.map(key));
   const older = events.filter((event) => !known.has(key(event))).reverse();
   for (const event of older) event.number = -++number;
-  fleet.events = [...fleet.events, ...older].slice(0, EVENTS);
+  fleet.events = [...fleet.events, ...older].sort((a, b) => b.at_ms - a.at_ms).slice(0, EVENTS);
   const said = new Set(fleet.audit.map((line) => JSON.stringify(line)));
   fleet.audit = [...fleet.audit, ...audit.filter((line) => !said.has(JSON.stringify(line)))].slice(0, AUDIT);
   fleet.audit.sort((a, b) => b.at_ms - a.at_ms);

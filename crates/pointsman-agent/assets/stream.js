@@ -55,7 +55,6 @@ export class Stream {
     this.path = path;
     this.on = on;
     this.failures = 0;
-    this.heard = 0;
     this.isRunning = false;
   }
 
@@ -97,7 +96,6 @@ export class Stream {
       for (;;) {
         const { value, done } = await reader.read();
         if (done) return;
-        this.heard = performance.now();
         silence();
         parser.push(value);
       }

@@ -1,6 +1,6 @@
 // A table of which only the rows in sight exist. Rows are of one height, which the style sheet says.
 
-import { attribute, draw, h, text } from "./dom.js";
+import { attribute, draw, h } from "./dom.js";
 
 const MORE = 6;
 
@@ -97,10 +97,4 @@ export class Table {
     this.render();
     this.rows.get(this.key(this.items[index]))?.element.querySelector("[data-focus]")?.focus({ preventScroll: true });
   }
-}
-
-/** What a table has to say when it has no rows. */
-export function note(element, words) {
-  element.hidden = !words;
-  if (words) text(element, words);
 }

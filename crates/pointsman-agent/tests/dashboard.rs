@@ -74,13 +74,13 @@ async fn a_drain_is_asked_about_done_and_on_record() {
     // Who only wanted to look changes nothing.
     fleet.browser.press(ENTER).await;
     fleet.is_gone("dialog").await;
-    assert!(fleet.picks("orders", 6).await.contains(&"b".to_owned()));
+    assert!(fleet.picks("orders", 6, 30).await.contains(&"b".to_owned()));
 
     fleet.browser.click("button[aria-label='Drain b']").await;
     fleet.browser.click("dialog button[type=submit]").await;
     fleet.says(".toast", "drained b of orders").await;
     fleet.is_there("button[aria-label='Undrain b']").await;
-    assert!(!fleet.picks("orders", 12).await.contains(&"b".to_owned()));
+    assert!(!fleet.picks("orders", 12, 30).await.contains(&"b".to_owned()));
     fleet.says("#totals .drained", "1").await;
 
     fleet.browser.click("button[aria-label='Weight of c']").await;

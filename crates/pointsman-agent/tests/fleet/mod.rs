@@ -40,7 +40,8 @@ impl Fleet {
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let turn = BROWSERS.acquire().await.unwrap();
-        let registry = Registry::connect(&format!("memory://{}", NAMES.fetch_add(1, Ordering::Relaxed))).await.unwrap();
+        let registry =
+            Registry::connect(&format!("memory://fleet-{}", NAMES.fetch_add(1, Ordering::Relaxed))).await.unwrap();
         let mut settings = Settings::new(([127, 0, 0, 1], 0).into());
         change(&mut settings);
         let agent = Agent::start(registry.clone(), settings.clone()).await.unwrap();
@@ -103,10 +104,10 @@ impl Fleet {
     }
 
     /// So many picks by the agent's API: the codes.
-    pub(crate) async fn picks(&self, service: &str, count: usize) -> Vec<String> {
+    pub(crate) async fn picks(&self, service: &str, count: usize, ttl: usize) -> Vec<String> {
         let mut codes = Vec::new();
         for _ in 0..count {
-            let answer = get(self.address(), &format!("/v1/services/{service}/pick"), "").await;
+            let answer = get(self.address(), &format!("/v1/services/{service}/pick?ttl={ttl}s"), "").await;
             let picked: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
             codes.push(picked["instance"]["code"].as_str().unwrap().to_owned());
         }
@@ -147,7 +148,12 @@ impl Fleet {
                 self.change_master(service).await;
             }
             for (number, (service, count)) in SERVICES.into_iter().enumerate() {
-                self.picks(service, (count + round * (number + 3)) % (2 + number % 4)).await;
+                self.picks(
+                    service,
+                    (count + round * round * (number + 3)) % (3 + number % 5),
+                    2 + (number + round / 9) % 7,
+                )
+                .await;
             }
             if is_wanted() {
                 tokio::time::sleep(Duration::from_millis(950)).await;
