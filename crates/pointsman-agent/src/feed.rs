@@ -10,15 +10,15 @@ mod topic;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use pointsman_core::Snapshot;
 use pointsman_registry::{Directory, Freshness, Updates};
 use tokio::sync::watch;
 
-pub(crate) use self::group::{Group, event};
+pub(crate) use self::group::{Group, event, event_around};
 pub(crate) use self::ring::Ring;
 pub(crate) use self::topic::{Shot, Topic};
 
@@ -33,6 +33,8 @@ pub(crate) struct Feed {
     all: RwLock<Ring>,
     /// The number of the last group of `all`.
     last: watch::Sender<u64>,
+    /// What those who watch all services were shown first, the last time, and the number at which it was.
+    reset: Mutex<Option<(u64, Bytes)>>,
     /// Since when the registry is away.
     stale: watch::Sender<bool>,
     /// Tells this agent's groups from those of another, or of this one before it was started again.
@@ -55,6 +57,7 @@ impl Feed {
             sweep_at: AtomicUsize::new(VANISHED),
             all: RwLock::new(Ring::new(KEPT)),
             last: watch::Sender::new(0),
+            reset: Mutex::default(),
             stale: watch::Sender::new(false),
             run: format!("{:08x}", fastrand::u32(..)),
         };
@@ -182,24 +185,34 @@ impl Feed {
         text.freeze()
     }
 
-    /// Everything, as the first event for who watches all services, or those that are named.
-    pub(crate) fn reset_event(&self, services: &[Arc<str>], about: &str, id: u64) -> Bytes {
-        let topics =
-            if services.is_empty() { self.topics() } else { services.iter().map(|name| self.topic(name)).collect() };
-        let mut data = BytesMut::new();
-        data.put_slice(b"{\"services\":[");
+    /// Everything, as the first event for who watches all services, or those that are named; in parts.
+    pub(crate) fn reset_event(&self, services: &[Arc<str>], about: &str, number: u64) -> Vec<Bytes> {
+        if !services.is_empty() {
+            let topics: Vec<_> = services.iter().map(|name| self.topic(name)).collect();
+            return self.reset_of(&topics, about, number);
+        }
+        // Those who come one after the other are shown the same, which is in memory once.
+        let mut last = self.reset.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*last {
+            Some((there, text)) if *there == number => vec![text.clone()],
+            _ => {
+                let text = Bytes::from(self.reset_of(&self.topics(), about, number).concat());
+                *last = Some((number, text.clone()));
+                vec![text]
+            }
+        }
+    }
+
+    fn reset_of(&self, topics: &[Arc<Topic>], about: &str, number: u64) -> Vec<Bytes> {
+        let mut parts = vec![Bytes::from_static(b"event: reset\ndata: {\"services\":[")];
         for (index, topic) in topics.iter().enumerate() {
             if index > 0 {
-                data.put_u8(b',');
+                parts.push(Bytes::from_static(b","));
             }
-            data.put_slice(&topic.whole().body);
+            parts.push(topic.whole().body);
         }
-        data.put_slice(b"],");
-        data.put_slice(about.as_bytes());
-        data.put_u8(b'}');
-        let mut text = BytesMut::with_capacity(data.len() + 64);
-        event(&mut text, "reset", &data, Some(&self.id(id)));
-        text.freeze()
+        parts.push(format!("],{about}}}\nid: {}\n\n", self.id(number)).into());
+        parts
     }
 }
 

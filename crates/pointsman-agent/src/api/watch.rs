@@ -1,5 +1,6 @@
 //! Everything as it happens: as a stream, or as one answer that comes when there is something to say.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::find::REVISION;
 use super::input::{OfService, Query};
 use super::stream::{Source, answer, counted};
 use crate::State;
-use crate::feed::{Group, Topic, event, now_ms};
+use crate::feed::{Group, Topic, event, event_around, now_ms};
 use crate::problem::Problem;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -29,6 +30,9 @@ const LONGEST: Duration = Duration::from_secs(300);
 const CHUNK: usize = 64 << 10;
 /// So many services may be named.
 const SERVICES: usize = 1000;
+/// Why somebody starts over.
+const UNKNOWN: &str = "what came after this event is not known here";
+const SLOW: &str = "you were too slow";
 
 /// `GET /v1/services/{service}/watch`.
 pub(super) async fn service(
@@ -50,7 +54,7 @@ pub(super) async fn service(
         revision: topic.revision(),
         stale: state.feed.stale(),
         closing: state.closing.subscribe(),
-        next: None,
+        next: VecDeque::new(),
         topic,
         state,
     };
@@ -107,34 +111,30 @@ struct OfOne {
     stale: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
     /// What is to be said first.
-    next: Option<Bytes>,
+    next: VecDeque<Bytes>,
 }
 
 impl OfOne {
     /// Starts at a place, if it is known; `Some(None)` is one that cannot be.
     fn begin(&mut self, place: Option<Option<u64>>) {
         let known = place.flatten().and_then(|place| Some((place, self.topic.after(place)?)));
-        let mut text = BytesMut::new();
         match known {
             Some((place, _)) => self.place = place,
-            None => self.start_over(&mut text, place.map(|_| "what came after this event is not known here")),
+            None => self.start_over(place.map(|_| UNKNOWN)),
         }
         self.revision.mark_changed();
-        text.put_slice(&self.state.feed.freshness_event());
-        self.next = Some(text.freeze());
+        self.next.push_back(self.state.feed.freshness_event());
     }
 
-    fn start_over(&mut self, text: &mut BytesMut, reason: Option<&str>) {
-        if let Some(reason) = reason {
-            resync(&self.state, text, reason);
-        }
+    fn start_over(&mut self, reason: Option<&str>) {
+        self.next.extend(reason.map(|reason| resync(&self.state, reason)));
         let whole = self.topic.whole();
-        event(text, "snapshot", &whole.body, Some(&whole.revision.to_string()));
+        self.next.extend(event_around("snapshot", whole.body, &whole.revision.to_string()));
         self.place = whole.revision;
     }
 
     /// What has happened since the place.
-    fn read(&mut self) -> Option<Bytes> {
+    fn read(&mut self) {
         self.revision.mark_unchanged();
         let mut text = BytesMut::new();
         match self.topic.after(self.place) {
@@ -148,23 +148,23 @@ impl OfOne {
                     self.revision.mark_changed();
                 }
             }
-            None => self.start_over(&mut text, Some("you were too slow")),
+            None => self.start_over(Some(SLOW)),
         }
-        (!text.is_empty()).then(|| text.freeze())
+        self.next.extend((!text.is_empty()).then(|| text.freeze()));
     }
 }
 
 impl Source for OfOne {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(next) = self.next.take() {
+            if let Some(next) = self.next.pop_front() {
                 return Some(next);
             }
             tokio::select! {
                 biased;
                 () = is_closing(&mut self.closing) => return None,
-                _ = self.revision.changed() => self.next = self.read(),
-                _ = self.stale.changed() => self.next = Some(self.state.feed.freshness_event()),
+                _ = self.revision.changed() => self.read(),
+                _ = self.stale.changed() => self.next.push_back(self.state.feed.freshness_event()),
             }
         }
     }
@@ -186,9 +186,11 @@ fn write(groups: &[(u64, Arc<Group>)], text: &mut BytesMut, mut write: impl FnMu
     false
 }
 
-fn resync(state: &State, text: &mut BytesMut, reason: &str) {
+fn resync(state: &State, reason: &str) -> Bytes {
     state.metrics.resyncs.inc();
-    event(text, "resync", json!({ "reason": reason }).to_string().as_bytes(), None);
+    let mut text = BytesMut::new();
+    event(&mut text, "resync", json!({ "reason": reason }).to_string().as_bytes(), None);
+    text.freeze()
 }
 
 /// `GET /v1/watch`.
@@ -208,7 +210,7 @@ pub(super) async fn all(Of(state): Of<Arc<State>>, uri: Uri, headers: HeaderMap)
         last: state.feed.last(),
         stale: state.feed.stale(),
         closing: state.closing.subscribe(),
-        next: None,
+        next: VecDeque::new(),
         load: load.map(|every| Load { every, at: Instant::now(), told: String::new() }),
         state,
     };
@@ -225,7 +227,7 @@ struct OfAll {
     last: watch::Receiver<u64>,
     stale: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
-    next: Option<Bytes>,
+    next: VecDeque<Bytes>,
     load: Option<Load>,
 }
 
@@ -238,28 +240,24 @@ struct Load {
 
 impl OfAll {
     fn begin(&mut self, place: Option<Option<u64>>) {
-        let mut text = BytesMut::new();
         match place.flatten().filter(|place| self.state.feed.after(*place).is_some()) {
             Some(place) => self.place = place,
-            None => self.start_over(&mut text, place.map(|_| "what came after this event is not known here")),
+            None => self.start_over(place.map(|_| UNKNOWN)),
         }
         self.last.mark_changed();
-        text.put_slice(&self.state.feed.freshness_event());
-        self.next = Some(text.freeze());
+        self.next.push_back(self.state.feed.freshness_event());
     }
 
-    fn start_over(&mut self, text: &mut BytesMut, reason: Option<&str>) {
-        if let Some(reason) = reason {
-            resync(&self.state, text, reason);
-        }
+    fn start_over(&mut self, reason: Option<&str>) {
+        self.next.extend(reason.map(|reason| resync(&self.state, reason)));
         // Before what it is the place of: what happens meanwhile is told once more, and changes nothing.
         self.place = *self.last.borrow();
         let about = json!({ "version": env!("CARGO_PKG_VERSION"), "started_ms": self.state.started_ms });
         let about = format!("\"registry\":{},\"agent\":{about}", json!(self.state.registry.url()));
-        text.put_slice(&self.state.feed.reset_event(&self.services, &about, self.place));
+        self.next.extend(self.state.feed.reset_event(&self.services, &about, self.place));
     }
 
-    fn read(&mut self) -> Option<Bytes> {
+    fn read(&mut self) {
         self.last.mark_unchanged();
         let mut text = BytesMut::new();
         match self.state.feed.after(self.place) {
@@ -279,30 +277,30 @@ impl OfAll {
                     self.last.mark_changed();
                 }
             }
-            None => self.start_over(&mut text, Some("you were too slow")),
+            None => self.start_over(Some(SLOW)),
         }
-        (!text.is_empty()).then(|| text.freeze())
+        self.next.extend((!text.is_empty()).then(|| text.freeze()));
     }
 
     /// What is in flight, if it is not what was told.
-    fn read_load(&mut self) -> Option<Bytes> {
-        let load = self.load.as_mut()?;
+    fn read_load(&mut self) {
+        let Some(load) = &mut self.load else { return };
         load.at = Instant::now() + load.every;
         let in_flight = self.state.claims.in_flight();
         if in_flight == load.told {
-            return None;
+            return;
         }
         let mut text = BytesMut::new();
         event(&mut text, "load", in_flight.as_bytes(), None);
         load.told = in_flight;
-        Some(text.freeze())
+        self.next.push_back(text.freeze());
     }
 }
 
 impl Source for OfAll {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(next) = self.next.take() {
+            if let Some(next) = self.next.pop_front() {
                 return Some(next);
             }
             let load = self.load.as_ref().map(|load| load.at);
@@ -315,9 +313,9 @@ impl Source for OfAll {
             tokio::select! {
                 biased;
                 () = is_closing(&mut self.closing) => return None,
-                _ = self.last.changed() => self.next = self.read(),
-                _ = self.stale.changed() => self.next = Some(self.state.feed.freshness_event()),
-                () = load => self.next = self.read_load(),
+                _ = self.last.changed() => self.read(),
+                _ = self.stale.changed() => self.next.push_back(self.state.feed.freshness_event()),
+                () = load => self.read_load(),
             }
         }
     }

@@ -30,6 +30,11 @@ pub(crate) fn event(text: &mut BytesMut, name: &str, data: &[u8], id: Option<&st
     text.put_u8(b'\n');
 }
 
+/// The same in three parts, of which `data` is not copied: many who watch may be shown the same.
+pub(crate) fn event_around(name: &str, data: Bytes, id: &str) -> [Bytes; 3] {
+    [format!("event: {name}\ndata: ").into(), data, format!("\nid: {id}\n\n").into()]
+}
+
 fn begin(text: &mut BytesMut, name: &str, data: &[u8]) {
     for part in [b"event: ", name.as_bytes(), b"\ndata: ", data, b"\n"] {
         text.put_slice(part);
@@ -154,6 +159,13 @@ mod tests {
     use pointsman_core::{Role, Term};
 
     use super::*;
+
+    #[test]
+    fn an_event_is_the_same_whole_and_in_parts() {
+        let mut whole = BytesMut::new();
+        event(&mut whole, "x", b"{}", Some("7"));
+        assert_eq!(whole, event_around("x", Bytes::from_static(b"{}"), "7").concat());
+    }
 
     #[test]
     fn what_changes_together_has_one_id_at_its_end() {

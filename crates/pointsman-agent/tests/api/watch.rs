@@ -200,15 +200,49 @@ fn resident() -> usize {
     line.trim().trim_end_matches(" kB").trim().parse::<usize>().unwrap() * 1024
 }
 
+/// A connection that takes in little: what is sent to it and not read stays with who sends.
+async fn narrow(server: &Server) -> Client {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    Client::over(socket.connect(server.address).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_all_are_shown_first_is_in_memory_once() {
+    let server = Server::start().await;
+    let body = json!({"ttl":"1h","tags":{"much":"x".repeat(200_000)}}).to_string();
+    for code in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o"] {
+        assert_eq!(server.ask("PUT", &format!("/v1/services/s/instances/{code}"), &body).await.status, 201);
+    }
+    until("all are there", async || {
+        let services = server.json("/v1/services").await;
+        (services[0]["instances"] == 15 && services[0]["master"] == "a").then_some(())
+    })
+    .await;
+    let before = resident();
+    let mut watchers = Vec::new();
+    for number in 0..200 {
+        let mut watcher = narrow(&server).await;
+        watcher.open("GET", if number % 2 == 0 { WATCH } else { "/v1/watch" }, &[], "").await;
+        watchers.push(watcher);
+    }
+    // A copy for each of them would be 600 MB.
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 150 << 20, "{grown}");
+    for watcher in watchers.iter_mut().take(4) {
+        let event = watcher.event().await;
+        let instances = if event.name == "snapshot" { &event.data } else { &event.data["services"][0] };
+        assert_eq!(instances["instances"].as_array().unwrap().len(), 15);
+        watcher.event_named("freshness").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_do_not_read_hold_up_nobody_and_cost_no_memory() {
     let server = Server::start().await;
     let mut slow = Vec::new();
     for _ in 0..200 {
-        // Little is in the system's buffers.
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        let mut watcher = Client::over(socket.connect(server.address).await.unwrap());
+        let mut watcher = narrow(&server).await;
         watcher.open("GET", WATCH, &[], "").await;
         slow.push(watcher);
     }
