@@ -5,7 +5,7 @@ mod lease;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub(crate) struct Registrations {
     registry: Registry,
     held: Arc<Mutex<Held>>,
     limit: usize,
+    /// Nothing is entered any more. Changed and looked at while `held` is locked.
+    is_closed: AtomicBool,
 }
 
 type Held = HashMap<Key, Arc<Registered>>;
@@ -110,7 +112,7 @@ const LEASE: &str = "lease";
 
 impl Registrations {
     pub(crate) fn new(registry: Registry, limit: usize) -> Self {
-        Self { registry, held: Arc::default(), limit }
+        Self { registry, held: Arc::default(), limit, is_closed: AtomicBool::new(false) }
     }
 
     pub(crate) fn find(&self, service: &str, code: &str) -> Result<Arc<Registered>, Problem> {
@@ -186,6 +188,9 @@ impl Registrations {
     ) -> Result<(Arc<Registered>, bool), Problem> {
         let key: Key = (wish.instance.service.clone(), wish.instance.code.clone());
         let mut held = lock(&self.held);
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(Problem::closing());
+        }
         let count = held.len();
         match held.entry(key.clone()) {
             Entry::Occupied(there) => Ok((there.get().clone(), false)),
@@ -224,6 +229,13 @@ impl Registrations {
         }
     }
 
+    /// Lets nobody in any more; who is in.
+    fn shut(&self) -> Vec<Arc<Registered>> {
+        let held = lock(&self.held);
+        self.is_closed.store(true, Ordering::Relaxed);
+        held.values().cloned().collect()
+    }
+
     /// How many there are, and how many of them are not registered now.
     pub(crate) fn count(&self) -> (usize, usize) {
         let held = lock(&self.held);
@@ -232,7 +244,7 @@ impl Registrations {
 
     /// Ends all of them here, without deregistering where the registry keeps them without us: another agent may take over.
     pub(crate) async fn close(&self) -> usize {
-        let all: Vec<_> = lock(&self.held).values().cloned().collect();
+        let all = self.shut();
         for registered in &all {
             registered.end(End::Closing);
         }
@@ -404,6 +416,17 @@ mod tests {
     fn wish(holder: Option<&str>) -> Wish {
         let instance = Instance::new("s").code("a");
         Wish { instance, ttl: None, check: None, holder: holder.map(Into::into) }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_registered_any_more_once_all_is_handed_over() {
+        let registry = Registry::connect("memory://registrations-closed").await.unwrap();
+        let registrations = Registrations::new(registry, 10);
+        let patience = Duration::from_secs(10);
+        let _bound = registrations.hold(&wish(None), patience).await.unwrap();
+        assert_eq!(registrations.close().await, 1);
+        assert_eq!(registrations.hold(&wish(None), patience).await.unwrap_err().kind, Kind::Closing);
+        assert_eq!(registrations.put(&wish(None), patience).await.unwrap_err().kind, Kind::Closing);
     }
 
     #[tokio::test]
