@@ -51,6 +51,7 @@ pub(crate) async fn accept(
 ) {
     let places = Arc::new(Semaphore::new(state.limits.connections));
     let mut closed = pin!(async move { closing.wait_for(|closing| *closing).await.is_ok() });
+    let mut is_pausing = false;
     loop {
         let accepting = async {
             // Who is not accepted waits in the system's queue.
@@ -65,6 +66,9 @@ pub(crate) async fn accept(
         match accepted {
             None => return,
             Some((place, Ok((stream, peer)))) => {
+                if std::mem::take(&mut is_pausing) {
+                    tracing::info!("accepts again");
+                }
                 tokio::spawn(talk(stream, peer, router.clone(), state.clone(), place));
             }
             Some((_, Err(error))) => {
@@ -72,7 +76,10 @@ pub(crate) async fn accept(
                 if is_of_one_connection(&error) {
                     continue;
                 }
-                tracing::warn!(%error, "accept: pausing");
+                // Said once, however often it is tried.
+                if !std::mem::replace(&mut is_pausing, true) {
+                    tracing::warn!(%error, "accept: pausing");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }
