@@ -125,3 +125,40 @@ async fn a_lease_that_runs_out_while_the_registry_is_away_does_not_come_back_wit
     assert_eq!(server.ask("PUT", "/v1/services/s/instances/a", "{}").await.status, 201);
     server.until_codes("s", &["a"]).await;
 }
+
+#[tokio::test]
+async fn an_answer_never_holds_for_longer_than_the_session() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.server.client().await;
+    let a = "/v1/services/s/instances/a";
+    assert_eq!(client.ask("PUT", a, r#"{"ttl":"1h"}"#).await.status, 201);
+    fixture.proxy.blackhole();
+    let cut = Instant::now();
+    let mut longest = Duration::ZERO;
+    until("it is detached", async || {
+        let asked = cut.elapsed();
+        let answer = client.ask("PUT", a, "").await.json();
+        if answer["role"] == "detached" {
+            return Some(());
+        }
+        longest = longest.max(asked + Duration::from_millis(answer["expires_in_ms"].as_u64().unwrap()));
+        None
+    })
+    .await;
+    // From then on ZooKeeper may make somebody else master.
+    assert!(longest <= Duration::from_secs(4), "{longest:?}");
+    assert!(longest > Duration::ZERO);
+}
+
+#[tokio::test]
+async fn what_the_url_keeps_secret_is_shown_to_nobody() {
+    let (zookeeper, prefix) = (ZooKeeper::shared().await, unique_prefix());
+    let url = format!("zookeeper://{}{prefix}?auth=digest:me:geheim-0123456789", zookeeper.address());
+    let server = Server::start_over(Registry::connect(&url).await.unwrap(), |_| {}).await;
+    let reset = server.watch("/v1/watch").await.event_named("reset").await.data;
+    let shown = reset["registry"].as_str().unwrap();
+    assert!(shown.contains(&zookeeper.address()) && !shown.contains("geheim"), "{shown}");
+    let metrics = server.get("/metrics").await;
+    assert!(!metrics.text().contains("geheim"));
+    assert!(!format!("{:?}", server.agent).contains("geheim"));
+}
