@@ -1,5 +1,7 @@
 //! A fleet in the test's own process, with the agent and the browser that look at it.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
