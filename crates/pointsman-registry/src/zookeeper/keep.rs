@@ -184,6 +184,10 @@ impl Keeper {
             if self.ending.is_some() && self.has_nothing() {
                 return None;
             }
+            if self.ending.is_some() && !matches!(&*self.link.borrow(), Link::Up(_)) {
+                // Whenever it was asked for: nobody waits for a registry that is away.
+                self.answer_ending("no connection to the registry; it will be removed on return, or with its session");
+            }
             let mut link = self.link.clone();
             let expired = async {
                 match deadline.filter(|_| self.report.is_first() && self.ending.is_none()) {
@@ -194,13 +198,7 @@ impl Keeper {
             tokio::select! {
                 session = up(&mut link) => return session,
                 () = expired => return None,
-                command = self.commands.recv(), if self.ending.is_none() => {
-                    self.take(command);
-                    let reason = "no connection to the registry; it will be removed on return, or with its session";
-                    if !self.has_nothing() {
-                        self.answer_ending(reason);
-                    }
-                }
+                command = self.commands.recv(), if self.ending.is_none() => self.take(command),
             }
         }
     }
