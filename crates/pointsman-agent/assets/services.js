@@ -137,7 +137,9 @@ class Row {
     this.load.classList.toggle("dim", !load);
     this.element.classList.toggle("attention", needsAttention(entry));
     this.flash(entry);
+    const isNew = this.entry !== entry;
     this.entry = entry;
+    if (isNew) this.tick();
   }
 
   /** What was in flight during the last minute, on a scale of its own. */

@@ -1,6 +1,6 @@
 //! A fleet in the test's own process, with the agent and the browser that look at it.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
