@@ -5,8 +5,8 @@ import { matching, parse } from "./filter.js";
 import { compare, fleet, needsAttention, ordered } from "./store.js";
 import { Table } from "./table.js";
 
-// More lamps than this are a number.
-const LAMPS = 20;
+// More lamps than this are only counted.
+const LAMPS = 24;
 
 const COLUMNS = [
   { name: "Service", class: "c-name" },
@@ -110,7 +110,7 @@ class Row {
     const spark = svg("svg", { class: "spark", viewBox: "0 0 92 22", preserveAspectRatio: "none", "aria-hidden": "true" }, this.line);
     this.element = h("tr", { role: "row" },
       cell("c-name", this.link, this.flags),
-      cell("c-board", this.board, this.count),
+      cell("c-board", h("span", { class: "lamps" }, this.board, this.count)),
       cell("c-master", this.master, " ", this.term),
       cell("c-load num", spark, this.load));
     // Wherever on the line one points: the link is for the keyboard, and for opening it in another tab.
@@ -175,7 +175,7 @@ function flags(element, entry) {
 }
 
 function lamps(board, instances, lit) {
-  const shown = instances.length > LAMPS ? LAMPS - 1 : instances.length;
+  const shown = Math.min(LAMPS, instances.length);
   while (board.childElementCount > shown) board.lastChild.remove();
   while (board.childElementCount < shown) board.append(h("i"));
   for (let index = 0; index < shown; index++) {
@@ -185,5 +185,4 @@ function lamps(board, instances, lit) {
     const lamp = board.children[index];
     if (lamp.className !== wanted) lamp.className = wanted;
   }
-  board.classList.toggle("many", shown < instances.length);
 }

@@ -50,6 +50,7 @@ function draw(history, width) {
     name.textContent = short(code, width < 480 ? 10 : 18);
     picture.append(name, svg("line", { x1: labels, x2: width - 10, y1: y(code), y2: y(code), class: "rail-line" }));
   }
+  let free = 0;
   terms.forEach(({ code, since_ms, until_ms }, index) => {
     const [begin, end] = at[index];
     const isNow = until_ms === null;
@@ -69,7 +70,11 @@ function draw(history, width) {
       picture.append(svg("path", { d: `M${end - 8} ${TOP - 8}V${height - FOOT + 4}`, class: "gap" }));
     }
     const when = svg("text", { x: begin, y: height - 6, class: "tick", "text-anchor": index ? "middle" : "start" });
-    if (end - begin >= 62 || !next) when.textContent = clock(since_ms);
+    // Where it would lie upon the one before it is left out.
+    if (begin > free) {
+      when.textContent = clock(since_ms);
+      free = begin + (index ? 64 : 94);
+    }
     picture.append(when, svg("line", { x1: begin, x2: begin, y1: height - FOOT + 4, y2: height - FOOT + 9, class: "tick-line" }));
   });
   if (current) picture.append(svg("circle", { cx: width - 10, cy: y(current), r: 5, class: "head" }));
