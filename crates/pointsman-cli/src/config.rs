@@ -92,6 +92,14 @@ fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checke
     if !["agent", "http"].into_iter().any(|key| file.has(key) || file.is_misspelt(key)) {
         file.require("mqtt", "[mqtt] with a [[mqtt.route]]; and no agent, such as [agent]");
     }
+    if let (Some(url), Some(agent)) = (&registry, &agent)
+        && leads_to(url, agent.listen)
+    {
+        file.wrong(
+            "registry",
+            "is this agent itself; leave it out for an agent that keeps what is registered in its memory",
+        );
+    }
     check_listeners(
         &mut file,
         &[
@@ -156,6 +164,17 @@ fn metrics(mut section: Section<'_>, faults: &mut Vec<Fault>) -> Option<SocketAd
     }
     faults.extend(section.finish());
     address
+}
+
+/// Whether a registry's URL leads to an agent that listens here.
+pub(crate) fn leads_to(url: &str, listen: SocketAddr) -> bool {
+    let Some((_, place)) = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("http")) else { return false };
+    let place = place.split(['/', '?']).next().unwrap_or_default();
+    let leads_there = |host: &str| {
+        let on_loopback = host.strip_prefix("localhost:").is_some_and(|port| port == listen.port().to_string());
+        on_loopback || host.parse() == Ok(listen)
+    };
+    place.split(',').any(leads_there)
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

@@ -15,7 +15,6 @@ mod plan;
 mod questions;
 mod served;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,7 +28,7 @@ use self::file::ConfigFile;
 use self::questions::Questions;
 use self::served::Served;
 use crate::args::{Global, Serve};
-use crate::config::{Checked, Config, credentials, problem};
+use crate::config::{self, Checked, Config, credentials, problem};
 use crate::failure::Failure;
 use crate::signals::{Signals, or_hurry};
 use crate::{Outcome, session};
@@ -90,7 +89,7 @@ fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
 fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
     config.registry = config.registry(global.registry.as_deref());
     if let (Some(url), Some(agent)) = (&config.registry, &config.agent)
-        && is_own(url, agent.listen)
+        && config::leads_to(url, agent.listen)
     {
         return Err(format!(
             "the registry {url} is this agent itself; leave it out, and unset POINTSMAN_REGISTRY, for an agent that keeps what is \
@@ -98,17 +97,6 @@ fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
         ));
     }
     Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
-}
-
-/// Whether a registry's URL leads to an agent that listens here.
-fn is_own(url: &str, listen: SocketAddr) -> bool {
-    let Some((_, place)) = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("http")) else { return false };
-    let place = place.split(['/', '?']).next().unwrap_or_default();
-    let is_own = |host: &str| {
-        let on_loopback = host.strip_prefix("localhost:").is_some_and(|port| port == listen.port().to_string());
-        on_loopback || host.parse() == Ok(listen)
-    };
-    place.split(',').any(is_own)
 }
 
 async fn serve(
@@ -191,22 +179,4 @@ async fn reload(served: &mut Served, file: &mut ConfigFile, global: &Global) {
         }
     };
     served.reload(config).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_agent_is_not_its_own_registry() {
-        let listen = "127.0.0.1:7480".parse().unwrap();
-        for own in ["http://127.0.0.1:7480", "http://localhost:7480/", "https://h:1,127.0.0.1:7480?x=y"] {
-            assert!(is_own(own, listen), "{own}");
-        }
-        for other in
-            ["http://127.0.0.1:7481", "http://h:7480", "memory://127.0.0.1:7480", "zookeeper://localhost:7480/p"]
-        {
-            assert!(!is_own(other, listen), "{other}");
-        }
-    }
 }

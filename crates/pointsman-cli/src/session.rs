@@ -84,10 +84,9 @@ pub(crate) async fn discover(registry: &Registry, service: &str) -> Result<Servi
 pub(crate) fn tell_age(freshness: Freshness) {
     match freshness {
         Freshness::Fresh => {}
-        Freshness::Stale { age } => output::note(&format!(
-            "note: the registry is away; this is from the snapshot on disk, {} seconds old",
-            age.as_secs()
-        )),
+        Freshness::Stale { age } => {
+            output::note(&format!("note: the registry is away; this is what was known {} seconds ago", age.as_secs()));
+        }
         Freshness::Guarded { .. } => {
             output::note("note: the registry has suddenly lost many instances; they are still shown");
         }

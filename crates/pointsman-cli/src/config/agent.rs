@@ -34,7 +34,7 @@ pub(super) fn read(
     for (key, reason) in settings.problems() {
         section.wrong(key, reason);
     }
-    if !settings.is_on_loopback() && settings.tls.is_none() {
+    if !settings.is_on_loopback() && settings.write_token.is_some() && settings.tls.is_none() {
         section
             .warn("listen", "is not on loopback: without tls_cert and tls_key tokens go over the network as they are");
     }

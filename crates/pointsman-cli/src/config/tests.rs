@@ -463,3 +463,17 @@ fn credentials_are_for_brokers_that_have_none() {
     assert_ne!(after.ingress, before.ingress);
     assert_eq!((after.egress[0] == before.egress[0], after.egress[1] == before.egress[1]), (true, false));
 }
+
+#[test]
+fn an_agent_is_not_its_own_registry() {
+    let listen = "127.0.0.1:7480".parse().unwrap();
+    for own in ["http://127.0.0.1:7480", "http://localhost:7480/", "https://h:1,127.0.0.1:7480?x=y"] {
+        assert!(leads_to(own, listen), "{own}");
+    }
+    for other in ["http://127.0.0.1:7481", "http://h:7480", "memory://127.0.0.1:7480", "zookeeper://localhost:7480/p"] {
+        assert!(!leads_to(other, listen), "{other}");
+    }
+    let problem = error("registry = 'http://localhost:7480'\n[agent]");
+    assert_eq!((problem.line, problem.column, &*problem.key), (1, 12, "registry"));
+    good("registry = 'http://localhost:7480'\n[agent]\nlisten = '127.0.0.1:1'");
+}
