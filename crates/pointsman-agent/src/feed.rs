@@ -8,7 +8,7 @@ mod group;
 mod ring;
 mod topic;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -186,7 +186,7 @@ impl Feed {
     }
 
     /// Everything, as the first event for who watches all services, or those that are named; in parts.
-    pub(crate) fn reset_event(&self, services: &[Arc<str>], about: &str, number: u64) -> Vec<Bytes> {
+    pub(crate) fn reset_event(&self, services: &BTreeSet<Arc<str>>, about: &str, number: u64) -> Vec<Bytes> {
         if !services.is_empty() {
             let topics: Vec<_> = services.iter().map(|name| self.topic(name)).collect();
             return self.reset_of(&topics, about, number);

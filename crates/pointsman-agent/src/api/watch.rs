@@ -1,6 +1,6 @@
 //! Everything as it happens: as a stream, or as one answer that comes when there is something to say.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,7 +196,7 @@ fn resync(state: &State, reason: &str) -> Bytes {
 /// `GET /v1/watch`.
 pub(super) async fn all(Of(state): Of<Arc<State>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
     let query = Query::read(&uri, &["service", "load"], Some("service"))?;
-    let services: Vec<Arc<str>> = query.all("service").map(Into::into).collect();
+    let services: BTreeSet<Arc<str>> = query.all("service").map(Into::into).collect();
     services.iter().try_for_each(|service| check_name("service", service))?;
     if services.len() > SERVICES {
         return Err(Problem::bad(format!("query: at most {SERVICES} services can be named; leave all out for all")));
@@ -222,7 +222,7 @@ pub(super) async fn all(Of(state): Of<Arc<State>>, uri: Uri, headers: HeaderMap)
 struct OfAll {
     state: Arc<State>,
     /// Empty for all.
-    services: Vec<Arc<str>>,
+    services: BTreeSet<Arc<str>>,
     place: u64,
     last: watch::Receiver<u64>,
     stale: watch::Receiver<bool>,

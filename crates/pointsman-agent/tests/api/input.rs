@@ -25,7 +25,8 @@ const BAD: (u16, &str) = (400, "bad-request");
 async fn parameters_of_the_query() {
     let server = Server::start().await;
     let long = format!("/v1/services/s/pick?key={}", "k".repeat(8193));
-    let many = format!("/v1/watch?service=x{}", "&service=x".repeat(1000));
+    let many: String = (0..1001).map(|number| format!("&service={number}")).collect();
+    let many = format!("/v1/watch?load=1s{many}");
     let (pick, watch) = ("/v1/services/s/pick", "/v1/services/s/watch");
     let at = |path: &str, query: &str| format!("{path}?{query}");
     let cases: Vec<(String, &str)> = vec![

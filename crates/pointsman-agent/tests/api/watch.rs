@@ -106,8 +106,9 @@ async fn an_unknown_place_is_said_to_be_unknown() {
 #[tokio::test]
 async fn who_names_services_hears_of_no_others() {
     let server = Server::start().await;
-    let mut watcher = server.watch("/v1/watch?service=a&service=b").await;
+    let mut watcher = server.watch("/v1/watch?service=b&service=a&service=b").await;
     let reset = watcher.event_named("reset").await.data;
+    assert_eq!(reset["services"].as_array().unwrap().len(), 2, "whoever is named twice is there once");
     assert_eq!((&reset["services"][0]["service"], &reset["services"][1]["service"]), (&json!("a"), &json!("b")));
     watcher.event_named("freshness").await;
     for service in ["c", "b", "c", "a"] {
