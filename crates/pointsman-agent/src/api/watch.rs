@@ -320,31 +320,3 @@ impl Source for OfAll {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use pointsman_registry::Registry;
-
-    use super::*;
-    use crate::{Agent, Settings};
-
-    #[tokio::test(start_paused = true)]
-    async fn whoever_watches_the_load_is_not_left_in_silence() {
-        let registry = Registry::connect("memory://silence").await.unwrap();
-        let agent = Agent::start(registry, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
-        let state = agent.state.clone();
-        let told = state.claims.in_flight();
-        let mut watching = OfAll {
-            services: Vec::new(),
-            place: 0,
-            last: state.feed.last(),
-            stale: state.feed.stale(),
-            closing: state.closing.subscribe(),
-            next: None,
-            load: Some(Load { every: Duration::from_secs(1), at: Instant::now(), told }),
-            state,
-        };
-        let next = tokio::time::timeout(HEARTBEAT * 2, watching.next()).await;
-        assert_eq!(next, Ok(Some(BEAT)));
-    }
-}
