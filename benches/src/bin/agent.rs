@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use pointsman_agent::{Agent, Settings};
 use pointsman_bench::mqtt::{Observed, Plan, Result, Table, median, percentile};
 use pointsman_registry::Registry;
+use pointsman_testkit::Browser;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -26,7 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: &str = "\
 Usage: cargo xtask bench agent [--only NAME] [--rounds N] [--milliseconds N] [--quick]
 
-NAME is what the name of a row begins with: lookups, events, hold, watchers, renewals.
+NAME is what the name of a row begins with: lookups, events, hold, watchers, renewals, dashboard.
 ";
 
 /// Registrations whose leases are renewed, and their lease.
@@ -89,6 +90,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     }
     if plan.wants("renewals") {
         renewals(plan, &mut table).await?;
+    }
+    if plan.wants("dashboard") {
+        dashboard(plan, &mut table).await?;
     }
     table.print();
     Ok(())
@@ -301,6 +305,42 @@ async fn renewals(plan: &Plan, table: &mut Table) -> Result<()> {
     let each = seconds / renewed as f64 * 1e6;
     table.row("renewals: processor time of each", &format!("{each:.1} µs"), "", "", None);
     table.row("renewals: memory of the agent with 10,000 registrations", &format!("{resident:.0} MiB"), "", "", None);
+    Ok(())
+}
+
+/// What the dashboard's first load takes over the wire (without the fleet's data), and when Chromium has painted it first, and has
+/// painted the fleet: 1,000 services of ten instances. A new browser each time.
+async fn dashboard(plan: &Plan, table: &mut Table) -> Result<()> {
+    let agent = Process::agent(2)?;
+    let mut client = Client::connect(agent.address).await?;
+    for number in 0..INSTANCES {
+        let path = format!("/v1/services/service-{:03}/instances/code-{number}", number / 10);
+        client.ask("PUT", &path, r#"{"address":"10.0.0.1:80","tags":{"zone":"eu-1"},"ttl":"1h"}"#).await?;
+    }
+    let (mut bytes, mut first, mut fleet) = (0.0_f64, Vec::new(), Vec::new());
+    for _ in 0..plan.rounds {
+        let browser = Browser::start().await;
+        browser.open(&format!("http://{}/", agent.address)).await;
+        browser.wait_for("performance.getEntriesByName('fleet-shown').length > 0").await;
+        let measured = "const at = (name) => performance.getEntriesByName(name)[0].startTime; \
+             const files = performance.getEntriesByType('resource').filter(({name}) => name.includes('/assets/')); \
+             return [files.reduce((sum, one) => sum + one.transferSize, 0) + \
+                     performance.getEntriesByType('navigation')[0].transferSize, \
+                     at('first-contentful-paint'), at('fleet-shown')]";
+        let measured = browser.run(measured).await;
+        let figure = |index: usize| measured[index].as_f64().unwrap_or(f64::NAN);
+        bytes = bytes.max(figure(0));
+        first.push(figure(1));
+        fleet.push(figure(2));
+    }
+    let kilobytes = bytes / 1024.0;
+    let target = Some(("≤ 150 KiB".to_owned(), kilobytes <= 150.0));
+    table.row("dashboard: first load over the wire", &format!("{kilobytes:.0} KiB"), "", "", target);
+    let first = median(first);
+    let target = Some(("≤ 1 s".to_owned(), first <= 1000.0));
+    table.row("dashboard: first paint, 10,000 instances", &format!("{first:.0} ms"), "", "", target);
+    let fleet = median(fleet);
+    table.row("dashboard: the fleet is painted, 10,000 instances", &format!("{fleet:.0} ms"), "", "", None);
     Ok(())
 }
 
