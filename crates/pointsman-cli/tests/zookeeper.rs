@@ -98,7 +98,12 @@ async fn register_list_master_pick() {
     assert_eq!(registry.json("instances ress").await, json!([master, normal]));
     assert_eq!(registry.json("master ress").await, master);
     let services = registry.json("services").await;
-    assert_eq!(services, json!([{"service": "ress", "instances": 2, "master": "a", "term": term, "problems": 0}]));
+    let service = json!({
+        "service": "ress", "instances": 2, "master": "a", "term": term, "problems": 0, "guarded": false,
+        "revision": services[0]["revision"],
+    });
+    assert!(services[0]["revision"].is_u64());
+    assert_eq!(services, json!([service]));
     let picks = registry.json("pick ress --algorithm weightroundrobin --count 3").await;
     assert_eq!(picks, json!([normal, normal, normal]));
     assert!(registry.succeed("pick ress --explain").await.contains("round-robin"));
