@@ -4,6 +4,7 @@ import { get, Refused, setToken, token } from "./api.js";
 import { help, signIn, startToasts, whenSignedIn } from "./dialogs.js";
 import { $, attribute, draw } from "./dom.js";
 import { Audit, Events, startRail } from "./events.js";
+import { toggled } from "./filter.js";
 import { startKeys } from "./keys.js";
 import { Service } from "./service.js";
 import { Services } from "./services.js";
@@ -71,7 +72,14 @@ function setQuery(words) {
   route();
 }
 
-const renderStatus = status.startStatus(() => query, setQuery);
+/** Filters what is shown, or goes to where the word means something. */
+function toggle(word) {
+  const isHere = view instanceof Services || (view instanceof Service && !word.startsWith("is:"));
+  if (isHere) setQuery(toggled(query, word));
+  else location.hash = `#/?q=${encodeURIComponent(word)}`;
+}
+
+const renderStatus = status.startStatus(() => query, toggle);
 
 const THEMES = ["auto", "dark", "light"];
 const NAMES = { auto: "as the system", dark: "dark", light: "light" };

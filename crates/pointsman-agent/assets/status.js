@@ -1,7 +1,7 @@
 // How far what is shown can be trusted, and the fleet in five numbers.
 
 import { $, attribute, clock, count, draw, h, now, plural, span, text } from "./dom.js";
-import { has, toggled } from "./filter.js";
+import { has } from "./filter.js";
 import { fleet, on, totals } from "./store.js";
 
 /** What is known of the connection and of the registry behind the agent. */
@@ -108,9 +108,8 @@ const CHIPS = [
   ["Masters", "role:master"], ["Drained", "status:drained"], ["No master", "is:masterless"], ["Guarded", "is:guarded"], ["Problems", "is:problem"],
 ];
 
-/** `getQuery()` and `setQuery(words)` are the search's: who presses a number sees what has been counted. */
-export function startStatus(getQuery, setQuery) {
-  const toggle = (word) => setQuery(toggled(getQuery(), word));
+/** `getQuery()` is the search; `toggle(word)` is for who presses a number, to see what has been counted. */
+export function startStatus(getQuery, toggle) {
   const tiles = TILES.map(([key, name, word]) => {
     const value = h("span", { class: "value" }, "–");
     const parts = [value, h("span", { class: "name" }, name)];

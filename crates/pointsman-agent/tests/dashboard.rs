@@ -89,6 +89,11 @@ async fn a_drain_is_asked_about_done_and_on_record() {
     fleet.says(".toasts", "weight 7").await;
     fleet.says(".instances tbody tr:nth-child(4) .c-weight", "7").await;
 
+    // Whoever presses a number sees what has been counted.
+    fleet.browser.click("#totals .drained").await;
+    fleet.browser.wait_for("location.hash === '#/services/orders?q=status%3Adrained'").await;
+    fleet.says("#instances-title + .count", "1 of 3 instances").await;
+
     fleet.browser.run("location.hash = '#/audit'").await;
     fleet.says(".audit tbody", "set the weight of c of orders: weight 7").await;
     fleet.says(".audit tbody", "drained b of orders").await;
