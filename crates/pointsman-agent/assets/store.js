@@ -15,8 +15,6 @@ export const fleet = {
   agent: null,
   /** Whether a reset has come: before, "nothing" means "not known yet". */
   isKnown: false,
-  /** Rises with every change, so that who has drawn knows whether there is anything new. */
-  version: 0,
 };
 
 const listeners = new Map();
@@ -176,7 +174,6 @@ export function take(event, data) {
   else if (event === "audit") return takeAudit(data);
   else if (changes[event]) change(event, data);
   else return;
-  fleet.version++;
   tell("change");
 }
 
