@@ -20,6 +20,9 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
+        // For whoever looks into a failure: RUST_LOG=debug.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let (zookeeper, prefix) = (ZooKeeper::shared().await, unique_prefix());
         let proxy = CuttingProxy::start(zookeeper.socket_address());
         let url = format!("zookeeper://{}{prefix}?session_timeout=4s&connect_timeout=1s&guard=off", proxy.address());

@@ -150,6 +150,37 @@ async fn closed_during_a_cut_it_is_removed_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_closes_while_the_network_is_silent_is_answered() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let watcher = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let service = watcher.discover("s").await.unwrap();
+    let mut closing = tokio::task::JoinSet::new();
+    for number in 0..12 {
+        let proxy = CuttingProxy::start(server.socket_address());
+        let registry = Registry::connect(&url(&proxy.address(), &prefix, "")).await.unwrap();
+        let mut registration = registry.register(Instance::new("s").code(format!("{number}"))).await.unwrap();
+        // In the middle of its first look around.
+        proxy.blackhole();
+        closing.spawn(async move {
+            if number % 2 == 1 {
+                // Before the next attempt.
+                until_role("cut", &mut registration, |role| role == Role::Detached).await;
+            }
+            (registration.close().await, registry, proxy)
+        });
+    }
+    let mut kept = Vec::new();
+    while let Some(closed) = soon("an answer", closing.join_next()).await {
+        let (closed, registry, proxy) = closed.unwrap();
+        assert!(closed.unwrap_err().is_retryable());
+        kept.push((registry, proxy));
+    }
+    kept.iter().for_each(|(_, proxy)| proxy.mend());
+    soon("all are gone", service.wait_for(|s| s.instances().is_empty())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_directory_sees_what_happened_while_it_was_cut() {
     let server = ZooKeeper::shared().await;
     let mut fleet = Fleet::start(&server.address(), server, 3).await;
