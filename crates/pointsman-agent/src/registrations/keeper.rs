@@ -131,6 +131,8 @@ impl Keeper {
     async fn deregister(&mut self) {
         if let Some(registration) = self.registration.take()
             && let Err(error) = registration.close().await
+            // One that has ended by itself needs no end.
+            && !matches!(error, Error::Closed { .. })
         {
             // It is removed as soon as the registry is back.
             tracing::warn!(%error, "deregister");
