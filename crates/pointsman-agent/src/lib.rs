@@ -12,7 +12,7 @@
 //! | what operators see in a browser | `dashboard.rs`, `assets/` |
 //! | how a failure is told | `problem.rs` |
 //!
-//! One way: the directory's snapshots become text in the [feed](feed), once; those who watch read it at their own pace. An agent
+//! One way: the directory's snapshots become text in the feed, once; those who watch read it at their own pace. An agent
 //! keeps nothing that another could not find out: it may be killed, and its clients go to the next.
 
 mod api;
