@@ -157,6 +157,50 @@ async fn it_answers_while_the_registry_is_away() {
     assert_eq!(running.ended().await.code(), Some(0));
 }
 
+/// Two agents over one ZooKeeper, whose sessions are long: nobody here can afford to wait for one to end.
+#[tokio::test]
+async fn an_instance_survives_its_agents_one_by_one() {
+    let server = ZooKeeper::shared().await;
+    let registry = format!("zookeeper://{}{}?session_timeout=30s", server.address(), unique_prefix());
+    let ports = [free_port(), free_port()];
+    let file = |port: u16| File::new(&format!("registry = '{registry}'\nagent.listen = '127.0.0.1:{port}'\n"));
+    let files = ports.map(file);
+    let mut agents = [serve(&files[0].path), serve(&files[1].path)];
+    for agent in &mut agents {
+        logged(agent, " ready").await;
+    }
+    let url = format!("http://127.0.0.1:{},127.0.0.1:{}", ports[0], ports[1]);
+    let args = ["register", "ress", "--code", "a", "--registry", &url, "-o", "json"];
+    let mut instance = Running::start(command(args));
+    let mut term = instance.json_where(|line| line["role"] == "master").await["term"].as_u64().unwrap();
+    for (round, signal) in [Signal::KILL, Signal::TERM, Signal::KILL, Signal::TERM].into_iter().enumerate() {
+        let used = agent_of(&ports).await;
+        agents[used].signal(signal);
+        // No fixed pair: the one that is left takes over, and the other starts again.
+        let left = ports[1 - used];
+        let line = instance.json_where(|line| line["role"] == "master").await;
+        let next = line["term"].as_u64().unwrap();
+        assert!(next > term, "round {round}: {next} after {term}");
+        term = next;
+        let mut seen = Stream::open(left, "GET", "/v1/services/ress/watch").await;
+        seen.until(&format!("\"term\":{term}")).await;
+        agents[used] = serve(&files[used].path);
+        logged(&mut agents[used], " ready").await;
+    }
+    instance.signal(Signal::TERM);
+    assert_eq!(instance.ended().await.code(), Some(0));
+}
+
+/// Which agent keeps the one registration.
+async fn agent_of(ports: &[u16; 2]) -> usize {
+    for (place, port) in ports.iter().enumerate() {
+        if get(*port, "/metrics").await.contains("\npointsman_registrations 1\n") {
+            return place;
+        }
+    }
+    panic!("no agent has it");
+}
+
 #[tokio::test]
 async fn it_waits_for_the_registry_and_says_what_it_cannot_do() {
     let file =
