@@ -128,6 +128,9 @@ impl Table {
     pub fn print(&self) {
         println!("| what | Pointsman | peer | ratio (quartiles) | must reach | reached |\n|---|---|---|---|---|---|");
         self.rows.iter().for_each(|row| println!("{row}"));
+        if self.taken.is_empty() {
+            return;
+        }
         println!("\n| processor seconds per 100,000 messages | of each process | together |\n|---|---|---:|");
         for Taken { contender, processes, messages } in &self.taken {
             let per = |seconds: f64| seconds * 100_000.0 / *messages as f64;
