@@ -362,3 +362,21 @@ async fn tokens_and_certificates() {
     until_role("master", &mut registration, Role::is_master).await;
     registration.close().await.unwrap();
 }
+
+/// The clock has jumped back since the process before this one, which its clients remember.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terms_rise_above_those_on_disk_whatever_the_clock_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("memory-clock");
+    std::fs::create_dir(&kept).unwrap();
+    let before = 1_u64 << 52;
+    let saved = format!(
+        r#"{{"service":"s","revision":7,"saved_at_unix_ms":1,"instances":[{{"code":"a","weight":1,"term":{before}}}]}}"#
+    );
+    std::fs::write(kept.join("s.json"), saved).unwrap();
+    let (agent, _below) = agent(&format!("memory://clock?snapshots={}", folder.path().display())).await;
+    let registry = Registry::connect(&format!("http://{}", agent.address())).await.unwrap();
+    let mut registration = registry.register(Instance::new("s").code("b")).await.unwrap();
+    let role = until_role("master", &mut registration, Role::is_master).await;
+    assert_eq!(role.term().unwrap().0, before + 1);
+}
