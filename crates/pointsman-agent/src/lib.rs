@@ -155,7 +155,6 @@ impl Agent {
     ///
     /// [`Error::Setting`], [`Error::File`]: then everything stays as it was.
     pub fn reload(&mut self, settings: Settings) -> Result<Vec<&'static str>, Error> {
-        check(&settings)?;
         let was = &self.settings;
         let mut restart = Vec::new();
         for (differs, name) in [
@@ -173,6 +172,8 @@ impl Agent {
         if was.tls.is_some() != kept.tls.is_some() {
             kept.tls.clone_from(&was.tls);
         }
+        // What is going to be in force: it still listens where it did.
+        check(&kept)?;
         self.state.access.store(Arc::new(access(&kept)?));
         self.settings = kept;
         Ok(restart)

@@ -159,6 +159,8 @@ impl Registrations {
             bound.registered.lease.rebind(wish.ttl);
             match bound.registered.join(wish, patience).await {
                 Err(_) if bound.registered.is_ending() => bound.registered.ended().await,
+                // It is written when the registry is back: that is no reason to end what is registered.
+                Err(problem) if problem.kind == Kind::Unavailable => return Ok(bound),
                 joined => return joined.map(|()| bound),
             }
         }
@@ -260,10 +262,9 @@ impl Registered {
     pub(crate) fn answer(&self) -> Answer {
         let roles = lock(&self.roles);
         let status = self.status.borrow();
-        let (role, trouble, until) = match &*roles {
-            Some(roles) => (roles.role(), roles.trouble(), keeper::held_until(roles)),
-            None => (Role::Detached, None, None),
-        };
+        // Read together: a role must not be told with another's time.
+        let (role, until) = roles.as_ref().map_or((Role::Detached, None), Roles::certain);
+        let trouble = roles.as_ref().and_then(Roles::trouble);
         let reason = if role == Role::Detached { status.reason.clone().or(trouble.map(Into::into)) } else { None };
         let expires_in = self.lease.remaining().map(|lease| match until {
             Some(until) if role != Role::Detached => lease.min(until.saturating_duration_since(Instant::now())),
@@ -352,8 +353,13 @@ impl Registered {
         let _ = self.status.clone().wait_for(|status| status.ended.is_some()).await;
     }
 
+    /// Whether it is this holder's.
+    pub(crate) fn is_of(&self, holder: &str) -> bool {
+        *holder == *self.holder
+    }
+
     fn check_holder(&self, holder: &Arc<str>) -> Result<(), Problem> {
-        if *holder == self.holder {
+        if self.is_of(holder) {
             return Ok(());
         }
         let (service, code) = &self.key;

@@ -57,14 +57,14 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
         registry = session::connect_for_good(config.registry.as_deref()) => registry?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    let result = serve(&registry, config, &mut file, &mut questions, &mut signals, global).await;
+    let (left, result) = serve(&registry, config, &mut file, &mut questions, &mut signals, global).await;
     match &result {
         // What the agent has registered for others stays until its session times out: they take it over through another.
-        Ok(left) if *left > 0 => registry.abandon(),
+        _ if left > 0 => registry.abandon(),
         Err(failure) if *failure == Failure::hurried() => {}
         _ => or_hurry(session::close(registry), &mut signals).await?,
     }
-    result.map(|_| ExitCode::SUCCESS)
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 /// Each connection is an open file, of which a process may have few unless it asks (often 1024).
@@ -106,14 +106,20 @@ async fn serve(
     questions: &mut Questions,
     signals: &mut Signals,
     global: &Global,
-) -> Result<usize, Failure> {
-    let mut served = tokio::select! {
-        served = Served::start(registry, config, questions.asking()) => served?,
-        _ = signals.next() => return Ok(0),
+) -> (usize, Result<(), Failure>) {
+    let served = tokio::select! {
+        served = Served::start(registry, config, questions.asking()) => served,
+        _ = signals.next() => return (0, Ok(())),
+    };
+    let mut served = match served {
+        Ok(served) => served,
+        Err(failure) => return (0, Err(failure)),
     };
     let result = until_signal(&mut served, file, questions, signals, global).await;
-    let left = or_hurry(served.close(), signals).await?;
-    result.map(|()| left)
+    match or_hurry(served.close(), signals).await {
+        Ok(left) => (left, result),
+        Err(hurried) => (0, Err(hurried)),
+    }
 }
 
 /// Goes on until a signal, or a failure that makes it pointless to go on.

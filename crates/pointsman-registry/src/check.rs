@@ -1,6 +1,7 @@
 //! Health checks of an instance: is somebody listening, does it answer.
 
 use std::fmt;
+use std::pin::Pin;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -115,7 +116,7 @@ impl Check {
     pub fn start(self) -> Checking {
         let mut ticks = tokio::time::interval(self.interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Checking { thresholds: Thresholds::new(self.rise, self.fall), check: self, ticks }
+        Checking { thresholds: Thresholds::new(self.rise, self.fall), check: self, ticks, probing: None }
     }
 }
 
@@ -140,20 +141,37 @@ async fn get(address: &str, path: &str) -> Result<(), String> {
 }
 
 /// A check under way.
-#[derive(Debug)]
 pub struct Checking {
     check: Check,
     thresholds: Thresholds,
     ticks: tokio::time::Interval,
+    /// The probe under way: it goes on where whoever waits for it does not.
+    probing: Option<Probing>,
+}
+
+type Probing = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+impl fmt::Debug for Checking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checking").field("check", &self.check).finish_non_exhaustive()
+    }
 }
 
 impl Checking {
-    /// Probes until the health changes, and tells the new one: `Ok` is healthy, `Err` says why not. Cancellation
-    /// loses at most the probe under way.
+    /// Probes until the health changes, and tells the new one: `Ok` is healthy, `Err` says why not. Cancellation loses
+    /// nothing: the next call goes on with the probe under way.
     pub async fn changed(&mut self) -> Result<(), String> {
         loop {
-            self.ticks.tick().await;
-            let result = self.check.probe().await;
+            if self.probing.is_none() {
+                self.ticks.tick().await;
+            }
+            let check = &self.check;
+            let probing = self.probing.get_or_insert_with(|| {
+                let check = check.clone();
+                Box::pin(async move { check.probe().await })
+            });
+            let result = probing.await;
+            self.probing = None;
             if self.thresholds.count(result.is_ok()) {
                 return result;
             }

@@ -145,6 +145,16 @@ impl Roles {
         self.state.borrow().role_now()
     }
 
+    /// The role at this moment, and until when it is certain: of one moment, where two calls might be of two.
+    #[must_use]
+    pub fn certain(&self) -> (Role, Option<Instant>) {
+        let state = self.state.borrow();
+        match state.role_now() {
+            Role::Detached => (Role::Detached, None),
+            role => (role, state.lease.as_ref().map(Lease::until)),
+        }
+    }
+
     /// Until when the role is certain; see [`Registration::held_until`].
     #[must_use]
     pub fn held_until(&self) -> Option<Instant> {

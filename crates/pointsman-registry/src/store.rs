@@ -18,6 +18,9 @@ use crate::guard::{Guard, GuardState};
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) scope: Scope,
+    /// Revisions begin here: in microseconds since 1970, so that no two runs give the same one to different content, and
+    /// whoever comes back with a revision of another run is found to know nothing of this one.
+    base: u64,
     cells: RwLock<HashMap<Arc<str>, Cell>>,
     /// Rises with every change of any service.
     pub(crate) version: watch::Sender<u64>,
@@ -53,7 +56,9 @@ impl Shared {
     pub(crate) fn new(scope: Scope) -> Self {
         let link = Link { loaded: Loaded::Nothing, stale_since: Some(Instant::now()) };
         let (version, link) = (watch::Sender::new(0), watch::Sender::new(link));
-        Self { scope, cells: RwLock::default(), version, journal: RwLock::default(), link }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let base = u64::try_from(since.as_micros()).unwrap_or_default();
+        Self { scope, base, cells: RwLock::default(), version, journal: RwLock::default(), link }
     }
 
     /// Follows one service, whether it exists or not.
@@ -226,7 +231,7 @@ impl Store {
         let lost = guard.map(|guard| held.guard.update(guard, &held.raw, &raw, now)).unwrap_or_default();
         let before = shared.snapshot(raw.service());
         // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
-        let revision = raw.revision().max(before.revision() + 1);
+        let revision = raw.revision().max(before.revision() + 1).max(shared.base);
         let shown = raw.instances().iter().cloned().chain(lost.iter().cloned()).collect();
         let next = Snapshot::new(raw.service().clone(), revision, shown)
             .with_problems(raw.problems().to_vec())

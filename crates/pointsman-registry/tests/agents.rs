@@ -380,3 +380,12 @@ async fn terms_rise_above_those_on_disk_whatever_the_clock_says() {
     let role = until_role("master", &mut registration, Role::is_master).await;
     assert_eq!(role.term().unwrap().0, before + 1);
 }
+
+/// Or whoever comes back to another agent with the revision of one would be told that nothing has changed.
+#[tokio::test]
+async fn no_two_directories_give_one_revision() {
+    let registry = Registry::connect("memory://revisions").await.unwrap();
+    let _one = registry.register(Instance::new("s")).await.unwrap();
+    let (all, one) = (registry.discover_all().await.unwrap(), registry.discover("s").await.unwrap());
+    assert_ne!(all.snapshot("s").revision(), one.snapshot().revision());
+}

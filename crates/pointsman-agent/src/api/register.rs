@@ -117,10 +117,10 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    Query::read(&uri, &[], None)?;
+    let query = Query::read(&uri, &["holder"], None)?;
     let body = read(body, &state.limits).await?;
     if body.is_empty() {
-        let registered = state.registrations.find(&service, &code)?;
+        let registered = find(&state, &service, &code, &query)?;
         registered.renew()?;
         return Ok(super::json(StatusCode::OK, &Told::from(registered.answer())));
     }
@@ -136,9 +136,10 @@ pub(super) async fn delete(
     OfInstance(service, code): OfInstance,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Query::read(&uri, &[], None)?;
-    let registered = match state.registrations.find(&service, &code) {
+    let query = Query::read(&uri, &["holder"], None)?;
+    let registered = match find(&state, &service, &code, &query) {
         Ok(registered) => registered,
+        Err(problem) if query.get("holder").is_some() => return Err(problem),
         // Renewed by another agent, perhaps: whoever knows the code of a lease may end it by any.
         Err(problem) => match find_elsewhere(&state, &service, &code).await {
             Some(registered) => registered,
@@ -153,6 +154,19 @@ pub(super) async fn delete(
                 format!("deregister {service}/{code}: the registry does not answer; it is removed when it is back");
             Err(Problem::new(Kind::Unavailable, detail))
         }
+    }
+}
+
+/// The registration; of the holder that the query names, if it does: whoever was away for too long must not go on with, or end,
+/// what another has registered meanwhile.
+fn find(state: &State, service: &str, code: &str, query: &Query) -> Result<Arc<Registered>, Problem> {
+    let registered = state.registrations.find(service, code)?;
+    match query.get("holder") {
+        Some(holder) if !registered.is_of(holder) => {
+            let detail = format!("{service}/{code} is registered by another holder");
+            Err(Problem::new(Kind::NotRegistered, detail))
+        }
+        _ => Ok(registered),
     }
 }
 
@@ -178,8 +192,8 @@ pub(super) async fn resign(
     OfInstance(service, code): OfInstance,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Query::read(&uri, &[], None)?;
-    state.registrations.find(&service, &code)?.resign().await?;
+    let query = Query::read(&uri, &["holder"], None)?;
+    find(&state, &service, &code, &query)?.resign().await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -7,7 +7,6 @@ use pointsman_core::Instance;
 use pointsman_registry::check::{Check, Checking};
 use pointsman_registry::{Error, Registration, Registry, Roles};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 
 use super::{Command, End, Registered, Status, Wish, lock};
 use crate::problem::Problem;
@@ -23,6 +22,8 @@ pub(super) struct Keeper {
     /// What is to be registered.
     instance: Instance,
     registration: Option<Registration>,
+    /// What is told of the registration's role, whatever else goes on.
+    roles: Option<Roles>,
     /// Whether it has been registered once: from then on it does not give up.
     was_registered: bool,
     health: Health,
@@ -50,11 +51,6 @@ impl Ended {
     }
 }
 
-/// Until when the registry is certain to keep the role.
-pub(super) fn held_until(roles: &Roles) -> Option<Instant> {
-    roles.held_until()
-}
-
 impl Keeper {
     pub(super) fn new(
         registry: Registry,
@@ -70,6 +66,7 @@ impl Keeper {
             status,
             instance: wish.instance.clone(),
             registration: None,
+            roles: None,
             was_registered: false,
             health: Health::new(wish.check.clone()),
             updates: Vec::new(),
@@ -86,6 +83,8 @@ impl Keeper {
         // From here on nobody can renew it.
         self.registered.lease.finish();
         lock(&self.registered.roles).take();
+        // Before the registry is asked: it may give the role away before we have its answer.
+        self.tell(Some(end.name().into()));
         match (&end, self.registration.take()) {
             // Another agent takes it over before the session of this one ends.
             (End::Closing, Some(registration)) => registration.abandon(),
@@ -148,7 +147,8 @@ impl Keeper {
             tokio::select! {
                 result = &mut registering => break result,
                 () = self.health.changed() => return None,
-                () = expired(&self.registered) => return Some(End::Expired),
+                // The first time it takes as long as it takes: a dead process's session may have to end.
+                () = expired(&self.registered), if self.was_registered => return Some(End::Expired),
                 command = self.commands.recv() => match self.take(command).await {
                     None => {}
                     end => return end,
@@ -157,7 +157,11 @@ impl Keeper {
         };
         match result {
             Ok(registration) => {
+                if !self.was_registered {
+                    self.registered.lease.renew();
+                }
                 *lock(&self.registered.roles) = Some(registration.roles());
+                self.roles = Some(registration.roles());
                 self.registration = Some(registration);
                 self.was_registered = true;
                 None
@@ -178,17 +182,8 @@ impl Keeper {
 
     /// Registered: until something happens.
     async fn stay(&mut self) -> Option<End> {
-        let registration = self.registration.as_mut()?;
         tokio::select! {
-            role = registration.role_changed() => match role {
-                Some(_role) => {
-                    let trouble = registration.trouble().map(Into::into);
-                    self.tell(trouble);
-                    None
-                }
-                // It ends by itself only where the same holder has taken it over elsewhere.
-                None => Some(End::Replaced),
-            },
+            end = role_changed(&mut self.roles, &self.status) => end,
             () = self.health.changed() => None,
             () = expired(&self.registered) => Some(End::Expired),
             command = self.commands.recv() => self.take(command).await,
@@ -209,7 +204,19 @@ impl Keeper {
             }
             Some(Command::Resign(reply)) => {
                 let result = match &self.registration {
-                    Some(registration) => registration.resign().await,
+                    Some(registration) => {
+                        let resigning = registration.resign();
+                        tokio::pin!(resigning);
+                        loop {
+                            tokio::select! {
+                                result = &mut resigning => break result,
+                                // It is given up before the registry has said yes.
+                                end = role_changed(&mut self.roles, &self.status) => if end.is_some() {
+                                    return end;
+                                },
+                            }
+                        }
+                    }
                     None => {
                         let (service, code) = self.registered.key.clone();
                         Err(Error::NotMaster { service, code })
@@ -235,6 +242,7 @@ impl Keeper {
             // While the registry is away this waits.
             tokio::select! {
                 result = registration.update(change) => result.map_err(Problem::from),
+                end = role_changed(&mut self.roles, &self.status) => return end,
                 () = self.health.changed() => return None,
                 () = expired(&self.registered) => return Some(End::Expired),
                 command = self.commands.recv() => return self.take(command).await,
@@ -253,6 +261,19 @@ impl Keeper {
     fn tell(&self, reason: Option<Arc<str>>) {
         self.status.send_replace(Status { reason, settled: true, ended: None });
     }
+}
+
+/// Waits for another role, and lets those who follow it look; never, where nothing is registered. It ends by itself only where
+/// the same holder has taken it over elsewhere.
+async fn role_changed(roles: &mut Option<Roles>, status: &watch::Sender<Status>) -> Option<End> {
+    let Some(following) = roles else { return std::future::pending().await };
+    if following.changed().await.is_none() {
+        *roles = None;
+        return Some(End::Replaced);
+    }
+    let reason = following.trouble().map(Into::into);
+    status.send_replace(Status { reason, settled: true, ended: None });
+    None
 }
 
 /// Returns when the lease has run out.

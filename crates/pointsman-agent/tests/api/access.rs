@@ -222,3 +222,14 @@ async fn secrets_are_nowhere_to_be_seen() {
     assert!(!log.contains("geheim"), "{log}");
     assert!(!seen.contains("geheim"), "{seen}");
 }
+
+/// What is in force decides: it goes on listening where it did.
+#[tokio::test]
+async fn an_agent_off_loopback_cannot_lose_its_token_by_a_reload() {
+    let registry = pointsman_registry::Registry::connect("memory://reload-off-loopback").await.unwrap();
+    let mut settings = pointsman_agent::Settings::new(([0, 0, 0, 0], 0).into());
+    settings.write_token = Some(Token::new("write-write-write").unwrap());
+    let mut agent = Agent::start(registry, settings).await.unwrap();
+    let open = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
+    assert!(matches!(agent.reload(open), Err(Error::Setting { setting: "listen", .. })));
+}

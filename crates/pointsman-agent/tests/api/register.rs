@@ -54,7 +54,7 @@ async fn a_lease_that_is_not_renewed_ends_and_says_so() {
     assert!(answer.json()["expires_in_ms"].as_u64().unwrap() <= 1000);
     let mut roles = server.watch(&format!("{A}/role")).await;
     assert_eq!(roles.event_named("role").await.data["role"], "master");
-    assert_eq!(roles.event_named("end").await.data, json!({"reason":"expired"}));
+    assert_eq!(roles.until_event("end").await.data, json!({"reason":"expired"}));
     assert_eq!(roles.next_event().await, None);
     watcher.until_event("put").await;
     assert_eq!(watcher.until_event("delete").await.data["instance"]["code"], "a");
@@ -75,7 +75,7 @@ async fn a_renewal_in_time_keeps_the_lease() {
         assert!(roles.is_silent(Duration::from_millis(200)).await);
         assert_eq!(client.ask("PUT", A, "").await.status, 200);
     }
-    roles.event_named("end").await;
+    roles.until_event("end").await;
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn a_held_registration_with_a_lease_must_be_renewed() {
         assert!(held.is_silent(Duration::from_millis(250)).await);
         assert_eq!(server.ask("PUT", A, "").await.status, 200);
     }
-    assert_eq!(held.event_named("end").await.data["reason"], "expired");
+    assert_eq!(held.until_event("end").await.data["reason"], "expired");
     server.until_codes("s", &[]).await;
 }
 
@@ -138,7 +138,7 @@ async fn deregistering_ends_the_stream_of_who_holds() {
     roles.event_named("role").await;
     assert_eq!(server.ask("DELETE", A, "").await.status, 204);
     for stream in [&mut held, &mut roles] {
-        assert_eq!(stream.event_named("end").await.data["reason"], "deregistered");
+        assert_eq!(stream.until_event("end").await.data["reason"], "deregistered");
         assert_eq!(stream.next_event().await, None);
     }
     server.get(&format!("{A}/role")).await.is_problem(404, "not-registered");
@@ -155,7 +155,7 @@ async fn the_same_holder_takes_over_without_a_gap() {
     watcher.event_named("snapshot").await;
     watcher.event_named("freshness").await;
     let mut new = server.stream("POST", &hold, r#"{"holder":"me","weight":7}"#).await;
-    assert_eq!(old.event_named("end").await.data["reason"], "replaced");
+    assert_eq!(old.until_event("end").await.data["reason"], "replaced");
     assert_eq!(old.next_event().await, None);
     drop(old);
     assert_eq!(new.event_named("role").await.data["term"], term, "it has stayed master");
@@ -315,10 +315,50 @@ async fn an_agent_that_closes_says_so_to_who_holds() {
     assert_eq!(idle.ask("GET", "/livez", "").await.status, 200);
     soon("closed", server.agent.close()).await;
     for stream in [&mut held, &mut roles] {
-        assert_eq!(stream.event_named("end").await.data, json!({"reason":"closing"}));
+        assert_eq!(stream.until_event("end").await.data, json!({"reason":"closing"}));
         assert_eq!(stream.next_event().await, None);
     }
     while watching.next_event().await.is_some() {}
     assert_eq!(idle.rest().await, b"");
     assert!(tokio::net::TcpStream::connect(server.address).await.is_err());
+}
+
+/// Who was paused for too long, and whose code another has by now.
+#[tokio::test]
+async fn whoever_names_its_holder_touches_no_others_registration() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    assert_eq!(client.ask("PUT", A, r#"{"holder":"new one"}"#).await.status, 201);
+    for (method, what) in [("PUT", ""), ("DELETE", ""), ("POST", "/resign")] {
+        let path = format!("{A}{what}?holder=old%20one");
+        client.ask(method, &path, "").await.is_problem(404, "not-registered");
+    }
+    assert_eq!(client.ask("PUT", &format!("{A}?holder=new%20one"), "").await.status, 200);
+    assert_eq!(client.ask("DELETE", &format!("{A}?holder=new+one"), "").await.status, 204);
+}
+
+/// A probe that takes longer than from one renewal to the next.
+#[tokio::test]
+async fn a_check_that_hangs_fails_however_often_the_lease_is_renewed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let probed = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut hanging = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if hanging.is_empty() {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+            }
+            hanging.push(stream);
+        }
+    });
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let check = json!({"probe": format!("http://{probed}/"), "interval": "100ms", "timeout": "300ms", "fall": 1});
+    let body = json!({ "check": check }).to_string();
+    for role in ["master", "detached"] {
+        let renewing = async { while client.ask("PUT", A, &body).await.json()["role"] != role {} };
+        soon(role, renewing).await;
+    }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::connect::{Agents, Answer, Fault, Stream};
 use super::wire::{EndJson, RoleJson};
-use super::{Backoff, instance_path, sse};
+use super::{Backoff, instance_path, segment, sse};
 use crate::Error;
 use crate::lease::Lease;
 use crate::registration::{Command, End, Reply, Report, Task};
@@ -185,8 +185,13 @@ impl Keeper {
                     let event = event.map_err(|reason| Out::Lost(format!("the agent is lost: {reason}")))?;
                     if let Some(said) = self.read(&event)? {
                         self.heard = Instant::now();
-                        let every = self.said(&said, counts_from.take());
-                        renew_at = renew_at.min(sent + every);
+                        if counts_from.is_none() && said.role().is_master() {
+                            // It may have lain in a buffer for long: a renewal says whether it is true now.
+                            renew_at = self.heard;
+                        } else {
+                            let every = self.said(&said, counts_from.take());
+                            renew_at = renew_at.min(sent + every);
+                        }
                     }
                 }
                 (asked, answer) = finished(&mut renewing) => {
@@ -289,8 +294,13 @@ impl Keeper {
         expires_in.min(self.ttl) / 3
     }
 
+    /// Where this registration is; not another holder's of the same code.
+    fn own_path(&self, what: &str) -> String {
+        format!("{}{what}?holder={}", self.path, segment(&self.holder))
+    }
+
     fn renew(&self) -> Asking<Renewal> {
-        let (agents, place, path, limit) = (self.agents.clone(), self.place, self.path.clone(), self.ttl / 3);
+        let (agents, place, path, limit) = (self.agents.clone(), self.place, self.own_path(""), self.ttl / 3);
         Some(Box::pin(async move {
             let asked = Instant::now();
             // No longer: a connection that has died in silence must not cost more than one renewal.
@@ -303,7 +313,9 @@ impl Keeper {
     fn renewed(&mut self, asked: Instant, answer: Result<Answer, Fault>) -> Result<Duration, Out> {
         match answer {
             Ok(answer) if answer.status == StatusCode::OK => match serde_json::from_slice::<RoleJson>(&answer.body) {
-                Ok(said) if asked < self.heard && said.role() != self.role => Ok(Duration::ZERO),
+                Ok(said) if asked < self.heard && (said.role() != self.role || said.role().is_master()) => {
+                    Ok(Duration::ZERO)
+                }
                 Ok(said) => Ok(self.said(&said, Some(asked))),
                 Err(error) => Err(Out::Lost(format!("the agent says something that cannot be read: {error}"))),
             },
@@ -372,7 +384,7 @@ impl Keeper {
         // Before it is asked for: the next one may be master before we have the answer.
         self.report.step_down("resigning");
         self.role = Role::Detached;
-        let path = format!("{}/resign", self.path);
+        let path = self.own_path("/resign");
         let result = match self.agents.call_at(self.place, Method::POST, &path, None).await {
             Ok(answer) if answer.status.is_success() => Ok(()),
             Ok(answer) if answer.status == StatusCode::CONFLICT => Err(self.not_master()),
@@ -388,7 +400,8 @@ impl Keeper {
     /// when there is none any more, or one that is not ours.
     async fn end(self, reply: Option<Reply>) -> End {
         self.report.step_down("deregistering");
-        let asking = self.agents.call_at(self.place, Method::DELETE, &self.path, None);
+        let path = self.own_path("");
+        let asking = self.agents.call_at(self.place, Method::DELETE, &path, None);
         let result = match asking.await {
             Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => Ok(()),
             Ok(answer) => Err(self.refusal("deregister", &answer)),

@@ -207,11 +207,16 @@ impl Folder<'_> {
 
     /// Puts an own node in the place of another session's, in one transaction. `None` if that is not there any more.
     ///
-    /// `master` has the same name whoever it is: should the other session end just now, and a successor become master between the
-    /// look and the transaction, then it is the successor's node that is replaced. That costs a change of the master and
-    /// nothing else: the term rises all the same, and the successor finds its node gone, and registers again.
+    /// `master` has the same name whoever it is, and its successor may come just now. So the node is written once before: the
+    /// transaction is about that version, which a node that has just been created does not have.
     pub(super) async fn replace(&self, other: &Place, data: &[u8]) -> Result<Option<Place>, Fault> {
-        if !self.is_ours(other).await? {
+        let old = self.at(&other.name);
+        let looking = self.session.client.check_stat(&old);
+        let stat = self.session.run(|| format!("look at {old}"), looking).await?;
+        let Some(stat) = stat.filter(|stat| stat.ephemeral_owner == other.session && stat.czxid == other.czxid) else {
+            return Ok(None);
+        };
+        if !self.write(&other.name, data, stat.version).await? {
             return Ok(None);
         }
         let is_master = other.name == MASTER;
@@ -222,10 +227,14 @@ impl Folder<'_> {
         };
         let mode = options(mode, self.acl);
         let mut writer = self.session.client.new_multi_writer();
-        let built = writer.add_delete(&self.at(&other.name), None).and_then(|()| writer.add_create(&path, data, &mode));
+        let built =
+            writer.add_delete(&old, Some(stat.version + 1)).and_then(|()| writer.add_create(&path, data, &mode));
         match self.commit(built.map(|()| writer), "take over a place in").await? {
             Ok(results) => Ok(Some(self.created_somewhere(&results).await?)),
-            Err(MultiWriteError::OperationFailed { source: ZkError::NoNode | ZkError::NodeExists, .. }) => Ok(None),
+            Err(MultiWriteError::OperationFailed {
+                source: ZkError::NoNode | ZkError::NodeExists | ZkError::BadVersion,
+                ..
+            }) => Ok(None),
             Err(error) => Err(self.failed("take over a place in", error)),
         }
     }
