@@ -1,8 +1,9 @@
 //! The steps of the tour.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::ready;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pointsman::{Algorithm, Status};
 
@@ -175,11 +176,18 @@ async fn send(stage: &mut Stage) -> Result<(), Mismatch> {
     for code in ["cfgs-1", "cfgs-2", "cfgs-3"] {
         instances.push(messages.serve(&stage.registry, code, 1, false).await.map_err(started)?);
     }
+    let request = async |text: String| {
+        let answer = messages.request(TOPIC, &text).await;
+        answer.map_err(|error| Mismatch::new("an answer", error.to_string()))
+    };
+    // The relay hears of them a moment later than we do.
+    let (mut heard, until) = (BTreeSet::new(), Instant::now() + DEADLINE);
+    while !["cfgs-2", "cfgs-3"].into_iter().all(|code| heard.contains(code)) && Instant::now() < until {
+        heard.insert(request("who is there?".to_owned()).await?);
+    }
     let mut counts: BTreeMap<Arc<str>, u32> = BTreeMap::new();
     for number in 0..PICKS {
-        let code = messages.request(TOPIC, &format!("request {number}")).await;
-        let code = code.map_err(|error| Mismatch::new("an answer", error.to_string()))?;
-        *counts.entry(code).or_default() += 1;
+        *counts.entry(request(format!("request {number}")).await?).or_default() += 1;
     }
     let seen = counts.iter().map(|(code, count)| format!("{code} {count}")).collect::<Vec<_>>().join(", ");
     stage.say(format!("{PICKS} requests to {TOPIC} were answered by: {seen}."));
