@@ -8,7 +8,7 @@ use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use hyper::{HeaderMap, StatusCode, Uri};
-use pointsman_core::Instance;
+use pointsman_core::{Instance, Role};
 use pointsman_registry::check::{Check, Probe};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -25,6 +25,8 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How long the registry may take to confirm.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long what has been registered may take to be shown, before that is not waited for.
+const SEEN: Duration = Duration::from_secs(1);
 /// How long to try to take over what another agent may have. Far more than it takes.
 const TAKE_OVER: Duration = Duration::from_secs(2);
 /// The longest word for who registers, in bytes.
@@ -126,6 +128,9 @@ pub(super) async fn put(
     }
     let wish = parse::<Wanted>(&headers, &body)?.wish(&service, &code)?;
     let (registered, is_new) = state.registrations.put(&wish, PATIENCE).await?;
+    if is_new {
+        seen(&state, &registered, &service, &code).await;
+    }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok(super::json(status, &Told::from(registered.answer())))
 }
@@ -155,6 +160,18 @@ pub(super) async fn delete(
             Err(Problem::new(Kind::Unavailable, detail))
         }
     }
+}
+
+/// Waits until this agent shows what has been registered: whoever registers and then asks finds it. Not for long: it is registered
+/// in any case.
+async fn seen(state: &State, registered: &Registered, service: &str, code: &str) {
+    if registered.answer().role == Role::Detached || *state.feed.stale().borrow() {
+        return;
+    }
+    let topic = state.feed.topic(service);
+    let mut revision = topic.revision();
+    let shown = revision.wait_for(|_| topic.snapshot().find(code).is_some());
+    let _ = tokio::time::timeout(SEEN, shown).await;
 }
 
 /// The registration; of the holder that the query names, if it does: whoever was away for too long must not go on with, or end,
@@ -211,6 +228,7 @@ pub(super) async fn hold(
     let wish = wanted.wish(&service, &code)?;
     let counted = counted(&state)?;
     let bound = state.registrations.hold(&wish, PATIENCE).await?;
+    seen(&state, &bound.registered, &service, &code).await;
     let roles = Roles::new(&state, bound.registered.clone(), Some(bound));
     Ok(stream::answer(roles, counted))
 }
@@ -233,7 +251,7 @@ struct Roles {
     status: watch::Receiver<Status>,
     /// Who holds the registration deregisters when it is dropped.
     bound: Option<Bound>,
-    told: Option<(pointsman_core::Role, Option<Arc<str>>)>,
+    told: Option<(Role, Option<Arc<str>>)>,
     closing: watch::Receiver<bool>,
     over: bool,
 }
