@@ -83,8 +83,11 @@ impl Keeper {
         // From here on nobody can renew it.
         self.registered.lease.finish();
         lock(&self.registered.roles).take();
-        // Before the registry is asked: it may give the role away before we have its answer.
-        self.tell(Some(end.name().into()));
+        if self.was_registered {
+            // Before the registry is asked: it may give the role away before we have its answer. What has never been registered
+            // has no role to give up, and whoever waits for its outcome is told by the end.
+            self.tell(Some(end.name().into()));
+        }
         match (&end, self.registration.take()) {
             // Another agent takes it over before the session of this one ends.
             (End::Closing, Some(registration)) => registration.abandon(),

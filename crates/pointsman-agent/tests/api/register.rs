@@ -362,3 +362,16 @@ async fn a_check_that_hangs_fails_however_often_the_lease_is_renewed() {
         soon(role, renewing).await;
     }
 }
+
+/// Registered by a process that needs no agent. Many times, because whoever waits for the outcome must not be told one before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_code_that_somebody_has_without_an_agent_is_refused() {
+    let server = Server::start().await;
+    let _there = server.registry.register(pointsman_core::Instance::new("s").code("a")).await.unwrap();
+    let mut client = server.client().await;
+    for _ in 0..300 {
+        let detail = client.ask("PUT", A, "{}").await.is_problem(409, "duplicate-code");
+        assert!(detail.contains("already registered"), "{detail}");
+        client.ask("POST", &format!("{A}/hold"), "").await.is_problem(409, "duplicate-code");
+    }
+}
