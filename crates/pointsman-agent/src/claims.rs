@@ -83,7 +83,8 @@ impl Claims {
 
     fn balancer(&self, feed: &Feed, service: &Arc<str>, algorithm: Algorithm) -> Result<Balancer, Problem> {
         let mut services = lock(&self.services);
-        if services.len() >= SERVICES {
+        // Only for a new one: not with each pick, where there are so many.
+        if services.len() >= SERVICES && !services.contains_key(service) {
             services.retain(|service, _| feed.find(service).is_some_and(|topic| !topic.is_empty()));
         }
         let Service { loads, balancers } = services.entry(service.clone()).or_default();

@@ -121,34 +121,7 @@ impl<'a> ServiceJson<'a> {
     }
 }
 
-/// A service, whole.
-#[derive(Debug, Serialize)]
-pub struct SnapshotJson<'a> {
-    service: &'a str,
-    revision: u64,
-    guarded: bool,
-    /// The master's code.
-    master: Option<&'a str>,
-    instances: Vec<InstanceJson<'a>>,
-    problems: Vec<ProblemJson<'a>>,
-}
-
-impl<'a> SnapshotJson<'a> {
-    /// All that a snapshot says.
-    #[must_use]
-    pub fn new(snapshot: &'a Snapshot) -> Self {
-        Self {
-            service: snapshot.service(),
-            revision: snapshot.revision(),
-            guarded: snapshot.is_guarded(),
-            master: snapshot.master().map(|master| &*master.code),
-            instances: snapshot.instances().iter().map(|instance| InstanceJson::new(instance)).collect(),
-            problems: snapshot.problems().iter().map(ProblemJson::from).collect(),
-        }
-    }
-}
-
-/// A role, as `register` writes it a line, and the agent an event.
+/// A role, as `register` writes it a line.
 #[derive(Debug, Serialize)]
 pub struct RoleJson {
     event: &'static str,
