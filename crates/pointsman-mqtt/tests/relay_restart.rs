@@ -78,10 +78,13 @@ async fn killed_at(side: &str, direction: Direction, packet: u8, state: Option<&
     sender.publish(last).await;
     // The two codes are two orders; "last" may overtake what went to the other.
     while counts.len() < MESSAGES + 1 {
-        let message = service.next_message(SOON).await;
+        let message = next_question(&service).await;
         *counts.entry(message.text().to_owned()).or_insert(0) += 1;
     }
     while let Some(message) = service.try_next_message(Duration::from_millis(200)).await {
+        if message.text() == "hello" {
+            continue;
+        }
         *counts.entry(message.text().to_owned()).or_insert(0) += 1;
     }
     relay.kill();
@@ -94,6 +97,17 @@ async fn wait_for_relay(sender: &Paho) {
     // 0x10: nobody has subscribed yet.
     while sender.publish(PahoMessage::new(&format!("/login/{RELAY}"), "hello").qos(1)).await == 0x10 {
         assert!(tokio::time::Instant::now() < deadline, "no relay");
+    }
+}
+
+/// The next message but for what said that the relay is there: killed before the relay knew of its acknowledgement, that comes
+/// again, as QoS 1 may.
+async fn next_question(service: &Paho) -> PahoMessage {
+    loop {
+        let message = service.next_message(SOON).await;
+        if message.text() != "hello" {
+            return message;
+        }
     }
 }
 
@@ -141,7 +155,7 @@ async fn an_answer_finds_its_sender_after_the_relay_was_killed() {
     service.next_message(SOON).await;
     let request = PahoMessage::new(&format!("/login/{RELAY}"), "q").response_topic("in box/1").correlation_data([7]);
     sender.publish(request).await;
-    let request = service.next_message(SOON).await;
+    let request = next_question(&service).await;
     relay.kill();
     let response_topic = request.response_topic.unwrap();
     service.publish(PahoMessage::new(&response_topic, "a").qos(1)).await;
@@ -173,12 +187,13 @@ async fn a_request_of_qos_2_is_asked_and_answered_once_although_the_relay_was_ki
     relay.kill();
     proxy.mend();
     let relay = Killable::start(&fleet, settings);
-    let request = service.next_message(SOON).await;
+    let request = next_question(&service).await;
     service.publish(PahoMessage::new(&request.response_topic.unwrap(), "a").qos(2)).await;
     let answer = sender.next_message(SOON).await;
     assert_eq!((answer.text(), answer.correlation_data.as_deref()), ("a", Some(&[7][..])));
     // No second question, and nothing is told of one that nobody has answered, which would come by now.
-    assert!(service.try_next_message(Duration::from_millis(200)).await.is_none());
+    let second = service.try_next_message(Duration::from_millis(200)).await;
+    assert!(second.is_none_or(|message| message.text() == "hello"));
     assert!(sender.try_next_message(Duration::from_millis(800)).await.is_none());
     relay.kill();
 }
