@@ -66,6 +66,12 @@ impl View {
         self.shared.snapshot.load_full()
     }
 
+    /// Whether both are written by the same writer.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Rises with every snapshot stored. One atomic load: ask this first, and [`View::load`] only when it has risen.
     #[must_use]
     pub fn generation(&self) -> u64 {

@@ -2,17 +2,30 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use pointsman_core::View;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::table::Table;
+use crate::tls;
+use crate::worker::{self, Acceptor, Shared, Worker};
 
 /// Where the instances of services are looked up: each service that a route names must be in it.
 pub type Views = HashMap<Arc<str>, View>;
+
+/// How many connections the system keeps until they are accepted.
+const BACKLOG: i32 = 4096;
 
 /// What a proxy is started with beside its settings.
 #[derive(Default)]
@@ -31,9 +44,23 @@ impl fmt::Debug for Options {
 }
 
 /// A running proxy: each worker is a thread with a runtime, a listener and connections of its own.
+///
+/// Dropped, it ends at once, and with it what is under way; [`Proxy::close`] sees that through.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
+    shared: Arc<Shared>,
+    threads: Vec<Thread>,
+    listeners: Vec<TcpListener>,
+    settings: Mutex<Settings>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    worker: Arc<Worker>,
+    handle: Option<JoinHandle<()>>,
+    /// Dropped: the thread ends.
+    stop: Option<oneshot::Sender<()>>,
 }
 
 impl Proxy {
@@ -43,8 +70,39 @@ impl Proxy {
     ///
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`], [`Error::Listen`], [`Error::Thread`].
     pub fn start(settings: Settings, views: Views, options: Options) -> Result<Self, Error> {
-        let _ = (views, options);
-        Ok(Self { address: settings.listen })
+        check(&settings)?;
+        let workers = settings.workers;
+        let table = Table::new(&settings, &views, None, workers)?;
+        let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+        let wanted = settings.listen;
+        let fail = |source| Error::Listen { address: wanted, source };
+        let listeners = match options.listeners {
+            none if none.is_empty() => listen(settings.listen, workers).map_err(fail)?,
+            handed_over => handed_over,
+        };
+        let address = listeners[0].local_addr().map_err(fail)?;
+        let shared = Arc::new(Shared {
+            table: ArcSwap::from_pointee(table),
+            acceptor: ArcSwapOption::new(acceptor.map(|acceptor| Arc::new(Acceptor(acceptor)))),
+            metrics: Metrics::new(workers),
+            places: Semaphore::new(settings.limits.connections),
+            is_leaving: AtomicBool::new(false),
+        });
+        let mut proxy = Self { address, shared, threads: Vec::new(), listeners, settings: Mutex::new(settings) };
+        for number in 0..workers {
+            // A proxy that hands over may have had more or fewer workers.
+            let mut own = Vec::new();
+            for listener in proxy.listeners.iter().skip(number).step_by(workers) {
+                own.push(listener.try_clone().map_err(fail)?);
+            }
+            let shared_one = &proxy.listeners[number % proxy.listeners.len()];
+            if own.is_empty() {
+                own.push(shared_one.try_clone().map_err(fail)?);
+            }
+            proxy.threads.push(Thread::start(Worker::new(number, proxy.shared.clone()), own).map_err(Error::Thread)?);
+        }
+        tracing::info!(%address, workers, "proxy listens");
+        Ok(proxy)
     }
 
     /// Where it listens.
@@ -54,20 +112,34 @@ impl Proxy {
     }
 
     /// Goes on with other routes, services, limits and certificates, without losing a request: what is under way ends under the
-    /// rules it began with. `listen`, `workers` and the limit on connections stay as they were at the start.
+    /// rules it began with. `listen`, `workers`, the limit on connections, and whether there is TLS stay as they were at the start.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`], [`Error::File`]: everything stays as it was.
-    pub fn reload(&self, settings: Settings, views: Views) -> Result<(), Error> {
-        let _ = (settings, views);
+    pub fn reload(&self, settings: Settings, views: &Views) -> Result<(), Error> {
+        check(&settings)?;
+        let mut current = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let acceptor = match (&current.tls, &settings.tls) {
+            (Some(_), Some(tls)) => Some(Arc::new(Acceptor(tls::acceptor(tls)?))),
+            _ => self.shared.acceptor.load_full(),
+        };
+        let table = Table::new(&settings, views, Some(&self.shared.table.load()), current.workers)?;
+        self.shared.acceptor.store(acceptor);
+        self.shared.table.store(Arc::new(table));
+        let (listen, workers, connections) = (current.listen, current.workers, current.limits.connections);
+        *current = Settings { listen, workers, ..settings };
+        current.limits.connections = connections;
         Ok(())
     }
 
     /// What is counted, as Prometheus reads it, without the end.
     #[must_use]
     pub fn metrics(&self) -> String {
-        String::new()
+        let table = self.shared.table.load();
+        let services: Vec<_> =
+            table.services().map(|service| (service.name.clone(), service.metrics.clone())).collect();
+        self.shared.metrics.text(&table.route_metrics(), &services)
     }
 
     /// The listeners, for a proxy in another process that goes on with them: nobody who connects is lost between the two.
@@ -75,10 +147,93 @@ impl Proxy {
     /// # Errors
     ///
     /// When the system has no more descriptors.
-    pub fn listeners(&self) -> std::io::Result<Vec<TcpListener>> {
-        Ok(Vec::new())
+    pub fn listeners(&self) -> io::Result<Vec<TcpListener>> {
+        self.listeners.iter().map(TcpListener::try_clone).collect()
     }
 
-    /// Accepts nobody new, sees through what is under way (no longer than the drain timeout), and ends.
-    pub async fn close(self) {}
+    /// Accepts nobody new, sees through what is under way (no longer than the drain timeout), and ends. If it is cancelled, it ends at
+    /// once.
+    pub async fn close(mut self) {
+        let time = self.settings.lock().unwrap_or_else(PoisonError::into_inner).drain_timeout;
+        self.listeners.clear();
+        self.shared.is_leaving.store(true, Ordering::Release);
+        for thread in &self.threads {
+            thread.worker.leave();
+        }
+        let all = async {
+            for thread in &self.threads {
+                thread.worker.all_ended().await;
+            }
+        };
+        if tokio::time::timeout(time, all).await.is_err() {
+            let left: usize = self.threads.iter().map(|thread| thread.worker.open.load(Ordering::Relaxed)).sum();
+            tracing::warn!(connections = left, "what is under way is cut off: the drain timeout is over");
+        }
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        for thread in &mut self.threads {
+            thread.stop = None;
+        }
+        for thread in &mut self.threads {
+            // It has nothing to say but that it has panicked, which it has said itself.
+            let _ = thread.handle.take().map(JoinHandle::join);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Thread {
+    fn start(worker: Arc<Worker>, listeners: Vec<TcpListener>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let own = worker.clone();
+        let serve = move || {
+            runtime.block_on(async {
+                tokio::spawn(worker::sweep(own.clone()));
+                for listener in listeners {
+                    match tokio::net::TcpListener::from_std(listener) {
+                        Ok(listener) => drop(tokio::spawn(worker::accept(own.clone(), listener))),
+                        Err(error) => tracing::error!(%error, "a listener cannot be used"),
+                    }
+                }
+                let _ = stopped.await;
+            });
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        };
+        let handle = std::thread::Builder::new().name(format!("proxy-{}", worker.number)).spawn(serve)?;
+        Ok(Self { worker, handle: Some(handle), stop: Some(stop) })
+    }
+}
+
+/// A listener for each worker, at one address: the system spreads connections over them.
+fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let mut address = address;
+    let mut listeners = Vec::new();
+    for _ in 0..workers {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_address(true)?;
+        if workers > 1 {
+            socket.set_reuse_port(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from(socket);
+        // Port 0 is some free one, and the same for all.
+        address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn check(settings: &Settings) -> Result<(), Error> {
+    let problems = settings.problems();
+    if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
 }

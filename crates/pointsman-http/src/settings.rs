@@ -1,6 +1,7 @@
 //! What a proxy is to do, as a configuration says it. What is wrong with it: `settings/problems.rs`.
 
 mod network;
+mod problems;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,0 +1,408 @@
+//! One request: from its head to the end of its answer.
+
+mod attempt;
+mod own;
+mod record;
+mod tunnel;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use pointsman_balance::{Algorithm, Outcome, PickError};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::alarm::Alarm;
+use crate::client::{Answer, Client, From};
+use crate::flow::Flow;
+use crate::forward::{self, Hop, Ids, Peer};
+use crate::gate::{Crowded, Seat};
+use crate::head::{RequestHead, ResponseHead};
+use crate::instance::Connection;
+use crate::metrics::{RouteShard, count};
+use crate::problem::{Kind, Problem};
+use crate::settings::Key;
+use crate::spare::Heads;
+use crate::table::{Chosen, LineAction, Passing, Table, Target};
+use crate::worker::Worker;
+
+use self::attempt::{Replay, Unfit};
+use self::record::Record;
+
+/// A request under way.
+struct Exchange<'a, C> {
+    worker: &'a Arc<Worker>,
+    table: Arc<Table>,
+    client: &'a mut C,
+    request: &'a RequestHead,
+    response: &'a mut ResponseHead,
+    peer: &'a Peer,
+    alarm: &'a mut Alarm,
+    ids: Ids,
+    record: Record,
+    /// How far the request's body has come.
+    flow: Flow,
+    /// What of it would have to be sent again.
+    replay: Replay,
+}
+
+/// Why a request is not answered by an instance.
+enum Ended {
+    /// The proxy has something to say instead.
+    Problem(Problem),
+    /// Nobody waits for an answer.
+    Gone,
+}
+
+impl std::convert::From<Problem> for Ended {
+    fn from(problem: Problem) -> Self {
+        Ended::Problem(problem)
+    }
+}
+
+/// Answers the request in `heads`. What becomes of the connection is for the client to know.
+pub(crate) async fn serve<C: Client>(
+    worker: &Arc<Worker>,
+    client: &mut C,
+    heads: &mut Heads,
+    peer: &Peer,
+    alarm: &mut Alarm,
+) {
+    let table = worker.table();
+    let found = table.matcher.find(&heads.request);
+    let line = found.map(|index| &table.lines[index]);
+    let metrics = line.map_or(&worker.shared.metrics.unrouted, |line| &line.metrics);
+    let shard = metrics.of(worker.number);
+    shard.begin();
+    let Heads { request, response } = heads;
+    let mut exchange = Exchange {
+        worker,
+        table: table.clone(),
+        client,
+        ids: Ids::of(request),
+        request,
+        response,
+        peer,
+        alarm,
+        record: Record::new(metrics.clone()),
+        flow: Flow::default(),
+        replay: Replay::default(),
+    };
+    let ended = match line {
+        _ if forward::goes_in_circles(exchange.request) => {
+            Err(Problem::new(Kind::Loop, "it has been through this or other proxies too often").into())
+        }
+        None => Err(Problem::new(Kind::NoRoute, "no route matches host, path, method and headers").into()),
+        Some(line) => match &line.action {
+            LineAction::Answer(answer) => exchange.say(answer).await,
+            LineAction::Pass(passing) => exchange.pass(passing, shard).await,
+        },
+    };
+    exchange.end(ended).await;
+}
+
+/// Answers what is no request.
+pub(crate) async fn refuse<C: Client>(
+    worker: &Arc<Worker>,
+    client: &mut C,
+    heads: &mut Heads,
+    peer: &Peer,
+    alarm: &mut Alarm,
+    problem: &Problem,
+) {
+    let metrics = worker.shared.metrics.unrouted.clone();
+    metrics.of(worker.number).begin();
+    let Heads { request, response } = heads;
+    let exchange = Exchange {
+        worker,
+        table: worker.table(),
+        client,
+        ids: Ids::of(request),
+        request,
+        response,
+        peer,
+        alarm,
+        record: Record::new(metrics),
+        flow: Flow::default(),
+        replay: Replay::default(),
+    };
+    exchange.end(Err(problem.clone().into())).await;
+}
+
+impl<C: Client> Exchange<'_, C> {
+    /// Says what there is to say, and writes down how it went.
+    async fn end(mut self, ended: Result<(), Ended>) {
+        if let Err(Ended::Problem(problem)) = &ended {
+            self.worker.shared.metrics.problem(problem.kind);
+            self.record.reason = Some(problem.kind);
+            self.tell(problem).await;
+        }
+        if matches!(ended, Err(Ended::Gone)) {
+            self.client.fail();
+            self.record.gone = true;
+        }
+        self.record.end(self.worker, self.request, self.peer, &self.ids);
+    }
+
+    async fn pass(&mut self, passing: &Passing, shard: &RouteShard) -> Result<(), Ended> {
+        let _place = enter(passing, shard).await?;
+        let whole = passing.pass.timeouts.whole.map(|whole| self.record.started + whole);
+        let key = self.key(passing);
+        let sticky = self.sticky(passing);
+        let target = passing.target(draw(&passing.split, key.as_deref()));
+        if passing.pass.retries > 0 {
+            passing.budget.deposit();
+            self.replay.keep();
+        }
+        let path = self.path(passing);
+        let (mut tried, mut refused, mut fresh) = (Vec::new(), None, false);
+        loop {
+            let (chosen, seat) = self
+                .choose(passing, target, key.as_deref(), sticky.as_deref(), &tried, shard, refused.as_ref())
+                .await?;
+            let unfit = match self.attempt(passing, target, &chosen, &path, fresh, whole).await {
+                Ok(connection) => {
+                    let cookie = self.cookie(passing, &chosen, sticky.as_deref());
+                    let result = self.answer(passing, target, &chosen, connection, cookie.as_deref(), whole).await;
+                    drop(seat);
+                    return result;
+                }
+                Err(Unfit::Gone) => return Err(Ended::Gone),
+                Err(Unfit::Nonsense(reason)) => return Err(Problem::bad(reason).into()),
+                // It had served others, and ended when this one came: nothing is wrong with the instance.
+                Err(Unfit::Stale { may_repeat: true, .. }) if !fresh => {
+                    fresh = true;
+                    self.flow = Flow::default();
+                    self.replay.rewind();
+                    continue;
+                }
+                Err(Unfit::Stale { problem, may_repeat } | Unfit::Failed { problem, may_repeat }) => {
+                    (problem, may_repeat)
+                }
+            };
+            chosen.report(Outcome::Failure);
+            let (problem, may_repeat) = unfit;
+            tracing::debug!(service = %target.service.name, code = %chosen.instance.code, reason = %problem.detail, "no answer");
+            let retried = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+            if !may_repeat || retried >= passing.pass.retries || !passing.budget.withdraw(Instant::now()) {
+                return Err(problem.into());
+            }
+            count(&shard.retries);
+            self.record.retries += 1;
+            tried.push(chosen.instance.code.clone());
+            refused = Some(problem);
+            fresh = false;
+            self.flow = Flow::default();
+            self.replay.rewind();
+        }
+    }
+
+    /// Chooses an instance, and waits where all have as much as they may.
+    #[expect(clippy::too_many_arguments, reason = "they are what one choice depends on, and only here")]
+    async fn choose(
+        &mut self,
+        passing: &Passing,
+        target: &Target,
+        key: Option<&[u8]>,
+        sticky: Option<&str>,
+        tried: &[Arc<str>],
+        shard: &RouteShard,
+        refused: Option<&Problem>,
+    ) -> Result<(Chosen, Option<Seat>), Ended> {
+        let none = |error: &PickError| match refused {
+            // The others have been tried.
+            Some(problem) => problem.clone(),
+            None => Problem::new(Kind::NoInstance, error.to_string()),
+        };
+        let Some(seats) = &target.service.seats else {
+            return Ok((target.choose(key, sticky, tried).map_err(|error| none(&error))?, None));
+        };
+        let deadline = Instant::now() + passing.pass.queue_timeout;
+        let mut waiting = None;
+        loop {
+            let freed = seats.freed();
+            let mut full = tried.to_vec();
+            loop {
+                match target.choose(key, sticky, &full) {
+                    Ok(chosen) => match seats.take(&chosen.instance.code) {
+                        Some(seat) => return Ok((chosen, Some(seat))),
+                        None => full.push(chosen.instance.code.clone()),
+                    },
+                    Err(error) if full.len() == tried.len() => return Err(none(&error).into()),
+                    Err(_) => break,
+                }
+            }
+            if waiting.is_none() {
+                count(&shard.queued);
+                waiting = Some(passing.waiting.join().map_err(crowded)?);
+            }
+            if tokio::time::timeout_at(deadline, freed).await.is_err() {
+                return Err(crowded(Crowded::WaitedTooLong).into());
+            }
+        }
+    }
+
+    fn hop(&self) -> Hop<'_> {
+        let trusted = &self.table.trusted;
+        Hop {
+            peer: self.peer,
+            trusted: !trusted.is_empty() && trusted.iter().any(|network| network.contains(self.peer.address)),
+            forwarded: self.table.forwarded,
+            ids: &self.ids,
+        }
+    }
+
+    /// What the hashes go by; `None` where there is nothing, or nothing is asked for.
+    fn key(&self, passing: &Passing) -> Option<Vec<u8>> {
+        let pass = &passing.pass;
+        let address = || forward::client_address(self.request, self.peer, &self.table.trusted).to_string().into_bytes();
+        let key = match (&pass.key, pass.algorithm) {
+            (Some(key), _) => key,
+            (None, Algorithm::IpHash) => &Key::ClientAddress,
+            (None, Algorithm::UrlHash) => &Key::Path,
+            (None, _) => return None,
+        };
+        match key {
+            Key::ClientAddress => Some(address()),
+            Key::Path => Some(self.request.target().to_vec()),
+            Key::Header(name) => self.request.fields.named(name).next().map(<[u8]>::to_vec),
+            Key::Cookie(name) => self.request.cookie(name).map(<[u8]>::to_vec),
+        }
+    }
+
+    /// The code of the instance that the client has had before.
+    fn sticky(&self, passing: &Passing) -> Option<String> {
+        let sticky = passing.pass.sticky.as_ref()?;
+        own::decode(self.request.cookie(&sticky.cookie)?)
+    }
+
+    /// A cookie, if the client is to have another.
+    fn cookie(&self, passing: &Passing, chosen: &Chosen, had: Option<&str>) -> Option<String> {
+        let sticky = passing.pass.sticky.as_ref()?;
+        if had == Some(&*chosen.instance.code) {
+            return None;
+        }
+        let mut cookie =
+            format!("{}={}; Path=/; HttpOnly; SameSite=Lax", sticky.cookie, own::encode(&chosen.instance.code));
+        if self.peer.secure {
+            cookie.push_str("; Secure");
+        }
+        if let Some(age) = sticky.max_age {
+            cookie.push_str(&format!("; Max-Age={}", age.as_secs()));
+        }
+        Some(cookie)
+    }
+
+    /// The target as the instance is to see it.
+    fn path(&self, passing: &Passing) -> Cow<'static, [u8]> {
+        let target = self.request.target();
+        let (Some(rewrite), Some(prefix)) = (&passing.pass.rewrite_prefix, &passing.path_prefix) else {
+            return Cow::Borrowed(b"");
+        };
+        let Some(rest) = target.strip_prefix(prefix.as_bytes()) else { return Cow::Borrowed(b"") };
+        let rest = if rewrite.ends_with('/') { rest.strip_prefix(b"/").unwrap_or(rest) } else { rest };
+        let mut path = rewrite.as_bytes().to_vec();
+        if !rest.is_empty() && !path.ends_with(b"/") && !rest.starts_with(b"/") && !rest.starts_with(b"?") {
+            path.push(b'/');
+        }
+        path.extend_from_slice(rest);
+        Cow::Owned(path)
+    }
+
+    /// Passes the answer on.
+    async fn answer(
+        &mut self,
+        passing: &Passing,
+        target: &Target,
+        chosen: &Chosen,
+        mut connection: Connection,
+        cookie: Option<&str>,
+        whole: Option<Instant>,
+    ) -> Result<(), Ended> {
+        let (status, metrics) = (self.response.status, target.service.metrics.of(self.worker.number));
+        count(&metrics.answered);
+        chosen.report(if status >= 500 { Outcome::Failure } else { Outcome::Success });
+        self.record.status = status;
+        let id = self.ids.request(self.request);
+        self.client.answer(&Answer { from: From::Instance(self.response), id, cookie });
+        if status == 101 {
+            return self.tunnel(&mut connection).await;
+        }
+        let result = self.flow_back(passing, &mut connection, whole).await;
+        match &result {
+            Ok(()) => self.give_back(target, chosen, connection),
+            Err(Ended::Gone) => {}
+            Err(Ended::Problem(_)) => count(&self.record.metrics.of(self.worker.number).broken),
+        }
+        // An answer has begun: nothing else can be said.
+        if result.is_err() {
+            self.client.fail();
+            self.record.broken = true;
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self, target: &Target, chosen: &Chosen, connection: Connection) {
+        let now = Instant::now();
+        self.record.ended = Some(now);
+        if self.flow != Flow::Done {
+            return;
+        }
+        match connection {
+            Connection::Http1(connection) => {
+                target.service.pools[self.worker.number].give_back(&chosen.address, connection, now);
+                self.worker.waiting.notify_one();
+            }
+        }
+    }
+}
+
+/// Lets a request in, if not too many are under way.
+async fn enter(passing: &Passing, shard: &RouteShard) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    let Some(gate) = &passing.gate else { return Ok(None) };
+    if let Some(place) = gate.try_enter() {
+        return Ok(Some(place));
+    }
+    count(&shard.queued);
+    gate.enter().await.map(Some).map_err(crowded)
+}
+
+fn crowded(crowded: Crowded) -> Problem {
+    Problem::new(
+        Kind::Overloaded,
+        match crowded {
+            Crowded::QueueFull => "too many requests are under way, and too many wait",
+            Crowded::WaitedTooLong => "too many requests are under way; it has waited too long",
+        },
+    )
+}
+
+/// 0 to 99: which share a request is in. Requests with the same key are in the same.
+fn draw(split: &[(u8, Target)], key: Option<&[u8]>) -> u8 {
+    if split.is_empty() {
+        return 0;
+    }
+    // Less than 100.
+    match key {
+        Some(key) => (xxhash_rust::xxh3::xxh3_64_with_seed(key, 0x5911) % 100) as u8,
+        None => fastrand::u8(..100),
+    }
+}
+
+impl crate::matching::Asked for RequestHead {
+    fn method(&self) -> &[u8] {
+        self.method()
+    }
+
+    fn host(&self) -> &[u8] {
+        self.host()
+    }
+
+    fn path(&self) -> &[u8] {
+        self.path()
+    }
+
+    fn any_header(&self, name: &str, is: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        self.fields.named(name).any(is)
+    }
+}

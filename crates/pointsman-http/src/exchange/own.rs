@@ -1,0 +1,128 @@
+//! What the proxy itself answers.
+
+use std::fmt::Write as _;
+use std::future::poll_fn;
+use std::task::Poll;
+
+use tokio::time::Instant;
+
+use crate::client::{Answer, Client, From};
+use crate::flow::Flow;
+use crate::head::Verb;
+use crate::problem::Problem;
+use crate::settings;
+
+use super::{Ended, Exchange};
+
+impl<C: Client> Exchange<'_, C> {
+    /// Answers as a route says.
+    pub(super) async fn say(&mut self, answer: &settings::Answer) -> Result<(), Ended> {
+        let fields: Vec<(&str, &str)> =
+            answer.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.send(answer.status, &fields, answer.body.as_bytes()).await;
+        Ok(())
+    }
+
+    /// Tells a problem.
+    pub(super) async fn tell(&mut self, problem: &Problem) {
+        let body = problem.json();
+        let mut fields = vec![("content-type", "application/problem+json"), ("cache-control", "no-store")];
+        if problem.retry_after() {
+            fields.push(("retry-after", "1"));
+        }
+        if problem.kind.status() == 405 {
+            fields.push(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        if self.table.reasons {
+            fields.push(("pointsman-reason", &problem.detail));
+        }
+        self.send(problem.kind.status(), &fields, body.as_bytes()).await;
+    }
+
+    async fn send(&mut self, status: u16, fields: &[(&str, &str)], body: &[u8]) {
+        self.record.status = status;
+        let date = httpdate::fmt_http_date(std::time::SystemTime::now());
+        let fields = [fields, &[("date", date.as_str())]].concat();
+        let follows = self.request.verb != Verb::Head && !matches!(status, 204 | 304);
+        let from = From::Proxy { status, fields: &fields, len: body.len(), follows };
+        self.client.answer(&Answer { from, id: self.ids.request(self.request), cookie: None });
+        let mut left = if follows { body } else { b"" };
+        self.alarm.set(Some(Instant::now() + settings::Timeouts::default().idle));
+        let (mut flow, alarm, client) = (Flow::Flowing, &mut *self.alarm, &mut *self.client);
+        let sent = poll_fn(|cx| {
+            loop {
+                let moved = match flow {
+                    Flow::Flowing if left.is_empty() => {
+                        client.finish(None);
+                        flow = Flow::Ending;
+                        continue;
+                    }
+                    Flow::Flowing => client.poll_push(cx, left).map_ok(|count| left = &left[count..]),
+                    _ => match client.poll_flush(cx) {
+                        Poll::Ready(Ok(())) => return Poll::Ready(true),
+                        other => other,
+                    },
+                };
+                match moved {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Pending => return alarm.poll(cx).map(|()| false),
+                }
+            }
+        });
+        if sent.await {
+            self.record.sent += body.len() as u64;
+        } else {
+            self.client.fail();
+            self.record.broken = true;
+        }
+    }
+}
+
+/// A code as a cookie's value: what such a value must not have is written in hexadecimal, as in a URL.
+pub(super) fn encode(code: &str) -> String {
+    let mut value = String::with_capacity(code.len());
+    for byte in code.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            value.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(value, "%{byte:02X}");
+        }
+    }
+    value
+}
+
+/// The code in a cookie's value, if it is one.
+pub(super) fn decode(value: &[u8]) -> Option<String> {
+    let mut code = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let Some((byte, after)) = rest.split_first() {
+        if *byte == b'%' {
+            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+            code.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &after[2..];
+        } else {
+            code.push(*byte);
+            rest = after;
+        }
+    }
+    String::from_utf8(code).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_code_goes_through_a_cookie() {
+        for code in ["cacd3aa4-4eb8", "a/b", "a;b=c, \"d\"", "%41", "码"] {
+            let value = encode(code);
+            assert!(value.bytes().all(|byte| byte.is_ascii_graphic() && !b";,\"\\".contains(&byte)), "{value}");
+            assert_eq!(decode(value.as_bytes()).as_deref(), Some(code));
+        }
+        assert_eq!(decode(b"%"), None);
+        assert_eq!(decode(b"%zz"), None);
+        assert_eq!(decode(b"%ff"), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! How a body flows from one side to the other: no faster than it is taken.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use crate::head::Fields;
+
+/// Why no more of a body comes.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The connection is gone before the body's end, or the stream was reset.
+    Cut(io::Error),
+    /// What came is not what HTTP says.
+    Nonsense(&'static str),
+}
+
+/// Where a body comes from.
+pub(crate) trait Source {
+    /// Waits until there is some of the body: `true`; or until its end: `false`.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>>;
+    /// What there is.
+    fn body(&self) -> &[u8];
+    /// So much of it has been taken.
+    fn consume(&mut self, count: usize);
+    /// After the end.
+    fn trailers(&self) -> Option<&Fields>;
+}
+
+/// Where a body goes.
+pub(crate) trait Sink {
+    /// Takes some; small pieces may be kept until [`Sink::poll_flush`].
+    fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>>;
+    /// There is no more. Still to be flushed.
+    fn finish(&mut self, trailers: Option<&Fields>);
+    /// Sends all that has been taken.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// How far a body has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Flow {
+    #[default]
+    Flowing,
+    /// All has been taken, not all has been sent.
+    Ending,
+    Done,
+}
+
+/// Which side has failed.
+#[derive(Debug)]
+pub(crate) enum Side {
+    Source(Broken),
+    Sink(io::Error),
+}
+
+impl Flow {
+    /// Moves what can be moved now. `moved` counts bytes.
+    pub(crate) fn poll(
+        &mut self,
+        source: &mut impl Source,
+        sink: &mut impl Sink,
+        moved: &mut u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Side>> {
+        loop {
+            match self {
+                Flow::Flowing => match source.poll_body(cx) {
+                    Poll::Ready(Ok(true)) => {
+                        let taken = ready!(sink.poll_push(cx, source.body())).map_err(Side::Sink)?;
+                        source.consume(taken);
+                        *moved += taken as u64;
+                    }
+                    Poll::Ready(Ok(false)) => {
+                        sink.finish(source.trailers());
+                        *self = Flow::Ending;
+                    }
+                    Poll::Ready(Err(broken)) => return Poll::Ready(Err(Side::Source(broken))),
+                    Poll::Pending => {
+                        // What there is shall not wait for what is still to come.
+                        ready!(sink.poll_flush(cx)).map_err(Side::Sink)?;
+                        return Poll::Pending;
+                    }
+                },
+                Flow::Ending => {
+                    ready!(sink.poll_flush(cx)).map_err(Side::Sink)?;
+                    *self = Flow::Done;
+                }
+                Flow::Done => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The routes, ready for use: what a request is to be done with, and which instance takes it. Never changed: a reload makes another.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::task::Context;
+
+use pointsman_balance::{Balancer, Claim, Loads, PickError};
+use pointsman_core::{Instance, View};
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::gate::{Budget, Gate, Seats, Waiting};
+use crate::http1::parse::Bounds;
+use crate::instance::dial::Secret;
+use crate::instance::pool::Pool;
+use crate::matching::Matcher;
+use crate::metrics::{RouteMetrics, ServiceMetrics};
+use crate::proxy::Views;
+use crate::settings::{self, Action, Answer, Forwarded, Limits, Network, Pass, RouteRole, Settings};
+use crate::tls;
+
+/// Everything that a reload can change.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) matcher: Matcher,
+    pub(crate) lines: Vec<Line>,
+    services: BTreeMap<Arc<str>, Arc<Service>>,
+    pub(crate) limits: Limits,
+    pub(crate) trusted: Vec<Network>,
+    pub(crate) forwarded: Forwarded,
+    pub(crate) reasons: bool,
+    pub(crate) allow_addresses: Vec<Network>,
+}
+
+/// One route.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) metrics: Arc<RouteMetrics>,
+    pub(crate) action: LineAction,
+}
+
+#[derive(Debug)]
+pub(crate) enum LineAction {
+    Pass(Box<Passing>),
+    Answer(Answer),
+}
+
+/// How requests are passed on.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    pub(crate) pass: Pass,
+    pub(crate) path_prefix: Option<String>,
+    pub(crate) target: Target,
+    /// Each with the percentage at which its share ends.
+    pub(crate) split: Vec<(u8, Target)>,
+    pub(crate) mirror: Option<(Target, u8)>,
+    pub(crate) gate: Option<Gate>,
+    pub(crate) waiting: Waiting,
+    pub(crate) budget: Budget,
+}
+
+/// A service, as a route leads to it.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) service: Arc<Service>,
+    pub(crate) balancer: Balancer,
+    role: RouteRole,
+}
+
+/// A service, whichever route leads to it.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) name: Arc<str>,
+    pub(crate) settings: settings::Service,
+    pub(crate) view: View,
+    loads: Loads,
+    /// One a worker.
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) secret: Secret,
+    pub(crate) seats: Option<Arc<Seats>>,
+    pub(crate) metrics: Arc<ServiceMetrics>,
+}
+
+/// An instance that is to take a request; counted as in flight while this is held.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) address: Arc<str>,
+    claim: Option<Claim>,
+}
+
+impl Table {
+    /// Prepares routes and services. What has not changed since `before` is taken over with what it has counted and whom it has
+    /// connections to.
+    pub(crate) fn new(
+        settings: &Settings,
+        views: &Views,
+        before: Option<&Table>,
+        workers: usize,
+    ) -> Result<Self, Error> {
+        let matcher = Matcher::new(&settings.routes).map_err(|problem| Error::Invalid(vec![problem]))?;
+        let mut services: BTreeMap<Arc<str>, Arc<Service>> = BTreeMap::new();
+        for route in &settings.routes {
+            let Action::Pass(pass) = &route.action else { continue };
+            for name in pass.services() {
+                if services.contains_key(name) {
+                    continue;
+                }
+                let view = views.get(name).ok_or_else(|| not_followed(name))?;
+                let told = settings.services.get(name).cloned().unwrap_or_default();
+                let old = before.and_then(|table| table.services.get(name));
+                services.insert(name.clone(), Service::new(name, told, view, old, workers)?);
+            }
+        }
+        let metrics = before.map(Table::metrics).unwrap_or_default();
+        let lines = settings.routes.iter().map(|route| {
+            let (service, action) = match &route.action {
+                Action::Answer(answer) => ("".into(), LineAction::Answer(answer.clone())),
+                Action::Pass(pass) => {
+                    let passing = Passing::new(pass, route.when.path_prefix.clone(), &services);
+                    (pass.service.clone(), LineAction::Pass(Box::new(passing)))
+                }
+            };
+            let key = (Arc::<str>::from(route.name.as_str()), service);
+            let known = metrics.get(&key).cloned();
+            let metrics = known.unwrap_or_else(|| Arc::new(RouteMetrics::new(key.0, key.1, workers)));
+            Line { metrics, action }
+        });
+        let lines = lines.collect();
+        Ok(Self {
+            matcher,
+            lines,
+            services,
+            limits: settings.limits,
+            trusted: settings.trusted.clone(),
+            forwarded: settings.forwarded,
+            reasons: settings.reasons,
+            allow_addresses: settings.allow_addresses.clone(),
+        })
+    }
+
+    fn metrics(&self) -> HashMap<(Arc<str>, Arc<str>), Arc<RouteMetrics>> {
+        let key = |line: &Line| (line.metrics.name().clone(), line.metrics.service().clone());
+        self.lines.iter().map(|line| (key(line), line.metrics.clone())).collect()
+    }
+
+    /// Each once, though routes may share a name.
+    pub(crate) fn route_metrics(&self) -> Vec<Arc<RouteMetrics>> {
+        let mut all: Vec<Arc<RouteMetrics>> = self.lines.iter().map(|line| line.metrics.clone()).collect();
+        all.sort_by_key(|metrics| Arc::as_ptr(metrics).addr());
+        all.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        all.sort_by_key(|metrics| metrics.name().clone());
+        all
+    }
+
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// Closes what has waited too long at one worker. How many connections still wait.
+    pub(crate) fn sweep(&self, worker: usize, cx: &mut Context<'_>, now: Instant) -> usize {
+        self.services.values().map(|service| service.pools[worker].sweep(cx, now)).sum()
+    }
+}
+
+fn not_followed(name: &str) -> Error {
+    let reason = format!("{name:?} is not followed");
+    Error::Invalid(vec![settings::Invalid { key: "route".to_owned(), reason }])
+}
+
+impl Service {
+    fn new(
+        name: &Arc<str>,
+        settings: settings::Service,
+        view: &View,
+        old: Option<&Arc<Service>>,
+        workers: usize,
+    ) -> Result<Arc<Self>, Error> {
+        // Certificates may be others under the same names.
+        let is_same =
+            |old: &&Arc<Service>| old.settings == settings && old.settings.tls.is_none() && old.view.is_same(view);
+        if let Some(old) = old.filter(is_same) {
+            return Ok(old.clone());
+        }
+        let same_rule = old.filter(|old| old.settings.ejection == settings.ejection);
+        let loads = same_rule.map_or_else(|| Loads::with_ejection(settings.ejection), |old| old.loads.clone());
+        let same_limit = old.filter(|old| old.settings.max_in_flight == settings.max_in_flight);
+        let seats = match same_limit {
+            Some(old) => old.seats.clone(),
+            None => settings.max_in_flight.map(|most| Arc::new(Seats::new(most))),
+        };
+        let secret = match &settings.tls {
+            None => Secret::default(),
+            Some(tls) => Secret::new(Some(tls::client(tls, settings.protocol)?), tls.name.clone()),
+        };
+        Ok(Arc::new(Self {
+            name: name.clone(),
+            view: view.clone(),
+            loads,
+            pools: (0..workers).map(|_| Pool::default()).collect(),
+            secret,
+            seats,
+            metrics: old.map_or_else(|| Arc::new(ServiceMetrics::new(workers)), |old| old.metrics.clone()),
+            settings,
+        }))
+    }
+}
+
+impl Passing {
+    fn new(pass: &Pass, path_prefix: Option<String>, services: &BTreeMap<Arc<str>, Arc<Service>>) -> Self {
+        let target = |name: &Arc<str>| Target::new(&services[name], pass);
+        let mut end = 0;
+        let split = pass.split.iter().map(|(name, percent)| {
+            end += percent;
+            (end, target(name))
+        });
+        Self {
+            pass: pass.clone(),
+            path_prefix,
+            target: target(&pass.service),
+            split: split.collect(),
+            mirror: pass.mirror.as_ref().map(|(name, percent)| (target(name), *percent)),
+            gate: pass.max_in_flight.map(|most| Gate::new(most, pass.queue, pass.queue_timeout)),
+            waiting: Waiting::new(pass.queue),
+            budget: Budget::new(pass.retry_budget),
+        }
+    }
+
+    /// The service that this request is for; `draw` is 0 to 99.
+    pub(crate) fn target(&self, draw: u8) -> &Target {
+        self.split.iter().find(|(end, _)| draw < *end).map_or(&self.target, |(_, target)| target)
+    }
+}
+
+impl Target {
+    fn new(service: &Arc<Service>, pass: &Pass) -> Self {
+        let balancer = Balancer::builder(service.view.clone())
+            .algorithm(pass.algorithm)
+            .slow_start(service.settings.slow_start)
+            .loads(service.loads.clone())
+            .build();
+        Self { service: service.clone(), balancer, role: pass.role }
+    }
+
+    /// Chooses who takes a request: `sticky` if that is an instance that takes work, otherwise by the algorithm; never one of `tried`.
+    pub(crate) fn choose(
+        &self,
+        key: Option<&[u8]>,
+        sticky: Option<&str>,
+        tried: &[Arc<str>],
+    ) -> Result<Chosen, PickError> {
+        if let Some(code) = sticky.filter(|code| !tried.iter().any(|tried| **tried == **code))
+            && let Some(chosen) = self.stay(code)
+        {
+            return Ok(chosen);
+        }
+        if self.role == RouteRole::Master {
+            return self.master(tried);
+        }
+        let claim = match (tried, key) {
+            ([], Some(key)) => self.balancer.pick(key),
+            ([], None) => self.balancer.pick_any(),
+            (tried, key) => self.balancer.pick_excluding(key.unwrap_or_default(), tried),
+        };
+        claim.map(Chosen::claimed)
+    }
+
+    fn stay(&self, code: &str) -> Option<Chosen> {
+        if self.role == RouteRole::Master {
+            return None;
+        }
+        self.balancer.pick_code(code).map(Chosen::claimed)
+    }
+
+    fn master(&self, tried: &[Arc<str>]) -> Result<Chosen, PickError> {
+        let service = || self.service.name.clone();
+        let snapshot = self.service.view.load();
+        let master = snapshot.master().ok_or_else(|| PickError::NoInstance { service: service() })?;
+        if tried.contains(&master.code) {
+            return Err(PickError::AllExcluded { service: service(), candidates: 1 });
+        }
+        if !master.takes_work() {
+            return Err(PickError::AllDrained { service: service(), instances: 1 });
+        }
+        let address = master.address.clone().unwrap_or_default();
+        Ok(Chosen { instance: master.clone(), address, claim: None })
+    }
+}
+
+impl Chosen {
+    fn claimed(claim: Claim) -> Self {
+        let instance = claim.instance().clone();
+        let address = instance.address.clone().unwrap_or_default();
+        Self { instance, address, claim: Some(claim) }
+    }
+
+    /// Says how it went.
+    pub(crate) fn report(&self, outcome: pointsman_balance::Outcome) {
+        if let Some(claim) = &self.claim {
+            claim.report(outcome);
+        }
+    }
+}
+
+impl Limits {
+    /// What a head may be.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds { bytes: self.head, fields: self.fields }
+    }
+}

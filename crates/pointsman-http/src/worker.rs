@@ -1,0 +1,243 @@
+//! One thread of the proxy: it accepts connections, and serves them to their end.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use pin_project_lite::pin_project;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore, futures::Notified};
+use tokio_rustls::TlsAcceptor;
+
+use crate::client;
+use crate::forward::Peer;
+use crate::io::{Buffer, Io};
+use crate::metrics::Metrics;
+use crate::table::Table;
+
+/// Before a listener that cannot accept (too many open files) tries again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Whether a silent client's host is still there is asked after so long, and then so often.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// Between two looks at the connections that wait.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) table: ArcSwap<Table>,
+    pub(crate) acceptor: ArcSwapOption<Acceptor>,
+    pub(crate) metrics: Metrics,
+    /// So many more connections can be accepted.
+    pub(crate) places: Semaphore,
+    pub(crate) is_leaving: AtomicBool,
+}
+
+/// TLS towards clients.
+pub(crate) struct Acceptor(pub(crate) TlsAcceptor);
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
+/// What one worker has of its own.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    /// From 0.
+    pub(crate) number: usize,
+    pub(crate) shared: Arc<Shared>,
+    /// Told when the proxy leaves.
+    left: Notify,
+    /// Told when a connection has ended.
+    pub(crate) ended: Notify,
+    pub(crate) open: AtomicUsize,
+    /// Told when a connection waits for the next request.
+    pub(crate) waiting: Notify,
+}
+
+impl Worker {
+    pub(crate) fn new(number: usize, shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            shared,
+            left: Notify::new(),
+            ended: Notify::new(),
+            open: AtomicUsize::new(0),
+            waiting: Notify::new(),
+        })
+    }
+
+    pub(crate) fn table(&self) -> Arc<Table> {
+        self.shared.table.load_full()
+    }
+
+    /// Whether the proxy leaves.
+    pub(crate) fn leaving(&self) -> Leaving<'_> {
+        Leaving { shared: &self.shared, left: self.left.notified(), is_waiting: false }
+    }
+
+    /// Returns once no connection is open any more.
+    pub(crate) async fn all_ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.open.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// To be called once the shared sign is set.
+    pub(crate) fn leave(&self) {
+        self.left.notify_waiters();
+    }
+}
+
+pin_project! {
+    /// Tells a connection when the proxy leaves; costs nothing as long as it does not.
+    pub(crate) struct Leaving<'a> {
+        shared: &'a Shared,
+        #[pin]
+        left: Notified<'a>,
+        is_waiting: bool,
+    }
+}
+
+impl Leaving<'_> {
+    pub(crate) fn is_set(&self) -> bool {
+        self.shared.is_leaving.load(Ordering::Acquire)
+    }
+
+    /// To be polled by one task only: it is woken once, whichever poll was the first.
+    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if !std::mem::replace(this.is_waiting, true) && this.left.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if this.shared.is_leaving.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Accepts until the proxy leaves.
+pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
+    let mut leaving = pin!(worker.leaving());
+    let mut is_pausing = false;
+    loop {
+        let accepting = async {
+            // Who is not accepted waits in the system's queue.
+            let place = worker.shared.places.acquire().await.ok()?;
+            place.forget();
+            Some(listener.accept().await)
+        };
+        let mut accepting = pin!(accepting);
+        let accepted = std::future::poll_fn(|cx| {
+            if leaving.as_mut().poll(cx).is_ready() { Poll::Ready(None) } else { accepting.as_mut().poll(cx) }
+        });
+        match accepted.await {
+            None => return,
+            Some(Ok((stream, peer))) => {
+                if std::mem::take(&mut is_pausing) {
+                    tracing::info!("accepts again");
+                }
+                let place = Place::new(worker.clone());
+                tokio::spawn(talk(place, stream, peer));
+            }
+            Some(Err(error)) => {
+                worker.shared.places.add_permits(1);
+                if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+                    continue;
+                }
+                worker.shared.metrics.accept_failures.add(worker.number, 1);
+                // Said once, however often it is tried.
+                if !std::mem::replace(&mut is_pausing, true) {
+                    tracing::warn!(%error, "accept: pausing");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A connection's place among all.
+struct Place(Arc<Worker>);
+
+impl Place {
+    fn new(worker: Arc<Worker>) -> Self {
+        worker.open.fetch_add(1, Ordering::Relaxed);
+        worker.shared.metrics.connections.add(worker.number, 1);
+        Self(worker)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.shared.metrics.connections.sub(self.0.number, 1);
+        self.0.shared.places.add_permits(1);
+        self.0.ended.notify_one();
+    }
+}
+
+async fn talk(place: Place, stream: TcpStream, peer: SocketAddr) {
+    let worker = &place.0;
+    if let Err(error) = prepare(&stream) {
+        tracing::debug!(%error, "a connection that is gone already");
+        return;
+    }
+    let acceptor = worker.shared.acceptor.load_full();
+    match acceptor {
+        None => serve(worker, Io::Plain(stream), Peer::new(peer.ip(), false)).await,
+        Some(acceptor) => Box::pin(talk_in_secret(worker, &acceptor, stream, peer)).await,
+    }
+}
+
+async fn talk_in_secret(worker: &Arc<Worker>, acceptor: &Acceptor, stream: TcpStream, peer: SocketAddr) {
+    let time = worker.table().limits.head_time;
+    match tokio::time::timeout(time, acceptor.0.accept(stream)).await {
+        Ok(Ok(stream)) => serve(worker, Io::Tls(Box::new(stream.into())), Peer::new(peer.ip(), true)).await,
+        failed => {
+            worker.shared.metrics.tls_failures.add(worker.number, 1);
+            tracing::debug!(%peer, ?failed, "tls handshake");
+        }
+    }
+}
+
+async fn serve(worker: &Arc<Worker>, io: Io, peer: Peer) {
+    client::http1::serve(worker, io, Buffer::default(), &peer).await;
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (after, every) = KEEP_ALIVE;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(3))
+}
+
+/// Closes connections to instances that have waited too long, or that their instances have closed.
+pub(crate) async fn sweep(worker: Arc<Worker>) {
+    loop {
+        let table = worker.table();
+        let mut again = pin!(tokio::time::sleep(SWEEP));
+        let (mut is_first, mut left) = (true, 0);
+        std::future::poll_fn(|cx| {
+            // Woken by the timer, or because an instance has closed one.
+            if !std::mem::take(&mut is_first) {
+                return Poll::Ready(());
+            }
+            left = table.sweep(worker.number, cx, tokio::time::Instant::now());
+            if left == 0 { Poll::Ready(()) } else { again.as_mut().poll(cx) }
+        })
+        .await;
+        if left == 0 {
+            worker.waiting.notified().await;
+        }
+    }
+}
