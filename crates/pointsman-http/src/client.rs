@@ -1,6 +1,7 @@
 //! The side of the clients.
 
 pub(crate) mod http1;
+pub(crate) mod http2;
 
 use std::task::{Context, Poll};
 

@@ -353,6 +353,8 @@ impl<C: Client> Exchange<'_, C> {
                 target.service.pools[self.worker.number].give_back(&chosen.address, connection, now);
                 self.worker.waiting.notify_one();
             }
+            // Others are on it already.
+            Connection::Http2(_) => self.worker.waiting.notify_one(),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::head::Fields;
 #[derive(Debug)]
 pub(crate) enum Broken {
     /// The connection is gone before the body's end, or the stream was reset.
-    Cut(io::Error),
+    Cut,
     /// What came is not what HTTP says.
     Nonsense(&'static str),
 }
@@ -50,7 +50,7 @@ pub(crate) enum Flow {
 #[derive(Debug)]
 pub(crate) enum Side {
     Source(Broken),
-    Sink(io::Error),
+    Sink,
 }
 
 impl Flow {
@@ -66,7 +66,7 @@ impl Flow {
             match self {
                 Flow::Flowing => match source.poll_body(cx) {
                     Poll::Ready(Ok(true)) => {
-                        let taken = ready!(sink.poll_push(cx, source.body())).map_err(Side::Sink)?;
+                        let taken = ready!(sink.poll_push(cx, source.body())).map_err(|_| Side::Sink)?;
                         source.consume(taken);
                         *moved += taken as u64;
                     }
@@ -77,12 +77,12 @@ impl Flow {
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(Side::Source(broken))),
                     Poll::Pending => {
                         // What there is shall not wait for what is still to come.
-                        ready!(sink.poll_flush(cx)).map_err(Side::Sink)?;
+                        ready!(sink.poll_flush(cx)).map_err(|_| Side::Sink)?;
                         return Poll::Pending;
                     }
                 },
                 Flow::Ending => {
-                    ready!(sink.poll_flush(cx)).map_err(Side::Sink)?;
+                    ready!(sink.poll_flush(cx)).map_err(|_| Side::Sink)?;
                     *self = Flow::Done;
                 }
                 Flow::Done => return Poll::Ready(Ok(())),

@@ -151,6 +151,7 @@ impl Fields {
         self.fields.iter().filter(is_it).map(|field| field.value.of(&self.text))
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.fields.len()
     }
@@ -238,15 +239,6 @@ impl Version {
             Version::Http10 => "HTTP/1.0",
             Version::Http11 => "HTTP/1.1",
             Version::Http2 => "HTTP/2.0",
-        }
-    }
-
-    /// As `Via` has it.
-    pub(crate) fn number(self) -> &'static str {
-        match self {
-            Version::Http10 => "1.0",
-            Version::Http11 => "1.1",
-            Version::Http2 => "2",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod dial;
 pub(crate) mod http1;
+pub(crate) mod http2;
 pub(crate) mod pool;
 
 use std::io;
@@ -12,11 +13,13 @@ use crate::head::{Fields, Framing, RequestHead, ResponseHead};
 use crate::http1::parse::Bounds;
 
 pub(crate) use self::http1::Http1;
+pub(crate) use self::http2::Http2;
 
 /// A connection to an instance with one request on it.
 #[derive(Debug)]
 pub(crate) enum Connection {
     Http1(Box<Http1>),
+    Http2(Box<Http2>),
 }
 
 /// Why there is no answer.
@@ -36,6 +39,8 @@ pub(crate) struct Sending<'a> {
     /// As the instance is to see it.
     pub(crate) target: &'a [u8],
     pub(crate) framing: Framing,
+    /// Whether the instance is called over TLS.
+    pub(crate) secure: bool,
     pub(crate) hop: crate::forward::Hop<'a>,
 }
 
@@ -44,6 +49,7 @@ impl Connection {
     pub(crate) fn send(&mut self, sending: &Sending<'_>) {
         match self {
             Connection::Http1(connection) => connection.send(sending),
+            Connection::Http2(connection) => connection.send(sending, if sending.secure { "https" } else { "http" }),
         }
     }
 
@@ -56,6 +62,7 @@ impl Connection {
     ) -> Poll<Result<(), Failure>> {
         match self {
             Connection::Http1(connection) => connection.poll_head(cx, head, bounds),
+            Connection::Http2(connection) => connection.poll_head(cx, head),
         }
     }
 
@@ -63,6 +70,7 @@ impl Connection {
     pub(crate) fn is_reused(&self) -> bool {
         match self {
             Connection::Http1(connection) => connection.is_reused(),
+            Connection::Http2(connection) => connection.is_reused(),
         }
     }
 
@@ -70,6 +78,7 @@ impl Connection {
     pub(crate) fn has_sent(&self) -> bool {
         match self {
             Connection::Http1(connection) => connection.has_sent(),
+            Connection::Http2(connection) => connection.has_sent(),
         }
     }
 }
@@ -78,24 +87,28 @@ impl Source for Connection {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
         match self {
             Connection::Http1(connection) => connection.poll_body(cx),
+            Connection::Http2(connection) => connection.poll_body(cx),
         }
     }
 
     fn body(&self) -> &[u8] {
         match self {
             Connection::Http1(connection) => connection.body(),
+            Connection::Http2(connection) => connection.body(),
         }
     }
 
     fn consume(&mut self, count: usize) {
         match self {
             Connection::Http1(connection) => connection.consume(count),
+            Connection::Http2(connection) => connection.consume(count),
         }
     }
 
     fn trailers(&self) -> Option<&Fields> {
         match self {
             Connection::Http1(connection) => connection.trailers(),
+            Connection::Http2(connection) => connection.trailers(),
         }
     }
 }
@@ -104,18 +117,21 @@ impl Sink for Connection {
     fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Connection::Http1(connection) => connection.poll_push(cx, data),
+            Connection::Http2(connection) => connection.poll_push(cx, data),
         }
     }
 
     fn finish(&mut self, trailers: Option<&Fields>) {
         match self {
             Connection::Http1(connection) => connection.finish(trailers),
+            Connection::Http2(connection) => connection.finish(trailers),
         }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Connection::Http1(connection) => connection.poll_flush(cx),
+            Connection::Http2(connection) => connection.poll_flush(cx),
         }
     }
 }

@@ -151,7 +151,8 @@ impl Buffer {
         }
     }
 
-    /// Puts bytes before the others: they have been read by somebody else.
+    /// With these bytes in it.
+    #[cfg(test)]
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let mut buffer = Self::default();
         if !bytes.is_empty() {

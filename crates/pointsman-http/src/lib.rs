@@ -14,6 +14,7 @@
 //! | what instances speak, and connections to them that wait | `instance.rs`, `instance/` |
 //! | how bodies flow between the two | `flow.rs` |
 //! | heads and bodies of HTTP/1, strictly | `head.rs`, `http1/` |
+//! | bodies of HTTP/2 | `http2.rs` |
 //! | which fields go on | `forward.rs` |
 //! | limits, queues, retries | `gate.rs` |
 //! | deadlines | `alarm.rs` |
@@ -33,6 +34,7 @@ mod forward;
 mod gate;
 mod head;
 mod http1;
+mod http2;
 mod instance;
 mod io;
 mod matching;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Waker};
 
 use pointsman_balance::{Balancer, Claim, Loads, PickError};
 use pointsman_core::{Instance, View};
@@ -11,12 +11,14 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::gate::{Budget, Gate, Seats, Waiting};
 use crate::http1::parse::Bounds;
+use crate::instance::Connection;
 use crate::instance::dial::Secret;
+use crate::instance::http2::Connections;
 use crate::instance::pool::Pool;
 use crate::matching::Matcher;
 use crate::metrics::{RouteMetrics, ServiceMetrics};
 use crate::proxy::Views;
-use crate::settings::{self, Action, Answer, Forwarded, Limits, Network, Pass, RouteRole, Settings};
+use crate::settings::{self, Action, Answer, Forwarded, Limits, Network, Pass, Protocol, RouteRole, Settings};
 use crate::tls;
 
 /// Everything that a reload can change.
@@ -76,6 +78,8 @@ pub(crate) struct Service {
     loads: Loads,
     /// One a worker.
     pub(crate) pools: Vec<Pool>,
+    /// The same for HTTP/2.
+    pub(crate) connections: Vec<Connections>,
     pub(crate) secret: Secret,
     pub(crate) seats: Option<Arc<Seats>>,
     pub(crate) metrics: Arc<ServiceMetrics>,
@@ -159,7 +163,7 @@ impl Table {
 
     /// Closes what has waited too long at one worker. How many connections still wait.
     pub(crate) fn sweep(&self, worker: usize, cx: &mut Context<'_>, now: Instant) -> usize {
-        self.services.values().map(|service| service.pools[worker].sweep(cx, now)).sum()
+        self.services.values().map(|service| service.sweep(worker, cx, now)).sum()
     }
 }
 
@@ -198,11 +202,32 @@ impl Service {
             view: view.clone(),
             loads,
             pools: (0..workers).map(|_| Pool::default()).collect(),
+            connections: (0..workers).map(|_| Connections::default()).collect(),
             secret,
             seats,
             metrics: old.map_or_else(|| Arc::new(ServiceMetrics::new(workers)), |old| old.metrics.clone()),
             settings,
         }))
+    }
+}
+
+impl Service {
+    /// A connection that can be used at once, if there is one.
+    pub(crate) fn waiting(&self, worker: usize, address: &str) -> Option<Connection> {
+        match self.settings.protocol {
+            Protocol::Http1 => self.pools[worker].take(address).map(Connection::Http1),
+            Protocol::Http2 => {
+                let connection = self.connections[worker].get(address, &mut Context::from_waker(Waker::noop()))?;
+                Some(Connection::Http2(Box::new(connection)))
+            }
+        }
+    }
+
+    fn sweep(&self, worker: usize, cx: &mut Context<'_>, now: Instant) -> usize {
+        let waiting = self.pools[worker].sweep(cx, now);
+        let snapshot = self.view.load();
+        let is_there = |address: &str| snapshot.instances().iter().any(|one| one.address.as_deref() == Some(address));
+        waiting + self.connections[worker].sweep(cx, is_there)
     }
 }
 

@@ -211,8 +211,38 @@ async fn talk_in_secret(worker: &Arc<Worker>, acceptor: &Acceptor, stream: TcpSt
     }
 }
 
-async fn serve(worker: &Arc<Worker>, io: Io, peer: Peer) {
-    client::http1::serve(worker, io, Buffer::default(), &peer).await;
+/// What every client of HTTP/2 begins with (RFC 9113, 3.4). No request of HTTP/1 does.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+async fn serve(worker: &Arc<Worker>, mut io: Io, peer: Peer) {
+    let mut buffer = Buffer::default();
+    match speaks_http2(worker, &mut io, &mut buffer).await {
+        // Apart, because it is large, and the other is what there may be ten thousand of.
+        Some(true) => Box::pin(client::http2::serve(worker, io, buffer, peer)).await,
+        Some(false) => client::http1::serve(worker, io, buffer, &peer).await,
+        None => {}
+    }
+}
+
+/// Reads until it can be told. `None`: there is nothing to be read.
+async fn speaks_http2(worker: &Arc<Worker>, io: &mut Io, buffer: &mut Buffer) -> Option<bool> {
+    let time = worker.table().limits.head_time;
+    let mut leaving = pin!(worker.leaving());
+    let begins = std::future::poll_fn(|cx| {
+        loop {
+            let there = buffer.bytes();
+            if there.len() >= PREFACE.len() || (!there.is_empty() && !PREFACE.starts_with(there)) {
+                return Poll::Ready(Some(there.starts_with(PREFACE)));
+            }
+            match io.poll_fill(cx, buffer) {
+                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Pending => break,
+            }
+        }
+        if buffer.is_empty() && leaving.as_mut().poll(cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
+    });
+    tokio::time::timeout(time, begins).await.unwrap_or(None)
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {

@@ -363,10 +363,9 @@ impl Source for Http1 {
             }
             match ready!(self.io.poll_fill(cx, &mut self.buffer)) {
                 Ok(count) if count > 0 => {}
-                result => {
+                _ => {
                     self.ended = true;
-                    let error = result.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
-                    return Poll::Ready(Err(Broken::Cut(error)));
+                    return Poll::Ready(Err(Broken::Cut));
                 }
             }
         }

@@ -16,6 +16,7 @@ use crate::instance::dial::{NoConnection, dial};
 use crate::instance::{Connection, Failure, Http1, Sending};
 use crate::metrics::count;
 use crate::problem::{Kind, Problem};
+use crate::settings::Protocol;
 use crate::table::{Chosen, Passing, Target};
 
 use super::{Ended, Exchange};
@@ -126,6 +127,7 @@ impl<C: Client> Exchange<'_, C> {
             head: self.request,
             target: if path.is_empty() { self.request.target() } else { path },
             framing: self.request.framing,
+            secure: target.service.settings.tls.is_some(),
             hop: self.hop(),
         };
         connection.send(&sending);
@@ -153,8 +155,9 @@ impl<C: Client> Exchange<'_, C> {
         whole: Option<Instant>,
     ) -> Result<Connection, Unfit> {
         let service = &target.service;
-        if !fresh && let Some(connection) = service.pools[self.worker.number].take(&chosen.address) {
-            return Ok(Connection::Http1(connection));
+        let protocol = service.settings.protocol;
+        if !fresh && let Some(connection) = service.waiting(self.worker.number, &chosen.address) {
+            return Ok(connection);
         }
         let metrics = service.metrics.of(self.worker.number);
         count(&metrics.connects);
@@ -168,7 +171,17 @@ impl<C: Client> Exchange<'_, C> {
         }
         self.alarm.set(Some(earlier(Instant::now() + passing.pass.timeouts.connect, whole)));
         // Apart: it is large, and seldom needed.
-        let mut dialling = Box::pin(dial(&chosen.address, &service.secret, &self.table.allow_addresses));
+        let connections = &service.connections[self.worker.number];
+        let mut dialling = Box::pin(async {
+            let io = dial(&chosen.address, &service.secret, &self.table.allow_addresses).await?;
+            Ok(match protocol {
+                Protocol::Http1 => Connection::Http1(Box::new(Http1::new(io))),
+                Protocol::Http2 => {
+                    let begun = connections.begin(&chosen.address, io).await.map_err(NoConnection::Failed)?;
+                    Connection::Http2(Box::new(begun))
+                }
+            })
+        });
         let (alarm, client) = (&mut *self.alarm, &mut *self.client);
         let is_waiting = self.flow == Flow::Flowing && self.request.framing == Framing::Empty;
         let dialled = poll_fn(|cx| {
@@ -182,7 +195,7 @@ impl<C: Client> Exchange<'_, C> {
         });
         match dialled.await {
             None => Err(Unfit::Gone),
-            Some(Ok(io)) => Ok(Connection::Http1(Box::new(Http1::new(io)))),
+            Some(Ok(connection)) => Ok(connection),
             Some(Err(NoConnection::Refused(reason))) => {
                 tracing::warn!(service = %name, code = %chosen.instance.code, reason, "instance is not called");
                 Err(unreachable(Kind::Unreachable, format!("an instance of {name} has an address that is not called")))
@@ -220,11 +233,11 @@ impl<C: Client> Exchange<'_, C> {
                     Poll::Ready(Err(crate::flow::Side::Source(Broken::Nonsense(reason)))) => {
                         return Poll::Ready(Some(Err(Unfit::Nonsense(reason))));
                     }
-                    Poll::Ready(Err(crate::flow::Side::Source(Broken::Cut(_)))) => {
+                    Poll::Ready(Err(crate::flow::Side::Source(Broken::Cut))) => {
                         return Poll::Ready(Some(Err(Unfit::Gone)));
                     }
                     // It takes no more, and may have said why.
-                    Poll::Ready(Err(crate::flow::Side::Sink(_))) => {}
+                    Poll::Ready(Err(crate::flow::Side::Sink)) => {}
                 }
             }
             loop {
@@ -325,7 +338,7 @@ impl<C: Client> Exchange<'_, C> {
                 Poll::Ready(Err(crate::flow::Side::Source(_))) => {
                     return Poll::Ready(Err(Problem::new(Kind::BadAnswer, "the answer broke off").into()));
                 }
-                Poll::Ready(Err(crate::flow::Side::Sink(_))) => return Poll::Ready(Err(Ended::Gone)),
+                Poll::Ready(Err(crate::flow::Side::Sink)) => return Poll::Ready(Err(Ended::Gone)),
                 Poll::Pending => {}
             }
             if *flow == Flow::Done && client.poll_gone(cx).is_ready() {

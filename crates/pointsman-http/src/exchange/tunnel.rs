@@ -17,8 +17,9 @@ impl<C: Client> Exchange<'_, C> {
         if poll_fn(|cx| self.client.poll_flush(cx)).await.is_err() {
             return Err(Ended::Gone);
         }
-        let Connection::Http1(instance) = connection;
-        let Some((io, buffer)) = self.client.raw() else { return Err(Ended::Gone) };
+        let (Connection::Http1(instance), Some((io, buffer))) = (connection, self.client.raw()) else {
+            return Err(Ended::Gone);
+        };
         let (mut there, mut back) = (Lane::default(), Lane::default());
         let record = &mut self.record;
         let ended = poll_fn(|cx| {

@@ -49,7 +49,7 @@ impl Http1 {
     }
 
     pub(super) fn send(&mut self, sending: &Sending<'_>) {
-        let Sending { head, target, framing, hop } = sending;
+        let Sending { head, target, framing, hop, .. } = sending;
         self.to_head = head.verb == Verb::Head;
         self.written_before = self.writer.total;
         let out = self.writer.head(*framing == Framing::Chunked);
@@ -148,9 +148,9 @@ impl Source for Http1 {
             }
             match ready!(self.io.poll_fill(cx, &mut self.buffer)) {
                 Ok(0) if self.decoder.end_of_stream() => return Poll::Ready(Ok(false)),
-                Ok(0) => return Poll::Ready(Err(Broken::Cut(io::ErrorKind::UnexpectedEof.into()))),
+                Ok(0) => return Poll::Ready(Err(Broken::Cut)),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(Broken::Cut(error))),
+                Err(_) => return Poll::Ready(Err(Broken::Cut)),
             }
         }
     }

@@ -1,0 +1,334 @@
+//! A client's connection over HTTP/2: many requests at a time.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::{Answer, Client, From};
+use crate::alarm::Alarm;
+use crate::exchange;
+use crate::flow::{Broken, Sink, Source};
+use crate::forward::{self, Peer};
+use crate::head::{Fields, Framing, Name, RequestHead, ResponseHead, Verb, Version};
+use crate::http1::parse;
+use crate::http2::{CONNECTION_WINDOW, Incoming, Outgoing, SEND_BUFFER, STREAM_WINDOW, add};
+use crate::io::{Buffer, Io};
+use crate::problem::Problem;
+use crate::spare;
+use crate::worker::Worker;
+
+/// A client that opens requests only to give them up again is sent away after so many (CVE-2023-44487), if they are most of all.
+const GIVEN_UP: u32 = 200;
+
+/// One request.
+struct Http2 {
+    incoming: Incoming,
+    respond: SendResponse<Bytes>,
+    outgoing: Option<Outgoing>,
+    failed: bool,
+}
+
+/// What all requests of a connection share.
+#[derive(Debug, Default)]
+struct Conduct {
+    open: AtomicU32,
+    given_up: AtomicU32,
+}
+
+/// Serves a connection until it ends. `buffer` is what has been read of it already.
+pub(crate) async fn serve(worker: &Arc<Worker>, io: Io, buffer: Buffer, peer: Peer) {
+    let limits = worker.table().limits;
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER);
+    let handshake = builder.handshake::<_, Bytes>(Rewound { io, buffer });
+    let Ok(Ok(mut connection)) = tokio::time::timeout(limits.head_time, handshake).await else { return };
+    let (peer, conduct) = (Arc::new(peer), Arc::new(Conduct::default()));
+    let mut leaving = pin!(worker.leaving());
+    let (mut alarm, mut total, mut is_leaving, mut was_idle) = (Alarm::default(), 0_u32, false, false);
+    loop {
+        let accepted = poll_fn(|cx| {
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+            if !is_leaving && leaving.as_mut().poll(cx).is_ready() {
+                is_leaving = true;
+                connection.graceful_shutdown();
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let is_idle = conduct.open.load(Ordering::Relaxed) == 0;
+            if is_idle != was_idle || !is_idle {
+                was_idle = is_idle;
+                alarm.set(is_idle.then(|| Instant::now() + limits.keep_alive));
+            }
+            if alarm.poll(cx).is_ready() {
+                if is_leaving {
+                    return Poll::Ready(None);
+                }
+                // Who does not even take leave is left.
+                is_leaving = true;
+                alarm.set(Some(Instant::now() + limits.head_time));
+                was_idle = true;
+                connection.graceful_shutdown();
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        });
+        let Some(Ok((request, respond))) = accepted.await else { break };
+        total = total.saturating_add(1);
+        let given_up = conduct.given_up.load(Ordering::Relaxed);
+        if given_up > GIVEN_UP && given_up > total / 2 {
+            tracing::debug!(peer = %peer.text, "requests are opened only to be given up");
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            continue;
+        }
+        was_idle = false;
+        tokio::spawn(stream(worker.clone(), peer.clone(), conduct.clone(), request, respond));
+    }
+}
+
+async fn stream(
+    worker: Arc<Worker>,
+    peer: Arc<Peer>,
+    conduct: Arc<Conduct>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    conduct.open.fetch_add(1, Ordering::Relaxed);
+    let mut heads = spare::heads();
+    let (parts, body) = request.into_parts();
+    let read = read(&parts, body.is_end_stream(), &mut heads.request);
+    let mut client = Http2 { incoming: Incoming::new(body), respond, outgoing: None, failed: false };
+    let mut alarm = Alarm::default();
+    match read {
+        Ok(()) => exchange::serve(&worker, &mut client, &mut heads, &peer, &mut alarm).await,
+        Err(problem) => exchange::refuse(&worker, &mut client, &mut heads, &peer, &mut alarm, &problem).await,
+    }
+    spare::return_heads(heads);
+    if client.failed {
+        conduct.given_up.fetch_add(1, Ordering::Relaxed);
+    } else if !client.incoming.is_at_end() {
+        // The answer stands; what is left of the request is not wanted (RFC 9113, 8.1).
+        client.reset(Reason::NO_ERROR);
+    }
+    conduct.open.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// The head of a request, as HTTP/1 has it too.
+fn read(parts: &http::request::Parts, ended: bool, head: &mut RequestHead) -> Result<(), Problem> {
+    head.clear();
+    head.version = Version::Http2;
+    let method = parts.method.as_str().as_bytes();
+    head.verb = Verb::of(method);
+    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+    let fields = &mut head.fields;
+    let at = fields.add_text(method);
+    head.method = crate::head::Span::new(at, method.len());
+    let at = fields.add_text(target.as_bytes());
+    head.target = crate::head::Span::new(at, target.len());
+    let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+    if let Some(authority) = authority {
+        fields.push(b"host", authority);
+    }
+    // Pieces of one field (RFC 9113, 8.2.3).
+    let mut cookies = Vec::new();
+    for (name, value) in &parts.headers {
+        let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+        match Name::of(name) {
+            Name::Host if authority.is_some_and(|authority| authority.eq_ignore_ascii_case(value)) => {}
+            Name::Host if authority.is_some() => return Err(Problem::bad(":authority and Host name different hosts")),
+            Name::Cookie => {
+                if !cookies.is_empty() {
+                    cookies.extend_from_slice(b"; ");
+                }
+                cookies.extend_from_slice(value);
+            }
+            Name::TransferEncoding => return Err(Problem::bad("HTTP/2 has no Transfer-Encoding")),
+            _ => {
+                fields.push(name, value);
+            }
+        }
+    }
+    if !cookies.is_empty() {
+        fields.push(b"cookie", &cookies);
+    }
+    parse::understand(head)?;
+    if ended {
+        head.framing = Framing::Empty;
+    }
+    Ok(())
+}
+
+impl Http2 {
+    fn reset(&mut self, reason: Reason) {
+        match &mut self.outgoing {
+            Some(outgoing) => outgoing.reset(reason),
+            None => self.respond.send_reset(reason),
+        }
+    }
+}
+
+impl Client for Http2 {
+    fn answer(&mut self, answer: &Answer<'_>) {
+        let mut map = HeaderMap::with_capacity(16);
+        let length = match answer.from {
+            From::Instance(head) => {
+                forward::response(head, Some(answer.id), &mut |name, value| add(&mut map, name, value));
+                match head.framing {
+                    Framing::Length(length) => Some(length),
+                    Framing::Empty => head.told_length,
+                    _ => None,
+                }
+            }
+            From::Proxy { fields, len, .. } => {
+                for (name, value) in fields {
+                    add(&mut map, name.as_bytes(), value.as_bytes());
+                }
+                add(&mut map, b"x-request-id", answer.id);
+                Some(len as u64)
+            }
+        };
+        if let Some(cookie) = answer.cookie {
+            add(&mut map, b"set-cookie", cookie.as_bytes());
+        }
+        if let Some(length) = length {
+            map.insert(http::header::CONTENT_LENGTH, length.into());
+        }
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(answer.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+        *response.headers_mut() = map;
+        let framing = answer.framing();
+        let ended = framing == Framing::Empty;
+        let left = if let Framing::Length(length) = framing { Some(length) } else { None };
+        match self.respond.send_response(response, ended) {
+            Ok(stream) => self.outgoing = Some(Outgoing::new(stream, left, ended)),
+            Err(_) => self.failed = true,
+        }
+    }
+
+    fn interim(&mut self, head: Option<&ResponseHead>) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::CONTINUE;
+        if let Some(head) = head {
+            let Ok(status) = StatusCode::from_u16(head.status) else { return };
+            *response.status_mut() = status;
+            forward::response(head, None, &mut |name, value| add(response.headers_mut(), name, value));
+        }
+        // A stream that has been reset is told of by the next who asks.
+        let _ = self.respond.send_informational(response);
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.outgoing {
+            Some(outgoing) => outgoing.poll_reset(cx),
+            None => self.respond.poll_reset(cx).map(drop),
+        }
+    }
+
+    fn fail(&mut self) {
+        self.failed = true;
+        self.reset(Reason::INTERNAL_ERROR);
+    }
+
+    fn raw(&mut self) -> Option<(&mut Io, &mut Buffer)> {
+        None
+    }
+}
+
+impl Source for Http2 {
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        self.incoming.poll(cx)
+    }
+
+    fn body(&self) -> &[u8] {
+        self.incoming.bytes()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.incoming.consume(count);
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.incoming.trailers()
+    }
+}
+
+impl Sink for Http2 {
+    fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.outgoing {
+            Some(outgoing) => outgoing.poll_push(cx, data),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn finish(&mut self, trailers: Option<&Fields>) {
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.finish(trailers);
+        }
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection's task writes.
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A connection of which something has been read already.
+struct Rewound {
+    io: Io,
+    buffer: Buffer,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.buffer.is_empty() {
+            return Pin::new(&mut this.io).poll_read(cx, into);
+        }
+        let count = this.buffer.bytes().len().min(into.remaining());
+        into.put_slice(&this.buffer.bytes()[..count]);
+        this.buffer.consume(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write(Pin::new(&mut self.get_mut().io), cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write_vectored(Pin::new(&mut self.get_mut().io), cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(Pin::new(&mut self.get_mut().io), cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(Pin::new(&mut self.get_mut().io), cx)
+    }
+}

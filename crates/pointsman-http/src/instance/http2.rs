@@ -1,0 +1,236 @@
+//! HTTP/2 towards an instance.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use http::{Request, Uri};
+
+use crate::flow::{Broken, Sink, Source};
+use crate::forward;
+use crate::head::{Fields, Framing, Name, ResponseHead, Verb, Version};
+use crate::http1::parse;
+use crate::http2::{CONNECTION_WINDOW, Incoming, Outgoing, SEND_BUFFER, STREAM_WINDOW, add, broken};
+use crate::io::Io;
+
+use super::{Failure, Sending};
+
+/// One request on a connection.
+#[derive(Debug)]
+pub(crate) struct Http2 {
+    send: SendRequest<Bytes>,
+    reused: bool,
+    to_head: bool,
+    response: Option<ResponseFuture>,
+    outgoing: Option<Outgoing>,
+    incoming: Option<Incoming>,
+    /// The request could not even be begun, or was refused as not processed.
+    failure: Option<h2::Error>,
+    sent: bool,
+}
+
+/// The connections of one worker to the instances of one service. One each: requests share it.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    by_address: Mutex<HashMap<Arc<str>, SendRequest<Bytes>>>,
+}
+
+impl Connections {
+    /// The one that there is, if it still takes requests.
+    pub(crate) fn get(&self, address: &str, cx: &mut Context<'_>) -> Option<Http2> {
+        let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let send = all.get_mut(address)?;
+        if let Poll::Ready(Err(_)) = send.poll_ready(cx) {
+            all.remove(address);
+            return None;
+        }
+        Some(Http2::new(send.clone(), true))
+    }
+
+    /// Begins to speak HTTP/2.
+    pub(crate) async fn begin(&self, address: &Arc<str>, io: Io) -> Result<Http2, io::Error> {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(4 * CONNECTION_WINDOW)
+            .max_send_buffer_size(SEND_BUFFER);
+        let (send, connection) = builder.handshake::<_, Bytes>(io).await.map_err(broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to an instance");
+            }
+        });
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner).insert(address.clone(), send.clone());
+        Ok(Http2::new(send, false))
+    }
+
+    /// Lets go of connections to who is no longer there, and of those that have ended. How many are left.
+    pub(crate) fn sweep(&self, cx: &mut Context<'_>, is_there: impl Fn(&str) -> bool) -> usize {
+        let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|address, send| is_there(address) && !matches!(send.poll_ready(cx), Poll::Ready(Err(_))));
+        all.len()
+    }
+}
+
+impl Http2 {
+    fn new(send: SendRequest<Bytes>, reused: bool) -> Self {
+        Self {
+            send,
+            reused,
+            to_head: false,
+            response: None,
+            outgoing: None,
+            incoming: None,
+            failure: None,
+            sent: false,
+        }
+    }
+
+    pub(super) fn send(&mut self, sending: &Sending<'_>, scheme: &str) {
+        let Sending { head, target, framing, hop, .. } = sending;
+        self.to_head = head.verb == Verb::Head;
+        let mut request = Request::new(());
+        *request.version_mut() = http::Version::HTTP_2;
+        let method = http::Method::from_bytes(head.method());
+        let path = if *target == b"*" { &b"*"[..] } else { target };
+        let uri = Uri::builder().scheme(scheme).authority(head.host()).path_and_query(path).build();
+        let (Ok(method), Ok(uri)) = (method, uri) else {
+            // Some of what HTTP/1 lets pass has no form in HTTP/2.
+            self.failure = Some(h2::Reason::PROTOCOL_ERROR.into());
+            return;
+        };
+        (*request.method_mut(), *request.uri_mut()) = (method, uri);
+        let map = request.headers_mut();
+        forward::request(head, *hop, &mut |name, value| add(map, name, value));
+        let mut left = None;
+        if let Framing::Length(length) = framing {
+            left = Some(*length);
+            map.insert(http::header::CONTENT_LENGTH, (*length).into());
+        } else if *framing == Framing::Empty && head.fields.get(Name::ContentLength).is_some() {
+            map.insert(http::header::CONTENT_LENGTH, 0.into());
+        }
+        if head.takes_trailers {
+            map.insert(http::header::TE, http::HeaderValue::from_static("trailers"));
+        }
+        let ended = *framing == Framing::Empty;
+        match self.send.send_request(request, ended) {
+            Ok((response, stream)) => {
+                self.sent = true;
+                self.response = Some(response);
+                self.outgoing = Some(Outgoing::new(stream, left, ended));
+            }
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), Failure>> {
+        let Some(future) = &mut self.response else {
+            let failure = self.failure.take().map_or_else(|| io::ErrorKind::NotConnected.into(), broken);
+            return Poll::Ready(Err(Failure::Unanswered(failure)));
+        };
+        if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
+            read(interim.status(), interim.headers(), head);
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(Pin::new(future).poll(cx)) {
+            Ok(response) => {
+                let (parts, body) = response.into_parts();
+                read(parts.status, &parts.headers, head);
+                let length = parts.headers.get(http::header::CONTENT_LENGTH);
+                let length = length.and_then(|length| parse::content_length(length.as_bytes()));
+                let incoming = Incoming::new(body);
+                head.told_length = length.filter(|_| head.status >= 200 && head.status != 204);
+                head.framing = match length {
+                    _ if self.to_head || incoming.is_at_end() || matches!(head.status, 204 | 304) => Framing::Empty,
+                    Some(length) => Framing::Length(length),
+                    None => Framing::Chunked,
+                };
+                if head.framing == Framing::Empty && !self.to_head && head.status != 304 && head.status != 204 {
+                    head.told_length = Some(0);
+                }
+                self.incoming = Some(incoming);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => {
+                // The instance says that it has not looked at it (RFC 9113, 8.7).
+                self.sent &= error.reason() != Some(h2::Reason::REFUSED_STREAM);
+                Poll::Ready(Err(Failure::Unanswered(broken(error))))
+            }
+        }
+    }
+
+    pub(super) fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    pub(super) fn has_sent(&self) -> bool {
+        self.sent
+    }
+}
+
+fn read(status: http::StatusCode, map: &http::HeaderMap, head: &mut ResponseHead) {
+    head.clear();
+    head.status = status.as_u16();
+    head.version = Version::Http2;
+    for (name, value) in map {
+        head.fields.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        // Whoever gives up says so; after the end of both bodies that says nothing.
+        let ended = self.incoming.as_ref().is_some_and(Incoming::is_at_end);
+        if let Some(outgoing) = self.outgoing.as_mut().filter(|_| !ended) {
+            outgoing.reset(h2::Reason::CANCEL);
+        }
+    }
+}
+
+impl Source for Http2 {
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        match &mut self.incoming {
+            Some(incoming) => incoming.poll(cx),
+            None => Poll::Ready(Ok(false)),
+        }
+    }
+
+    fn body(&self) -> &[u8] {
+        self.incoming.as_ref().map_or(&[], Incoming::bytes)
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.consume(count);
+        }
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.incoming.as_ref().and_then(Incoming::trailers)
+    }
+}
+
+impl Sink for Http2 {
+    fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.outgoing {
+            Some(outgoing) => outgoing.poll_push(cx, data),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn finish(&mut self, trailers: Option<&Fields>) {
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.finish(trailers);
+        }
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection's task writes.
+        Poll::Ready(Ok(()))
+    }
+}
