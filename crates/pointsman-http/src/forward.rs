@@ -58,7 +58,9 @@ pub(crate) struct Ids {
 impl Ids {
     pub(crate) fn of(head: &RequestHead) -> Self {
         let request = head.fields.get(Name::XRequestId).is_none_or(|id| !is_id(id));
-        let trace = head.fields.get(Name::Traceparent).is_none_or(|parent| !is_traceparent(parent));
+        // More than one is none (Trace Context, 3.2.2.5).
+        let mut parents = head.fields.all(Name::Traceparent);
+        let trace = !parents.next().is_some_and(is_traceparent) || parents.next().is_some();
         Self { request: request.then(random_id), trace: trace.then(random_trace) }
     }
 

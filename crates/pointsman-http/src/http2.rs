@@ -131,7 +131,8 @@ impl Outgoing {
     }
 }
 
-fn map(fields: &Fields) -> HeaderMap {
+/// As the others have it.
+pub(crate) fn map(fields: &Fields) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (_, name, value) in fields.iter() {
         add(&mut map, name, value);

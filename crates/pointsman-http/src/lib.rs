@@ -17,6 +17,7 @@
 //! | bodies of HTTP/2 | `http2.rs` |
 //! | which fields go on | `forward.rs` |
 //! | limits, queues, retries | `gate.rs` |
+//! | the proxy without a listener, as a `tower::Service` | `service.rs` |
 //! | deadlines | `alarm.rs` |
 //! | memory that is used again | `spare.rs`, `io.rs` |
 //! | what is counted | `metrics.rs` |
@@ -41,6 +42,7 @@ mod matching;
 mod metrics;
 mod problem;
 mod proxy;
+mod service;
 mod settings;
 mod spare;
 mod table;
@@ -49,6 +51,7 @@ mod worker;
 
 pub use self::error::Error;
 pub use self::proxy::{Options, Proxy, Views};
+pub use self::service::{Body, Requests};
 pub use self::settings::{
     AccessLog, Action, Answer, Check, Forwarded, Invalid, Key, Limits, Network, Pass, Protocol, Route, RouteRole,
     Service, ServiceTls, Settings, Sticky, Timeouts, Tls, When,

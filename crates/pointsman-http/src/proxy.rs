@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::service::Requests;
 use crate::settings::Settings;
 use crate::table::Table;
 use crate::tls;
@@ -70,10 +71,8 @@ impl Proxy {
     ///
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`], [`Error::Listen`], [`Error::Thread`].
     pub fn start(settings: Settings, views: Views, options: Options) -> Result<Self, Error> {
-        check(&settings)?;
         let workers = settings.workers;
-        let table = Table::new(&settings, &views, None, workers)?;
-        let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+        let shared = shared(&settings, &views, workers + 1)?;
         let wanted = settings.listen;
         let fail = |source| Error::Listen { address: wanted, source };
         let listeners = match options.listeners {
@@ -81,13 +80,6 @@ impl Proxy {
             handed_over => handed_over,
         };
         let address = listeners[0].local_addr().map_err(fail)?;
-        let shared = Arc::new(Shared {
-            table: ArcSwap::from_pointee(table),
-            acceptor: ArcSwapOption::new(acceptor.map(|acceptor| Arc::new(Acceptor(acceptor)))),
-            metrics: Metrics::new(workers),
-            places: Semaphore::new(settings.limits.connections),
-            is_leaving: AtomicBool::new(false),
-        });
         let mut proxy = Self { address, shared, threads: Vec::new(), listeners, settings: Mutex::new(settings) };
         for number in 0..workers {
             // A proxy that hands over may have had more or fewer workers.
@@ -118,19 +110,18 @@ impl Proxy {
     ///
     /// [`Error::Invalid`], [`Error::File`]: everything stays as it was.
     pub fn reload(&self, settings: Settings, views: &Views) -> Result<(), Error> {
-        check(&settings)?;
         let mut current = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        let acceptor = match (&current.tls, &settings.tls) {
-            (Some(_), Some(tls)) => Some(Arc::new(Acceptor(tls::acceptor(tls)?))),
-            _ => self.shared.acceptor.load_full(),
-        };
-        let table = Table::new(&settings, views, Some(&self.shared.table.load()), current.workers)?;
-        self.shared.acceptor.store(acceptor);
-        self.shared.table.store(Arc::new(table));
+        self.shared.reload(&settings, views, current.workers + 1)?;
         let (listen, workers, connections) = (current.listen, current.workers, current.limits.connections);
         *current = Settings { listen, workers, ..settings };
         current.limits.connections = connections;
         Ok(())
+    }
+
+    /// The same routes and services for requests from within the program. Must be called within a tokio runtime, and used within the same.
+    #[must_use]
+    pub fn requests(&self) -> Requests {
+        Requests::of(Worker::new(self.threads.len(), self.shared.clone()))
     }
 
     /// What is counted, as Prometheus reads it, without the end.
@@ -231,6 +222,36 @@ fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// What `slots` workers share.
+pub(crate) fn shared(settings: &Settings, views: &Views, slots: usize) -> Result<Arc<Shared>, Error> {
+    check(settings)?;
+    let table = Table::new(settings, views, None, slots)?;
+    let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+    Ok(Arc::new(Shared {
+        table: ArcSwap::from_pointee(table),
+        acceptor: ArcSwapOption::new(acceptor.map(|acceptor| Arc::new(Acceptor(acceptor)))),
+        metrics: Metrics::new(slots),
+        places: Semaphore::new(settings.limits.connections),
+        is_leaving: AtomicBool::new(false),
+    }))
+}
+
+impl Shared {
+    /// Goes on with other settings, or with none of them.
+    pub(crate) fn reload(&self, settings: &Settings, views: &Views, slots: usize) -> Result<(), Error> {
+        check(settings)?;
+        let was = self.acceptor.load_full();
+        let acceptor = match &settings.tls {
+            Some(tls) if was.is_some() => Some(Arc::new(Acceptor(tls::acceptor(tls)?))),
+            _ => was,
+        };
+        let table = Table::new(settings, views, Some(&self.table.load()), slots)?;
+        self.acceptor.store(acceptor);
+        self.table.store(Arc::new(table));
+        Ok(())
+    }
 }
 
 fn check(settings: &Settings) -> Result<(), Error> {

@@ -137,7 +137,7 @@ impl Http1 {
                 }
                 tried = there.len();
                 if tried >= bounds.bytes.min(spare::BUFFER) {
-                    return Poll::Ready(Err(NoRequest::Refused(parse::too_large(there))));
+                    return Poll::Ready(Err(NoRequest::Refused(parse::too_large(there, bounds))));
                 }
                 match self.io.poll_fill(cx, &mut self.buffer) {
                     Poll::Ready(Ok(count)) if count > 0 => {}

@@ -130,7 +130,7 @@ async fn stream(
 }
 
 /// The head of a request, as HTTP/1 has it too.
-fn read(parts: &http::request::Parts, ended: bool, head: &mut RequestHead) -> Result<(), Problem> {
+pub(crate) fn read(parts: &http::request::Parts, ended: bool, head: &mut RequestHead) -> Result<(), Problem> {
     head.clear();
     head.version = Version::Http2;
     let method = parts.method.as_str().as_bytes();

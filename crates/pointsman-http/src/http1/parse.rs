@@ -32,7 +32,7 @@ pub(crate) fn request(bytes: &[u8], head: &mut RequestHead, bounds: Bounds) -> R
     let len = match parsed.parse_with_uninit_headers(bytes, fields) {
         Ok(httparse::Status::Complete(len)) if len <= bounds.bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < bounds.bytes => return Ok(None),
-        Ok(_) => return Err(too_large(bytes)),
+        Ok(_) => return Err(too_large(bytes, bounds)),
         Err(error) => return Err(refused(error)),
     };
     check_lines(&bytes[..len]).map_err(Problem::bad)?;
@@ -302,8 +302,8 @@ fn check_lines(head: &[u8]) -> Result<(), &'static str> {
 }
 
 /// Why a head that has not ended within its bounds is refused.
-pub(crate) fn too_large(bytes: &[u8]) -> Problem {
-    if memchr::memchr(b'\n', bytes).is_none() {
+pub(crate) fn too_large(bytes: &[u8], bounds: Bounds) -> Problem {
+    if memchr::memchr(b'\n', &bytes[..bytes.len().min(bounds.bytes)]).is_none() {
         return Problem::new(Kind::UriTooLong, "the first line is longer than a whole head may be");
     }
     Problem::new(Kind::TooLarge, "the head is larger than is allowed")
