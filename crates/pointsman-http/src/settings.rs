@@ -1,7 +1,9 @@
-//! What a proxy is to do, as a configuration says it. What is wrong with it: `settings/problems.rs`.
+//! What a proxy is to do, as a configuration says it. What is wrong with it: `settings/problems.rs`; its words:
+//! `settings/words.rs`.
 
 mod network;
 mod problems;
+mod words;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -30,6 +30,8 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "http")]
+pub mod http;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 mod registry;

@@ -68,7 +68,7 @@ fn the_first_that_matches_wins() {
     ] {
         assert_eq!(matcher.find(&get("h", path)), Some(expected), "{path}");
     }
-    assert_eq!(super::Matcher::new(&[]).unwrap().find(&get("h", "/")), None);
+    assert_eq!(Matcher::new(&[]).unwrap().find(&get("h", "/")), None);
 }
 
 #[test]
