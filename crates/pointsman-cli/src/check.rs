@@ -1,15 +1,17 @@
 //! `check`: what is wrong with a configuration file, or what it would run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use pointsman::mqtt::{RouteRole, Settings};
-use pointsman::{Registry, agent};
+use pointsman::{Registry, agent, http};
 use serde::Serialize;
 
 use crate::args::{Global, Output};
 use crate::config::credentials::Tokens;
-use crate::config::{Checked, Config, Mqtt, Problem, problem};
+use crate::config::http::conditions;
+use crate::config::{Checked, Config, Http, Mqtt, Problem, problem};
 use crate::failure::Failure;
 use crate::output::shown;
 use crate::{Outcome, output};
@@ -55,6 +57,7 @@ struct Summary<'a> {
     /// Without its secrets.
     registry: Option<String>,
     agent: Option<AgentJson<'a>>,
+    http: Option<Proxy<'a>>,
     mqtt: Option<Relay<'a>>,
     metrics: Option<String>,
 }
@@ -72,6 +75,54 @@ struct AgentJson<'a> {
     go_micro_service: bool,
     /// Whether it is itself the registry: what is registered is in its memory.
     is_registry: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Proxy<'a> {
+    listen: String,
+    tls: bool,
+    /// Whether clients need a certificate.
+    mutual_tls: bool,
+    workers: usize,
+    register_as: Option<&'a str>,
+    /// Null: generated with each start.
+    code: Option<&'a str>,
+    /// Null: where it listens.
+    advertise: Option<&'a str>,
+    routes: Vec<ProxyRoute<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProxyRoute<'a> {
+    name: &'a str,
+    /// Everything that it matches, in a line.
+    when: String,
+    /// What is done with what matches.
+    #[serde(flatten)]
+    action: ProxyAction<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum ProxyAction<'a> {
+    Pass {
+        service: &'a str,
+        algorithm: &'static str,
+        role: &'static str,
+        /// Shares in percent.
+        split: BTreeMap<&'a str, u8>,
+        mirror: Option<Mirror<'a>>,
+    },
+    Answer {
+        /// The status.
+        answer: u16,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Mirror<'a> {
+    service: &'a str,
+    percent: u8,
 }
 
 #[derive(Debug, Serialize)]
@@ -106,6 +157,7 @@ impl<'a> Summary<'a> {
         Self {
             registry: registry.map(|url| Registry::builder(&url).shown_url()),
             agent: config.agent.as_ref().map(|settings| AgentJson::new(settings, is_registry)),
+            http: config.http.as_ref().map(Proxy::new),
             mqtt: config.mqtt.as_ref().map(Relay::new),
             metrics: config.metrics.map(|address| address.to_string()),
         }
@@ -120,6 +172,9 @@ impl<'a> Summary<'a> {
         }
         if let Some(agent) = &self.agent {
             lines.push(agent.line());
+        }
+        if let Some(proxy) = &self.http {
+            lines.extend(proxy.lines());
         }
         if let Some(relay) = &self.mqtt {
             lines.extend(relay.lines());
@@ -161,6 +216,75 @@ impl<'a> AgentJson<'a> {
         }
         if self.go_micro_service {
             line += ", with go-micro-service's three URLs";
+        }
+        line
+    }
+}
+
+impl<'a> Proxy<'a> {
+    fn new(http: &'a Http) -> Self {
+        let Http { settings, code, register_as, advertise, .. } = http;
+        let tls = settings.tls.as_ref();
+        Self {
+            listen: settings.listen.to_string(),
+            tls: tls.is_some(),
+            mutual_tls: tls.is_some_and(|tls| tls.client_ca.is_some()),
+            workers: settings.workers,
+            register_as: register_as.as_deref(),
+            code: code.as_deref(),
+            advertise: advertise.as_deref(),
+            routes: settings.routes.iter().filter_map(ProxyRoute::new).collect(),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let scheme = if self.tls { "https" } else { "http" };
+        let mut first = format!("http      {scheme}://{}/", self.listen);
+        if self.mutual_tls {
+            first += ", for clients with a certificate";
+        }
+        if let Some(name) = self.register_as {
+            first += &format!(", registers as {name}");
+        }
+        if let Some(address) = self.advertise {
+            first += &format!(" at {address}");
+        }
+        std::iter::once(first).chain(self.routes.iter().map(ProxyRoute::line)).collect()
+    }
+}
+
+impl<'a> ProxyRoute<'a> {
+    fn new(route: &'a http::Route) -> Option<Self> {
+        let action = match &route.action {
+            http::Action::Pass(pass) => ProxyAction::Pass {
+                service: &pass.service,
+                algorithm: pass.algorithm.name(),
+                role: pass.role.name(),
+                split: pass.split.iter().map(|(service, share)| (&**service, *share)).collect(),
+                mirror: pass.mirror.as_ref().map(|(service, percent)| Mirror { service, percent: *percent }),
+            },
+            http::Action::Answer(answer) => ProxyAction::Answer { answer: answer.status },
+            _ => return None,
+        };
+        Some(Self { name: &route.name, when: conditions(&route.when), action })
+    }
+
+    fn line(&self) -> String {
+        let mut line = format!("          {} -> ", self.when);
+        match &self.action {
+            ProxyAction::Pass { service, algorithm, role, split, mirror } => {
+                line += &format!("{service}, {algorithm}");
+                if *role == "master" {
+                    line += ", master";
+                }
+                for (service, share) in split {
+                    line += &format!(", {share}% to {service}");
+                }
+                if let Some(Mirror { service, percent }) = mirror {
+                    line += &format!(", {percent}% mirrored to {service}");
+                }
+            }
+            ProxyAction::Answer { answer } => line += &format!("answered with {answer}"),
         }
         line
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | which sections there are | here |
 //! | what `[agent]` may say | `config/agent.rs` |
+//! | what `[http]` may say | `config/http.rs` |
 //! | what `[mqtt]` may say | `config/mqtt.rs` |
 //! | how a table is read key by key | `config/section.rs` |
 //! | where in the file something is | `config/document.rs` |
@@ -14,6 +15,7 @@
 mod agent;
 pub(crate) mod credentials;
 mod document;
+pub(crate) mod http;
 mod mqtt;
 mod paths;
 pub(crate) mod problem;
@@ -24,6 +26,7 @@ use std::path::Path;
 
 use pointsman::Registry;
 
+pub(crate) use self::http::Http;
 pub(crate) use self::mqtt::{Listen, Mqtt};
 pub(crate) use self::paths::NamedFile;
 pub(crate) use self::problem::Problem;
@@ -40,6 +43,7 @@ pub(crate) struct Config {
     /// The registry's URL.
     pub(crate) registry: Option<String>,
     pub(crate) agent: Option<pointsman::agent::Settings>,
+    pub(crate) http: Option<Http>,
     pub(crate) mqtt: Option<Mqtt>,
     /// Where metrics are served.
     pub(crate) metrics: Option<SocketAddr>,
@@ -82,13 +86,13 @@ fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checke
     let agent = file
         .section("agent", "a table, [agent]")
         .map(|section| agent::read(section, folder, tokens, &mut faults, &mut files));
+    let http = file
+        .section("http", "a table, [http]")
+        .map(|section| http::read(section, document, folder, &mut faults, &mut files));
     let mqtt =
         file.section("mqtt", "a table, [mqtt]").map(|section| mqtt::read(section, document, folder, &mut faults));
     let metrics = file.section("metrics", "a table, [metrics]").and_then(|section| metrics(section, &mut faults));
     file.absorb(faults);
-    if file.read("http", "a table", |_| Some(Ok(()))).is_some() {
-        file.wrong("http", "cannot be served: the proxy is not in this version yet; leave the section out");
-    }
     if !["agent", "http"].into_iter().any(|key| file.has(key) || file.is_misspelt(key)) {
         file.require("mqtt", "[mqtt] with a [[mqtt.route]]; and no agent, such as [agent]");
     }
@@ -104,6 +108,7 @@ fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checke
         &mut file,
         &[
             ("agent", "the agent", agent.as_ref().map(|agent| agent.listen)),
+            ("http", "the proxy", http.as_ref().map(|http| http.settings.listen)),
             ("mqtt", "the embedded broker", mqtt.as_ref().and_then(|mqtt| Some(mqtt.listen.as_ref()?.address))),
             ("metrics", "metrics", metrics),
         ],
@@ -111,7 +116,7 @@ fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checke
     let mut problems: Vec<_> = file.finish().into_iter().map(|fault| document.place(fault)).collect();
     problems.sort_by_key(|problem| (problem.line, problem.column));
     let sound = !problems.iter().any(Problem::is_error);
-    Checked { config: sound.then_some(Config { registry, agent, mqtt, metrics }), problems, files }
+    Checked { config: sound.then_some(Config { registry, agent, http, mqtt, metrics }), problems, files }
 }
 
 /// No two may listen at one place.

@@ -60,6 +60,35 @@ async fn check_says_what_an_agent_would_be() {
 }
 
 #[tokio::test]
+async fn check_says_where_a_proxy_would_send_requests() {
+    let text = "registry = 'zookeeper://h/p'\n[http]\nlisten = '0.0.0.0:80'\nregister_as = 'http-balancer'\n\
+                advertise = 'proxy.example:80'\n[[http.route]]\nmatch = '^/picture'\nservice = 'ress'\nrole = 'master'\n\
+                split.ress-canary = 10\nmirror = { service = 'shadow', percent = 5 }\n[[http.route]]\nname = 'rest'\n\
+                host = ['a.example', 'b.example']\nmethod = 'GET'\nanswer.status = 404\n";
+    let output = check(text, &[]).await;
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    assert_eq!(
+        stdout(&output),
+        "p.toml is in order\n\
+         registry  zookeeper://h/p\n\
+         http      http://0.0.0.0:80/, registers as http-balancer at proxy.example:80\n          \
+         ^/picture -> ress, round-robin, master, 10% to ress-canary, 5% mirrored to shadow\n          \
+         GET a.example,b.example -> answered with 404\n"
+    );
+    let output = check(text, &["-o", "json"]).await;
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let http = &report["http"];
+    assert_eq!((&http["listen"], &http["code"], &http["tls"]), (&"0.0.0.0:80".into(), &Value::Null, &false.into()));
+    let [pass, answer] = [&http["routes"][0], &http["routes"][1]];
+    assert_eq!(
+        (&pass["service"], &pass["split"]["ress-canary"], &pass["name"]),
+        (&"ress".into(), &10.into(), &"^/picture".into())
+    );
+    assert_eq!((&pass["mirror"]["service"], &pass["mirror"]["percent"]), (&"shadow".into(), &5.into()));
+    assert_eq!((&answer["name"], &answer["answer"]), (&"rest".into(), &404.into()), "{report}");
+}
+
+#[tokio::test]
 async fn check_says_everything_that_is_wrong_and_where() {
     let text =
         "registry = 'zookeeper://u:geheim@h/p'\n[mqtt]\nlisen = '127.0.0.1:7482'\n[[mqtt.route]]\nmatch = '^/('\n";

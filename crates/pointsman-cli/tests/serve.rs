@@ -33,9 +33,13 @@ async fn a_wrong_configuration_ends_it_at_once() {
     let file = File::new("registry = 'zookeeper://127.0.0.1:1/p'\n[http]\n[mqtt]\nlisen = 1\n");
     let output = run(&["serve", "--config", file.path.to_str().unwrap()]).await;
     assert_eq!((output.status.code(), stdout(&output)), (Some(1), String::new()));
-    for words in
-        [":2:1: error: ", "the proxy is not in this version yet", ":4:1: error: ", "did you mean listen?", "^^^^^"]
-    {
+    for words in [
+        ":2:1: error: ",
+        "without a [[http.route]] there is nothing to do",
+        ":4:1: error: ",
+        "did you mean listen?",
+        "^^^^^",
+    ] {
         assert!(stderr(&output).contains(words), "{}", stderr(&output));
     }
     let file = File::new("[mqtt]\nroute = [{ match = '^/a/', service = 's' }]\n");

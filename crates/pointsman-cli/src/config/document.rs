@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use unicode_width::UnicodeWidthStr as _;
 
@@ -38,20 +39,19 @@ impl<'d> Document<'d> {
 
     /// Where the value of `mqtt.route.0.match` is; if the file does not have it, what would have it.
     pub(super) fn span(&self, key: &str) -> Range<usize> {
-        let mut names = key.split('.');
-        let Some((mut span, mut value)) =
-            names.next().and_then(|name| self.root.get(name)).map(|value| (value.span(), value.get_ref()))
-        else {
-            return 0..0;
-        };
-        for name in names {
-            let inner = match value {
-                DeValue::Table(table) => table.get(name),
-                DeValue::Array(array) => name.parse().ok().and_then(|index: usize| array.get(index)),
-                _ => None,
+        let (mut span, mut inner, mut rest) = (0..0, None::<&DeValue<'_>>, key);
+        while !rest.is_empty() {
+            let next = match inner {
+                None => entry(&self.root, rest),
+                Some(DeValue::Table(table)) => entry(table, rest),
+                Some(DeValue::Array(array)) => {
+                    let (index, rest) = rest.split_once('.').unwrap_or((rest, ""));
+                    index.parse().ok().and_then(|index: usize| array.get(index)).map(|item| (item, rest))
+                }
+                Some(_) => None,
             };
-            let Some(inner) = inner else { break };
-            (span, value) = (inner.span(), inner.get_ref());
+            let Some((found, after)) = next else { break };
+            (span, inner, rest) = (found.span(), Some(found.get_ref()), after);
         }
         span
     }
@@ -60,6 +60,18 @@ impl<'d> Document<'d> {
     pub(super) fn place(&self, fault: Fault) -> Problem {
         place(self.text, fault)
     }
+}
+
+/// What a table has under the name that a path begins with, and the rest of the path. The name may have dots in it; it may be written in
+/// other letters, as names of headers may.
+fn entry<'t, 'd, 'p>(table: &'t DeTable<'d>, path: &'p str) -> Option<(&'t Spanned<DeValue<'d>>, &'p str)> {
+    let dots = path.match_indices('.').map(|(dot, _)| (&path[..dot], &path[dot + 1..]));
+    let mut names = dots.chain(std::iter::once((path, "")));
+    let in_other_letters = |name: &str| {
+        let mut entries = table.iter();
+        entries.find(|(key, _)| key.get_ref().eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    };
+    names.find_map(|(name, rest)| Some((table.get(name).or_else(|| in_other_letters(name))?, rest)))
 }
 
 /// A file that is not even text.
@@ -129,6 +141,8 @@ mod tests {
             ("[mqtt]\nfilters = [\n  'a',\n  'b',\n]", "mqtt.filters.1", (4, 3)),
             ("'名前' = 1\nmqtt = {code = '名', listen = 3}", "mqtt.listen", (2, 30)),
             ("x = '''\na\nb'''\n[mqtt]\ny = \"\"\"\nq\"\"\"", "mqtt.y", (5, 5)),
+            ("[http.services.'a.b']\ncheck = 'x'", "http.services.a.b.check", (2, 9)),
+            ("[h]\nX-A = 'x'", "h.x-a", (2, 7)),
             // What is not there is at what would have it.
             ("x = 1\n[mqtt]\n", "mqtt.route", (2, 1)),
             ("[mqtt]\nroute = [{match='a'}]", "mqtt.route.0.service", (2, 10)),

@@ -12,7 +12,7 @@ use super::document::Document;
 use super::is_loopback;
 use super::paths::Folder;
 use super::problem::Fault;
-use super::section::{Section, whole};
+use super::section::Section;
 
 /// What the file says of MQTT.
 #[derive(Debug, Clone)]
@@ -162,12 +162,7 @@ fn limits(section: &mut Section<'_>, settings: &mut Settings) {
     if let Some(limit) = section.count("max_in_flight") {
         settings.max_in_flight = limit;
     }
-    let size = |value: &toml::de::DeValue<'_>| match (value.as_str(), value.as_integer()) {
-        (Some(text), _) => Some(bytes(text)),
-        (_, Some(number)) => Some(whole(number.as_str(), number.radix())),
-        _ => None,
-    };
-    if let Some(limit) = section.read("max_packet", "a size, such as \"1MiB\", or a number of bytes", size) {
+    if let Some(limit) = section.size("max_packet", "1MiB") {
         settings.max_packet = limit;
         if limit > LARGEST_PACKET {
             section.wrong("max_packet", format!("is more than MQTT can carry, {LARGEST_PACKET} bytes"));
@@ -182,21 +177,6 @@ fn limits(section: &mut Section<'_>, settings: &mut Settings) {
     if let Some(time) = section.duration("session_expiry", "1h") {
         settings.session_expiry = time;
     }
-}
-
-/// A size as people write it.
-fn bytes(text: &str) -> Result<usize, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim_start() {
-        "" | "B" => Some(1),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        _ => None,
-    };
-    let size = number.parse::<usize>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-    size.ok_or_else(|| format!("{text:?} is no size; write for example \"256KiB\" or \"1MiB\""))
 }
 
 fn routes(section: &mut Section<'_>, settings: &mut Settings) {
@@ -261,19 +241,4 @@ fn check(section: &mut Section<'_>, document: &Document<'_>, settings: &Settings
         }
     }
     section.absorb(faults);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_as_people_write_them() {
-        for (text, expected) in [("1MiB", 1 << 20), ("256 KiB", 256 << 10), ("1GiB", 1 << 30), ("5", 5), ("7B", 7)] {
-            assert_eq!(bytes(text), Ok(expected), "{text}");
-        }
-        for text in ["", "MiB", "1MB", "1.5MiB", "-1", "99999999999999GiB"] {
-            assert!(bytes(text).unwrap_err().contains("1MiB"), "{text}");
-        }
-    }
 }

@@ -17,7 +17,7 @@ pub(super) struct Section<'d> {
     table: &'d DeTable<'d>,
     span: Range<usize>,
     /// What the file could say here.
-    known: Vec<&'static str>,
+    known: Vec<&'d str>,
     missing: Vec<(&'static str, &'static str)>,
     faults: Vec<Fault>,
 }
@@ -115,6 +115,22 @@ impl<'d> Section<'d> {
         })
     }
 
+    /// A whole number that fits into what it is for.
+    pub(super) fn number<T: TryFrom<usize>>(&mut self, key: &'static str) -> Option<T> {
+        let of = |value: &DeValue<'_>| value.as_integer().map(|number| fitting(number.as_str(), number.radix()));
+        self.read(key, "a whole number", of)
+    }
+
+    /// A size, as people write it or in bytes.
+    pub(super) fn size(&mut self, key: &'static str, example: &str) -> Option<usize> {
+        let of = |value: &DeValue<'_>| match (value.as_str(), value.as_integer()) {
+            (Some(text), _) => Some(bytes(text)),
+            (_, Some(number)) => Some(whole(number.as_str(), number.radix())),
+            _ => None,
+        };
+        self.read(key, &format!("a size, such as \"{example}\", or a number of bytes"), of)
+    }
+
     /// `true` or `false`.
     pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
         self.read(key, "true or false", |value| value.as_bool().map(Ok))
@@ -132,6 +148,29 @@ impl<'d> Section<'d> {
     pub(super) fn section(&mut self, key: &'static str, example: &str) -> Option<Section<'d>> {
         let table = self.read(key, example, |value| value.as_table().map(Ok))?;
         Some(Section::new(self.path_of(key), table, self.span_of(key)))
+    }
+
+    /// Whether the value of a key is a table.
+    pub(super) fn has_table(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(|value| value.get_ref().is_table())
+    }
+
+    /// Everything in this table, whose keys are names that the file has chosen. What cannot be read is left out.
+    pub(super) fn named<T>(&mut self, expected: &str, of: impl Fn(&'d DeValue<'d>) -> Reading<T>) -> Vec<(&'d str, T)> {
+        let mut read = Vec::new();
+        for (key, value) in self.table {
+            let name: &'d str = key.get_ref();
+            self.known.push(name);
+            read.extend(self.reading(name, value, expected, &of).map(|value| (name, value)));
+        }
+        read
+    }
+
+    /// The tables in this one, whose keys are names that the file has chosen.
+    pub(super) fn named_sections(&mut self) -> Vec<(&'d str, Section<'d>)> {
+        let tables = self.named("a table", |value| value.as_table().map(Ok));
+        let section = |(name, table)| (name, Section::new(self.path_of(name), table, self.span_of(name)));
+        tables.into_iter().map(section).collect()
     }
 
     /// The tables of a list; `None` for what is no table.
@@ -237,8 +276,28 @@ fn type_of(value: &DeValue<'_>) -> &'static str {
     }
 }
 
+/// A size as people write it.
+fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim_start() {
+        "" | "B" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let size = number.parse::<usize>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    size.ok_or_else(|| format!("{text:?} is no size; write for example \"256KiB\" or \"1MiB\""))
+}
+
+/// A number as TOML writes it, in a type that may be too small for it.
+pub(super) fn fitting<T: TryFrom<usize>>(text: &str, radix: u32) -> Result<T, String> {
+    whole(text, radix).and_then(|number| T::try_from(number).map_err(|_| format!("{text} is too much")))
+}
+
 /// A number as TOML writes it.
-pub(super) fn whole(text: &str, radix: u32) -> Result<usize, String> {
+fn whole(text: &str, radix: u32) -> Result<usize, String> {
     usize::from_str_radix(text, radix).map_err(|_| match text.starts_with('-') {
         true => format!("{text} is below zero"),
         false => format!("{text} is too much"),
@@ -280,5 +339,16 @@ mod tests {
         assert_eq!(whole("ff", 16), Ok(255));
         assert_eq!(whole("-1", 10), Err("-1 is below zero".to_owned()));
         assert!(whole("99999999999999999999", 10).unwrap_err().contains("too much"));
+        assert_eq!((fitting::<u8>("255", 10), fitting::<u8>("256", 10)), (Ok(255), Err("256 is too much".to_owned())));
+    }
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        for (text, expected) in [("1MiB", 1 << 20), ("256 KiB", 256 << 10), ("1GiB", 1 << 30), ("5", 5), ("7B", 7)] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "MiB", "1MB", "1.5MiB", "-1", "99999999999999GiB"] {
+            assert!(bytes(text).unwrap_err().contains("1MiB"), "{text}");
+        }
     }
 }

@@ -243,9 +243,8 @@ fn a_value_that_cannot_be_is_told_with_what_would_be_right() {
 }
 
 #[test]
-fn what_is_no_section_or_not_yet_one_is_told() {
+fn what_is_no_section_is_told() {
     for (text, place, expected) in [
-        ("\n[http]\n[[http.route]]\nx = 1", "2:1 http", "the proxy is not in this version yet"),
         ("[mqt]\nx = 1", "1:2 mqt", "did you mean mqtt?"),
         ("[agnet]\nx = 1", "1:2 agnet", "did you mean agent?"),
         ("", "1:1 mqtt", "[[mqtt.route]]"),
@@ -284,7 +283,7 @@ fn all_problems_are_found_in_one_go_and_in_the_order_of_the_file() {
         errors(text),
         [
             "1:12 registry",
-            "2:1 http",
+            "2:1 http.route",
             "4:10 mqtt.listen",
             "5:13 mqtt.filters.0",
             "6:2 mqtt.filters.1",

@@ -3,7 +3,7 @@
 use pointsman::agent;
 use pointsman::mqtt::Settings;
 
-use crate::config::{Config, Mqtt};
+use crate::config::{Config, Http, Mqtt};
 
 /// What to do about a new configuration.
 #[derive(Debug)]
@@ -32,6 +32,14 @@ impl Plan {
                 old.clone()
             }
         };
+        let http = match (&old.http, &new.http) {
+            (Some(old), Some(new)) => Some(http(old, new, &mut restart)),
+            (None, None) => None,
+            (old, _) => {
+                restart.push("http");
+                old.clone()
+            }
+        };
         let mqtt = match (&old.mqtt, &new.mqtt) {
             (Some(old), Some(new)) => Some(mqtt(old, new, &mut restart)),
             (None, None) => None,
@@ -40,7 +48,7 @@ impl Plan {
                 old.clone()
             }
         };
-        Self { config: Config { registry: old.registry.clone(), agent, mqtt, metrics: old.metrics }, restart }
+        Self { config: Config { registry: old.registry.clone(), agent, http, mqtt, metrics: old.metrics }, restart }
     }
 }
 
@@ -66,6 +74,33 @@ fn agent(before: &agent::Settings, after: &agent::Settings, restart: &mut Vec<&'
         settings.tls.clone_from(&before.tls);
     }
     settings
+}
+
+/// Routes, services, limits and certificates change at once.
+fn http(old: &Http, new: &Http, restart: &mut Vec<&'static str>) -> Http {
+    let (before, after) = (&old.settings, &new.settings);
+    for (differs, key) in [
+        (before.listen != after.listen, "http.listen"),
+        (before.workers != after.workers, "http.workers"),
+        (before.tls.is_some() != after.tls.is_some(), "http.tls_cert"),
+        (before.limits.connections != after.limits.connections, "http.max_connections"),
+        (old.code != new.code, "http.code"),
+        (old.register_as != new.register_as, "http.register_as"),
+        (old.advertise != new.advertise, "http.advertise"),
+        (old.access_log_file != new.access_log_file, "http.access_log_file"),
+        (old.hand_over != new.hand_over, "http.hand_over"),
+    ] {
+        if differs {
+            restart.push(key);
+        }
+    }
+    let mut settings = after.clone();
+    (settings.listen, settings.workers) = (before.listen, before.workers);
+    settings.limits.connections = before.limits.connections;
+    if before.tls.is_some() != after.tls.is_some() {
+        settings.tls.clone_from(&before.tls);
+    }
+    Http { settings, ..old.clone() }
 }
 
 fn mqtt(old: &Mqtt, new: &Mqtt, restart: &mut Vec<&'static str>) -> Mqtt {
@@ -153,6 +188,51 @@ mod tests {
         assert_eq!(plan.restart, keys.map(|key| format!("agent.{key}")));
         assert_eq!(plan.config.agent, old.agent);
         assert_eq!(Plan::new(&old, &config("[mqtt]")).restart, ["agent"]);
+    }
+
+    #[test]
+    fn of_the_proxy_what_it_serves_changes_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            format!("'{}'", path.display())
+        };
+        let (one, two) = (file("1"), file("2"));
+        let http = |lines: &str| {
+            config(&format!(
+                "registry = 'zookeeper://h/p'\n[http]\n{lines}\n[[http.route]]\nmatch = '^/a'\nservice = 's'\n[mqtt]"
+            ))
+        };
+        let keys = format!("tls_cert = {one}\ntls_key = {one}\nworkers = 2\nregister_as = 'x'\ncode = 'c'");
+        let old = http(&keys);
+        let other_files = keys.replace(&one, &two);
+        let new = http(&format!(
+            "{other_files}\ntrusted = '10.0.0.0/8'\nforwarded = 'both'\nreasons = true\naccess_log = 'json'\ndrain_timeout = '1s'\n\
+             allow_addresses = '169.254.0.0/16'\nmax_head = '8KiB'\nkeep_alive = '1s'\nservices.s.protocol = 'http2'\n\
+             [[http.route]]\nmatch = '^/b'\nanswer.status = 404"
+        ));
+        let plan = Plan::new(&old, &new);
+        assert_eq!((plan.restart, plan.config.http), (vec![], new.http));
+        for (lines, key) in [
+            (format!("{keys}\nlisten = '127.0.0.1:1'"), "listen"),
+            (keys.replace("workers = 2", "workers = 3"), "workers"),
+            ("workers = 2\nregister_as = 'x'\ncode = 'c'".to_owned(), "tls_cert"),
+            (format!("{keys}\nmax_connections = 9"), "max_connections"),
+            (keys.replace("'c'", "'d'"), "code"),
+            (keys.replace("'x'", "'y'"), "register_as"),
+            (format!("{keys}\nadvertise = 'h:1'"), "advertise"),
+            (format!("{keys}\naccess_log = 'text'\naccess_log_file = 'access.log'"), "access_log_file"),
+            (format!("{keys}\nhand_over = 'proxy.sock'"), "hand_over"),
+        ] {
+            let new = http(&format!("{lines}\ndrain_timeout = '1s'"));
+            let plan = Plan::new(&old, &new);
+            assert_eq!(plan.restart, [format!("http.{key}")]);
+            let applied = plan.config.http.clone().unwrap();
+            assert_eq!(applied.settings.drain_timeout.as_secs(), 1, "{key}: the rest is applied");
+            assert_eq!(Plan::new(&plan.config, &old).restart, [""; 0], "{key}: and back again there is nothing to say");
+        }
+        assert_eq!(Plan::new(&old, &config("registry = 'zookeeper://h/p'\n[mqtt]")).restart, ["http"]);
     }
 
     #[test]
