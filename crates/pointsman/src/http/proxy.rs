@@ -1,0 +1,248 @@
+//! The proxy, over the services of a registry, and itself a service.
+
+use std::fmt;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_http::{Action, Options, Requests, Settings, Views};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use super::Error;
+use crate::{Instance, Registration, Registry, Service};
+
+/// A running proxy: passes requests on to the instances of the service that a route says.
+///
+/// Dropped, it ends at once; [`Proxy::close`] sees through what is under way.
+///
+/// ```
+/// use pointsman::http::{Proxy, Route, Settings};
+/// use pointsman::{Instance, Registry};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("memory://example").await?;
+/// let mut settings = Settings::new();
+/// settings.listen = "127.0.0.1:0".parse()?;
+/// settings.routes.push(Route::new("^/picture", "ress"));
+/// let proxy = Proxy::builder(&registry, settings).register_as("http-balancer").start().await?;
+/// println!("http://{}/picture", proxy.address());
+/// proxy.close().await;
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct Proxy {
+    proxy: pointsman_http::Proxy,
+    registry: Registry,
+    followed: Mutex<Vec<Service>>,
+    /// Registers; and what has come of it.
+    registering: JoinSet<Result<Registration, Error>>,
+    registration: Option<Registration>,
+}
+
+/// Sets up a [`Proxy`]; from [`Proxy::builder`].
+#[must_use]
+pub struct Builder {
+    registry: Registry,
+    settings: Settings,
+    register_as: Option<String>,
+    code: Option<Arc<str>>,
+    advertise: Option<String>,
+    options: Options,
+}
+
+/// Between two attempts to register.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Proxy {
+    /// Sets up a proxy over the services of this registry.
+    pub fn builder(registry: &Registry, settings: Settings) -> Builder {
+        Builder {
+            registry: registry.clone(),
+            settings,
+            register_as: None,
+            code: None,
+            advertise: None,
+            options: Options::default(),
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.proxy.address()
+    }
+
+    /// Returns when the proxy is registered where it is to be. Cancellation loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Registry`] when it cannot be registered: another has its code.
+    pub async fn ready(&mut self) -> Result<(), Error> {
+        if let Some(registered) = self.registering.join_next().await {
+            self.registration = Some(registered.map_err(|_| Error::Closed)??);
+        }
+        Ok(())
+    }
+
+    /// Goes on with other routes, services, limits and certificates, without losing a request. Where it listens, the number of workers,
+    /// and whether there is TLS stay as they were at the start.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Proxy`] with everything that is wrong, [`Error::Registry`] when a service cannot be followed; everything stays as it
+    /// was then.
+    pub async fn reload(&self, settings: &Settings) -> Result<(), Error> {
+        check(settings)?;
+        let mut followed = self.followed.lock().await;
+        let next = follow(&self.registry, settings).await?;
+        self.proxy.reload(settings.clone(), &views(&next))?;
+        *followed = next;
+        Ok(())
+    }
+
+    /// The same routes and services for requests from within the program, as a `tower::Service`. Must be called within a tokio runtime,
+    /// and used within the same.
+    #[must_use]
+    pub fn requests(&self) -> Requests {
+        self.proxy.requests()
+    }
+
+    /// What is counted, in Prometheus' text format.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.proxy.metrics()
+    }
+
+    /// The listeners, for a proxy in another process that goes on with them: [`Builder::listeners`].
+    ///
+    /// # Errors
+    ///
+    /// When the system has no more descriptors.
+    pub fn listeners(&self) -> std::io::Result<Vec<TcpListener>> {
+        self.proxy.listeners()
+    }
+
+    /// Leaves: deregisters, accepts nobody new, sees through what is under way (no longer than the drain timeout), and ends.
+    pub async fn close(mut self) {
+        if let Some(Ok(Ok(registration))) = self.registering.try_join_next() {
+            self.registration = Some(registration);
+        }
+        if let Some(registration) = self.registration.take()
+            && let Err(error) = registration.close().await
+        {
+            tracing::warn!(%error, "the proxy's registration ends with its session");
+        }
+        self.registering.shutdown().await;
+        self.proxy.close().await;
+    }
+}
+
+impl Builder {
+    /// Lets the proxy register as a service, so that clients find it.
+    pub fn register_as(mut self, service: impl Into<String>) -> Self {
+        self.register_as = Some(service.into());
+        self
+    }
+
+    /// The code that it registers with. Default: generated.
+    pub fn code(mut self, code: impl Into<Arc<str>>) -> Self {
+        self.code = Some(code.into());
+        self
+    }
+
+    /// `host:port` where clients reach it. Default: where it listens.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
+        self
+    }
+
+    /// Where the access log goes, if the settings want one.
+    pub fn access_log(mut self, to: Box<dyn Write + Send>) -> Self {
+        self.options.access_log = Some(to);
+        self
+    }
+
+    /// Goes on with the listeners of a proxy that hands over ([`Proxy::listeners`]), instead of opening its own.
+    pub fn listeners(mut self, listeners: Vec<TcpListener>) -> Self {
+        self.options.listeners = listeners;
+        self
+    }
+
+    /// Starts it. Returns once it listens and every service that a route names is followed; it then registers by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Proxy`] with everything that is wrong with the settings; [`Error::Registry`] when a service cannot be followed.
+    pub async fn start(self) -> Result<Proxy, Error> {
+        // Before anything is asked of the registry.
+        check(&self.settings)?;
+        let instance = self.register_as.as_deref().map(Instance::new);
+        let instance = instance.map(|instance| match self.code {
+            Some(code) => instance.code(code),
+            None => instance,
+        });
+        instance.as_ref().map_or(Ok(()), Instance::check)?;
+        let followed = follow(&self.registry, &self.settings).await?;
+        let proxy = pointsman_http::Proxy::start(self.settings, views(&followed), self.options)?;
+        let mut registering = JoinSet::new();
+        if let Some(instance) = instance {
+            let address = self.advertise.unwrap_or_else(|| proxy.address().to_string());
+            let (registry, instance) = (self.registry.clone(), instance.address(address));
+            registering.spawn(async move { register(&registry, instance).await });
+        }
+        let (registry, followed) = (self.registry, Mutex::new(followed));
+        Ok(Proxy { proxy, registry, followed, registering, registration: None })
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+fn check(settings: &Settings) -> Result<(), Error> {
+    let problems = settings.problems();
+    if problems.is_empty() { Ok(()) } else { Err(pointsman_http::Error::Invalid(problems).into()) }
+}
+
+/// The services of all routes.
+async fn follow(registry: &Registry, settings: &Settings) -> Result<Vec<Service>, Error> {
+    let passing = settings.routes.iter().filter_map(|route| match &route.action {
+        Action::Pass(pass) => Some(pass),
+        _ => None,
+    });
+    let mut names: Vec<Arc<str>> = passing.flat_map(|pass| pass.services().cloned()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let directory = registry.discover_several(names.clone()).await?;
+    Ok(names.iter().filter_map(|name| directory.service(name)).map(Service::from).collect())
+}
+
+fn views(services: &[Service]) -> Views {
+    services.iter().map(|service| (service.name().clone(), service.view())).collect()
+}
+
+/// Registers as soon as the registry lets it; it is tried again until it says no.
+async fn register(registry: &Registry, instance: Instance) -> Result<Registration, Error> {
+    loop {
+        match registry.register(instance.clone()).await {
+            Ok(registration) => {
+                tracing::info!(service = &*instance.service, code = &*instance.code, "proxy registered");
+                return Ok(registration);
+            }
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(service = &*instance.service, %error, "the proxy is not registered yet");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => {
+                tracing::error!(service = &*instance.service, %error, "the proxy cannot be registered: no client finds it");
+                return Err(error.into());
+            }
+        }
+    }
+}
