@@ -72,6 +72,12 @@ impl From<pointsman::mqtt::Error> for Failure {
     }
 }
 
+impl From<pointsman::http::Error> for Failure {
+    fn from(error: pointsman::http::Error) -> Self {
+        Self::new(chain(&error))
+    }
+}
+
 impl From<pointsman::PickError> for Failure {
     fn from(error: pointsman::PickError) -> Self {
         Self::new(chain(&error))

@@ -8,9 +8,13 @@
 //! | when the file is read again | `serve/file.rs` |
 //! | what is served to those who watch, where no agent is | `serve/endpoint.rs` |
 //! | how they ask for what is counted | `serve/questions.rs` |
+//! | where the proxy's access log goes | `serve/access_log.rs` |
+//! | how the next process takes over the proxy's listeners | `serve/hand_over.rs` |
 
+mod access_log;
 mod endpoint;
 mod file;
+mod hand_over;
 mod plan;
 mod questions;
 mod served;
@@ -26,7 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use self::endpoint::Endpoint;
 use self::file::ConfigFile;
 use self::questions::Questions;
-use self::served::Served;
+use self::served::{Progress, Served};
 use crate::args::{Global, Serve};
 use crate::config::{self, Checked, Config, credentials, problem};
 use crate::failure::Failure;
@@ -138,7 +142,13 @@ async fn until_signal(
                 tracing::info!(?signal, "ending");
                 return Ok(());
             }
-            ready = served.ready(), if !served.is_ready() => ready?,
+            progress = served.next() => match progress? {
+                Progress::Ready => {}
+                Progress::HandedOver => {
+                    tracing::info!("another process serves now: ending");
+                    return Ok(());
+                }
+            },
             () = file.changed() => {
                 tokio::select! {
                     () = reload(served, file, global) => {}

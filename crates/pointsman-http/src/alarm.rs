@@ -55,12 +55,12 @@ mod tests {
         let after = |seconds| Some(start + Duration::from_secs(seconds));
         let mut alarm = Alarm::default();
         alarm.set(after(5));
-        poll_fn(|cx| Poll::Ready(assert!(alarm.poll(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(alarm.poll(cx))).await.is_pending());
         alarm.set(after(9));
         poll_fn(|cx| alarm.poll(cx)).await;
         assert_eq!(start.elapsed().as_secs(), 9);
         alarm.set(after(60));
-        poll_fn(|cx| Poll::Ready(assert!(alarm.poll(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(alarm.poll(cx))).await.is_pending());
         alarm.set(after(10));
         poll_fn(|cx| alarm.poll(cx)).await;
         assert_eq!(start.elapsed().as_secs(), 10);

@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn circles_are_noticed() {
         assert!(!goes_in_circles(&head("Via: 1.1 pointsman, 1.1 a\r\n")));
-        let hops = vec!["1.1 pointsman"; MOST_HOPS].join(", ");
+        let hops = ["1.1 pointsman"; MOST_HOPS].join(", ");
         assert!(goes_in_circles(&head(&format!("Via: {hops}\r\n"))));
     }
 }

@@ -269,9 +269,10 @@ fn write_routes(text: &mut Text, routes: &[&Arc<RouteMetrics>]) {
 }
 
 fn write_services(text: &mut Text, services: &[(Arc<str>, Arc<ServiceMetrics>)]) {
+    type Of = fn(&ServiceShard) -> &AtomicU64;
     text.family("attempts", "counter", "Requests sent to instances, by service and outcome");
     for (service, metrics) in services {
-        let outcomes: [(&str, fn(&ServiceShard) -> &AtomicU64); 4] = [
+        let outcomes: [(&str, Of); 4] = [
             ("answered", |shard| &shard.answered),
             ("unreachable", |shard| &shard.unreachable),
             ("timeout", |shard| &shard.timeouts),

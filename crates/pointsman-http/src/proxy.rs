@@ -70,9 +70,9 @@ impl Proxy {
     /// # Errors
     ///
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`], [`Error::Listen`], [`Error::Thread`].
-    pub fn start(settings: Settings, views: Views, options: Options) -> Result<Self, Error> {
+    pub fn start(settings: Settings, views: &Views, options: Options) -> Result<Self, Error> {
         let workers = settings.workers;
-        let shared = shared(&settings, &views, workers + 1)?;
+        let shared = shared(&settings, views, workers + 1)?;
         let wanted = settings.listen;
         let fail = |source| Error::Listen { address: wanted, source };
         let listeners = match options.listeners {

@@ -14,6 +14,8 @@ const LARGE: usize = 16 << 10;
 thread_local! {
     static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     static TEXTS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    // In boxes, because they are handed out in them.
+    #[expect(clippy::vec_box)]
     static HEADS: RefCell<Vec<Box<Heads>>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -1,16 +1,19 @@
-//! What is running: the agent, the embedded broker, the relay.
+//! What is running: the agent, the embedded broker, the relay, the proxy.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use pointsman::Registry;
 use pointsman::agent::{self, Agent};
+use pointsman::http::{self, Proxy};
 use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
 use pointsman::mqtt::{self, Relay};
 
+use super::access_log::LogFile;
+use super::hand_over::{self, HandOver};
 use super::plan::Plan;
 use super::questions::{Asking, Which};
-use crate::config::{Config, Listen, Mqtt};
+use crate::config::{Config, Http, Listen, Mqtt};
 use crate::failure::{Failure, chain};
 
 /// Between two attempts to start something while the registry is away.
@@ -24,8 +27,21 @@ pub(super) struct Served {
     agent: Option<Agent>,
     broker: Option<Broker>,
     relay: Option<Relay>,
+    proxy: Option<Proxy>,
+    hand_over: Option<HandOver>,
+    /// Who is to leave once this process serves.
+    predecessor: Option<hand_over::Predecessor>,
     ready: bool,
     reloads: Reloads,
+}
+
+/// What has come to pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Everything has been connected and registered once.
+    Ready,
+    /// Another process serves in this one's place.
+    HandedOver,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +56,8 @@ impl Served {
     /// Starts everything. The agent comes first, so that there is somebody to ask whatever the others wait for; the broker comes
     /// before the relay, which sits in it. Cancelled, nothing stays.
     pub(super) async fn start(registry: &Registry, config: Config, asking: Asking) -> Result<Self, Failure> {
-        let (mut agent, mut broker, mut relay) = (None, None, None);
+        let (mut agent, mut broker, mut relay, mut proxy) = (None, None, None, None);
+        let mut predecessor = None;
         if let Some(settings) = &config.agent {
             agent = Some(start_agent(registry, settings, asking).await?);
         }
@@ -50,20 +67,43 @@ impl Served {
             }
             relay = Some(start_relay(registry, mqtt, broker.as_ref()).await?);
         }
-        Ok(Self { config, agent, broker, relay, ready: false, reloads: Reloads::default() })
+        if let Some(http) = &config.http {
+            let (started, before) = start_proxy(registry, http).await?;
+            (proxy, predecessor) = (Some(started), before);
+        }
+        let reloads = Reloads::default();
+        Ok(Self { config, agent, broker, relay, proxy, hand_over: None, predecessor, ready: false, reloads })
     }
 
-    /// Whether everything has been connected and registered once.
-    pub(super) fn is_ready(&self) -> bool {
-        self.ready
+    /// Waits for what comes next. Cancellation loses nothing.
+    pub(super) async fn next(&mut self) -> Result<Progress, Failure> {
+        if !self.ready {
+            self.ready().await?;
+            return Ok(Progress::Ready);
+        }
+        match (&mut self.hand_over, &self.proxy) {
+            (Some(hand_over), Some(proxy)) => hand_over.taken(|| proxy.listeners()).await,
+            _ => std::future::pending().await,
+        }
+        Ok(Progress::HandedOver)
     }
 
-    /// Waits until it is. Cancellation loses nothing.
-    pub(super) async fn ready(&mut self) -> Result<(), Failure> {
+    /// Waits until it is.
+    async fn ready(&mut self) -> Result<(), Failure> {
         if let Some(relay) = &mut self.relay {
             relay.ready().await?;
         }
+        if let Some(proxy) = &mut self.proxy {
+            proxy.ready().await?;
+        }
         self.ready = true;
+        if let Some(path) = self.config.http.as_ref().and_then(|http| http.hand_over.as_deref()) {
+            let fail = |error| Failure::new(format!("http.hand_over: listen on {}: {error}", path.display()));
+            self.hand_over = Some(HandOver::listen(path).map_err(fail)?);
+        }
+        if let Some(predecessor) = &mut self.predecessor {
+            predecessor.dismiss().await;
+        }
         let register_as = self.config.mqtt.as_ref().and_then(|mqtt| mqtt.register_as.as_deref());
         tracing::info!(register_as, "ready");
         Ok(())
@@ -95,18 +135,26 @@ impl Served {
     }
 
     async fn apply(&mut self, config: &Config) -> Result<(), String> {
+        let result = self.tell(config).await;
+        if result.is_err() {
+            let before = self.config.clone();
+            if let Err(error) = self.tell(&before).await {
+                tracing::error!(error, "not everything can go back to what it was told before");
+            }
+        }
+        result
+    }
+
+    /// Tells each what is new; the first that cannot ends it.
+    async fn tell(&mut self, config: &Config) -> Result<(), String> {
         if let (Some(agent), Some(settings)) = (&mut self.agent, &config.agent) {
             agent.reload(settings.clone()).map_err(|error| chain(&error))?;
         }
-        if let (Some(relay), Some(mqtt)) = (&self.relay, &config.mqtt)
-            && let Err(error) = relay.reload(&mqtt.settings).await
-        {
-            if let (Some(agent), Some(settings)) = (&mut self.agent, &self.config.agent)
-                && let Err(error) = agent.reload(settings.clone())
-            {
-                tracing::error!(error = %chain(&error), "the agent cannot go back to what it was told before");
-            }
-            return Err(chain(&error));
+        if let (Some(proxy), Some(http)) = (&self.proxy, &config.http) {
+            proxy.reload(&http.settings).await.map_err(|error| chain(&error))?;
+        }
+        if let (Some(relay), Some(mqtt)) = (&self.relay, &config.mqtt) {
+            relay.reload(&mqtt.settings).await.map_err(|error| chain(&error))?;
         }
         Ok(())
     }
@@ -125,6 +173,9 @@ impl Served {
         }
         if let Some(relay) = &self.relay {
             text.push_str(&relay.metrics().await.map_err(|error| chain(&error))?);
+        }
+        if let Some(proxy) = &self.proxy {
+            text.push_str(&proxy.metrics());
         }
         if let Some(broker) = &self.broker {
             write_broker(&mut text, &broker.handle().figures());
@@ -156,12 +207,17 @@ impl Served {
     /// Deregisters, sees through what is under way, and ends. The relay goes before the broker, which it needs for that; the agent
     /// goes last, so that whoever watches sees the others go. What is returned is how many registrations it leaves to the registry.
     pub(super) async fn close(self) -> usize {
+        if let Some(proxy) = self.proxy {
+            proxy.close().await;
+        }
         if let Some(relay) = self.relay {
             relay.close().await;
         }
         if let Some(broker) = self.broker {
             broker.close().await;
         }
+        // The next process may register with the same code now.
+        drop(self.hand_over);
         let left = match self.agent {
             Some(agent) => agent.close().await,
             None => 0,
@@ -189,6 +245,66 @@ async fn start_agent(registry: &Registry, settings: &agent::Settings, asking: As
         async move { asking.metrics(Which::BesideAgent).await.unwrap_or_default() }
     });
     Ok(agent)
+}
+
+/// Tries again while the registry is away. If a process serves already that is to hand over, goes on with its listeners.
+async fn start_proxy(registry: &Registry, http: &Http) -> Result<(Proxy, Option<hand_over::Predecessor>), Failure> {
+    let (mut predecessor, listeners) = match &http.hand_over {
+        None => (None, Vec::new()),
+        Some(path) => {
+            let fail = |error| Failure::new(format!("http.hand_over: {}: {error}", path.display()));
+            hand_over::take(path)
+                .await
+                .map_err(fail)?
+                .map_or_else(Default::default, |(one, listeners)| (Some(one), listeners))
+        }
+    };
+    if let Some(other) =
+        listeners.iter().find_map(|listener| listener.local_addr().ok().filter(|at| *at != http.settings.listen))
+    {
+        return Err(Failure::new(format!(
+            "http.hand_over: the process that serves listens on {other}, and not on {}: end it first",
+            http.settings.listen
+        )));
+    }
+    loop {
+        let fail = |source| Failure::new(format!("http: listen on {}: {source}", http.settings.listen));
+        let again = listeners.iter().map(std::net::TcpListener::try_clone).collect::<Result<_, _>>().map_err(fail)?;
+        let mut builder = Proxy::builder(registry, http.settings.clone()).listeners(again);
+        if let Some(service) = &http.register_as {
+            builder = builder.register_as(service);
+        }
+        if let Some(address) = &http.advertise {
+            builder = builder.advertise(address);
+        }
+        if let Some(code) = &http.code {
+            builder = builder.code(code.clone());
+            if let Some(predecessor) = &predecessor {
+                // Only one can be registered with a code.
+                builder = builder.register_after(predecessor.left());
+            }
+        }
+        builder = builder.access_log(match &http.access_log_file {
+            None => Box::new(std::io::stdout()),
+            Some(path) => {
+                let fail = |error| Failure::new(format!("http.access_log_file: {}: {error}", path.display()));
+                Box::new(LogFile::open(path).map_err(fail)?)
+            }
+        });
+        match builder.start().await {
+            Ok(proxy) => {
+                if let (Some(_), Some(predecessor)) = (&http.code, &mut predecessor) {
+                    predecessor.dismiss().await;
+                }
+                return Ok((proxy, predecessor.filter(|_| http.code.is_none())));
+            }
+            Err(http::Error::Registry(error)) if error.is_retryable() => {
+                tracing::warn!(error = %chain(&error), "the proxy waits for the registry");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {

@@ -2,21 +2,20 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::alarm::earlier;
+use crate::alarm::{Alarm, earlier};
 use crate::client::Client;
-use crate::flow::{Broken, Flow, Sink as _, Source};
+use crate::flow::{Broken, Flow, Side, Sink as _, Source};
 use crate::head::{Fields, Framing};
 use crate::instance::dial::{NoConnection, dial};
 use crate::instance::{Connection, Failure, Http1, Sending};
 use crate::metrics::count;
 use crate::problem::{Kind, Problem};
-use crate::settings::Protocol;
+use crate::settings::{Protocol, Timeouts};
 use crate::table::{Chosen, Passing, Target};
 
 use super::{Ended, Exchange};
@@ -27,6 +26,44 @@ const KEPT: usize = 64 << 10;
 const CONTINUE: Duration = Duration::from_secs(1);
 /// More interim answers than this are none.
 const INTERIM: u32 = 32;
+
+/// What an answer is waited for with.
+struct Waiting {
+    /// The body waits until it is wanted.
+    holds_back: bool,
+    /// How many bytes had been sent when the alarm was set.
+    moved: u64,
+    /// All has been sent when it was set.
+    is_sent: bool,
+    interims: u32,
+    timeouts: Timeouts,
+    whole: Option<Instant>,
+}
+
+impl Waiting {
+    /// Sets the alarm, if something has happened since.
+    fn set(&mut self, alarm: &mut Alarm, flow: Flow, moved: u64) {
+        let is_sent = flow == Flow::Done;
+        if self.is_sent == is_sent && self.moved == moved {
+            return;
+        }
+        (self.is_sent, self.moved) = (is_sent, moved);
+        let time = match (is_sent, self.holds_back) {
+            (true, _) => self.timeouts.first_byte,
+            (false, true) => CONTINUE,
+            (false, false) => self.timeouts.idle,
+        };
+        alarm.set(Some(earlier(Instant::now() + time, self.whole)));
+    }
+
+    /// Lets the client send its body.
+    fn go_on(&mut self, client: &mut impl Client, cx: &mut Context<'_>) {
+        (self.holds_back, self.moved) = (false, u64::MAX);
+        client.interim(None);
+        let _ = client.poll_flush(cx);
+        cx.waker().wake_by_ref();
+    }
+}
 
 /// Why an instance has not answered.
 pub(super) enum Unfit {
@@ -217,95 +254,86 @@ impl<C: Client> Exchange<'_, C> {
         connection: &mut Connection,
         whole: Option<Instant>,
     ) -> Result<(), Unfit> {
-        let timeouts = passing.pass.timeouts;
-        let bounds = self.table.limits.bounds();
-        let mut holds_back = self.request.expects_continue && self.request.framing != Framing::Empty;
-        let (mut last_moved, mut waits_for_answer, mut interims) = (u64::MAX, false, 0);
-        let Self { client, replay, flow, record, response, alarm, request, .. } = self;
-        let outcome = poll_fn(|cx| {
-            if holds_back {
-                // The head alone. If that cannot be sent, the answer will tell.
-                let _ = connection.poll_flush(cx);
-            } else if *flow != Flow::Done {
-                let mut body = Replayed { client: &mut **client, replay };
-                match flow.poll(&mut body, connection, &mut record.received, cx) {
-                    Poll::Ready(Ok(())) | Poll::Pending => {}
-                    Poll::Ready(Err(crate::flow::Side::Source(Broken::Nonsense(reason)))) => {
-                        return Poll::Ready(Some(Err(Unfit::Nonsense(reason))));
-                    }
-                    Poll::Ready(Err(crate::flow::Side::Source(Broken::Cut))) => {
-                        return Poll::Ready(Some(Err(Unfit::Gone)));
-                    }
-                    // It takes no more, and may have said why.
-                    Poll::Ready(Err(crate::flow::Side::Sink)) => {}
-                }
+        let mut waiting = Waiting {
+            // The head alone goes first, and the body once somebody wants it.
+            holds_back: self.request.expects_continue && self.request.framing != Framing::Empty,
+            moved: u64::MAX,
+            is_sent: false,
+            interims: 0,
+            timeouts: passing.pass.timeouts,
+            whole,
+        };
+        poll_fn(|cx| {
+            if let Err(unfit) = self.poll_send(&waiting, connection, cx) {
+                return Poll::Ready(Err(unfit));
             }
-            loop {
-                match connection.poll_head(cx, response, bounds) {
-                    Poll::Ready(Ok(())) if response.is_interim() => {
-                        interims += 1;
-                        if interims > INTERIM {
-                            return Poll::Ready(Some(Err(nonsense("it says for ever that the answer is coming"))));
-                        }
-                        if response.status == 100 {
-                            if holds_back {
-                                client.interim(None);
-                            }
-                            holds_back = false;
-                            cx.waker().wake_by_ref();
-                        } else {
-                            client.interim(Some(response));
-                        }
-                        let _ = client.poll_flush(cx);
-                    }
-                    Poll::Ready(Ok(())) if response.status == 101 && request.upgrade.is_none() => {
-                        return Poll::Ready(Some(Err(nonsense(
-                            "it goes over to a protocol that nobody has asked for",
-                        ))));
-                    }
-                    Poll::Ready(Ok(())) => return Poll::Ready(Some(Ok(()))),
-                    Poll::Ready(Err(failure)) => {
-                        return Poll::Ready(Some(Err(failed(failure, connection, replay, request))));
-                    }
-                    Poll::Pending => break,
-                }
+            if let Poll::Ready(result) = self.poll_answer(&mut waiting, connection, cx) {
+                return Poll::Ready(result);
             }
-            let _ = client.poll_flush(cx);
-            if *flow == Flow::Done {
-                if client.poll_gone(cx).is_ready() {
-                    return Poll::Ready(Some(Err(Unfit::Gone)));
-                }
-                if !waits_for_answer {
-                    waits_for_answer = true;
-                    alarm.set(Some(earlier(Instant::now() + timeouts.first_byte, whole)));
-                }
-            } else if last_moved != record.received {
-                last_moved = record.received;
-                let time = if holds_back { CONTINUE } else { timeouts.idle };
-                alarm.set(Some(earlier(Instant::now() + time, whole)));
+            let _ = self.client.poll_flush(cx);
+            if self.flow == Flow::Done && self.client.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Unfit::Gone));
             }
-            if alarm.poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if holds_back && whole.is_none_or(|whole| Instant::now() < whole) {
+            waiting.set(self.alarm, self.flow, self.record.received);
+            ready!(self.alarm.poll(cx));
+            if waiting.holds_back && whole.is_none_or(|whole| Instant::now() < whole) {
                 // An instance that does not know about it would wait for the body for ever, and the client for a word.
-                holds_back = false;
-                last_moved = u64::MAX;
-                client.interim(None);
-                let _ = client.poll_flush(cx);
-                cx.waker().wake_by_ref();
+                waiting.go_on(self.client, cx);
                 return Poll::Pending;
             }
-            Poll::Ready(None)
-        });
-        match outcome.await {
-            Some(result) => result,
-            None => {
-                let detail = "the instance did not answer in time";
-                let may_repeat = self.request.verb.is_idempotent()
-                    && !self.replay.lost
-                    && whole.is_none_or(|whole| Instant::now() < whole);
-                Err(Unfit::Failed { problem: Problem::new(Kind::GatewayTimeout, detail), may_repeat })
+            let problem = Problem::new(Kind::GatewayTimeout, "the instance did not answer in time");
+            let may_repeat = self.request.verb.is_idempotent() && !self.replay.lost;
+            let has_time = whole.is_none_or(|whole| Instant::now() < whole);
+            Poll::Ready(Err(Unfit::Failed { problem, may_repeat: may_repeat && has_time }))
+        })
+        .await
+    }
+
+    /// Sends what there is of the request.
+    fn poll_send(&mut self, waiting: &Waiting, connection: &mut Connection, cx: &mut Context<'_>) -> Result<(), Unfit> {
+        if waiting.holds_back {
+            // If that cannot be sent, the answer will tell.
+            let _ = connection.poll_flush(cx);
+            return Ok(());
+        }
+        if self.flow == Flow::Done {
+            return Ok(());
+        }
+        let mut body = Replayed { client: &mut *self.client, replay: &mut self.replay };
+        match self.flow.poll(&mut body, connection, &mut self.record.received, cx) {
+            Poll::Ready(Err(Side::Source(Broken::Nonsense(reason)))) => Err(Unfit::Nonsense(reason)),
+            Poll::Ready(Err(Side::Source(Broken::Cut))) => Err(Unfit::Gone),
+            // An instance that takes no more may have said why.
+            Poll::Ready(Err(Side::Sink)) | Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Reads the head of the answer; those that only say that it is coming are passed on.
+    fn poll_answer(
+        &mut self,
+        waiting: &mut Waiting,
+        connection: &mut Connection,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Unfit>> {
+        let bounds = self.table.limits.bounds();
+        loop {
+            match ready!(connection.poll_head(cx, self.response, bounds)) {
+                Ok(()) if self.response.is_interim() => {
+                    waiting.interims += 1;
+                    if waiting.interims > INTERIM {
+                        return Poll::Ready(Err(nonsense("it says for ever that the answer is coming")));
+                    }
+                    if self.response.status != 100 {
+                        self.client.interim(Some(self.response));
+                    } else if waiting.holds_back {
+                        waiting.go_on(self.client, cx);
+                    }
+                }
+                Ok(()) if self.response.status == 101 && self.request.upgrade.is_none() => {
+                    return Poll::Ready(Err(nonsense("it goes over to a protocol that nobody has asked for")));
+                }
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(failure) => return Poll::Ready(Err(failed(failure, connection, &self.replay, self.request))),
             }
         }
     }
@@ -323,7 +351,7 @@ impl<C: Client> Exchange<'_, C> {
         // What has not been asked for by now never will.
         let mut sends = self.flow != Flow::Done && !(self.request.expects_continue && self.record.received == 0);
         let Self { client, replay, flow, record, alarm, .. } = self;
-        let outcome = poll_fn(|cx| {
+        poll_fn(|cx| {
             if sends {
                 let mut body = Replayed { client: &mut **client, replay };
                 match flow.poll(&mut body, connection, &mut record.received, cx) {
@@ -335,10 +363,10 @@ impl<C: Client> Exchange<'_, C> {
             }
             match back.poll(connection, &mut **client, &mut record.sent, cx) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(crate::flow::Side::Source(_))) => {
+                Poll::Ready(Err(Side::Source(_))) => {
                     return Poll::Ready(Err(Problem::new(Kind::BadAnswer, "the answer broke off").into()));
                 }
-                Poll::Ready(Err(crate::flow::Side::Sink)) => return Poll::Ready(Err(Ended::Gone)),
+                Poll::Ready(Err(Side::Sink)) => return Poll::Ready(Err(Ended::Gone)),
                 Poll::Pending => {}
             }
             if *flow == Flow::Done && client.poll_gone(cx).is_ready() {
@@ -350,9 +378,8 @@ impl<C: Client> Exchange<'_, C> {
                 alarm.set(Some(earlier(Instant::now() + idle, whole)));
             }
             alarm.poll(cx).map(|()| Err(Problem::new(Kind::GatewayTimeout, "the answer did not go on in time").into()))
-        });
-        let outcome = pin!(outcome);
-        outcome.await
+        })
+        .await
     }
 }
 

@@ -246,10 +246,8 @@ fn understand_response(head: &mut ResponseHead, to_head: bool) -> Result<(), &'s
                     return Err("it has two lengths");
                 }
             }
-            Name::TransferEncoding => {
-                if coding.replace(value).is_some() || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err("its Transfer-Encoding is not chunked");
-                }
+            Name::TransferEncoding if coding.replace(value).is_some() || !value.eq_ignore_ascii_case(b"chunked") => {
+                return Err("its Transfer-Encoding is not chunked");
             }
             Name::Connection => {
                 for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {

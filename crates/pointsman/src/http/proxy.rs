@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use pointsman_http::{Action, Options, Requests, Settings, Views};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -51,6 +52,7 @@ pub struct Builder {
     register_as: Option<String>,
     code: Option<Arc<str>>,
     advertise: Option<String>,
+    register_after: Option<BoxFuture<'static, ()>>,
     options: Options,
 }
 
@@ -66,6 +68,7 @@ impl Proxy {
             register_as: None,
             code: None,
             advertise: None,
+            register_after: None,
             options: Options::default(),
         }
     }
@@ -160,6 +163,12 @@ impl Builder {
         self
     }
 
+    /// Lets it wait with its registration until this is done: until its predecessor has given up the same code.
+    pub fn register_after(mut self, done: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.register_after = Some(Box::pin(done));
+        self
+    }
+
     /// Where the access log goes, if the settings want one.
     pub fn access_log(mut self, to: Box<dyn Write + Send>) -> Self {
         self.options.access_log = Some(to);
@@ -187,12 +196,18 @@ impl Builder {
         });
         instance.as_ref().map_or(Ok(()), Instance::check)?;
         let followed = follow(&self.registry, &self.settings).await?;
-        let proxy = pointsman_http::Proxy::start(self.settings, views(&followed), self.options)?;
+        let proxy = pointsman_http::Proxy::start(self.settings, &views(&followed), self.options)?;
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
             let address = self.advertise.unwrap_or_else(|| proxy.address().to_string());
             let (registry, instance) = (self.registry.clone(), instance.address(address));
-            registering.spawn(async move { register(&registry, instance).await });
+            let register_after = self.register_after;
+            registering.spawn(async move {
+                if let Some(done) = register_after {
+                    done.await;
+                }
+                register(&registry, instance).await
+            });
         }
         let (registry, followed) = (self.registry, Mutex::new(followed));
         Ok(Proxy { proxy, registry, followed, registering, registration: None })
