@@ -82,13 +82,8 @@ role = "normal"                        # or "master"
     assert_eq!(http.settings, settings);
 }
 
-#[test]
-fn everything_that_can_be_said() {
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["cert", "key", "clients", "ca"] {
-        std::fs::write(folder.path().join(name), "").unwrap();
-    }
-    let text = r#"
+/// Everything that can be said.
+const EVERYTHING: &str = r#"
 registry = "zookeeper://h/p"
 [http]
 listen = "0.0.0.0:80"
@@ -154,12 +149,24 @@ ejection = { failures = 3, interval = "1s", base_time = "2s", max_time = "3s", m
 check = "tcp"
 ejection = "off"
 "#;
+
+/// What comes of it, in a folder with the files that it names.
+fn everything() -> (tempfile::TempDir, Http) {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["cert", "key", "clients", "ca"] {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
     let path = folder.path().join("p.toml");
-    let Checked { config, problems, files } = Checked::read(&path, text.as_bytes(), &Tokens::default());
+    let Checked { config, problems, files } = Checked::read(&path, EVERYTHING.as_bytes(), &Tokens::default());
     assert_eq!(problems, []);
     let names: Vec<_> = files.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["cert", "key", "clients", "ca"]);
-    let http = config.unwrap().http.unwrap();
+    (folder, config.unwrap().http.unwrap())
+}
+
+#[test]
+fn everything_that_can_be_said_of_the_whole() {
+    let (folder, http) = everything();
     assert_eq!((http.code.as_deref(), http.advertise.as_deref()), (Some("proxy-1"), Some("proxy.example:80")));
     let at = |name: &str| Some(folder.path().join(name));
     assert_eq!((http.access_log_file, http.hand_over), (at("log"), at("proxy.sock")));
@@ -175,8 +182,12 @@ ejection = "off"
     let limits = settings.limits;
     assert_eq!((limits.connections, limits.head, limits.fields, limits.streams), (1000, 64 << 10, 50, 16));
     assert_eq!((limits.head_time.as_secs(), limits.keep_alive.as_secs(), settings.drain_timeout.as_secs()), (5, 30, 0));
+}
 
-    let [route, answer] = settings.routes.as_slice() else { panic!("{:?}", settings.routes) };
+#[test]
+fn everything_that_can_be_said_of_a_route() {
+    let routes = everything().1.settings.routes;
+    let [route, answer] = routes.as_slice() else { panic!("{routes:?}") };
     let when = &route.when;
     assert_eq!(
         (&*route.name, when.pattern.as_deref(), when.path_prefix.as_deref()),
@@ -204,7 +215,11 @@ ejection = "off"
     let Action::Answer(told) = &answer.action else { panic!("{answer:?}") };
     assert_eq!((&*answer.name, told.status, &*told.body), ("*", 308, "moved"));
     assert_eq!(told.headers, [("location".to_owned(), "https://a.example/".to_owned())]);
+}
 
+#[test]
+fn everything_that_can_be_said_of_a_service() {
+    let (folder, Http { settings, .. }) = everything();
     let service = &settings.services["ress"];
     assert_eq!(
         (service.protocol, service.max_in_flight, service.slow_start.as_secs()),
@@ -212,7 +227,7 @@ ejection = "off"
     );
     assert_eq!(
         service.tls.as_ref().map(|tls| (tls.name.as_deref(), Some(tls.ca.clone()))),
-        Some((Some("ress.internal"), at("ca")))
+        Some((Some("ress.internal"), Some(folder.path().join("ca"))))
     );
     let check = service.check.as_ref().unwrap();
     assert_eq!((check.path.as_deref(), check.interval.as_secs(), check.timeout.as_secs()), (Some("/health"), 5, 2));
