@@ -272,7 +272,7 @@ fn what_is_wrong_with_the_whole_is_told_with_what_would_be_right() {
         ("keep_alive = '0s'", "3:14 http.keep_alive", "is 0"),
         ("max_streams = 99999999999", "3:15 http.max_streams", "is too much"),
         ("max_streams = 0", "3:15 http.max_streams", "1 to "),
-        ("drain_timeout = '400d'", "3:17 http.drain_timeout", "4"),
+        ("drain_timeout = '10000h'", "3:17 http.drain_timeout", "365 days"),
         ("services = 1", "3:12 http.services", "[http.services.ress]"),
         ("services.ress = 1", "3:17 http.services.ress", "a table"),
     ];
