@@ -18,7 +18,7 @@ pub use client::{Client, PAYLOAD};
 pub use flow::{Flow, Round};
 pub use process::{Child, Observed, child};
 pub use requests::Requests;
-pub use table::{Plan, Table, median, percentile};
+pub use table::{Plan, Table, median, percentile, quartiles};
 
 /// What can go wrong in a benchmark ends it.
 pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;

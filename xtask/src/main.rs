@@ -23,11 +23,12 @@ Tasks:
   bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
   bench mqtt [ARGUMENTS]       measure the relay against Mosquitto's bridge and shared subscriptions; `--quick` for a glance
   bench agent [ARGUMENTS]      measure the agent, its answers against nginx's; `--quick` for a glance
+  bench http [ARGUMENTS]       measure the proxy beside nginx, HAProxy and pingora; `--quick` for a glance
   bench all                    all of them
   fuzz [TARGET] [SECONDS]      look for failures with cargo-fuzz, which has to be installed; see fuzz/README.md
 ";
 
-const BENCHES: [&str; 4] = ["pick", "registry", "mqtt", "agent"];
+const BENCHES: [&str; 5] = ["pick", "registry", "mqtt", "agent", "http"];
 const FUZZ_TARGETS: [&str; 2] = ["packets", "session"];
 const FUZZ_SECONDS: &str = "180";
 

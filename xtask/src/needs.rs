@@ -31,7 +31,13 @@ const NEEDS: &[(&str, &str)] = &[
 ];
 
 /// What the benchmarks need beyond that: peers, and load.
-const BENCHES_NEED: &[(&str, &str)] = &[("/usr/sbin/nginx", "nginx"), ("wrk", "wrk")];
+const BENCHES_NEED: &[(&str, &str)] = &[
+    ("/usr/sbin/nginx", "nginx"),
+    ("/usr/sbin/haproxy", "haproxy"),
+    ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
+    ("taskset", "util-linux"),
+];
 
 /// Installs what the tests need and is missing; does nothing when nothing is.
 pub(crate) fn install_missing() -> Result<(), Failure> {

@@ -147,7 +147,9 @@ fn medians(pairs: &[(f64, f64)]) -> (f64, f64, f64) {
     (of(|(a, _)| *a), of(|(_, b)| *b), of(|(a, b)| a / b))
 }
 
-fn quartiles(mut figures: Vec<f64>) -> String {
+/// The two that a quarter does not reach and does not exceed, as they are shown.
+#[must_use]
+pub fn quartiles(mut figures: Vec<f64>) -> String {
     figures.sort_unstable_by(f64::total_cmp);
     let at = |quarter: usize| figures[(figures.len() - 1) * quarter / 4];
     format!("({:.2}–{:.2})", at(1), at(3))
