@@ -120,13 +120,18 @@ struct Bench {
     table: Table,
     /// What each of them did, as the second table.
     details: Vec<String>,
+    /// The largest share of the proxies' core that others had.
+    disturbance: f64,
     failures: Vec<String>,
 }
 
 impl Bench {
     fn new(plan: Plan) -> Result<Self> {
+        if std::thread::available_parallelism()?.get() < 2 {
+            return Err("this wants two cores: one for the proxies, one for the load".into());
+        }
         let (backend, table) = (Process::backend()?, Table::default());
-        Ok(Self { plan, backend, table, details: Vec::new(), failures: Vec::new() })
+        Ok(Self { plan, backend, table, details: Vec::new(), disturbance: 0.0, failures: Vec::new() })
     }
 
     fn measure(mut self) -> Result<()> {
@@ -148,6 +153,12 @@ impl Bench {
              the load's core | the backend's seconds per 100,000 |\n|---|---:|---:|---:|---:|---:|---:|---:|"
         );
         self.details.iter().for_each(|line| println!("{line}"));
+        if self.disturbance > 0.1 {
+            let share = self.disturbance * 100.0;
+            println!(
+                "\nThe machine was busy: others had up to {share:.0} % of the proxies' core; trust these figures little."
+            );
+        }
         if self.failures.is_empty() {
             return Ok(());
         }
@@ -300,6 +311,7 @@ impl Bench {
 
     fn detail(&mut self, what: &str, outcomes: &[Outcome]) {
         let of = |figure: fn(&Outcome) -> f64| median(outcomes.iter().map(figure).collect());
+        self.disturbance = self.disturbance.max(of(|outcome| outcome.others));
         let line = format!(
             "| {what} | {:.0} | {:.2} s | {:.0} %, {:.0} % | {} | {} | {:.0} % | {:.2} s |",
             of(|outcome| outcome.requests / outcome.elapsed),
