@@ -5,15 +5,13 @@
 mod support;
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use pointsman_balance::Algorithm;
 use pointsman_core::Status;
 use pointsman_mqtt::relay::{Relay, Route, RouteRole};
-use pointsman_testkit::{Echo, Mosquitto, Paho, PahoMessage};
+use pointsman_testkit::{Mosquitto, Paho, PahoMessage};
 use support::{
-    Fleet, RELAY, SOON, between, client, dead_letters, everyone, master, normal, property, publish_all, service,
-    settings, until,
+    Fleet, RELAY, SOON, between, client, dead_letters, everyone, master, normal, property, publish_all, settings, until,
 };
 
 const ABC: [&str; 3] = ["svc-a", "svc-b", "svc-c"];
@@ -167,27 +165,32 @@ async fn least_connections_counts_requests_until_they_are_answered() {
     let mut settings = settings(&broker);
     settings.routes[0].algorithm = Algorithm::LeastConnections;
     let relay = fleet.relay(settings).await;
-    let (slow, _fast) = (service(&broker, "slow").await, service(&broker, "fast").await);
-    slow.echo(Echo::default().prefix("slow:").delay(Duration::from_millis(500))).await;
+    let (slow, fast) = (everyone(&broker, &["slow"]).await, everyone(&broker, &["fast"]).await);
     let sender = client(&broker).await;
     sender.subscribe("inbox", 1).await;
-    let request = || PahoMessage::new(&format!("/login/{RELAY}"), "q").response_topic("inbox");
+    let ask = async || {
+        sender.publish(PahoMessage::new(&format!("/login/{RELAY}"), "q").response_topic("inbox")).await;
+    };
+    let answer = async |service: &Paho, question: PahoMessage, text: &str| {
+        service.publish(PahoMessage::new(&question.response_topic.unwrap(), text)).await;
+        assert_eq!(sender.next_message(SOON).await.text(), text);
+    };
     // One of the first two goes to the slow one; as long as it has not answered, all others go to the fast one.
-    for _ in 0..2 {
-        sender.publish(request()).await;
-    }
-    assert_eq!(sender.next_message(SOON).await.text(), "fast:q");
+    ask().await;
+    ask().await;
+    let held = slow.next_message(SOON).await;
+    answer(&fast, fast.next_message(SOON).await, "fast").await;
     for _ in 0..10 {
-        sender.publish(request()).await;
-        assert_eq!(sender.next_message(SOON).await.text(), "fast:q");
+        ask().await;
+        answer(&fast, fast.next_message(SOON).await, "fast").await;
     }
-    assert_eq!(sender.next_message(SOON).await.text(), "slow:q");
+    answer(&slow, held, "slow").await;
     // Its answer has released it (defect 11).
-    for _ in 0..2 {
-        sender.publish(request()).await;
+    ask().await;
+    ask().await;
+    for (service, name) in [(&fast, "fast"), (&slow, "slow")] {
+        answer(service, service.next_message(SOON).await, name).await;
     }
-    let answers = [sender.next_message(SOON).await, sender.next_message(SOON).await];
-    assert_eq!(answers.each_ref().map(PahoMessage::text), ["fast:q", "slow:q"]);
     until(&relay, "idle", |figures| figures.requests == 0 && figures.responses == 14).await;
     relay.close().await;
 }
