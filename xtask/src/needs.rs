@@ -16,7 +16,14 @@ const NEEDS: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/paho/mqtt/client.py", "python3-paho-mqtt"),
     ("curl", "curl"),
-    // For schemathesis, which comes from PyPI. The files of the package itself have the version of Python in their paths.
+    // The proxy's origins, clients and load. The packages that have a service start it only where there is systemd; nothing
+    // here uses it.
+    ("/usr/sbin/nginx", "nginx"),
+    ("h2load", "nghttp2-client"),
+    ("varnishtest", "varnish"),
+    ("wrk", "wrk"),
+    // For schemathesis, websockets and grpcio, which come from PyPI. The files of the package itself have the version of Python in
+    // their paths.
     ("/var/lib/dpkg/info/python3-venv.list", "python3-venv"),
     // Partitions of the network.
     ("ip", "iproute2"),

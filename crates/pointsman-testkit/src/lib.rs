@@ -8,6 +8,7 @@
 mod browser;
 mod ensemble;
 mod foreign;
+pub mod http;
 mod mosquitto;
 mod network;
 mod paho;

@@ -1,0 +1,32 @@
+//! HTTP from outside, for the tests of the proxy: origins of several kinds, and clients that are none of ours.
+//!
+//! Origins listen on loopback and end with the value that stands for them.
+
+mod frames;
+mod grpc;
+mod hyper_origin;
+mod message;
+mod nginx;
+mod python_origin;
+mod raw_client;
+mod raw_origin;
+mod tools;
+mod venv;
+mod websocket;
+
+pub use frames::{Frame, FrameClient, kind};
+pub use grpc::{Grpc, GrpcAnswer, GrpcOrigin};
+pub use hyper_origin::{Answer, HyperOrigin, Seen, SeenBody, answer};
+pub use message::{Response, head_end};
+pub use nginx::Nginx;
+pub use python_origin::PythonOrigin;
+pub use raw_client::{RawClient, get, request};
+pub use raw_origin::{Play, RawOrigin, RawRequest, whole};
+pub use tools::{Output, curl, resident_memory, run, varnishtest};
+pub use venv::Venv;
+pub use websocket::{WebSocket, WebSocketAnswer, WebSocketOrigin};
+
+use std::time::Duration;
+
+/// How long anything may take where a method is given no time.
+const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,74 @@
+//! Programs of Python that come from PyPI.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// By its path: another Python may have no venv.
+const PYTHON: &str = "/usr/bin/python3";
+const OFFLINE: &str = "POINTSMAN_OFFLINE";
+
+/// A folder with Python packages of certain versions.
+#[derive(Debug, Clone)]
+pub struct Venv {
+    folder: PathBuf,
+}
+
+impl Venv {
+    /// The packages of these requirements (`name==version`, one a line), in a folder `name` under `folder`. They are installed once: the
+    /// next time they are there already, and need no network. `None` when they are not, and `POINTSMAN_OFFLINE=1` says that they
+    /// cannot be got; that is printed.
+    ///
+    /// # Panics
+    /// When they cannot be installed.
+    #[must_use]
+    pub fn of(folder: &Path, name: &str, requirements: &str) -> Option<Venv> {
+        let venv = Venv { folder: folder.join(name) };
+        // Tests run side by side, in one process and in several.
+        let lock = File::create(folder.join(format!("{name}.lock"))).unwrap();
+        lock.lock().unwrap();
+        let done = venv.folder.join("requirements.txt");
+        if fs::read_to_string(&done).is_ok_and(|there| there == requirements) {
+            return Some(venv);
+        }
+        if std::env::var(OFFLINE).is_ok_and(|value| value == "1") {
+            println!("skipped: {name} is not installed yet, and {OFFLINE}=1 says that it cannot be");
+            return None;
+        }
+        // What an attempt before has left may be half of it.
+        let _ = fs::remove_dir_all(&venv.folder);
+        let folder = venv.folder.display().to_string();
+        succeed(Command::new(PYTHON).args(["-m", "venv", &folder]), "it needs python3 and python3-venv");
+        let packages: Vec<&str> = requirements.lines().filter(|line| !line.starts_with('#')).collect();
+        let offline = format!("where there is no network, set {OFFLINE}=1 to do without");
+        let mut pip = Command::new(venv.python());
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages);
+        succeed(&mut pip, &offline);
+        fs::write(done, requirements).unwrap();
+        Some(venv)
+    }
+
+    /// A script in it, and where it is.
+    pub(super) fn script(&self, name: &str, text: &str) -> PathBuf {
+        let script = self.folder.join(name);
+        if !fs::read_to_string(&script).is_ok_and(|there| there == text) {
+            // Others may be reading it.
+            let new = self.folder.join(format!("{name}-{:016x}", fastrand::u64(..)));
+            fs::write(&new, text).unwrap();
+            fs::rename(&new, &script).unwrap();
+        }
+        script
+    }
+
+    /// Its Python.
+    #[must_use]
+    pub fn python(&self) -> PathBuf {
+        self.folder.join("bin/python")
+    }
+}
+
+fn succeed(command: &mut Command, hint: &str) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; {hint}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}; {hint}");
+}
