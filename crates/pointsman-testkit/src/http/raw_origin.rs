@@ -1,6 +1,7 @@
 //! An origin that says what a test tells it to, byte by byte, and remembers what it was told.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,7 @@ struct State {
     /// Every byte, by connection.
     received: Mutex<Vec<Vec<u8>>>,
     heads: Mutex<Vec<String>>,
+    whole: AtomicUsize,
     gate: Semaphore,
 }
 
@@ -74,7 +76,12 @@ impl RawOrigin {
     pub async fn start(script: impl Fn(&RawRequest) -> Vec<Play> + Send + Sync + 'static) -> RawOrigin {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { received: Mutex::default(), heads: Mutex::default(), gate: Semaphore::new(0) };
+        let state = State {
+            received: Mutex::default(),
+            heads: Mutex::default(),
+            whole: AtomicUsize::new(0),
+            gate: Semaphore::new(0),
+        };
         let state = Arc::new(state);
         let server = tokio::spawn(serve(listener, state.clone(), Arc::new(script)));
         RawOrigin { address, state, server }
@@ -108,6 +115,12 @@ impl RawOrigin {
     #[must_use]
     pub fn heads(&self) -> Vec<String> {
         self.state.heads.lock().unwrap().clone()
+    }
+
+    /// How many requests have come to their end.
+    #[must_use]
+    pub fn whole(&self) -> usize {
+        self.state.whole.load(Ordering::SeqCst)
     }
 
     /// How many connections there have been.
@@ -198,7 +211,11 @@ impl Connection {
     /// Whether the connection is still there.
     async fn play(&mut self, play: Play, request: &RawRequest) -> bool {
         match play {
-            Play::Body => return self.body(&request.head).await,
+            Play::Body => {
+                let whole = self.body(&request.head).await;
+                self.state.whole.fetch_add(usize::from(whole), Ordering::SeqCst);
+                return whole;
+            }
             Play::Send(bytes) => return self.stream.write_all(&bytes).await.is_ok(),
             Play::Wait(time) => sleep(time).await,
             Play::Gate => self.state.gate.acquire().await.expect("a gate that nobody closes").forget(),
