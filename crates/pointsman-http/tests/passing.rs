@@ -3,11 +3,9 @@
 
 mod support;
 
-use pointsman_testkit::http::{
-    HyperOrigin, Nginx, Play, PythonOrigin, RawClient, RawOrigin, get, request, resident_memory, whole,
-};
+use pointsman_testkit::http::{HyperOrigin, Nginx, Play, PythonOrigin, RawClient, RawOrigin, get, request, whole};
 use serde_json::json;
-use support::{Fleet, proxy_to, settings, settled};
+use support::{Fleet, proxy_to, settings};
 
 const MIB: usize = 1 << 20;
 
@@ -116,49 +114,6 @@ async fn large_bodies_go_both_ways() {
     let (_fleet, proxy) = proxy_to(origin.address());
     let answer = request(proxy.address(), "POST", "/sink", &[], &body).await;
     assert_eq!(answer.text(), body.len().to_string());
-}
-
-#[tokio::test]
-async fn a_slow_reader_holds_up_the_origin_not_the_memory() {
-    let origin = HyperOrigin::start("a").await;
-    let (_fleet, proxy) = proxy_to(origin.address());
-    let mut client = RawClient::connect(proxy.address()).await;
-    let before = resident_memory();
-    let length = 64 * MIB;
-    client.send(format!("GET /bytes/{length} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
-    assert_eq!(client.head().await.status, 200);
-    let given = settled(|| origin.given()).await;
-    // What the kernel's buffers of two connections take, at most.
-    assert!(given < 32 * MIB as u64, "{given}");
-    let grown = resident_memory().saturating_sub(before);
-    assert!(grown < 8 * MIB as u64, "{grown}");
-    let mut count = 0;
-    while count < length {
-        let some = client.read_some().await;
-        assert!(!some.is_empty(), "the end after {count}");
-        count += some.len();
-    }
-    assert_eq!(count, length);
-}
-
-#[tokio::test]
-async fn a_slow_origin_holds_up_the_client_not_the_memory() {
-    let origin = HyperOrigin::start("a").await;
-    let (_fleet, proxy) = proxy_to(origin.address());
-    let mut client = RawClient::connect(proxy.address()).await;
-    let length = 64 * MIB;
-    let head = format!("POST /gated-sink HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
-    let mut bytes = head.into_bytes();
-    bytes.resize(bytes.len() + length, b'x');
-    let before = resident_memory();
-    client.send_on(bytes);
-    support::until("under way", || origin.under_way() == 1).await;
-    settled(resident_memory).await;
-    let grown = resident_memory().saturating_sub(before);
-    assert!(grown < 8 * MIB as u64, "{grown}");
-    assert_eq!(origin.taken(), 0);
-    origin.release(length);
-    assert_eq!(client.response().await.text(), length.to_string());
 }
 
 #[tokio::test]
