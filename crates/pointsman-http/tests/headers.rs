@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use pointsman_http::{Forwarded, Proxy, Settings};
 use pointsman_testkit::http::{HyperOrigin, RawClient, RawOrigin, Response, get, request};
 use serde_json::Value;
-use support::{Fleet, proxy_to, settings, with_routes};
+use support::{Fleet, proxy_to, route, settings, with_routes};
 
 /// What an instance was told.
 struct Told(Vec<(String, String)>);
@@ -305,7 +305,7 @@ async fn problems_say_what_is_wrong_and_why_only_where_that_is_wanted() {
     assert_eq!((answer.status, &*answer.problem()), (503, "no-instance"));
     assert_eq!(answer.header("pointsman-reason"), None);
     assert!(answer.json()["title"].is_string(), "{answer:?}");
-    let mut telling = with_routes(Vec::new());
+    let mut telling = with_routes(vec![route("ress", |when| when.path_prefix = Some("/a".into()), |_| {})]);
     telling.reasons = true;
     let answer = get(fleet.proxy(telling).address(), "/x").await;
     assert_eq!((answer.status, &*answer.problem()), (404, "no-route"));
