@@ -90,7 +90,11 @@ pub fn settings() -> Settings {
     with_routes(vec![Route::new("^", "ress")])
 }
 
-pub fn with_routes(routes: Vec<Route>) -> Settings {
+/// These routes, by names of their own.
+pub fn with_routes(mut routes: Vec<Route>) -> Settings {
+    for (number, route) in routes.iter_mut().enumerate() {
+        route.name = format!("route {number}");
+    }
     let mut settings = Settings::new();
     settings.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     settings.workers = 1;

@@ -163,6 +163,15 @@ impl RawClient {
         std::mem::take(&mut self.received)
     }
 
+    /// Reads on to the end; whether that is a reset.
+    ///
+    /// # Panics
+    /// When there is none within 20 seconds.
+    pub async fn is_reset(&mut self) -> bool {
+        self.rest().await;
+        !self.ended
+    }
+
     /// Whether the connection ends within this, with nothing more said.
     pub async fn ends_within(&mut self, within: Duration) -> bool {
         self.received.is_empty() && timeout(within, self.more()).await.is_ok_and(|more| !more)
