@@ -84,7 +84,7 @@ pub(crate) async fn serve<C: Client>(
         response,
         peer,
         alarm,
-        record: Record::new(metrics.clone()),
+        record: Record::new(metrics.clone(), worker, &table),
         flow: Flow::default(),
         replay: Replay::default(),
     };
@@ -112,17 +112,18 @@ pub(crate) async fn refuse<C: Client>(
 ) {
     let metrics = worker.shared.metrics.unrouted.clone();
     metrics.of(worker.number).begin();
+    let table = worker.table();
     let Heads { request, response } = heads;
     let exchange = Exchange {
         worker,
-        table: worker.table(),
+        table: table.clone(),
         client,
         ids: Ids::of(request),
         request,
         response,
         peer,
         alarm,
-        record: Record::new(metrics),
+        record: Record::new(metrics, worker, &table),
         flow: Flow::default(),
         replay: Replay::default(),
     };
@@ -141,7 +142,7 @@ impl<C: Client> Exchange<'_, C> {
             self.client.fail();
             self.record.gone = true;
         }
-        self.record.end(self.worker, self.request, self.peer, &self.ids);
+        self.record.end(self.worker, &self.table, self.request, self.peer, &self.ids);
     }
 
     async fn pass(&mut self, passing: &Passing, shard: &RouteShard) -> Result<(), Ended> {
@@ -160,6 +161,7 @@ impl<C: Client> Exchange<'_, C> {
             let (chosen, seat) = self
                 .choose(passing, target, key.as_deref(), sticky.as_deref(), &tried, shard, refused.as_ref())
                 .await?;
+            self.record.goes_to(&chosen);
             let unfit = match self.attempt(passing, target, &chosen, &path, fresh, whole).await {
                 Ok(connection) => {
                     let cookie = self.cookie(passing, &chosen, sticky.as_deref());

@@ -21,11 +21,13 @@
 //! | deadlines | `alarm.rs` |
 //! | memory that is used again | `spare.rs`, `io.rs` |
 //! | what is counted | `metrics.rs` |
+//! | what is logged of each request | `access_log.rs` |
 //! | what the proxy itself says | `problem.rs` |
 //!
 //! Each worker is a thread with a runtime, a listener and connections of its own, so that no request waits for another thread. A
 //! request is read, routed, sent and answered by one task; in the ordinary case nothing is allocated for it and no lock is contended.
 
+mod access_log;
 mod alarm;
 mod client;
 mod error;

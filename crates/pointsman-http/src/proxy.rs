@@ -14,6 +14,7 @@ use pointsman_core::View;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::access_log::Log;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::service::Requests;
@@ -27,6 +28,8 @@ pub type Views = HashMap<Arc<str>, View>;
 
 /// How many connections the system keeps until they are accepted.
 const BACKLOG: i32 = 4096;
+/// How long the last lines of the access log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// What a proxy is started with beside its settings.
 #[derive(Default)]
@@ -72,7 +75,7 @@ impl Proxy {
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`], [`Error::Listen`], [`Error::Thread`].
     pub fn start(settings: Settings, views: &Views, options: Options) -> Result<Self, Error> {
         let workers = settings.workers;
-        let shared = shared(&settings, views, workers + 1)?;
+        let shared = shared(&settings, views, workers + 1, options.access_log)?;
         let wanted = settings.listen;
         let fail = |source| Error::Listen { address: wanted, source };
         let listeners = match options.listeners {
@@ -171,6 +174,9 @@ impl Proxy {
             // It has nothing to say but that it has panicked, which it has said itself.
             let _ = thread.handle.take().map(JoinHandle::join);
         }
+        if let Some(log) = &self.shared.log {
+            log.close(LAST_LINES);
+        }
     }
 }
 
@@ -225,14 +231,22 @@ fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
 }
 
 /// What `slots` workers share.
-pub(crate) fn shared(settings: &Settings, views: &Views, slots: usize) -> Result<Arc<Shared>, Error> {
+pub(crate) fn shared(
+    settings: &Settings,
+    views: &Views,
+    slots: usize,
+    access_log: Option<Box<dyn Write + Send>>,
+) -> Result<Arc<Shared>, Error> {
     check(settings)?;
     let table = Table::new(settings, views, None, slots)?;
     let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+    let metrics = Metrics::new(slots);
+    let log = access_log.map(|to| Log::start(to, metrics.log_dropped.clone())).transpose().map_err(Error::Thread)?;
     Ok(Arc::new(Shared {
         table: ArcSwap::from_pointee(table),
         acceptor: ArcSwapOption::new(acceptor.map(|acceptor| Arc::new(Acceptor(acceptor)))),
-        metrics: Metrics::new(slots),
+        metrics,
+        log,
         places: Semaphore::new(settings.limits.connections),
         is_leaving: AtomicBool::new(false),
     }))

@@ -18,7 +18,9 @@ use crate::instance::pool::Pool;
 use crate::matching::Matcher;
 use crate::metrics::{RouteMetrics, ServiceMetrics};
 use crate::proxy::Views;
-use crate::settings::{self, Action, Answer, Forwarded, Limits, Network, Pass, Protocol, RouteRole, Settings};
+use crate::settings::{
+    self, AccessLog, Action, Answer, Forwarded, Limits, Network, Pass, Protocol, RouteRole, Settings,
+};
 use crate::tls;
 
 /// Everything that a reload can change.
@@ -31,6 +33,7 @@ pub(crate) struct Table {
     pub(crate) trusted: Vec<Network>,
     pub(crate) forwarded: Forwarded,
     pub(crate) reasons: bool,
+    pub(crate) access_log: AccessLog,
     pub(crate) allow_addresses: Vec<Network>,
 }
 
@@ -139,6 +142,7 @@ impl Table {
             trusted: settings.trusted.clone(),
             forwarded: settings.forwarded,
             reasons: settings.reasons,
+            access_log: settings.access_log,
             allow_addresses: settings.allow_addresses.clone(),
         })
     }

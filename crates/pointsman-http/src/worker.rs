@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, futures::Notified};
 use tokio_rustls::TlsAcceptor;
 
+use crate::access_log::Log;
 use crate::client;
 use crate::forward::Peer;
 use crate::io::{Buffer, Io};
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) acceptor: ArcSwapOption<Acceptor>,
     pub(crate) metrics: Metrics,
+    /// If there is somewhere to write it to.
+    pub(crate) log: Option<Log>,
     /// So many more connections can be accepted.
     pub(crate) places: Semaphore,
     pub(crate) is_leaving: AtomicBool,

@@ -29,7 +29,7 @@ pub(crate) fn pointsman(address: SocketAddr, backend: SocketAddr, routes: usize)
         let snapshot = Snapshot::new(Arc::clone(&service), 1, vec![Arc::new(instance)]);
         views.insert(service, View::fixed(snapshot));
     }
-    let _proxy = Proxy::start(settings, views, Options::default())?;
+    let _proxy = Proxy::start(settings, &views, Options::default())?;
     until_standard_input_ends();
     Ok(())
 }

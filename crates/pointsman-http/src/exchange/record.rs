@@ -1,13 +1,18 @@
 //! How a request went: for metrics, and for the access log.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use pointsman_core::Instance;
 use tokio::time::Instant;
 
-use crate::forward::{Ids, Peer};
+use crate::access_log::Entry;
+use crate::forward::{self, Ids, Peer};
 use crate::head::RequestHead;
 use crate::metrics::RouteMetrics;
 use crate::problem::Kind;
+use crate::settings::AccessLog;
+use crate::table::{Chosen, Table};
 use crate::worker::Worker;
 
 #[derive(Debug)]
@@ -27,10 +32,15 @@ pub(super) struct Record {
     pub(super) gone: bool,
     /// The answer broke off.
     pub(super) broken: bool,
+    /// How it is to be logged.
+    log: AccessLog,
+    /// Who was asked last; only if it is to be logged.
+    instance: Option<Arc<Instance>>,
 }
 
 impl Record {
-    pub(super) fn new(metrics: Arc<RouteMetrics>) -> Self {
+    pub(super) fn new(metrics: Arc<RouteMetrics>, worker: &Worker, table: &Table) -> Self {
+        let log = if worker.shared.log.is_some() { table.access_log } else { AccessLog::Off };
         Self {
             metrics,
             started: Instant::now(),
@@ -42,13 +52,39 @@ impl Record {
             sent: 0,
             gone: false,
             broken: false,
+            log,
+            instance: None,
         }
     }
 
-    pub(super) fn end(&self, worker: &Worker, head: &RequestHead, peer: &Peer, ids: &Ids) {
+    /// It is sent to this one.
+    pub(super) fn goes_to(&mut self, chosen: &Chosen) {
+        if self.log != AccessLog::Off {
+            self.instance = Some(chosen.instance.clone());
+        }
+    }
+
+    pub(super) fn end(&self, worker: &Worker, table: &Table, head: &RequestHead, peer: &Peer, ids: &Ids) {
         let time = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.started);
         let status = if self.gone { 0 } else { self.status };
         self.metrics.of(worker.number).end(status, time, self.received, self.sent);
-        let _ = (head, peer, ids, self.reason, self.broken, self.retries);
+        let Some(log) = worker.shared.log.as_ref().filter(|_| self.log != AccessLog::Off) else { return };
+        let instance = self.instance.as_deref();
+        let entry = Entry {
+            head,
+            client: forward::client_address(head, peer, &table.trusted),
+            started: SystemTime::now().checked_sub(self.started.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH),
+            time,
+            status: Some(status).filter(|status| *status != 0),
+            sent: self.sent,
+            received: self.received,
+            route: self.metrics.name(),
+            service: instance.map_or(self.metrics.service(), |instance| &instance.service),
+            instance,
+            retries: self.retries,
+            id: ids.request(head),
+            problem: self.reason.map(Kind::name).or(self.broken.then_some("cut-off")),
+        };
+        log.add(self.log, &entry);
     }
 }

@@ -81,7 +81,7 @@ impl Fleet {
     }
 
     pub fn try_proxy(&self, settings: Settings) -> Result<Proxy, Error> {
-        Proxy::start(settings, self.views(), Options::default())
+        Proxy::start(settings, &self.views(), Options::default())
     }
 }
 
