@@ -59,9 +59,9 @@ pub(crate) struct Passing {
     /// Each with the percentage at which its share ends.
     pub(crate) split: Vec<(u8, Target)>,
     pub(crate) mirror: Option<(Target, u8)>,
-    pub(crate) gate: Option<Gate>,
-    pub(crate) waiting: Waiting,
-    pub(crate) budget: Budget,
+    pub(crate) gate: Option<Arc<Gate>>,
+    pub(crate) waiting: Arc<Waiting>,
+    pub(crate) budget: Arc<Budget>,
 }
 
 /// A service, as a route leads to it.
@@ -119,19 +119,23 @@ impl Table {
                 services.insert(name.clone(), Service::new(name, told, view, old, workers)?);
             }
         }
-        let metrics = before.map(Table::metrics).unwrap_or_default();
+        let known = before.map(Table::by_name).unwrap_or_default();
         let lines = settings.routes.iter().map(|route| {
-            let (service, action) = match &route.action {
-                Action::Answer(answer) => ("".into(), LineAction::Answer(answer.clone())),
+            let service = match &route.action {
+                Action::Answer(_) => "",
+                Action::Pass(pass) => &pass.service,
+            };
+            let old = known.get(&(route.name.as_str(), service));
+            let action = match &route.action {
+                Action::Answer(answer) => LineAction::Answer(answer.clone()),
                 Action::Pass(pass) => {
-                    let passing = Passing::new(pass, route.when.path_prefix.clone(), &services);
-                    (pass.service.clone(), LineAction::Pass(Box::new(passing)))
+                    let old = old.and_then(|line| line.passing());
+                    let passing = Passing::new(pass, route.when.path_prefix.clone(), &services, old);
+                    LineAction::Pass(Box::new(passing))
                 }
             };
-            let key = (Arc::<str>::from(route.name.as_str()), service);
-            let known = metrics.get(&key).cloned();
-            let metrics = known.unwrap_or_else(|| Arc::new(RouteMetrics::new(key.0, key.1, workers)));
-            Line { metrics, action }
+            let new = || Arc::new(RouteMetrics::new(route.name.as_str().into(), service.into(), workers));
+            Line { metrics: old.map_or_else(new, |line| line.metrics.clone()), action }
         });
         let lines = lines.collect();
         Ok(Self {
@@ -147,9 +151,9 @@ impl Table {
         })
     }
 
-    fn metrics(&self) -> HashMap<(Arc<str>, Arc<str>), Arc<RouteMetrics>> {
-        let key = |line: &Line| (line.metrics.name().clone(), line.metrics.service().clone());
-        self.lines.iter().map(|line| (key(line), line.metrics.clone())).collect()
+    /// The routes by their names and their services.
+    fn by_name(&self) -> HashMap<(&str, &str), &Line> {
+        self.lines.iter().map(|line| ((&**line.metrics.name(), &**line.metrics.service()), line)).collect()
     }
 
     /// Each once, though routes may share a name.
@@ -168,6 +172,15 @@ impl Table {
     /// Closes what has waited too long at one worker. How many connections still wait.
     pub(crate) fn sweep(&self, worker: usize, cx: &mut Context<'_>, now: Instant) -> usize {
         self.services.values().map(|service| service.sweep(worker, cx, now)).sum()
+    }
+}
+
+impl Line {
+    fn passing(&self) -> Option<&Passing> {
+        match &self.action {
+            LineAction::Pass(passing) => Some(passing),
+            LineAction::Answer(_) => None,
+        }
     }
 }
 
@@ -236,22 +249,36 @@ impl Service {
 }
 
 impl Passing {
-    fn new(pass: &Pass, path_prefix: Option<String>, services: &BTreeMap<Arc<str>, Arc<Service>>) -> Self {
+    /// Takes limits that are the same over from `old` with what they have counted: what is under way counts against them until it
+    /// ends, and a reload gives nobody a second budget.
+    fn new(
+        pass: &Pass,
+        path_prefix: Option<String>,
+        services: &BTreeMap<Arc<str>, Arc<Service>>,
+        old: Option<&Passing>,
+    ) -> Self {
         let target = |name: &Arc<str>| Target::new(&services[name], pass);
         let mut end = 0;
         let split = pass.split.iter().map(|(name, percent)| {
             end += percent;
             (end, target(name))
         });
+        let limit = |pass: &Pass| (pass.max_in_flight, pass.queue, pass.queue_timeout);
+        let gate = match old.filter(|old| limit(&old.pass) == limit(pass)) {
+            Some(old) => old.gate.clone(),
+            None => pass.max_in_flight.map(|most| Arc::new(Gate::new(most, pass.queue, pass.queue_timeout))),
+        };
+        let waiting = old.filter(|old| old.pass.queue == pass.queue).map(|old| old.waiting.clone());
+        let budget = old.filter(|old| old.pass.retry_budget == pass.retry_budget).map(|old| old.budget.clone());
         Self {
             pass: pass.clone(),
             path_prefix,
             target: target(&pass.service),
             split: split.collect(),
             mirror: pass.mirror.as_ref().map(|(name, percent)| (target(name), *percent)),
-            gate: pass.max_in_flight.map(|most| Gate::new(most, pass.queue, pass.queue_timeout)),
-            waiting: Waiting::new(pass.queue),
-            budget: Budget::new(pass.retry_budget),
+            gate,
+            waiting: waiting.unwrap_or_else(|| Arc::new(Waiting::new(pass.queue))),
+            budget: budget.unwrap_or_else(|| Arc::new(Budget::new(pass.retry_budget))),
         }
     }
 
@@ -335,5 +362,50 @@ impl Limits {
     /// What a head may be.
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds { bytes: self.head, fields: self.fields }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_core::Snapshot;
+
+    use super::*;
+    use crate::settings::Route;
+
+    /// A table with one route of this name.
+    fn table(name: &str, before: Option<&Table>, change: impl FnOnce(&mut Pass)) -> Table {
+        let views = Views::from(["a", "b"].map(|name| (name.into(), View::fixed(Snapshot::empty(name)))));
+        let mut route = Route::new("^", "a");
+        name.clone_into(&mut route.name);
+        if let Action::Pass(pass) = &mut route.action {
+            (pass.max_in_flight, pass.retry_budget) = (Some(1), 0);
+            change(pass);
+        }
+        let settings = Settings { routes: vec![route], ..Settings::new() };
+        Table::new(&settings, &views, before, 1).unwrap()
+    }
+
+    fn passing(table: &Table) -> &Passing {
+        table.lines[0].passing().unwrap()
+    }
+
+    #[test]
+    fn a_reload_neither_doubles_a_limit_nor_resets_a_budget() {
+        let first = table("r", None, |_| {});
+        let (now, _inside) = (Instant::now(), passing(&first).gate.as_ref().unwrap().try_enter().unwrap());
+        while passing(&first).budget.withdraw(now) {}
+        let may_enter = |table: &Table| passing(table).gate.as_ref().unwrap().try_enter().is_some();
+        let second = table("r", Some(&first), |pass| pass.retries = 9);
+        assert!(!may_enter(&second) && !passing(&second).budget.withdraw(now));
+        assert!(Arc::ptr_eq(&passing(&first).waiting, &passing(&second).waiting));
+        // What is another limit, or another route's, begins anew.
+        let other_limit = table("r", Some(&second), |pass| pass.max_in_flight = Some(2));
+        assert!(may_enter(&other_limit) && !passing(&other_limit).budget.withdraw(now));
+        let other_budget = table("r", Some(&second), |pass| pass.retry_budget = 20);
+        assert!(!may_enter(&other_budget) && passing(&other_budget).budget.withdraw(now));
+        for other in [table("s", Some(&second), |_| {}), table("r", Some(&second), |pass| pass.service = "b".into())] {
+            assert!(may_enter(&other) && passing(&other).budget.withdraw(now));
+        }
+        assert!(passing(&table("r", Some(&second), |pass| pass.max_in_flight = None)).gate.is_none());
     }
 }
