@@ -1,6 +1,7 @@
 //! One request: from its head to the end of its answer.
 
 mod attempt;
+mod mirror;
 mod own;
 mod record;
 mod tunnel;
@@ -44,6 +45,8 @@ struct Exchange<'a, C> {
     flow: Flow,
     /// What of it would have to be sent again.
     replay: Replay,
+    /// A copy of it is to be sent, and has not been.
+    owes_copy: bool,
 }
 
 /// Why a request is not answered by an instance.
@@ -87,6 +90,7 @@ pub(crate) async fn serve<C: Client>(
         record: Record::new(metrics.clone(), worker, &table),
         flow: Flow::default(),
         replay: Replay::default(),
+        owes_copy: false,
     };
     let ended = match line {
         _ if forward::goes_in_circles(exchange.request) => {
@@ -95,7 +99,11 @@ pub(crate) async fn serve<C: Client>(
         None => Err(Problem::new(Kind::NoRoute, "no route matches host, path, method and headers").into()),
         Some(line) => match &line.action {
             LineAction::Answer(answer) => exchange.say(answer).await,
-            LineAction::Pass(passing) => exchange.pass(passing, shard).await,
+            LineAction::Pass(passing) => {
+                let ended = exchange.pass(passing, shard).await;
+                exchange.end_mirroring(passing);
+                ended
+            }
         },
     };
     exchange.end(ended).await;
@@ -126,6 +134,7 @@ pub(crate) async fn refuse<C: Client>(
         record: Record::new(metrics, worker, &table),
         flow: Flow::default(),
         replay: Replay::default(),
+        owes_copy: false,
     };
     exchange.end(Err(problem.clone().into())).await;
 }
@@ -155,6 +164,7 @@ impl<C: Client> Exchange<'_, C> {
             passing.budget.deposit();
             self.replay.keep();
         }
+        self.begin_mirroring(passing);
         let path = self.path(passing);
         let (mut tried, mut refused, mut fresh) = (Vec::new(), None, false);
         loop {
@@ -164,6 +174,7 @@ impl<C: Client> Exchange<'_, C> {
             self.record.goes_to(&chosen);
             let unfit = match self.attempt(passing, target, &chosen, &path, fresh, whole).await {
                 Ok(connection) => {
+                    self.mirror(passing);
                     let cookie = self.cookie(passing, &chosen, sticky.as_deref());
                     let result = self.answer(passing, target, &chosen, connection, cookie.as_deref(), whole).await;
                     drop(seat);
@@ -350,14 +361,8 @@ impl<C: Client> Exchange<'_, C> {
         if self.flow != Flow::Done {
             return;
         }
-        match connection {
-            Connection::Http1(connection) => {
-                target.service.pools[self.worker.number].give_back(&chosen.address, connection, now);
-                self.worker.waiting.notify_one();
-            }
-            // Others are on it already.
-            Connection::Http2(_) => self.worker.waiting.notify_one(),
-        }
+        target.service.give_back(self.worker.number, &chosen.address, connection, now);
+        self.worker.waiting.notify_one();
     }
 }
 

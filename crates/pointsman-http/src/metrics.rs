@@ -85,6 +85,8 @@ pub(crate) struct RouteShard {
     pub(crate) queued: AtomicU64,
     pub(crate) mirrored: AtomicU64,
     pub(crate) mirror_dropped: AtomicU64,
+    /// Copies under way.
+    pub(crate) copies: AtomicU64,
     /// Answers that broke off.
     pub(crate) broken: AtomicU64,
 }

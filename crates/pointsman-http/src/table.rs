@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::gate::{Budget, Gate, Seats, Waiting};
 use crate::http1::parse::Bounds;
-use crate::instance::Connection;
-use crate::instance::dial::Secret;
+use crate::instance::dial::{NoConnection, Secret, dial};
 use crate::instance::http2::Connections;
 use crate::instance::pool::Pool;
+use crate::instance::{Connection, Http1};
 use crate::matching::Matcher;
 use crate::metrics::{RouteMetrics, ServiceMetrics};
 use crate::proxy::Views;
@@ -237,6 +237,32 @@ impl Service {
                 let connection = self.connections[worker].get(address, &mut Context::from_waker(Waker::noop()))?;
                 Some(Connection::Http2(Box::new(connection)))
             }
+        }
+    }
+
+    /// A new connection. Takes as long as it takes.
+    pub(crate) async fn connect(
+        &self,
+        worker: usize,
+        address: &Arc<str>,
+        allowed: &[Network],
+    ) -> Result<Connection, NoConnection> {
+        let io = dial(address, &self.secret, allowed).await?;
+        Ok(match self.settings.protocol {
+            Protocol::Http1 => Connection::Http1(Box::new(Http1::new(io))),
+            Protocol::Http2 => {
+                let begun = self.connections[worker].begin(address, io).await.map_err(NoConnection::Failed)?;
+                Connection::Http2(Box::new(begun))
+            }
+        })
+    }
+
+    /// Takes one back after a request; whoever calls this sees to it that the sweep goes on.
+    pub(crate) fn give_back(&self, worker: usize, address: &Arc<str>, connection: Connection, now: Instant) {
+        match connection {
+            Connection::Http1(connection) => self.pools[worker].give_back(address, connection, now),
+            // Others are on it already.
+            Connection::Http2(_) => {}
         }
     }
 

@@ -11,11 +11,11 @@ use crate::alarm::{Alarm, earlier};
 use crate::client::Client;
 use crate::flow::{Broken, Flow, Side, Sink as _, Source};
 use crate::head::{Fields, Framing};
-use crate::instance::dial::{NoConnection, dial};
-use crate::instance::{Connection, Failure, Http1, Sending};
+use crate::instance::dial::NoConnection;
+use crate::instance::{Connection, Failure, Sending};
 use crate::metrics::count;
 use crate::problem::{Kind, Problem};
-use crate::settings::{Protocol, Timeouts};
+use crate::settings::Timeouts;
 use crate::table::{Chosen, Passing, Target};
 
 use super::{Ended, Exchange};
@@ -89,6 +89,8 @@ pub(super) struct Replay {
     kept: Vec<u8>,
     /// So much of it has been sent in this attempt.
     sent: usize,
+    /// All of it has come.
+    ended: bool,
     /// Some of it is gone for good.
     lost: bool,
 }
@@ -101,6 +103,11 @@ impl Replay {
     /// From the beginning.
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
+    }
+
+    /// All of it, if it has come and been kept; to be called when nothing of it is to be sent any more.
+    pub(super) fn whole(&mut self) -> Option<Vec<u8>> {
+        (self.ended && !self.lost).then(|| std::mem::take(&mut self.kept))
     }
 
     fn take(&mut self, bytes: &[u8]) {
@@ -124,7 +131,12 @@ pub(super) struct Replayed<'a, C> {
 
 impl<C: Client> Source for Replayed<'_, C> {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
-        if self.replay.sent < self.replay.kept.len() { Poll::Ready(Ok(true)) } else { self.client.poll_body(cx) }
+        if self.replay.sent < self.replay.kept.len() {
+            return Poll::Ready(Ok(true));
+        }
+        let polled = self.client.poll_body(cx);
+        self.replay.ended |= matches!(polled, Poll::Ready(Ok(false)));
+        polled
     }
 
     fn body(&self) -> &[u8] {
@@ -192,7 +204,6 @@ impl<C: Client> Exchange<'_, C> {
         whole: Option<Instant>,
     ) -> Result<Connection, Unfit> {
         let service = &target.service;
-        let protocol = service.settings.protocol;
         if !fresh && let Some(connection) = service.waiting(self.worker.number, &chosen.address) {
             return Ok(connection);
         }
@@ -208,17 +219,8 @@ impl<C: Client> Exchange<'_, C> {
         }
         self.alarm.set(Some(earlier(Instant::now() + passing.pass.timeouts.connect, whole)));
         // Apart: it is large, and seldom needed.
-        let connections = &service.connections[self.worker.number];
-        let mut dialling = Box::pin(async {
-            let io = dial(&chosen.address, &service.secret, &self.table.allow_addresses).await?;
-            Ok(match protocol {
-                Protocol::Http1 => Connection::Http1(Box::new(Http1::new(io))),
-                Protocol::Http2 => {
-                    let begun = connections.begin(&chosen.address, io).await.map_err(NoConnection::Failed)?;
-                    Connection::Http2(Box::new(begun))
-                }
-            })
-        });
+        let connecting = service.connect(self.worker.number, &chosen.address, &self.table.allow_addresses);
+        let mut dialling = Box::pin(connecting);
         let (alarm, client) = (&mut *self.alarm, &mut *self.client);
         let is_waiting = self.flow == Flow::Flowing && self.request.framing == Framing::Empty;
         let dialled = poll_fn(|cx| {
