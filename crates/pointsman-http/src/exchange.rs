@@ -72,7 +72,7 @@ pub(crate) async fn serve<C: Client>(
     alarm: &mut Alarm,
 ) {
     let table = worker.table();
-    let found = table.matcher.find(&heads.request);
+    let found = table.matchers[worker.number].find(&heads.request);
     let line = found.map(|index| &table.lines[index]);
     let metrics = line.map_or(&worker.shared.metrics.unrouted, |line| &line.metrics);
     let shard = metrics.of(worker.number);
@@ -182,6 +182,11 @@ impl<C: Client> Exchange<'_, C> {
                 }
                 Err(Unfit::Gone) => return Err(Ended::Gone),
                 Err(Unfit::Nonsense(reason)) => return Err(Problem::bad(reason).into()),
+                Err(Unfit::Slow) => {
+                    return Err(
+                        Problem::new(Kind::RequestTimeout, "the body of the request did not go on in time").into()
+                    );
+                }
                 // It had served others, and ended when this one came: nothing is wrong with the instance.
                 Err(Unfit::Stale { may_repeat: true, .. }) if !fresh => {
                     fresh = true;
@@ -358,7 +363,7 @@ impl<C: Client> Exchange<'_, C> {
     fn give_back(&mut self, target: &Target, chosen: &Chosen, connection: Connection) {
         let now = Instant::now();
         self.record.ended = Some(now);
-        if self.flow != Flow::Done {
+        if !self.flow.is_done() {
             return;
         }
         target.service.give_back(self.worker.number, &chosen.address, connection, now);

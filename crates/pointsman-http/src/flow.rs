@@ -36,9 +36,16 @@ pub(crate) trait Sink {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-/// How far a body has come.
+/// How far a body has come, and for whom it waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Flow {
+pub(crate) struct Flow {
+    stage: Stage,
+    /// The source is waited for, not the sink.
+    is_starved: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
     #[default]
     Flowing,
     /// All has been taken, not all has been sent.
@@ -54,6 +61,16 @@ pub(crate) enum Side {
 }
 
 impl Flow {
+    /// All of it has been sent.
+    pub(crate) fn is_done(self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    /// The side that it comes from is waited for.
+    pub(crate) fn is_starved(self) -> bool {
+        self.is_starved
+    }
+
     /// Moves what can be moved now. `moved` counts bytes.
     pub(crate) fn poll(
         &mut self,
@@ -63,8 +80,9 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Side>> {
         loop {
-            match self {
-                Flow::Flowing => match source.poll_body(cx) {
+            self.is_starved = false;
+            match self.stage {
+                Stage::Flowing => match source.poll_body(cx) {
                     Poll::Ready(Ok(true)) => {
                         let taken = ready!(sink.poll_push(cx, source.body())).map_err(|_| Side::Sink)?;
                         source.consume(taken);
@@ -72,20 +90,21 @@ impl Flow {
                     }
                     Poll::Ready(Ok(false)) => {
                         sink.finish(source.trailers());
-                        *self = Flow::Ending;
+                        self.stage = Stage::Ending;
                     }
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(Side::Source(broken))),
                     Poll::Pending => {
                         // What there is shall not wait for what is still to come.
                         ready!(sink.poll_flush(cx)).map_err(|_| Side::Sink)?;
+                        self.is_starved = true;
                         return Poll::Pending;
                     }
                 },
-                Flow::Ending => {
+                Stage::Ending => {
                     ready!(sink.poll_flush(cx)).map_err(|_| Side::Sink)?;
-                    *self = Flow::Done;
+                    self.stage = Stage::Done;
                 }
-                Flow::Done => return Poll::Ready(Ok(())),
+                Stage::Done => return Poll::Ready(Ok(())),
             }
         }
     }

@@ -3,12 +3,24 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::spare;
+
+/// Whether a silent host is still there is asked after so long, and then so often.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// What is written goes at once, and a host that has vanished is noticed.
+pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (after, every) = KEEP_ALIVE;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(3))
+}
 
 /// A connection.
 #[derive(Debug)]

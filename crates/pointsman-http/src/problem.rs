@@ -31,7 +31,6 @@ kinds! {
     NoRoute "no-route" 404 "no route is for this request"
     MethodNotAllowed "method-not-allowed" 405 "the method is not passed on"
     RequestTimeout "request-timeout" 408 "the request did not arrive in time"
-    UriTooLong "uri-too-long" 414 "the target of the request is too long"
     ExpectationFailed "expectation-failed" 417 "what is expected is not known here"
     TooLarge "too-large" 431 "the head of the request is too large"
     NotImplemented "not-implemented" 501 "the body is encoded as is not understood here"
@@ -39,7 +38,6 @@ kinds! {
     BadAnswer "bad-answer" 502 "the instance's answer cannot be understood"
     NoInstance "no-instance" 503 "no instance can take the request"
     Overloaded "overloaded" 503 "too many requests are under way"
-    Closing "closing" 503 "the proxy is about to end"
     GatewayTimeout "gateway-timeout" 504 "the instance did not answer in time"
     Loop "loop" 508 "the request goes round in circles"
 }
@@ -48,17 +46,24 @@ kinds! {
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     pub(crate) kind: Kind,
+    /// The kind's, or one that says it more exactly.
+    pub(crate) status: u16,
     /// For people; never has what a client or an instance has sent.
     pub(crate) detail: Cow<'static, str>,
 }
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into() }
+        Self { kind, status: kind.status(), detail: detail.into() }
     }
 
     pub(crate) fn bad(detail: &'static str) -> Self {
         Self::new(Kind::BadRequest, detail)
+    }
+
+    /// The same with another status.
+    pub(crate) fn with_status(self, status: u16) -> Self {
+        Self { status, ..self }
     }
 
     /// The body.
@@ -67,7 +72,7 @@ impl Problem {
         let body = serde_json::json!({
             "type": format!("urn:pointsman:problem:{}", kind.name()),
             "title": kind.title(),
-            "status": kind.status(),
+            "status": self.status,
             "detail": self.detail,
         });
         body.to_string()
@@ -75,6 +80,6 @@ impl Problem {
 
     /// Whether it is worth asking again soon.
     pub(crate) fn retry_after(&self) -> bool {
-        self.kind.status() == 503
+        self.status == 503
     }
 }

@@ -26,7 +26,8 @@ use crate::tls;
 /// Everything that a reload can change.
 #[derive(Debug)]
 pub(crate) struct Table {
-    pub(crate) matcher: Matcher,
+    /// One a worker: they would wait for one another's scratch memory.
+    pub(crate) matchers: Vec<Matcher>,
     pub(crate) lines: Vec<Line>,
     services: BTreeMap<Arc<str>, Arc<Service>>,
     pub(crate) limits: Limits,
@@ -139,7 +140,7 @@ impl Table {
         });
         let lines = lines.collect();
         Ok(Self {
-            matcher,
+            matchers: vec![matcher; workers],
             lines,
             services,
             limits: settings.limits,

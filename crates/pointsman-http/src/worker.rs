@@ -1,7 +1,6 @@
 //! One thread of the proxy: it accepts connections, and serves them to their end.
 
 use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,7 +10,6 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pin_project_lite::pin_project;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, futures::Notified};
 use tokio_rustls::TlsAcceptor;
@@ -19,14 +17,12 @@ use tokio_rustls::TlsAcceptor;
 use crate::access_log::Log;
 use crate::client;
 use crate::forward::Peer;
-use crate::io::{Buffer, Io};
+use crate::io::{self, Buffer, Io};
 use crate::metrics::Metrics;
 use crate::table::Table;
 
 /// Before a listener that cannot accept (too many open files) tries again.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Whether a silent client's host is still there is asked after so long, and then so often.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// Between two looks at the connections that wait.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -156,7 +152,7 @@ pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
             }
             Some(Err(error)) => {
                 worker.shared.places.add_permits(1);
-                if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+                if matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) {
                     continue;
                 }
                 worker.shared.metrics.accept_failures.add(worker.number, 1);
@@ -192,7 +188,7 @@ impl Drop for Place {
 
 async fn talk(place: Place, stream: TcpStream, peer: SocketAddr) {
     let worker = &place.0;
-    if let Err(error) = prepare(&stream) {
+    if let Err(error) = io::prepare(&stream) {
         tracing::debug!(%error, "a connection that is gone already");
         return;
     }
@@ -246,12 +242,6 @@ async fn speaks_http2(worker: &Arc<Worker>, io: &mut Io, buffer: &mut Buffer) ->
         if buffer.is_empty() && leaving.as_mut().poll(cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
     });
     tokio::time::timeout(time, begins).await.unwrap_or(None)
-}
-
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let (after, every) = KEEP_ALIVE;
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(3))
 }
 
 /// Closes connections to instances that have waited too long, or that their instances have closed.

@@ -43,7 +43,7 @@ struct Waiting {
 impl Waiting {
     /// Sets the alarm, if something has happened since.
     fn set(&mut self, alarm: &mut Alarm, flow: Flow, moved: u64) {
-        let is_sent = flow == Flow::Done;
+        let is_sent = flow.is_done();
         if self.is_sent == is_sent && self.moved == moved {
             return;
         }
@@ -78,6 +78,8 @@ pub(super) enum Unfit {
     },
     /// It was the client who failed: it has gone,
     Gone,
+    /// or does not send its body,
+    Slow,
     /// or its body is none.
     Nonsense(&'static str),
 }
@@ -222,7 +224,7 @@ impl<C: Client> Exchange<'_, C> {
         let connecting = service.connect(self.worker.number, &chosen.address, &self.table.allow_addresses);
         let mut dialling = Box::pin(connecting);
         let (alarm, client) = (&mut *self.alarm, &mut *self.client);
-        let is_waiting = self.flow == Flow::Flowing && self.request.framing == Framing::Empty;
+        let is_waiting = self.request.framing == Framing::Empty;
         let dialled = poll_fn(|cx| {
             if let Poll::Ready(dialled) = dialling.as_mut().poll(cx) {
                 return Poll::Ready(Some(dialled));
@@ -273,7 +275,7 @@ impl<C: Client> Exchange<'_, C> {
                 return Poll::Ready(result);
             }
             let _ = self.client.poll_flush(cx);
-            if self.flow == Flow::Done && self.client.poll_gone(cx).is_ready() {
+            if self.flow.is_done() && self.client.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Unfit::Gone));
             }
             waiting.set(self.alarm, self.flow, self.record.received);
@@ -282,6 +284,9 @@ impl<C: Client> Exchange<'_, C> {
                 // An instance that does not know about it would wait for the body for ever, and the client for a word.
                 waiting.go_on(self.client, cx);
                 return Poll::Pending;
+            }
+            if self.flow.is_starved() {
+                return Poll::Ready(Err(Unfit::Slow));
             }
             let problem = Problem::new(Kind::GatewayTimeout, "the instance did not answer in time");
             let may_repeat = self.request.verb.is_idempotent() && !self.replay.lost;
@@ -298,7 +303,7 @@ impl<C: Client> Exchange<'_, C> {
             let _ = connection.poll_flush(cx);
             return Ok(());
         }
-        if self.flow == Flow::Done {
+        if self.flow.is_done() {
             return Ok(());
         }
         let mut body = Replayed { client: &mut *self.client, replay: &mut self.replay };
@@ -351,7 +356,8 @@ impl<C: Client> Exchange<'_, C> {
         let mut back = Flow::default();
         let mut last_moved = u64::MAX;
         // What has not been asked for by now never will.
-        let mut sends = self.flow != Flow::Done && !(self.request.expects_continue && self.record.received == 0);
+        let is_unwanted = self.request.expects_continue && self.record.received == 0;
+        let mut sends = !self.flow.is_done() && !is_unwanted;
         let Self { client, replay, flow, record, alarm, .. } = self;
         poll_fn(|cx| {
             if sends {
@@ -371,7 +377,7 @@ impl<C: Client> Exchange<'_, C> {
                 Poll::Ready(Err(Side::Sink)) => return Poll::Ready(Err(Ended::Gone)),
                 Poll::Pending => {}
             }
-            if *flow == Flow::Done && client.poll_gone(cx).is_ready() {
+            if flow.is_done() && client.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Ended::Gone));
             }
             let moved = record.received.wrapping_add(record.sent);

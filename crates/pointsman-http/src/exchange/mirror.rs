@@ -49,7 +49,7 @@ impl<C: Client> Exchange<'_, C> {
 
     /// Sends the copy, if there is to be one and the request has been sent to its end.
     pub(super) fn mirror(&mut self, passing: &Passing) {
-        if self.flow == Flow::Done {
+        if self.flow.is_done() {
             self.end_mirroring(passing);
         }
     }
@@ -187,7 +187,7 @@ impl Copy {
         let head = head.await.map_err(|_| Lost::TimedOut)??;
         let mut read = 0;
         poll_fn(|cx| poll_through(&mut connection, &mut read, cx)).await?;
-        if flow == Flow::Done {
+        if flow.is_done() {
             self.service.give_back(self.worker.number, &self.chosen.address, connection, Instant::now());
             self.worker.waiting.notify_one();
         }
@@ -219,7 +219,7 @@ impl Copy {
         let bounds = self.table.limits.bounds();
         let (mut body, mut moved, mut head, mut interims) = (Kept(&self.body), 0, ResponseHead::default(), 0);
         poll_fn(|cx| {
-            if *flow != Flow::Done {
+            if !flow.is_done() {
                 // If it takes no more, the answer will tell.
                 let _ = flow.poll(&mut body, connection, &mut moved, cx);
             }

@@ -7,7 +7,6 @@ use std::task::Poll;
 use tokio::time::Instant;
 
 use crate::client::{Answer, Client, From};
-use crate::flow::Flow;
 use crate::head::Verb;
 use crate::problem::Problem;
 use crate::settings;
@@ -30,13 +29,13 @@ impl<C: Client> Exchange<'_, C> {
         if problem.retry_after() {
             fields.push(("retry-after", "1"));
         }
-        if problem.kind.status() == 405 {
+        if problem.status == 405 {
             fields.push(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
         if self.table.reasons {
-            fields.push(("pointsman-reason", &problem.detail));
+            fields.push(("pointsman-reason", problem.kind.name()));
         }
-        self.send(problem.kind.status(), &fields, body.as_bytes()).await;
+        self.send(problem.status, &fields, body.as_bytes()).await;
     }
 
     async fn send(&mut self, status: u16, fields: &[(&str, &str)], body: &[u8]) {
@@ -48,20 +47,19 @@ impl<C: Client> Exchange<'_, C> {
         self.client.answer(&Answer { from, id: self.ids.request(self.request), cookie: None });
         let mut left = if follows { body } else { b"" };
         self.alarm.set(Some(Instant::now() + settings::Timeouts::default().idle));
-        let (mut flow, alarm, client) = (Flow::Flowing, &mut *self.alarm, &mut *self.client);
+        let (mut is_ended, alarm, client) = (false, &mut *self.alarm, &mut *self.client);
         let sent = poll_fn(|cx| {
             loop {
-                let moved = match flow {
-                    Flow::Flowing if left.is_empty() => {
-                        client.finish(None);
-                        flow = Flow::Ending;
-                        continue;
-                    }
-                    Flow::Flowing => client.poll_push(cx, left).map_ok(|count| left = &left[count..]),
-                    _ => match client.poll_flush(cx) {
+                let moved = if !left.is_empty() {
+                    client.poll_push(cx, left).map_ok(|count| left = &left[count..])
+                } else if !std::mem::replace(&mut is_ended, true) {
+                    client.finish(None);
+                    continue;
+                } else {
+                    match client.poll_flush(cx) {
                         Poll::Ready(Ok(())) => return Poll::Ready(true),
                         other => other,
-                    },
+                    }
                 };
                 match moved {
                     Poll::Ready(Ok(())) => {}

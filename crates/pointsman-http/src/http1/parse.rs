@@ -105,7 +105,12 @@ fn meaning(fields: &Fields, head: &mut RequestHead) -> Result<(Option<Span>, boo
     head.framing = framing(head.version, length, coding)?;
     let upgrade = upgrade.filter(|_| wants_upgrade && head.version == Version::Http11);
     // HTTP/2 is not gone over to from within HTTP/1.1: a proxy in between could not follow.
-    let upgrade = upgrade.filter(|value| !value.to_ascii_lowercase().starts_with(b"h2c"));
+    let is_http2 = |value: &[u8]| {
+        value
+            .split(|byte| *byte == b',')
+            .any(|token| token.trim_ascii().get(..2).is_some_and(|h2| h2.eq_ignore_ascii_case(b"h2")))
+    };
+    let upgrade = upgrade.filter(|value| !is_http2(value));
     // A body before the other protocol begins would leave open where it ends.
     head.upgrade = upgrade.filter(|_| head.framing == Framing::Empty).map(|value| fields.span_of(value));
     Ok((host.map(|host| fields.span_of(host)), others_listed))
@@ -158,7 +163,7 @@ fn target(head: &mut RequestHead, host: Option<Span>) -> Result<(), Problem> {
     if named.is_none() && head.version == Version::Http11 {
         return Err(Problem::bad("Host is missing"));
     }
-    if named.is_some_and(|host| !host.iter().all(|byte| is_of_authority(*byte))) {
+    if named.is_some_and(|host| !is_authority(host)) {
         return Err(Problem::bad("Host is no name"));
     }
     if target.starts_with(b"/") || (target == b"*" && head.method() == b"OPTIONS") {
@@ -174,7 +179,7 @@ fn target(head: &mut RequestHead, host: Option<Span>) -> Result<(), Problem> {
     }
     let rest = &target[end + 3..];
     let authority = &rest[..rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len())];
-    if authority.is_empty() || !authority.iter().all(|byte| is_of_authority(*byte)) {
+    if authority.is_empty() || !is_authority(authority) {
         return Err(Problem::bad("the target's authority is no name"));
     }
     if named.is_some_and(|host| !host.eq_ignore_ascii_case(authority)) {
@@ -193,9 +198,28 @@ fn target(head: &mut RequestHead, host: Option<Span>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Of a name, an address or a port; no user, no path, no space.
-fn is_of_authority(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte) || byte >= 0x80
+/// A name or an address, and a port or none (RFC 3986, 3.2); no user. May be empty.
+fn is_authority(authority: &[u8]) -> bool {
+    let (host, port) = match authority.split_first() {
+        Some((b'[', rest)) => match memchr::memchr(b']', rest) {
+            Some(end) => {
+                let address = std::str::from_utf8(&rest[..end]).ok();
+                if address.is_none_or(|address| address.parse::<std::net::Ipv6Addr>().is_err()) {
+                    return false;
+                }
+                (&b""[..], &rest[end + 1..])
+            }
+            None => return false,
+        },
+        _ => authority.split_at(memchr::memchr(b':', authority).unwrap_or(authority.len())),
+    };
+    let is_of_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte) || *byte >= 0x80;
+    let is_port = match port.split_first() {
+        None => true,
+        Some((b':', digits)) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        Some(_) => false,
+    };
+    host.iter().all(is_of_name) && is_port
 }
 
 /// Reads the head of an answer; `None`: there is more to come. What is returned is the head's length. `to_head` says that the
@@ -207,9 +231,10 @@ pub(crate) fn response(
     to_head: bool,
 ) -> Result<Option<usize>, &'static str> {
     let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MOST_FIELDS];
+    let fields = &mut fields[..bounds.fields.min(MOST_FIELDS)];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let len = match config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
+    let len = match config.parse_response_with_uninit_headers(&mut parsed, bytes, fields) {
         Ok(httparse::Status::Complete(len)) if len <= bounds.bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < bounds.bytes => return Ok(None),
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err("its head is too large"),
@@ -302,7 +327,8 @@ fn check_lines(head: &[u8]) -> Result<(), &'static str> {
 /// Why a head that has not ended within its bounds is refused.
 pub(crate) fn too_large(bytes: &[u8], bounds: Bounds) -> Problem {
     if memchr::memchr(b'\n', &bytes[..bytes.len().min(bounds.bytes)]).is_none() {
-        return Problem::new(Kind::UriTooLong, "the first line is longer than a whole head may be");
+        let detail = "the first line is longer than a whole head may be";
+        return Problem::new(Kind::TooLarge, detail).with_status(414);
     }
     Problem::new(Kind::TooLarge, "the head is larger than is allowed")
 }

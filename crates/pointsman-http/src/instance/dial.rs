@@ -8,7 +8,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
-use crate::io::Io;
+use crate::io::{Io, prepare};
 use crate::settings::Network;
 
 /// How the instances of a service are called.
@@ -30,8 +30,7 @@ pub(crate) enum NoConnection {
 /// Connects to `host:port`. Takes as long as it takes.
 pub(crate) async fn dial(address: &str, secret: &Secret, allowed: &[Network]) -> Result<Io, NoConnection> {
     let stream = connect(address, allowed).await?;
-    // A request is written at once, and is not to wait for more.
-    stream.set_nodelay(true).map_err(NoConnection::Failed)?;
+    prepare(&stream).map_err(NoConnection::Failed)?;
     let Some(connector) = &secret.connector else { return Ok(Io::Plain(stream)) };
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
     let name = secret.name.as_deref().unwrap_or(host).to_owned();

@@ -7,6 +7,7 @@ use pointsman_balance::Ejection;
 use pointsman_core::check_name;
 
 use super::{Action, Answer, Check, Invalid, Key, Limits, Pass, Route, Service, Settings, Timeouts, When};
+use crate::http1::parse::MOST_FIELDS;
 use crate::matching::host::Host;
 use crate::matching::{check_pattern, check_size};
 
@@ -18,8 +19,8 @@ const MOST: usize = 10_000_000;
 const MOST_WORKERS: usize = 1024;
 /// A request has at least a line, and some fields.
 const SMALLEST_HEAD: usize = 1024;
-/// A head is held in memory, for each connection.
-const LARGEST_HEAD: usize = 16 << 20;
+/// What a connection reads into.
+const LARGEST_HEAD: usize = crate::spare::BUFFER;
 /// What a cookie, a field or a method is called at most.
 const LONGEST_NAME: usize = 255;
 /// Answers are for short texts: they are held in memory, and written in one go.
@@ -108,9 +109,9 @@ fn limits(found: &mut Found, limits: &Limits) {
     let Limits { connections, head, fields, head_time, keep_alive, streams } = *limits;
     found.number("max_connections", connections, 1, MOST);
     if !(SMALLEST_HEAD..=LARGEST_HEAD).contains(&head) {
-        found.wrong("max_head", format!("is {head} bytes; it can be \"1KiB\" to \"16MiB\""));
+        found.wrong("max_head", format!("is {head} bytes; it can be \"1KiB\" to \"64KiB\""));
     }
-    found.number("max_headers", fields, 1, 10_000);
+    found.number("max_headers", fields, 1, MOST_FIELDS);
     found.positive_time("head_timeout", head_time);
     found.positive_time("keep_alive", keep_alive);
     found.number("max_streams", as_usize(streams), 1, 1_000_000);

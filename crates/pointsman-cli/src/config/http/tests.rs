@@ -266,7 +266,7 @@ fn what_is_wrong_with_the_whole_is_told_with_what_would_be_right() {
         ("hand_over = 'not/there.sock'", "3:13 http.hand_over", "its folder is not there"),
         ("max_connections = 0", "3:19 http.max_connections", "1 to 10000000"),
         ("max_head = '1KB'", "3:12 http.max_head", "1MiB"),
-        ("max_head = 100", "3:12 http.max_head", "\"1KiB\" to \"16MiB\""),
+        ("max_head = 100", "3:12 http.max_head", "\"1KiB\" to \"64KiB\""),
         ("max_headers = 0", "3:15 http.max_headers", "1 to "),
         ("head_timeout = 10", "3:16 http.head_timeout", "\"10s\""),
         ("keep_alive = '0s'", "3:14 http.keep_alive", "is 0"),
