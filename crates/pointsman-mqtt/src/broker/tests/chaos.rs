@@ -49,14 +49,27 @@ struct Player {
     /// Of QoS 2, acknowledged but not through.
     released: BTreeSet<u16>,
     next: u16,
-    /// What it has read and not acknowledged: packet identifier, QoS, number of the message.
-    held: Vec<(u16, Qos, u64)>,
+    /// What it has read and not acknowledged.
+    held: Vec<Held>,
+}
+
+struct Held {
+    id: u16,
+    qos: Qos,
+    number: u64,
+    /// Whether it came to a local client when it was published: its publisher waits for that. What comes later, because the
+    /// session of somebody else in the group has ended, was that one's, and the publisher may know that it has arrived.
+    awaited: bool,
 }
 
 struct Game {
     bench: Bench,
     players: [Player; CLIENTS],
     count: u64,
+    /// The message that is being published.
+    fresh: Option<u64>,
+    /// What came to local clients by groups when it was published: number of the message, identifier of the subscription.
+    shared: BTreeSet<(u64, u32)>,
     /// Messages that some client has acknowledged.
     taken: BTreeSet<u64>,
     refused: BTreeSet<u64>,
@@ -69,7 +82,8 @@ fn number(publish: &Publish) -> u64 {
 impl Game {
     fn new() -> Self {
         let (bench, players) = (Bench::new(), Default::default());
-        Self { bench, players, count: 0, taken: BTreeSet::new(), refused: BTreeSet::new() }
+        let (taken, refused) = (BTreeSet::new(), BTreeSet::new());
+        Self { bench, players, count: 0, fresh: None, shared: BTreeSet::new(), taken, refused }
     }
 
     fn play(&mut self, who: usize, step: &Step) {
@@ -80,7 +94,9 @@ impl Game {
             (_, None) => {}
             (Step::Subscribe(filter, qos), Some(link)) => {
                 let filters = vec![(FILTERS[*filter].into(), Subscription::up_to(*qos))];
-                let subscribe = Subscribe { id: 60_000, filters, ..Subscribe::default() };
+                let subscription_id = (who != 3).then(|| 1 + u32::try_from(*filter).unwrap());
+                let properties = Properties { subscription_id, ..Properties::default() };
+                let subscribe = Subscribe { id: 60_000, filters, properties };
                 self.bench.give(link, Packet::Subscribe(Box::new(subscribe)));
             }
             (Step::Unsubscribe(filter), Some(link)) => {
@@ -90,6 +106,7 @@ impl Game {
             }
             (Step::Publish { topic, qos, expiry }, Some(link)) => {
                 self.count += 1;
+                self.fresh = Some(self.count);
                 let player = &mut self.players[who];
                 player.next += 1;
                 let payload = self.count.to_string().into();
@@ -108,6 +125,7 @@ impl Game {
             }
         }
         self.listen();
+        self.fresh = None;
     }
 
     fn connect(&mut self, who: usize, clean: bool, stays: bool) {
@@ -146,7 +164,7 @@ impl Game {
     fn acknowledge(&mut self, who: usize, link: Link, all: bool, refuse: bool) {
         let held = &mut self.players[who].held;
         let count = if all { held.len() } else { held.len().min(1) };
-        for (id, qos, number) in held.drain(..count).collect::<Vec<_>>() {
+        for Held { id, qos, number, .. } in held.drain(..count).collect::<Vec<_>>() {
             let kind = if qos == QOS1 { AckKind::Puback } else { AckKind::Pubrec };
             // Version 3.1.1 cannot refuse.
             if refuse && who != 3 {
@@ -188,8 +206,9 @@ impl Game {
                 assert!(publish.qos > QOS0);
                 let (id, number) = (publish.id, number(&publish));
                 // It is not sent twice on one connection.
-                assert!(self.players[who].held.iter().all(|held| held.0 != id));
-                self.players[who].held.push((id, publish.qos, number));
+                assert!(self.players[who].held.iter().all(|held| held.id != id));
+                let awaited = who < 2 && self.is_awaited(number, &publish.properties.subscription_ids);
+                self.players[who].held.push(Held { id, qos: publish.qos, number, awaited });
             }
             Packet::Ack(ack) => self.acknowledged(who, link, &ack),
             Packet::Disconnect(end) => {
@@ -198,6 +217,15 @@ impl Game {
             Packet::Suback(_) | Packet::Unsuback(_) => {}
             other => panic!("{other:?}"),
         }
+    }
+
+    fn is_awaited(&mut self, number: u64, subscriptions: &[u32]) -> bool {
+        let group = subscriptions.iter().find(|&&id| FILTERS[id as usize - 1].starts_with("$share/"));
+        let Some(&group) = group else { return true };
+        if self.fresh == Some(number) {
+            self.shared.insert((number, group));
+        }
+        self.shared.contains(&(number, group))
     }
 
     fn acknowledged(&mut self, who: usize, link: Link, ack: &Ack) {
@@ -213,7 +241,8 @@ impl Game {
                 }
                 if !ack.reason.is_error() && who >= 2 {
                     let mut held = self.players[..2].iter().flat_map(|local| &local.held);
-                    assert!(held.all(|held| held.2 != number), "a local client has not acknowledged message {number}");
+                    let waits = held.any(|held| held.awaited && held.number == number);
+                    assert!(!waits, "a local client has not acknowledged message {number}");
                 }
                 if ack.kind == AckKind::Pubrec && !ack.reason.is_error() {
                     self.players[who].released.insert(ack.id);
