@@ -11,9 +11,16 @@ function open(dialog) {
   // With a question open, another key must not ask a second one.
   if (isOpen()) return;
   opened = dialog;
+  // Escape closes it without our doing.
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
+}
+
+/** At once: the event comes with the next frame, and until then there would be two of everything in the page. */
+function close(dialog) {
+  dialog.close();
+  dialog.remove();
 }
 
 export const isOpen = () => opened?.open === true;
@@ -28,14 +35,14 @@ function confirm({ title, words, field, yes, danger, perform }) {
   const form = h("form", {}, h("h2", { id: "dialog-title" }, title), ...words, field, failure,
     h("div", { class: "buttons" }, again, cancel, accept));
   const dialog = h("dialog", { class: "dialog", "aria-labelledby": "dialog-title" }, form);
-  cancel.addEventListener("click", () => dialog.close());
-  again.addEventListener("click", () => (dialog.close(), signIn("Sign in with the write token.")));
+  cancel.addEventListener("click", () => close(dialog));
+  again.addEventListener("click", () => (close(dialog), signIn("Sign in with the write token.")));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     accept.disabled = true;
     try {
       await perform();
-      dialog.close();
+      close(dialog);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       const mayOnlyRead = error.status === 403;
@@ -106,7 +113,7 @@ export function signIn(reason) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     setToken(input.value.trim());
-    dialog.close();
+    close(dialog);
     $("sign-out").hidden = !token();
     onSignedIn();
   });
@@ -124,12 +131,12 @@ const WORDS = [
 
 export function help() {
   const list = (pairs) => h("dl", {}, ...pairs.flatMap(([key, words]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, words)]));
-  const close = h("button", { type: "button", class: "primary", autofocus: true, onclick: () => dialog.close() }, "Close");
+  const done = h("button", { type: "button", class: "primary", autofocus: true, onclick: () => close(dialog) }, "Close");
   const about = fleet.agent ? `Agent ${fleet.agent.version}, since ${clock(fleet.agent.started_ms)}, of ${fleet.registry}` : "";
   const dialog = h("dialog", { class: "dialog wide", "aria-labelledby": "dialog-title" },
     h("h2", { id: "dialog-title" }, "Keys and search"),
     h("div", { class: "two" }, h("section", {}, h("h3", {}, "Keys"), list(KEYS)), h("section", {}, h("h3", {}, "Search"), list(WORDS))),
-    h("p", { class: "dim" }, about), h("div", { class: "buttons" }, close));
+    h("p", { class: "dim" }, about), h("div", { class: "buttons" }, done));
   open(dialog);
 }
 
