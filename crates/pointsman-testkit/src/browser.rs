@@ -1,6 +1,7 @@
 //! A real Chromium, driven by chromedriver (W3C WebDriver).
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ const CHROMEDRIVER: &str = "/usr/bin/chromedriver";
 /// How long anything may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(25);
+const NETWORK_CHANGED: &str = "ERR_NETWORK_CHANGED";
 /// What browsers do besides showing a page is not wanted: it would be traffic, and differ from one day to the next.
 const FLAGS: &[&str] = &[
     "--headless",
@@ -46,6 +48,8 @@ pub struct Browser {
     folder: TempDir,
     port: u16,
     session: String,
+    /// What has come onto the console, and has not been asked for yet.
+    kept: Mutex<Vec<ConsoleLine>>,
 }
 
 /// A message on the browser's console.
@@ -64,7 +68,7 @@ impl Browser {
         let port = free_port();
         let command = [CHROMEDRIVER.to_owned(), format!("--port={port}")];
         let driver = Process::start(&command, folder.path(), &folder.path().join("chromedriver.log"));
-        let mut browser = Browser { _driver: driver, folder, port, session: String::new() };
+        let mut browser = Browser { _driver: driver, folder, port, session: String::new(), kept: Mutex::default() };
         let start = Instant::now();
         while browser.send(Method::GET, "/status", None).await.is_none() {
             assert!(start.elapsed() < DEADLINE, "chromedriver does not answer; see {}", browser.log().display());
@@ -80,6 +84,9 @@ impl Browser {
         }}});
         let session = browser.call(Method::POST, "/session", wanted).await;
         browser.session = session["sessionId"].as_str().expect("a session").to_owned();
+        // The browser's own first page complains where there is no network.
+        browser.open("about:blank").await;
+        browser.console().await;
         browser
     }
 
@@ -88,8 +95,28 @@ impl Browser {
     }
 
     /// Goes to an address, and returns when the page has been loaded.
+    ///
+    /// Where a network comes or goes on this machine, the namespaces of another test's for instance, a browser gives up all that
+    /// it is loading, from this machine too: then it is loaded again, as a user would do it.
     pub async fn open(&self, url: &str) {
-        self.command("/url", json!({ "url": url })).await;
+        let start = Instant::now();
+        loop {
+            self.keep_console().await;
+            let before = self.kept.lock().unwrap().len();
+            let opened = self.try_call(Method::POST, &self.path("/url"), json!({ "url": url })).await;
+            self.keep_console().await;
+            let mut kept = self.kept.lock().unwrap();
+            let mut errors = kept[before..].iter().map(|line| &line.text).chain(opened.as_ref().err());
+            if !errors.any(|error| error.contains(NETWORK_CHANGED)) {
+                opened.unwrap_or_else(|error| panic!("{url}: {error}"));
+                return;
+            }
+            assert!(start.elapsed() < DEADLINE, "the network does not stop to change: {kept:?}");
+            kept.truncate(before);
+            drop(kept);
+            // Where only what follows a # is another, or nothing is, nothing is loaded anew.
+            self.command("/url", json!({"url": "about:blank"})).await;
+        }
     }
 
     /// Runs a script (the body of a function) in the page; what it returns.
@@ -163,31 +190,49 @@ impl Browser {
 
     /// What can be seen, as PNG.
     pub async fn screenshot(&self) -> Vec<u8> {
-        let picture = self.call(Method::GET, &format!("/session/{}/screenshot", self.session), Value::Null).await;
+        let picture = self.call(Method::GET, &self.path("/screenshot"), Value::Null).await;
         decode(picture.as_str().expect("a picture"))
     }
 
     /// What has come onto the console since this was last asked.
     pub async fn console(&self) -> Vec<ConsoleLine> {
+        self.keep_console().await;
+        std::mem::take(&mut *self.kept.lock().unwrap())
+    }
+
+    /// The browser says each line once.
+    async fn keep_console(&self) {
         let lines = self.command("/se/log", json!({"type": "browser"})).await;
         let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
         let lines = lines.as_array().into_iter().flatten();
-        lines.map(|line| ConsoleLine { source: text(line, "source"), text: text(line, "message") }).collect()
+        let lines = lines.map(|line| ConsoleLine { source: text(line, "source"), text: text(line, "message") });
+        self.kept.lock().unwrap().extend(lines);
     }
 
     async fn command(&self, path: &str, body: Value) -> Value {
-        self.call(Method::POST, &format!("/session/{}{path}", self.session), body).await
+        self.call(Method::POST, &self.path(path), body).await
+    }
+
+    fn path(&self, path: &str) -> String {
+        format!("/session/{}{path}", self.session)
     }
 
     async fn call(&self, method: Method, path: &str, body: Value) -> Value {
+        self.try_call(method, path, body).await.unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// What the browser answers, or which error.
+    async fn try_call(&self, method: Method, path: &str, body: Value) -> Result<Value, String> {
         let body = (!body.is_null()).then_some(body);
         let sent = tokio::time::timeout(DEADLINE * 2, self.send(method, path, body.as_ref())).await;
         let answer = sent.unwrap_or_else(|_| panic!("chromedriver is too slow: {path}"));
         let mut answer = answer.unwrap_or_else(|| panic!("chromedriver does not answer: {path}"));
         let value = answer["value"].take();
         let error = value.get("error").and_then(Value::as_str);
-        assert!(error.is_none(), "{path} {body:?}: {}: {}", value["error"], value["message"]);
-        value
+        match error {
+            Some(error) => Err(format!("{body:?}: {error}: {}", value["message"])),
+            None => Ok(value),
+        }
     }
 
     /// One request on a connection of its own; `None` when nobody answers.
