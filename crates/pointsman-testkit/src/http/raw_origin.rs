@@ -218,7 +218,7 @@ impl Connection {
             }
             Play::Send(bytes) => return self.stream.write_all(&bytes).await.is_ok(),
             Play::Wait(time) => sleep(time).await,
-            Play::Gate => self.state.gate.acquire().await.expect("a gate that nobody closes").forget(),
+            Play::Gate => self.gate().await,
             Play::HalfClose => drop(self.stream.shutdown().await),
             Play::Close => {
                 drop(self.stream.shutdown().await);
@@ -232,6 +232,18 @@ impl Connection {
             }
         }
         true
+    }
+
+    /// Waits to be let go, and reads meanwhile.
+    async fn gate(&mut self) {
+        let state = self.state.clone();
+        let mut open = true;
+        loop {
+            tokio::select! {
+                permit = state.gate.acquire() => return permit.expect("a gate that nobody closes").forget(),
+                more = self.more(), if open => open = more,
+            }
+        }
     }
 
     async fn body(&mut self, head: &str) -> bool {

@@ -1,0 +1,370 @@
+//! HTTP/2, towards clients and towards instances.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+
+use pointsman_http::{Protocol, Proxy, Service, ServiceTls, Settings, Tls};
+use pointsman_testkit::TlsFiles;
+use pointsman_testkit::http::{
+    FrameClient, Grpc, GrpcOrigin, HyperOrigin, Nginx, RawOrigin, curl, get, kind, request, run,
+};
+use support::{Fleet, passing, proxy_to, python, settings, until};
+
+/// A proxy to one instance that speaks HTTP/2.
+fn to_http2(address: std::net::SocketAddr) -> (Fleet, Proxy) {
+    let fleet = Fleet::of(&[address]);
+    let proxy = fleet.proxy(with_service(settings(), |service| service.protocol = Protocol::Http2));
+    (fleet, proxy)
+}
+
+fn with_service(mut settings: Settings, change: impl FnOnce(&mut Service)) -> Settings {
+    let mut service = Service::default();
+    change(&mut service);
+    settings.services.insert("ress".into(), service);
+    settings
+}
+
+#[tokio::test]
+async fn clients_may_know_it_before() {
+    let origin = HyperOrigin::start("a").await;
+    let (_fleet, proxy) = proxy_to(origin.address());
+    let url = format!("http://{}/a%20b?c", proxy.address());
+    let write = "%{http_version} %{http_code}";
+    let output = curl(&["--http2-prior-knowledge", "-o", "/dev/null", "-w", write, &url]).await;
+    assert_eq!((output.code, &*output.out), (Some(0), "2 200"), "{output:?}");
+    let output = curl(&["--http2-prior-knowledge", "-H", "Cookie: a=b", "-d", "body", &url]).await;
+    let said: serde_json::Value = serde_json::from_str(&output.out).unwrap();
+    assert_eq!(
+        (&said["target"], &said["body"], &said["version"]),
+        (&"/a%20b?c".into(), &"body".into(), &"HTTP/1.1".into())
+    );
+    let headers: Vec<(String, String)> = serde_json::from_value(said["headers"].clone()).unwrap();
+    let all =
+        |name: &str| headers.iter().filter(|(other, _)| other == name).map(|(_, value)| &**value).collect::<Vec<_>>();
+    assert_eq!(all("host"), [proxy.address().to_string()]);
+    assert_eq!((all("cookie"), all("x-forwarded-for")), (vec!["a=b"], vec!["127.0.0.1"]));
+    assert!(all("via")[0].starts_with("2"), "{:?}", all("via"));
+    let output = curl(&["--http2-prior-knowledge", "-I", &format!("http://{}/bytes/7", proxy.address())]).await;
+    assert!(output.out.to_lowercase().contains("content-length: 7"), "{output:?}");
+}
+
+#[tokio::test]
+async fn bodies_go_both_ways() {
+    let origin = HyperOrigin::start("a").await;
+    let (_fleet, proxy) = proxy_to(origin.address());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("large");
+    fs::write(&file, vec![b'x'; 10 << 20]).unwrap();
+    let (file, base) = (format!("@{}", file.display()), format!("http://{}", proxy.address()));
+    let sink = curl(&["--http2-prior-knowledge", "--data-binary", &file, &format!("{base}/sink")]).await;
+    assert_eq!(sink.out, (10 << 20).to_string(), "{}", sink.err);
+    for path in ["bytes", "chunked"] {
+        let size = ["--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{size_download}"];
+        let output = curl(&[&size[..], &[&format!("{base}/{path}/10000000")]].concat()).await;
+        assert_eq!((output.code, &*output.out), (Some(0), "10000000"), "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn broken_answers_are_broken() {
+    let origin = HyperOrigin::start("a").await;
+    let (_fleet, proxy) = proxy_to(origin.address());
+    let output = curl(&["--http2-prior-knowledge", &format!("http://{}/half", proxy.address())]).await;
+    assert_ne!(output.code, Some(0), "{output:?}");
+    // The connection goes on for others.
+    let mut client = FrameClient::connect(proxy.address()).await;
+    client.send_get(1, "/half").await;
+    assert!(client.outcome(1).await.0.is_some());
+    client.send_get(3, "/bytes/3").await;
+    assert_eq!(client.outcome(3).await, (None, b"xxx".to_vec()));
+}
+
+#[tokio::test]
+async fn many_streams_share_a_connection() {
+    let origin = HyperOrigin::start("a").await;
+    let (_fleet, proxy) = proxy_to(origin.address());
+    let url = format!("http://{}/bytes/1000", proxy.address());
+    let output = run("h2load", ["-n", "5000", "-c", "4", "-m", "50", &*url]).await;
+    assert!(output.out.contains("5000 total, 5000 started, 5000 done, 5000 succeeded"), "{output:?}");
+    assert_eq!(origin.requests(), 5000);
+    // One that waits holds up no other.
+    let mut client = FrameClient::connect(proxy.address()).await;
+    client.send_get(1, "/hold").await;
+    client.send_get(3, "/bytes/3").await;
+    assert_eq!(client.outcome(3).await, (None, b"xxx".to_vec()));
+    origin.release(1);
+    assert_eq!(client.outcome(1).await, (None, b"held".to_vec()));
+}
+
+#[tokio::test]
+async fn alpn_chooses_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = HyperOrigin::start("a").await;
+    let fleet = Fleet::of(&[origin.address()]);
+    let (settings, files) = secure(settings(), folder.path());
+    let proxy = fleet.proxy(settings);
+    let url = format!("https://localhost:{}/x", proxy.address().port());
+    let ca = files.ca.display().to_string();
+    let fixed = ["--cacert", &ca, "-w", "\n%{http_version}"];
+    let ask = async |extra: &[&str]| {
+        let output = curl(&[&fixed[..], extra, &[&url]].concat()).await;
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let (body, version) = output.out.rsplit_once('\n').unwrap();
+        let said: serde_json::Value = serde_json::from_str(body).unwrap();
+        let headers: Vec<(String, String)> = serde_json::from_value(said["headers"].clone()).unwrap();
+        assert!(headers.contains(&("x-forwarded-proto".into(), "https".into())), "{headers:?}");
+        version.to_owned()
+    };
+    assert_eq!(ask(&[]).await, "2");
+    assert_eq!(ask(&["--http1.1"]).await, "1.1");
+    assert_eq!(ask(&["--no-alpn"]).await, "1.1");
+    // Cleartext is not spoken there.
+    let output = curl(&[&format!("http://{}/x", proxy.address())]).await;
+    assert!(!output.out.contains("origin"), "{output:?}");
+}
+
+#[tokio::test]
+async fn clients_may_have_to_have_a_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = HyperOrigin::start("a").await;
+    let fleet = Fleet::of(&[origin.address()]);
+    let (mut settings, files) = secure(settings(), folder.path());
+    settings.tls.as_mut().unwrap().client_ca = Some(files.ca.clone());
+    let proxy = fleet.proxy(settings);
+    let url = format!("https://localhost:{}/x", proxy.address().port());
+    let paths = [&files.ca, &files.client_certificate, &files.client_key].map(|path| path.display().to_string());
+    assert_ne!(curl(&["--cacert", &paths[0], &url]).await.code, Some(0));
+    let output = curl(&["--cacert", &paths[0], "--cert", &paths[1], "--key", &paths[2], &url]).await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert_eq!(origin.requests(), 1);
+}
+
+/// The same with TLS; key and certificate are in one file.
+fn secure(mut settings: Settings, folder: &std::path::Path) -> (Settings, TlsFiles) {
+    let files = TlsFiles::create(folder);
+    let server: PathBuf = files.server.clone();
+    settings.tls = Some(Tls { cert: server.clone(), key: server, client_ca: None });
+    (settings, files)
+}
+
+#[tokio::test]
+async fn instances_may_speak_it() {
+    let origin = HyperOrigin::start("a").await;
+    let (_fleet, proxy) = to_http2(origin.address());
+    let answer = request(proxy.address(), "POST", "/a%20b?c", &[("X-A", "b")], "body").await;
+    let said = answer.json();
+    assert_eq!(
+        (&said["version"], &said["target"], &said["body"]),
+        (&"HTTP/2.0".into(), &"/a%20b?c".into(), &"body".into())
+    );
+    for _ in 0..100 {
+        assert_eq!(get(proxy.address(), "/bytes/100000").await.body.len(), 100_000);
+    }
+    assert!(origin.connections() <= 2, "{} connections", origin.connections());
+    let answer = request(proxy.address(), "GET", "/trailers", &[("TE", "trailers")], "").await;
+    assert_eq!(answer.trailers, [("x-check".to_owned(), "done".to_owned())]);
+    let broken = get(proxy.address(), "/half").await;
+    assert!(!broken.complete);
+}
+
+#[tokio::test]
+async fn instances_of_http2_die_and_others_take_over() {
+    let (mut one, two) = (HyperOrigin::start("one").await, HyperOrigin::start("two").await);
+    let fleet = Fleet::of(&[one.address(), two.address()]);
+    let proxy = fleet.proxy(with_service(passing(|pass| pass.retry_budget = 100), |service| {
+        service.protocol = Protocol::Http2;
+        service.ejection = None;
+    }));
+    for _ in 0..10 {
+        assert_eq!(get(proxy.address(), "/x").await.status, 200);
+    }
+    one.kill().await;
+    for _ in 0..10 {
+        assert_eq!(get(proxy.address(), "/x").await.header("x-origin"), Some("two"));
+    }
+    one.restart().await;
+    let before = one.requests();
+    for _ in 0..10 {
+        assert_eq!(get(proxy.address(), "/x").await.status, 200);
+    }
+    assert!(one.requests() > before);
+}
+
+#[tokio::test]
+async fn tls_towards_instances() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = TlsFiles::create(folder.path());
+    let pem = files.server.display();
+    let server = format!("ssl_certificate {pem}; ssl_certificate_key {pem}; return 200 \"$server_protocol\";");
+    let nginx = Nginx::listening("ssl http2", &server).await;
+    let fleet = Fleet::of(&[nginx.address()]);
+    let other = tempfile::tempdir().unwrap();
+    let stranger = TlsFiles::create(other.path());
+    let tls = |ca: &PathBuf, name: Option<&str>| Some(ServiceTls { ca: ca.clone(), name: name.map(str::to_owned) });
+    for (protocol, expected) in [(Protocol::Http1, "HTTP/1.1"), (Protocol::Http2, "HTTP/2.0")] {
+        let asked = async |tls: Option<ServiceTls>| {
+            let proxy = fleet.proxy(with_service(settings(), |service| {
+                service.protocol = protocol;
+                service.tls = tls;
+            }));
+            get(proxy.address(), "/x").await
+        };
+        assert_eq!(asked(tls(&files.ca, None)).await.text(), expected);
+        assert_eq!(asked(tls(&files.ca, Some("localhost"))).await.text(), expected);
+        // Neither by somebody else's authority nor by another name.
+        for wrong in [tls(&stranger.ca, None), tls(&files.ca, Some("other.example"))] {
+            let answer = asked(wrong).await;
+            assert_eq!((answer.status, &*answer.problem()), (502, "unreachable"));
+        }
+    }
+}
+
+async fn grpc() -> Option<(Grpc, GrpcOrigin, Fleet, Proxy)> {
+    let grpc = Grpc::installed(python())?;
+    let origin = grpc.serve("one").await;
+    let (fleet, proxy) = to_http2(origin.address());
+    Some((grpc, origin, fleet, proxy))
+}
+
+#[tokio::test]
+async fn grpc_calls_go_through() {
+    let Some((grpc, _origin, _fleet, proxy)) = grpc().await else { return };
+    let unary = grpc.call(proxy.address(), "Unary", &["x"]).await;
+    assert_eq!((&*unary.code, unary.answers), ("OK", vec!["unary x".to_owned()]));
+    assert_eq!(unary.trailers["x-origin"], "one");
+    let large = grpc.call(proxy.address(), "Unary", &["size:3000000"]).await;
+    assert_eq!((&*large.code, large.answers), ("OK", vec!["size:3000006".to_owned()]));
+}
+
+#[tokio::test]
+async fn grpc_streams_go_through() {
+    let Some((grpc, _origin, _fleet, proxy)) = grpc().await else { return };
+    let down = grpc.call(proxy.address(), "Down", &["100"]).await;
+    assert_eq!((&*down.code, down.answers.len()), ("OK", 100));
+    let up = grpc.call(proxy.address(), "Up", &["size:100000", "size:1", "size:50"]).await;
+    assert_eq!(up.answers, ["100051"]);
+    assert_eq!(grpc.call(proxy.address(), "Both", &["a", "b", "c"]).await.answers, ["both a", "both b", "both c"]);
+}
+
+#[tokio::test]
+async fn grpc_errors_go_through() {
+    let Some((grpc, _origin, fleet, proxy)) = grpc().await else { return };
+    let failed = grpc.call(proxy.address(), "Fail", &["x"]).await;
+    assert_eq!((&*failed.code, &*failed.details), ("NOT_FOUND", "no x"));
+    assert_eq!(failed.trailers["x-why"], "asked for");
+    let late = grpc.call(proxy.address(), "Late", &[""]).await;
+    assert_eq!((&*late.code, &*late.details, late.answers), ("ABORTED", "in the middle", vec!["first".to_owned()]));
+    // gRPC makes UNAVAILABLE of 503.
+    fleet.leave("ress", "a");
+    let nobody = grpc.call(proxy.address(), "Unary", &["x"]).await;
+    assert_eq!(nobody.code, "UNAVAILABLE", "{nobody:?}");
+}
+
+/// What cannot be said in HTTP/1.1 is not translated (RFC 9113, 8.2 and 8.3; H2.TE and H2.CL).
+#[tokio::test]
+async fn requests_of_http2_smuggle_nothing() {
+    let origin = RawOrigin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let (_fleet, proxy) = proxy_to(origin.address());
+    let get = FrameClient::get("/");
+    let with = |name: &'static str, value: &'static str| {
+        let mut fields = get.clone();
+        fields.push((name, value));
+        fields
+    };
+    let replaced = |name: &'static str, value: &'static str| {
+        let mut fields = get.clone();
+        fields.iter_mut().filter(|(other, _)| *other == name).for_each(|field| field.1 = value);
+        fields
+    };
+    let mut passed = Vec::new();
+    for fields in [
+        with("transfer-encoding", "chunked"),
+        with("connection", "close"),
+        with("keep-alive", "1"),
+        with("proxy-connection", "close"),
+        with("upgrade", "websocket"),
+        with("te", "gzip"),
+        with("X-Upper", "a"),
+        with("x a", "b"),
+        with("x:a", "b"),
+        with("x\r\ny", "b"),
+        with("x", "a\r\nHost: evil"),
+        with("x", "a\nb"),
+        with("x", "a\0b"),
+        with("", "b"),
+        with("content-length", "5"),
+        with(":method", "POST"),
+        with(":path", "/other"),
+        with(":odd", "a"),
+        with("host", "evil.example"),
+        replaced(":path", "/ HTTP/1.1\r\nHost: evil\r\n\r\nGET /smuggled"),
+        replaced(":path", "/a b"),
+        replaced(":path", ""),
+        replaced(":path", "a"),
+        replaced(":method", "GET / HTTP/1.1\r\nX: "),
+        replaced(":method", "CONNECT"),
+        replaced(":authority", "x y"),
+        replaced(":authority", "u@x"),
+        replaced(":authority", "x/y"),
+        replaced(":authority", ""),
+        get[..3].to_vec(),
+        get[1..].to_vec(),
+        vec![get[0], get[1], get[3]],
+        vec![get[0], get[1], ("x", "y"), get[2], get[3]],
+    ] {
+        let before = origin.text().len();
+        let mut client = FrameClient::connect(proxy.address()).await;
+        let flags = FrameClient::END_STREAM | FrameClient::END_HEADERS;
+        client.send(&FrameClient::frame(kind::HEADERS, flags, 1, &FrameClient::block(&fields))).await;
+        // Either the stream, or the connection, or a 4xx.
+        let (_, body) = client.outcome(1).await;
+        let seen = origin.text().split_off(before);
+        if body == b"ok" || !seen.is_empty() {
+            passed.push(format!("{fields:?}: {seen}"));
+        }
+    }
+    assert!(passed.is_empty(), "{}", passed.join("\n"));
+}
+
+/// The length that is told is the body's.
+#[tokio::test]
+async fn bodies_of_http2_are_as_long_as_they_say() {
+    let origin = RawOrigin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let (_fleet, proxy) = proxy_to(origin.address());
+    for (length, body) in [
+        ("3", "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ("0", "x"),
+        ("100", "short"),
+        ("+4", "body"),
+        ("4, 4", "body"),
+    ] {
+        let mut fields = FrameClient::get("/");
+        fields[0].1 = "POST";
+        fields.push(("content-length", length));
+        let mut client = FrameClient::connect(proxy.address()).await;
+        client
+            .send(&FrameClient::frame(kind::HEADERS, FrameClient::END_HEADERS, 1, &FrameClient::block(&fields)))
+            .await;
+        client.send(&FrameClient::frame(kind::DATA, FrameClient::END_STREAM, 1, body.as_bytes())).await;
+        let (_, answer) = client.outcome(1).await;
+        assert_ne!(answer, b"ok", "{length} {body}");
+    }
+    assert_eq!(origin.whole(), 0, "{}", origin.text());
+    assert!(origin.heads().iter().all(|head| !head.contains("smuggled")));
+}
+
+#[tokio::test]
+async fn streams_that_are_given_up_are_given_up_at_the_instance() {
+    let origin = HyperOrigin::start("a").await;
+    let (_fleet, proxy) = proxy_to(origin.address());
+    let mut client = FrameClient::connect(proxy.address()).await;
+    client.send_get(1, "/hold").await;
+    until("under way", || origin.under_way() == 1).await;
+    client.send(&FrameClient::frame(kind::RESET, 0, 1, &8_u32.to_be_bytes())).await;
+    until("given up", || origin.under_way() == 0).await;
+    client.send_get(3, "/bytes/1").await;
+    assert_eq!(client.outcome(3).await, (None, b"x".to_vec()));
+}
