@@ -7,8 +7,9 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use pointsman_http::{Action, Answer};
 use pointsman_testkit::http::{FrameClient, HyperOrigin, RawClient, get, kind, resident_memory};
-use support::{proxy_to, settled};
+use support::{Fleet, proxy_to, route, settled, with_routes};
 use tokio::sync::Mutex;
 
 const MIB: usize = 1 << 20;
@@ -65,17 +66,21 @@ async fn a_slow_origin_holds_up_the_client_not_the_memory() {
 async fn idle_connections_are_small() {
     let _alone = ALONE.lock().await;
     let origin = HyperOrigin::start("a").await;
-    let (_fleet, proxy) = proxy_to(origin.address());
+    let fleet = Fleet::of(&[origin.address()]);
+    let mut own = route("ress", |when| when.path_prefix = Some("/own".into()), |_| {});
+    own.action = Action::Answer(Answer { status: 200, headers: Vec::new(), body: "xxxxx".into() });
+    let proxy = fleet.proxy(with_routes(vec![own, route("ress", |_| {}, |_| {})]));
     assert_eq!(get(proxy.address(), "/x").await.status, 200);
     let before = resident_memory();
     let (address, count) = (proxy.address(), connections().min(10_000));
-    let clients = tokio::task::spawn_blocking(move || (0..count).map(|_| served(address)).collect::<Vec<_>>());
+    let clients =
+        tokio::task::spawn_blocking(move || (0..count).map(|number| served(address, number)).collect::<Vec<_>>());
     let clients = clients.await.unwrap();
     let each = resident_memory().saturating_sub(before) / count as u64;
     assert!(each <= 10 << 10, "{each} bytes each of {count}");
     // They still work.
     let mut last = clients.into_iter().next_back().unwrap();
-    tokio::task::spawn_blocking(move || ask(&mut last)).await.unwrap();
+    tokio::task::spawn_blocking(move || ask(&mut last, 0)).await.unwrap();
 }
 
 /// How many this process may have, each with both its ends.
@@ -88,14 +93,16 @@ fn connections() -> usize {
 }
 
 /// A connection on which a request has been answered.
-fn served(address: SocketAddr) -> TcpStream {
+fn served(address: SocketAddr, number: usize) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
-    ask(&mut stream);
+    ask(&mut stream, number);
     stream
 }
 
-fn ask(stream: &mut TcpStream) {
-    stream.write_all(b"GET /bytes/5 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+/// Each fourth request goes to the instance: the others take less time.
+fn ask(stream: &mut TcpStream, number: usize) {
+    let target = if number.is_multiple_of(4) { "/bytes/5" } else { "/own" };
+    stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\nxxxxx") {
         let mut some = [0; 1000];

@@ -201,7 +201,7 @@ async fn listeners_are_handed_over_without_a_gap() {
     options.listeners = old.listeners().unwrap();
     let mut same = settings();
     same.listen = address;
-    let new = Proxy::start(same, fleet.views(), options).unwrap();
+    let new = Proxy::start(same, &fleet.views(), options).unwrap();
     assert_eq!(new.address(), address);
     old.close().await;
     let before = origin.requests();

@@ -68,8 +68,8 @@ fn unescape(text: &str) -> Vec<u8> {
     while let Some(at) = rest.find(['\\', '{']) {
         bytes.extend(&rest.as_bytes()[..at]);
         let special = &rest[at..];
-        if let Some(special) = special.strip_prefix('{') {
-            let (inner, after) = special.split_once('}').unwrap_or_else(|| panic!("no }}: {text}"));
+        if let Some(repeated) = special.strip_prefix('{') {
+            let (inner, after) = repeated.split_once('}').unwrap_or_else(|| panic!("no }}: {text}"));
             let (count, part) = inner.split_once('*').unwrap_or_else(|| panic!("no {{N*text}}: {text}"));
             bytes.extend(unescape(part).repeat(count.parse().unwrap()));
             rest = after;
