@@ -45,8 +45,8 @@ async fn no_request_fails_while_routes_reload() {
     }
     done.store(true, Ordering::SeqCst);
     let asked: usize = clients.join_all().await.into_iter().sum();
-    assert!(asked > 1000, "only {asked}");
-    assert!(one.requests() > 100 && two.requests() > 100, "{} {}", one.requests(), two.requests());
+    assert!(asked > 100, "only {asked}");
+    assert!(one.requests() > 10 && two.requests() > 10, "{} {}", one.requests(), two.requests());
 }
 
 /// Asks until it is done; each second client on a connection for each request, the others on one.

@@ -445,7 +445,7 @@ async fn nobody_waits_longer_than_the_queue_says() {
     let fleet = Fleet::of(&[origin.address()]);
     let proxy = fleet.proxy(passing(|pass| {
         pass.max_in_flight = Some(1);
-        pass.queue_timeout = Duration::from_millis(50);
+        pass.queue_timeout = Duration::from_millis(300);
     }));
     let mut first = hold(proxy.address(), 1).await;
     until("under way", || origin.under_way() == 1).await;

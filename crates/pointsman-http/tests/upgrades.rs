@@ -89,14 +89,14 @@ async fn upgraded_connections_have_no_timeouts() {
     let origin = HyperOrigin::start("a").await;
     let fleet = Fleet::of(&[origin.address()]);
     let proxy = fleet.proxy(passing(|pass| {
-        pass.timeouts.whole = Some(Duration::from_millis(50));
-        pass.timeouts.idle = Duration::from_millis(50);
-        pass.timeouts.first_byte = Duration::from_millis(50);
+        pass.timeouts.whole = Some(Duration::from_millis(250));
+        pass.timeouts.idle = Duration::from_millis(250);
+        pass.timeouts.first_byte = Duration::from_millis(250);
     }));
     let mut client = RawClient::connect(proxy.address()).await;
     client.send(UPGRADE).await;
     assert_eq!(client.head().await.status, 101);
-    assert!(!client.ends_within(Duration::from_millis(300)).await);
+    assert!(!client.ends_within(Duration::from_millis(600)).await);
     client.send("still here").await;
     client.read_until("still here").await;
 }
