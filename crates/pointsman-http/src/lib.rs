@@ -17,6 +17,7 @@
 //! | bodies of HTTP/2 | `http2.rs` |
 //! | which fields go on | `forward.rs` |
 //! | limits, queues, retries | `gate.rs` |
+//! | who passes the checks | `health.rs`, `health/` |
 //! | the proxy without a listener, as a `tower::Service` | `service.rs` |
 //! | deadlines | `alarm.rs` |
 //! | memory that is used again | `spare.rs`, `io.rs` |
@@ -36,6 +37,7 @@ mod flow;
 mod forward;
 mod gate;
 mod head;
+mod health;
 mod http1;
 mod http2;
 mod instance;

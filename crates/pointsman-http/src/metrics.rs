@@ -1,11 +1,15 @@
 //! What a proxy counts. Each worker counts for itself, so that none waits for another; whoever asks gets the sum.
 
+mod instances;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::problem::Kind;
+
+pub(crate) use self::instances::Instances;
 
 /// Upper bounds of the durations' buckets, in microseconds.
 const BOUNDS: [u64; 16] = [
@@ -95,6 +99,8 @@ pub(crate) struct RouteShard {
 #[derive(Debug)]
 pub(crate) struct ServiceMetrics {
     shards: Sharded<ServiceShard>,
+    pub(crate) checks_passed: AtomicU64,
+    pub(crate) checks_failed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +134,12 @@ impl Metrics {
     }
 
     /// Everything, as Prometheus reads it; without the end.
-    pub(crate) fn text(&self, routes: &[Arc<RouteMetrics>], services: &[(Arc<str>, Arc<ServiceMetrics>)]) -> String {
+    pub(crate) fn text(
+        &self,
+        routes: &[Arc<RouteMetrics>],
+        services: &[(Arc<str>, Arc<ServiceMetrics>)],
+        instances: &[Instances],
+    ) -> String {
         let mut text = Text(String::new());
         text.family("connections", "gauge", "Connections of clients now");
         text.line("connections", "", self.connections.get());
@@ -149,6 +160,7 @@ impl Metrics {
         let all: Vec<&Arc<RouteMetrics>> = routes.iter().chain([&self.unrouted]).collect();
         write_routes(&mut text, &all);
         write_services(&mut text, services);
+        instances::write(&mut text, instances);
         text.0
     }
 }
@@ -197,7 +209,7 @@ impl RouteShard {
 
 impl ServiceMetrics {
     pub(crate) fn new(workers: usize) -> Self {
-        Self { shards: Sharded::new(workers) }
+        Self { shards: Sharded::new(workers), checks_passed: AtomicU64::new(0), checks_failed: AtomicU64::new(0) }
     }
 
     pub(crate) fn of(&self, worker: usize) -> &ServiceShard {

@@ -12,10 +12,11 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pointsman_core::View;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::access_log::Log;
 use crate::error::Error;
+use crate::health::Checker;
 use crate::metrics::Metrics;
 use crate::service::Requests;
 use crate::settings::Settings;
@@ -37,6 +38,8 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Where the access log goes, if the settings want one.
     pub access_log: Option<Box<dyn Write + Send>>,
+    /// Tells when the instances of a service have changed; without it, checks look once a second who is there.
+    pub changed: Option<watch::Receiver<()>>,
     /// Listeners of a proxy that hands over, [`Proxy::listeners`]; empty: they are opened.
     pub listeners: Vec<TcpListener>,
 }
@@ -75,7 +78,7 @@ impl Proxy {
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`], [`Error::Listen`], [`Error::Thread`].
     pub fn start(settings: Settings, views: &Views, options: Options) -> Result<Self, Error> {
         let workers = settings.workers;
-        let shared = shared(&settings, views, workers + 1, options.access_log)?;
+        let shared = shared(&settings, views, workers + 1, options.access_log, options.changed)?;
         let wanted = settings.listen;
         let fail = |source| Error::Listen { address: wanted, source };
         let listeners = match options.listeners {
@@ -133,7 +136,7 @@ impl Proxy {
         let table = self.shared.table.load();
         let services: Vec<_> =
             table.services().map(|service| (service.name.clone(), service.metrics.clone())).collect();
-        self.shared.metrics.text(&table.route_metrics(), &services)
+        self.shared.metrics.text(&table.route_metrics(), &services, &table.instances())
     }
 
     /// The listeners, for a proxy in another process that goes on with them: nobody who connects is lost between the two.
@@ -236,9 +239,11 @@ pub(crate) fn shared(
     views: &Views,
     slots: usize,
     access_log: Option<Box<dyn Write + Send>>,
+    changed: Option<watch::Receiver<()>>,
 ) -> Result<Arc<Shared>, Error> {
     check(settings)?;
-    let table = Table::new(settings, views, None, slots)?;
+    let checker = Checker::new(changed);
+    let table = Table::new(settings, views, None, slots, &checker)?;
     let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
     let metrics = Metrics::new(slots);
     let log = access_log.map(|to| Log::start(to, metrics.log_dropped.clone())).transpose().map_err(Error::Thread)?;
@@ -247,6 +252,7 @@ pub(crate) fn shared(
         acceptor: ArcSwapOption::new(acceptor.map(|acceptor| Arc::new(Acceptor(acceptor)))),
         metrics,
         log,
+        checker,
         places: Semaphore::new(settings.limits.connections),
         is_leaving: AtomicBool::new(false),
     }))
@@ -261,7 +267,7 @@ impl Shared {
             Some(tls) if was.is_some() => Some(Arc::new(Acceptor(tls::acceptor(tls)?))),
             _ => was,
         };
-        let table = Table::new(settings, views, Some(&self.table.load()), slots)?;
+        let table = Table::new(settings, views, Some(&self.table.load()), slots, &self.checker)?;
         self.acceptor.store(acceptor);
         self.table.store(Arc::new(table));
         Ok(())

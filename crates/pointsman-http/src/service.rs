@@ -60,7 +60,7 @@ impl Requests {
     ///
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`].
     pub fn new(settings: Settings, views: &Views) -> Result<Self, Error> {
-        let shared = proxy::shared(&settings, views, 1, None)?;
+        let shared = proxy::shared(&settings, views, 1, None, None)?;
         let worker = Worker::new(0, shared);
         let sweeper = tokio::spawn(worker::sweep(worker.clone())).abort_handle();
         Ok(Self { inner: Arc::new(Inner { worker, sweeper, settings: Some(Mutex::new(settings)) }) })

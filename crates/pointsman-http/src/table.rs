@@ -2,21 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
-use pointsman_balance::{Balancer, Claim, Loads, PickError};
+use pointsman_balance::{Balancer, Claim, Loads, PickError, Standing};
 use pointsman_core::{Instance, View};
 use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::gate::{Budget, Gate, Seats, Waiting};
+use crate::health::{Checker, Health, Rule};
 use crate::http1::parse::Bounds;
 use crate::instance::dial::{NoConnection, Secret, dial};
 use crate::instance::http2::Connections;
 use crate::instance::pool::Pool;
 use crate::instance::{Connection, Http1};
 use crate::matching::Matcher;
-use crate::metrics::{RouteMetrics, ServiceMetrics};
+use crate::metrics::{Instances, RouteMetrics, ServiceMetrics};
 use crate::proxy::Views;
 use crate::settings::{
     self, AccessLog, Action, Answer, Forwarded, Limits, Network, Pass, Protocol, RouteRole, Settings,
@@ -78,7 +80,11 @@ pub(crate) struct Target {
 pub(crate) struct Service {
     pub(crate) name: Arc<str>,
     pub(crate) settings: settings::Service,
+    /// Who is there,
+    source: View,
+    /// and who of them is called.
     pub(crate) view: View,
+    health: Option<Arc<Health>>,
     loads: Loads,
     /// One a worker.
     pub(crate) pools: Vec<Pool>,
@@ -105,6 +111,7 @@ impl Table {
         views: &Views,
         before: Option<&Table>,
         workers: usize,
+        checker: &Checker,
     ) -> Result<Self, Error> {
         let matcher = Matcher::new(&settings.routes).map_err(|problem| Error::Invalid(vec![problem]))?;
         let mut services: BTreeMap<Arc<str>, Arc<Service>> = BTreeMap::new();
@@ -117,7 +124,10 @@ impl Table {
                 let view = views.get(name).ok_or_else(|| not_followed(name))?;
                 let told = settings.services.get(name).cloned().unwrap_or_default();
                 let old = before.and_then(|table| table.services.get(name));
-                services.insert(name.clone(), Service::new(name, told, view, old, workers)?);
+                services.insert(
+                    name.clone(),
+                    Service::new(name, told, view, old, workers, (checker, &settings.allow_addresses))?,
+                );
             }
         }
         let known = before.map(Table::by_name).unwrap_or_default();
@@ -170,6 +180,15 @@ impl Table {
         self.services.values()
     }
 
+    /// How it stands with the instances of each service.
+    pub(crate) fn instances(&self) -> Vec<Instances> {
+        let passing = self.lines.iter().filter_map(Line::passing);
+        // The balancers of a service share what they know of it.
+        let targets: HashMap<&str, &Target> =
+            passing.flat_map(Passing::targets).map(|target| (&*target.service.name, target)).collect();
+        self.services.values().map(|service| service.instances(targets.get(&*service.name).copied())).collect()
+    }
+
     /// Closes what has waited too long at one worker. How many connections still wait.
     pub(crate) fn sweep(&self, worker: usize, cx: &mut Context<'_>, now: Instant) -> usize {
         self.services.values().map(|service| service.sweep(worker, cx, now)).sum()
@@ -197,10 +216,18 @@ impl Service {
         view: &View,
         old: Option<&Arc<Service>>,
         workers: usize,
+        (checker, allowed): (&Checker, &[Network]),
     ) -> Result<Arc<Self>, Error> {
+        let rule = Rule::of(&settings, allowed);
+        let before = old.filter(|old| old.source.is_same(view)).and_then(|old| old.health.as_ref());
+        let same_health = before.filter(|health| rule.as_ref().is_some_and(|rule| health.holds(rule)));
         // Certificates may be others under the same names.
-        let is_same =
-            |old: &&Arc<Service>| old.settings == settings && old.settings.tls.is_none() && old.view.is_same(view);
+        let is_same = |old: &&Arc<Service>| {
+            old.settings == settings
+                && old.settings.tls.is_none()
+                && old.source.is_same(view)
+                && (rule.is_none() || same_health.is_some())
+        };
         if let Some(old) = old.filter(is_same) {
             return Ok(old.clone());
         }
@@ -215,15 +242,27 @@ impl Service {
             None => Secret::default(),
             Some(tls) => Secret::new(Some(tls::client(tls, settings.protocol)?), tls.name.clone()),
         };
+        let metrics = old.map_or_else(|| Arc::new(ServiceMetrics::new(workers)), |old| old.metrics.clone());
+        let health = match (rule, same_health) {
+            (_, Some(same)) => Some(same.clone()),
+            (None, None) => None,
+            (Some(rule), None) => {
+                let before = before.map(Arc::as_ref);
+                let health = Health::start(checker, rule, secret.clone(), view, metrics.clone(), before);
+                Some(Arc::new(health.map_err(Error::Thread)?))
+            }
+        };
         Ok(Arc::new(Self {
             name: name.clone(),
-            view: view.clone(),
+            source: view.clone(),
+            view: health.as_ref().map_or(view, |health| health.view()).clone(),
+            health,
             loads,
             pools: (0..workers).map(|_| Pool::default()).collect(),
             connections: (0..workers).map(|_| Connections::default()).collect(),
             secret,
             seats,
-            metrics: old.map_or_else(|| Arc::new(ServiceMetrics::new(workers)), |old| old.metrics.clone()),
+            metrics,
             settings,
         }))
     }
@@ -267,6 +306,23 @@ impl Service {
         }
     }
 
+    fn instances(&self, target: Option<&Target>) -> Instances {
+        let checks = self.health.as_ref().map(|_| {
+            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            (read(&self.metrics.checks_passed), read(&self.metrics.checks_failed))
+        });
+        let failing = self.health.as_ref().map_or(0, |health| health.failing());
+        let considered = target.map(|target| target.balancer.explain(b"").instances).unwrap_or_default();
+        Instances {
+            service: self.name.clone(),
+            checks,
+            passing: self.source.load().instances().len().saturating_sub(failing),
+            failing,
+            ejected: considered.iter().filter(|one| matches!(one.standing, Standing::Ejected { .. })).count(),
+            in_flight: self.loads.all_in_flight(),
+        }
+    }
+
     fn sweep(&self, worker: usize, cx: &mut Context<'_>, now: Instant) -> usize {
         let waiting = self.pools[worker].sweep(cx, now);
         let snapshot = self.view.load();
@@ -307,6 +363,11 @@ impl Passing {
             waiting: waiting.unwrap_or_else(|| Arc::new(Waiting::new(pass.queue))),
             budget: budget.unwrap_or_else(|| Arc::new(Budget::new(pass.retry_budget))),
         }
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        let split = self.split.iter().map(|(_, target)| target);
+        std::iter::once(&self.target).chain(split).chain(self.mirror.iter().map(|(target, _)| target))
     }
 
     /// The service that this request is for; `draw` is 0 to 99.
@@ -409,7 +470,7 @@ mod tests {
             change(pass);
         }
         let settings = Settings { routes: vec![route], ..Settings::new() };
-        Table::new(&settings, &views, before, 1).unwrap()
+        Table::new(&settings, &views, before, 1, &Checker::new(None)).unwrap()
     }
 
     fn passing(table: &Table) -> &Passing {

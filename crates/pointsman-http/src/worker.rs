@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::access_log::Log;
 use crate::client;
 use crate::forward::Peer;
+use crate::health::Checker;
 use crate::io::{self, Buffer, Io};
 use crate::metrics::Metrics;
 use crate::table::Table;
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// If there is somewhere to write it to.
     pub(crate) log: Option<Log>,
+    pub(crate) checker: Checker,
     /// So many more connections can be accepted.
     pub(crate) places: Semaphore,
     pub(crate) is_leaving: AtomicBool,

@@ -85,6 +85,16 @@ impl Origin {
         timeout(SOON, self.seen.recv()).await.expect("a request comes soon").unwrap()
     }
 
+    /// The next one with this in its first line.
+    pub async fn next_like(&mut self, what: &str) -> Seen {
+        loop {
+            let seen = self.next().await;
+            if seen.line().contains(what) {
+                return seen;
+            }
+        }
+    }
+
     /// What has come and nobody has asked for.
     pub fn others(&mut self) -> Vec<Seen> {
         std::iter::from_fn(|| self.seen.try_recv().ok()).collect()
