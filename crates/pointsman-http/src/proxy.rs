@@ -263,10 +263,9 @@ impl Shared {
     pub(crate) fn reload(&self, settings: &Settings, views: &Views, slots: usize) -> Result<(), Error> {
         check(settings)?;
         let was = self.acceptor.load_full();
-        let acceptor = match &settings.tls {
-            Some(tls) if was.is_some() => Some(Arc::new(Acceptor(tls::acceptor(tls)?))),
-            _ => was,
-        };
+        // Also where it is of no use before a restart: what is wrong with it is told now.
+        let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+        let acceptor = acceptor.filter(|_| was.is_some()).map(|acceptor| Arc::new(Acceptor(acceptor))).or(was);
         let table = Table::new(settings, views, Some(&self.table.load()), slots, &self.checker)?;
         self.acceptor.store(acceptor);
         self.table.store(Arc::new(table));

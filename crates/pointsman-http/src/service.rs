@@ -31,7 +31,8 @@ use crate::worker::{self, Worker};
 
 /// Passes requests on as the routes say, without a listener: a `tower::Service`. Cheap to clone; the clones are one.
 ///
-/// Where a request comes from is told by a [`SocketAddr`] among its extensions; without one it comes from this host. An answer always
+/// Where a request comes from is told by a [`SocketAddr`] among its extensions; without one it comes from this host. One that names no
+/// host is for `localhost`. An answer always
 /// comes, if need be one of the proxy's own with a problem in it. Upgrades are not passed on. Dropping the future, or the body of the
 /// answer, gives the request up.
 #[derive(Debug, Clone)]
@@ -43,8 +44,6 @@ pub struct Requests {
 struct Inner {
     worker: Arc<Worker>,
     sweeper: AbortHandle,
-    /// Only where there is no [`Proxy`](crate::Proxy) around.
-    settings: Option<Mutex<Settings>>,
 }
 
 impl Drop for Inner {
@@ -59,16 +58,14 @@ impl Requests {
     /// # Errors
     ///
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`].
-    pub fn new(settings: Settings, views: &Views) -> Result<Self, Error> {
-        let shared = proxy::shared(&settings, views, 1, None, None)?;
-        let worker = Worker::new(0, shared);
-        let sweeper = tokio::spawn(worker::sweep(worker.clone())).abort_handle();
-        Ok(Self { inner: Arc::new(Inner { worker, sweeper, settings: Some(Mutex::new(settings)) }) })
+    pub fn new(settings: &Settings, views: &Views) -> Result<Self, Error> {
+        let shared = proxy::shared(settings, views, 1, None, None)?;
+        Ok(Self::of(Worker::new(0, shared)))
     }
 
     pub(crate) fn of(worker: Arc<Worker>) -> Self {
         let sweeper = tokio::spawn(worker::sweep(worker.clone())).abort_handle();
-        Self { inner: Arc::new(Inner { worker, sweeper, settings: None }) }
+        Self { inner: Arc::new(Inner { worker, sweeper }) }
     }
 
     /// Goes on with other routes and services.
@@ -76,13 +73,9 @@ impl Requests {
     /// # Errors
     ///
     /// [`Error::Invalid`], [`Error::File`]: everything stays as it was.
-    pub fn reload(&self, settings: Settings, views: &Views) -> Result<(), Error> {
-        let shared = &self.inner.worker.shared;
-        let Some(current) = &self.inner.settings else { return Ok(()) };
-        let mut current = lock(current);
-        shared.reload(&settings, views, self.inner.worker.number + 1)?;
-        *current = settings;
-        Ok(())
+    pub fn reload(&self, settings: &Settings, views: &Views) -> Result<(), Error> {
+        let worker = &self.inner.worker;
+        worker.shared.reload(settings, views, worker.number + 1)
     }
 }
 
@@ -115,7 +108,10 @@ where
     B::Data: Send,
 {
     let mut heads = spare::heads();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    if parts.uri.authority().is_none() && !parts.headers.contains_key(http::header::HOST) {
+        parts.headers.insert(http::header::HOST, http::HeaderValue::from_static("localhost"));
+    }
     let address = parts.extensions.get::<SocketAddr>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
     let peer = Peer::new(address, parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS));
     let understood = read(&parts, body.is_end_stream(), &mut heads.request);

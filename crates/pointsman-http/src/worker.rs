@@ -114,10 +114,6 @@ pin_project! {
 }
 
 impl Leaving<'_> {
-    pub(crate) fn is_set(&self) -> bool {
-        self.shared.is_leaving.load(Ordering::Acquire)
-    }
-
     /// To be polled by one task only: it is woken once, whichever poll was the first.
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();

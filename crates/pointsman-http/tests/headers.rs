@@ -331,6 +331,6 @@ async fn too_large_heads_are_refused() {
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, *value)).collect();
     assert_eq!(request(address, "GET", "/x", &many, "").await.status, 431);
     let answer = get(address, &format!("/{large}")).await;
-    assert_eq!((answer.status, &*answer.problem()), (414, "uri-too-long"));
+    assert_eq!((answer.status, &*answer.problem()), (414, "too-large"));
     assert_eq!(origin.requests(), 0);
 }

@@ -105,15 +105,14 @@ impl Browser {
             let before = self.kept.lock().unwrap().len();
             let opened = self.try_call(Method::POST, &self.path("/url"), json!({ "url": url })).await;
             self.keep_console().await;
-            let mut kept = self.kept.lock().unwrap();
-            let mut errors = kept[before..].iter().map(|line| &line.text).chain(opened.as_ref().err());
+            let new = self.kept.lock().unwrap().split_off(before);
+            let mut errors = new.iter().map(|line| &line.text).chain(opened.as_ref().err());
             if !errors.any(|error| error.contains(NETWORK_CHANGED)) {
                 opened.unwrap_or_else(|error| panic!("{url}: {error}"));
+                self.kept.lock().unwrap().extend(new);
                 return;
             }
-            assert!(start.elapsed() < DEADLINE, "the network does not stop to change: {kept:?}");
-            kept.truncate(before);
-            drop(kept);
+            assert!(start.elapsed() < DEADLINE, "the network does not stop to change: {new:?}");
             // Where only what follows a # is another, or nothing is, nothing is loaded anew.
             self.command("/url", json!({"url": "about:blank"})).await;
         }

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,12 +23,12 @@ use crate::http1::writer::{Writer, field, number};
 use crate::io::{Buffer, Io};
 use crate::problem::{Kind, Problem};
 use crate::spare;
-use crate::worker::{Leaving, Worker};
+use crate::worker::{Leaving, Shared, Worker};
 
 /// So much of a body that nobody has wanted is read, so that the connection can go on.
-const MOST_DRAINED: u64 = 256 << 10;
+pub(super) const MOST_DRAINED: u64 = 256 << 10;
 /// How long a client may take to send it, or to notice that the connection ends.
-const DRAINING: Duration = Duration::from_secs(2);
+pub(super) const DRAINING: Duration = Duration::from_secs(2);
 
 /// The connection, with the request that is on it now.
 #[derive(Debug)]
@@ -49,6 +50,7 @@ pub(crate) struct Http1 {
     until_close: bool,
     /// The answer is broken off.
     failed: bool,
+    shared: Arc<Shared>,
 }
 
 /// Why there is no request.
@@ -61,7 +63,7 @@ enum NoRequest {
 /// Serves a connection until it ends. `buffer` is what has been read of it already.
 pub(crate) async fn serve(worker: &Arc<Worker>, io: Io, buffer: Buffer, peer: &Peer) {
     let mut alarm = Alarm::default();
-    let mut client = Http1::new(io, buffer);
+    let mut client = Http1::new(io, buffer, worker.shared.clone());
     let mut leaving = pin!(worker.leaving());
     let mut is_first = true;
     loop {
@@ -88,7 +90,7 @@ pub(crate) async fn serve(worker: &Arc<Worker>, io: Io, buffer: Buffer, peer: &P
 }
 
 impl Http1 {
-    fn new(io: Io, buffer: Buffer) -> Self {
+    fn new(io: Io, buffer: Buffer, shared: Arc<Shared>) -> Self {
         Self {
             io,
             buffer,
@@ -102,6 +104,7 @@ impl Http1 {
             takes_trailers: false,
             until_close: false,
             failed: false,
+            shared,
         }
     }
 
@@ -128,7 +131,7 @@ impl Http1 {
                     match parse::request(there, &mut heads.request, bounds) {
                         Ok(Some(len)) => {
                             self.buffer.consume(len);
-                            self.begin(&heads.request, leaving.is_set());
+                            self.begin(&heads.request);
                             return Poll::Ready(Ok(()));
                         }
                         Ok(None) => {}
@@ -170,11 +173,11 @@ impl Http1 {
         .await
     }
 
-    fn begin(&mut self, head: &RequestHead, leaving: bool) {
+    fn begin(&mut self, head: &RequestHead) {
         self.decoder.start(head.framing);
         self.available = 0;
         (self.version, self.verb, self.takes_trailers) = (head.version, head.verb, head.takes_trailers);
-        self.lasts = !leaving && !head.close && (head.version == Version::Http11 || head.keep_alive);
+        self.lasts = !head.close && (head.version == Version::Http11 || head.keep_alive);
         self.until_close = false;
     }
 
@@ -248,7 +251,7 @@ impl Client for Http1 {
         let status = answer.status();
         let framing = answer.framing();
         self.until_close = forward::ends_with_connection(self.version, framing);
-        self.lasts &= !self.until_close;
+        self.lasts &= !self.until_close && !self.shared.is_leaving.load(Ordering::Acquire);
         let is_chunked = !self.until_close && matches!(framing, Framing::Chunked | Framing::UntilClose);
         let (version, lasts) = (self.version, self.lasts);
         let out = self.writer.head(is_chunked);

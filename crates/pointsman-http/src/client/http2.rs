@@ -14,6 +14,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::http1::{DRAINING, MOST_DRAINED};
 use super::{Answer, Client, From};
 use crate::alarm::Alarm;
 use crate::exchange;
@@ -122,7 +123,7 @@ async fn stream(
     spare::return_heads(heads);
     if client.failed {
         conduct.given_up.fetch_add(1, Ordering::Relaxed);
-    } else if !client.incoming.is_at_end() {
+    } else if !client.drain(&mut alarm).await {
         // The answer stands; what is left of the request is not wanted (RFC 9113, 8.1).
         client.reset(Reason::NO_ERROR);
     }
@@ -175,6 +176,28 @@ pub(crate) fn read(parts: &http::request::Parts, ended: bool, head: &mut Request
 }
 
 impl Http2 {
+    /// Reads what is left of the request, if that is little and comes soon: there are clients who take a stream that is reset for an
+    /// answer that has failed. Whether all has been read.
+    async fn drain(&mut self, alarm: &mut Alarm) -> bool {
+        alarm.set(Some(Instant::now() + DRAINING));
+        let mut drained = 0;
+        poll_fn(|cx| {
+            loop {
+                match self.incoming.poll(cx) {
+                    Poll::Ready(Ok(true)) if drained < MOST_DRAINED => {
+                        let count = self.incoming.bytes().len();
+                        drained += count as u64;
+                        self.incoming.consume(count);
+                    }
+                    Poll::Ready(Ok(false)) => return Poll::Ready(true),
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending => return alarm.poll(cx).map(|()| false),
+                }
+            }
+        })
+        .await
+    }
+
     fn reset(&mut self, reason: Reason) {
         match &mut self.outgoing {
             Some(outgoing) => outgoing.reset(reason),

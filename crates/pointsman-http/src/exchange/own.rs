@@ -24,6 +24,10 @@ impl<C: Client> Exchange<'_, C> {
 
     /// Tells a problem.
     pub(super) async fn tell(&mut self, problem: &Problem) {
+        let kind = self.request.fields.named("content-type").next().unwrap_or_default();
+        if kind.starts_with(b"application/grpc") {
+            return self.tell_grpc(problem).await;
+        }
         let body = problem.json();
         let mut fields = vec![("content-type", "application/problem+json"), ("cache-control", "no-store")];
         if problem.retry_after() {
@@ -36,6 +40,26 @@ impl<C: Client> Exchange<'_, C> {
             fields.push(("pointsman-reason", problem.kind.name()));
         }
         self.send(problem.status, &fields, body.as_bytes()).await;
+    }
+
+    /// Clients of gRPC look at nothing but its own status: an answer that has only trailers
+    /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>; which status for which: doc/http-grpc-status-mapping.md).
+    async fn tell_grpc(&mut self, problem: &Problem) {
+        let status = match problem.status {
+            502..=504 => "14",
+            404 => "12",
+            408 => "4",
+            400 | 431 => "13",
+            _ => "2",
+        };
+        let detail: String =
+            problem.detail.chars().map(|c| if matches!(c, ' '..='~') && c != '%' { c } else { '?' }).collect();
+        let mut fields =
+            vec![("content-type", "application/grpc"), ("grpc-status", status), ("grpc-message", detail.as_str())];
+        if self.table.reasons {
+            fields.push(("pointsman-reason", problem.kind.name()));
+        }
+        self.send(200, &fields, b"").await;
     }
 
     async fn send(&mut self, status: u16, fields: &[(&str, &str)], body: &[u8]) {

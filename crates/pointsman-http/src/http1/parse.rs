@@ -160,7 +160,7 @@ fn target(head: &mut RequestHead, host: Option<Span>) -> Result<(), Problem> {
         return Err(Problem::new(Kind::MethodNotAllowed, "TRACE is not passed on"));
     }
     let named = host.map(|host| head.fields.text(host));
-    if named.is_none() && head.version == Version::Http11 {
+    if named.is_none() && head.version != Version::Http10 {
         return Err(Problem::bad("Host is missing"));
     }
     if named.is_some_and(|host| !is_authority(host)) {
