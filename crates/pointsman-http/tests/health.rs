@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pointsman_balance::Ejection;
-use pointsman_http::{Action, Check, Options, Proxy, RouteRole, Service, Settings};
+use pointsman_http::{Action, Check, Options, Protocol, Proxy, RouteRole, Service, Settings};
+use pointsman_testkit::http::{HyperOrigin, answer};
 use tokio::sync::watch;
 
 use self::tiny::{Fleet, Origin, Play, Seen, get, metric, ok, settings, status, until};
@@ -213,4 +214,20 @@ async fn who_is_ejected_and_who_has_what_under_way_is_told() {
     waiting.abort();
     until("the client gone", || metric(&proxy, "pointsman_http_in_flight{route=\"^/\",service=\"ress\"}") == 0).await;
     assert_eq!(metric(&proxy, "pointsman_http_instance_in_flight{service=\"ress\",code=\"h\"}"), 0);
+}
+
+#[tokio::test]
+async fn who_speaks_http2_is_checked_in_it() {
+    let (a, b) = (HyperOrigin::start("a").await, HyperOrigin::scripted("b", |_| Some(answer(503, ""))).await);
+    let fleet = Fleet::new(&["ress"]);
+    fleet.set("ress", &[("a", a.address()), ("b", b.address())]);
+    let settings = checked(Some("/status/204"), |service| service.protocol = Protocol::Http2);
+    let proxy = fleet.proxy(settings, Options::default());
+    until("b failing", || failing(&proxy) == 1).await;
+    until("a checked again", || a.requests() > 4).await;
+    assert_eq!((failing(&proxy), passing(&proxy)), (1, 1));
+    assert!(a.seen().iter().all(|seen| (&*seen.version, &*seen.target) == ("HTTP/2.0", "/status/204")));
+    // Each check is a connection of its own, and leaves none behind.
+    until("connections ended", || a.open() <= 1).await;
+    assert_eq!(get(proxy.address(), "/status/201").await.0, 201);
 }

@@ -5,7 +5,8 @@ mod tiny;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pointsman_http::{Options, Proxy, Settings};
+use pointsman_http::{Options, Protocol, Proxy, Service, Settings};
+use pointsman_testkit::http::HyperOrigin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -170,4 +171,25 @@ async fn a_copy_does_not_wait_for_an_answer_without_end() {
     let mut some = [0; 12];
     timeout(SOON, client.read_exact(&mut some)).await.unwrap().unwrap();
     assert_eq!(&some, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn a_mirror_may_speak_another_protocol() {
+    let origin = Origin::start(|_| ok("original")).await;
+    let mirror = HyperOrigin::start("mirror").await;
+    let fleet = Fleet::new(&["ress", "copies"]);
+    fleet.set("ress", &[("a", origin.address)]);
+    fleet.set("copies", &[("c", mirror.address())]);
+    let mut settings = mirrored(100);
+    let mut service = Service::default();
+    service.protocol = Protocol::Http2;
+    settings.services.insert("copies".into(), service);
+    let proxy = fleet.proxy(settings, Options::default());
+    for _ in 0..3 {
+        assert!(post(&proxy, "Content-Length: 4\r\n", "body").await.ends_with("original"));
+    }
+    until("three copies", || mirror.taken() == 12).await;
+    assert!(mirror.seen().iter().all(|seen| (&*seen.version, &*seen.target) == ("HTTP/2.0", "/p?q")));
+    let answered = "pointsman_http_attempts_total{service=\"copies\",outcome=\"answered\"}";
+    until("all answered", || metric(&proxy, answered) == 3).await;
 }
