@@ -105,17 +105,26 @@ impl Browser {
             let before = self.kept.lock().unwrap().len();
             let opened = self.try_call(Method::POST, &self.path("/url"), json!({ "url": url })).await;
             self.keep_console().await;
-            let new = self.kept.lock().unwrap().split_off(before);
-            let mut errors = new.iter().map(|line| &line.text).chain(opened.as_ref().err());
-            if !errors.any(|error| error.contains(NETWORK_CHANGED)) {
+            if !self.forget_interruption(before, &opened) {
                 opened.unwrap_or_else(|error| panic!("{url}: {error}"));
                 self.kept.lock().unwrap().extend(new);
                 return;
             }
-            assert!(start.elapsed() < DEADLINE, "the network does not stop to change: {new:?}");
+            assert!(start.elapsed() < DEADLINE, "{url}: the network does not stop to change");
             // Where only what follows a # is another, or nothing is, nothing is loaded anew.
             self.command("/url", json!({"url": "about:blank"})).await;
         }
+    }
+
+    /// Whether the network has changed meanwhile. Then what else the page has complained of is forgotten.
+    fn forget_interruption(&self, before: usize, opened: &Result<Value, String>) -> bool {
+        let mut kept = self.kept.lock().unwrap();
+        let mut errors = kept[before..].iter().map(|line| &line.text).chain(opened.as_ref().err());
+        let interrupted = errors.any(|error| error.contains(NETWORK_CHANGED));
+        if interrupted {
+            kept.truncate(before);
+        }
+        interrupted
     }
 
     /// Runs a script (the body of a function) in the page; what it returns.
