@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use pointsman_core::{Instance, Role};
+use pointsman_core::{Change, Instance, Role};
 use pointsman_registry::{Error, Registration, Registry};
 use pointsman_testkit::{CuttingProxy, Op, ZooKeeper};
 use support::{Fleet, soon};
@@ -126,4 +126,44 @@ async fn of_two_at_the_same_moment_one_stays() {
         assert!(closed.iter().any(Result::is_ok), "round {round}: {closed:?}");
         assert_eq!(fleet.nodes().await.len(), 0, "round {round}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_sees_one_who_moves_missing() {
+    let server = ZooKeeper::shared().await;
+    let fleet = Fleet::start(&server.address(), server, 0).await;
+    let registries = [connect(&server.address(), &fleet).await, connect(&server.address(), &fleet).await];
+    let (mut a, mut b) = (take_over(&registries[0], "a").await, take_over(&registries[0], "b").await);
+    // Far away: when it reads what it has been told of, that is long past.
+    let proxy = CuttingProxy::start(server.socket_address());
+    let service = connect(&proxy.address(), &fleet).await.discover("s").await.unwrap();
+    soon("both", service.wait_for(|s| s.instances().len() == 2)).await;
+    proxy.delay(Duration::from_millis(20));
+    let mut changes = service.changes();
+    let watching = tokio::spawn(async move {
+        loop {
+            match changes.next().await {
+                Change::Joined(instance) if &*instance.code == "last" => return,
+                Change::Left(instance) => panic!("{} has left", instance.code),
+                _ => {}
+            }
+        }
+    });
+    for round in 0..10 {
+        let registry = &registries[(round + 1) % 2];
+        (a, b) = (take_over(registry, "a").await, take_over(registry, "b").await);
+        let (of_a, of_b) = (&mut a.roles(), &mut b.roles());
+        let master = soon("a master", async {
+            loop {
+                tokio::select! {
+                    Some(role) = of_a.changed() => if role.is_master() { return &a },
+                    Some(role) = of_b.changed() => if role.is_master() { return &b },
+                }
+            }
+        });
+        master.await.resign().await.unwrap();
+    }
+    let _last = take_over(&registries[0], "last").await;
+    soon("the last", watching).await.unwrap();
+    drop((a, b));
 }

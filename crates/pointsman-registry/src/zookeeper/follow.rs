@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, BoxStream, SelectAll};
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, WatchedEvent};
 
@@ -62,12 +62,13 @@ async fn follow_connection(
     let reader = Reader { layout, session };
     // After the watches, so that nothing is missed; what is told twice does no harm.
     let mut tree = reader.load(scope).await?;
+    let mut watched = watched.ready_chunks(BATCH);
+    reader.catch_up(&mut tree, &mut watched, Vec::new()).await?;
     if events.send(Event::Reset(tree.states())).await.is_err() {
         return Ok(());
     }
-    let mut watched = watched.ready_chunks(BATCH);
-    while let Some(mut batch) = watched.next().await {
-        for service in reader.apply(&mut tree, &mut batch).await? {
+    while let Some(batch) = watched.next().await {
+        for service in reader.catch_up(&mut tree, &mut watched, batch).await? {
             if events.send(Event::Put(tree.state(&service))).await.is_err() {
                 return Ok(());
             }
@@ -99,6 +100,9 @@ fn events_of(watcher: PersistentWatcher) -> impl Stream<Item = WatchedEvent> {
         Some((event, (!last).then_some(watcher)))
     })
 }
+
+/// Readings in a row at most until something is told: whoever never comes to rest is seen on the way.
+const CATCH_UPS: usize = 8;
 
 /// What of a node is read.
 #[derive(Clone, Copy)]
@@ -166,23 +170,28 @@ impl Reader<'_> {
         Ok(children.flat_map(|(service, names)| names.into_iter().map(|name| (service.clone(), name))).collect())
     }
 
+    /// Whether an instance is not where it was.
     async fn read_nodes<'p>(
         &self,
         tree: &mut Tree,
         nodes: impl Iterator<Item = (&'p str, &'p str)> + Clone,
-    ) -> Result<(), Fault> {
+    ) -> Result<bool, Fault> {
+        let mut went = false;
         let paths = nodes.clone().map(|(service, node)| format!("{}/{service}/{node}", self.layout.services));
         let results = self.read_many(paths, Read::Data).await?;
         for ((service, node), result) in nodes.zip(results) {
             match result {
-                MultiReadResult::Data { data, stat } => tree.put(service, node, &data, &stat),
+                MultiReadResult::Data { data, stat } => went |= tree.put(service, node, &data, &stat),
                 MultiReadResult::Error { err } if err != ZkError::NoNode => {
                     tree.put_unreadable(service, node, format!("cannot be read: {err}"));
                 }
-                _ => tree.remove(service, node),
+                _ => {
+                    tree.remove(service, node);
+                    went = true;
+                }
             }
         }
-        Ok(())
+        Ok(went)
     }
 
     async fn read_overrides<'p>(
@@ -224,9 +233,41 @@ impl Reader<'_> {
         Ok(results.into_iter().flatten().collect())
     }
 
-    /// Takes in a batch of events; returns the services that they concern.
-    async fn apply(&self, tree: &mut Tree, batch: &mut Vec<WatchedEvent>) -> Result<HashSet<Box<str>>, Fault> {
-        let (mut nodes, mut overrides, mut concerned) = (Dirty::new(), Dirty::new(), HashSet::new());
+    /// Takes in a batch of events, and those that have come since; returns the services that they concern.
+    ///
+    /// What is read is newer than the event: an instance that is not where it was may have moved, as one does that is promoted,
+    /// resigns, or is taken over, and where to is what the watch tells next. It has done so by the time the answer is here, as
+    /// a server sends both in order. So nobody is taken for gone who is elsewhere.
+    async fn catch_up(
+        &self,
+        tree: &mut Tree,
+        watched: &mut (impl Stream<Item = Vec<WatchedEvent>> + Unpin),
+        mut batch: Vec<WatchedEvent>,
+    ) -> Result<HashSet<Box<str>>, Fault> {
+        let mut concerned = HashSet::new();
+        for _ in 1..CATCH_UPS {
+            let went = batch.is_empty() || self.apply(tree, &mut batch, &mut concerned).await?;
+            if went {
+                while let Some(more) = watched.next().now_or_never().flatten() {
+                    batch.extend(more);
+                }
+            }
+            if batch.is_empty() {
+                return Ok(concerned);
+            }
+        }
+        self.apply(tree, &mut batch, &mut concerned).await?;
+        Ok(concerned)
+    }
+
+    /// Takes in a batch of events, and adds the services that they concern. Whether an instance is not where it was.
+    async fn apply(
+        &self,
+        tree: &mut Tree,
+        batch: &mut Vec<WatchedEvent>,
+        concerned: &mut HashSet<Box<str>>,
+    ) -> Result<bool, Fault> {
+        let (mut nodes, mut overrides) = (Dirty::new(), Dirty::new());
         for event in batch.drain(..).filter(|event| event.event_type != EventType::Session) {
             let (dirty, service, name) = match self.subject(&event.path) {
                 Some(Subject::Node(service, node)) => (&mut nodes, service, node),
@@ -237,9 +278,9 @@ impl Reader<'_> {
             // Deleted ones are read too: the event may be older than what is known, of a node that has been created again.
             dirty.insert((Box::from(service), Box::from(name)));
         }
-        self.read_nodes(tree, nodes.iter().map(|(service, node)| (&**service, &**node))).await?;
+        let went = self.read_nodes(tree, nodes.iter().map(|(service, node)| (&**service, &**node))).await?;
         self.read_overrides(tree, overrides.iter().map(|(service, code)| (&**service, &**code))).await?;
-        Ok(concerned)
+        Ok(went)
     }
 
     fn subject<'p>(&self, path: &'p str) -> Option<Subject<'p>> {

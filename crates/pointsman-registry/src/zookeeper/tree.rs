@@ -42,19 +42,23 @@ impl Tree {
     }
 
     /// Takes in what a node of a service says now. What is older than what is known already is refused: it was read from
-    /// a server that lags behind.
-    pub(super) fn put(&mut self, service: &str, node: &str, data: &[u8], stat: &Stat) {
+    /// a server that lags behind. Whether another instance was there before.
+    pub(super) fn put(&mut self, service: &str, node: &str, data: &[u8], stat: &Stat) -> bool {
         let name = self.name(service);
         let nodes = &mut self.services.entry(name.clone()).or_default().nodes;
         if nodes.get(node).is_some_and(|known| known.czxid == stat.czxid && known.mzxid > stat.mzxid) {
-            return;
+            return false;
         }
         let content = wire::decode(&name, data).map(|parsed| {
             let mut instance = parsed.instance;
             instance.role = if node == MASTER { Role::Master(Term(stat.czxid.unsigned_abs())) } else { Role::Normal };
             (Arc::new(instance), parsed.clamped)
         });
-        nodes.insert(node.into(), Node { czxid: stat.czxid, mzxid: stat.mzxid, content });
+        let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, content };
+        let is_other = |old: &Node| old.code().is_some() && old.code() != new.code();
+        let went = nodes.get(node).is_some_and(is_other);
+        nodes.insert(node.into(), new);
+        went
     }
 
     /// Takes in that there is a node of which nothing can be read, and why.
@@ -119,6 +123,13 @@ impl Tree {
         }
         service.collect(&mut state);
         state
+    }
+}
+
+impl Node {
+    /// Of the instance that it is of.
+    fn code(&self) -> Option<&str> {
+        self.content.as_ref().ok().map(|(instance, _)| &*instance.code)
     }
 }
 
