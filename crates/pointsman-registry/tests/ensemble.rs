@@ -46,6 +46,7 @@ async fn servers_and_leaders_die_and_come_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_on_the_minoritys_side_stops_before_the_next_one_begins() {
+    support::log();
     let Some(ensemble) = PartitionableEnsemble::start().await else { return };
     let prefix = pointsman_testkit::unique_prefix();
     let everywhere = Arc::new(url(&ensemble.connect_string(), &prefix, ""));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::{Instance, Role, Term};
+use pointsman_core::{Instance, Role, Snapshot, Term};
 use pointsman_registry::{Registration, Registry, Service};
 use pointsman_testkit::ZooKeeper;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions};
@@ -16,6 +16,12 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// For whoever looks into a failure: RUST_LOG=debug.
+pub(crate) fn log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
 }
 
 pub(crate) const OPEN: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
@@ -37,6 +43,12 @@ pub(crate) struct Member {
     pub(crate) registration: Registration,
 }
 
+impl Member {
+    fn has(&self, code: &str) -> bool {
+        *self.registration.instance().code == *code
+    }
+}
+
 pub(crate) fn url(address: &str, prefix: &str, options: &str) -> String {
     format!("zookeeper://{address}{prefix}?session_timeout=2s&guard=off{options}")
 }
@@ -44,9 +56,7 @@ pub(crate) fn url(address: &str, prefix: &str, options: &str) -> String {
 impl Fleet {
     /// Starts `count` instances through `address`, watched through `directly`.
     pub(crate) async fn start(address: &str, server: &ZooKeeper, count: usize) -> Self {
-        // For whoever looks into a failure: RUST_LOG=debug.
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        log();
         let prefix = pointsman_testkit::unique_prefix();
         let watcher = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
         let service = watcher.discover("s").await.unwrap();
@@ -132,17 +142,32 @@ impl Fleet {
         };
         soon(&format!("{after}: the registry holds each exactly once"), registered).await;
         // From here the promise is two seconds.
-        let complete = self.service.wait_for(|snapshot| {
+        let complete = |snapshot: &Snapshot| {
             let listed: Vec<&str> = snapshot.instances().iter().map(|instance| &*instance.code).collect();
             listed == wanted && snapshot.master().is_some()
-        });
-        let snapshot = tokio::time::timeout(Duration::from_secs(2), complete).await.unwrap_or_else(|_| {
+        };
+        let listed = self.service.wait_for(complete);
+        let snapshot = tokio::time::timeout(Duration::from_secs(2), listed).await.unwrap_or_else(|_| {
             panic!("{after}: the directory is not what the registry is after 2 s: {:?}", self.service.snapshot())
         });
+        // The directory may know of a master before the instance itself does; or it may not know yet that the master of before
+        // has got another term.
+        let agreed = async {
+            let mut snapshot = snapshot;
+            loop {
+                let master = snapshot.master().filter(|_| complete(&snapshot));
+                let knows = |is: &Instance| {
+                    self.members.iter().any(|member| member.has(&is.code) && member.registration.role() == is.role)
+                };
+                if master.is_some_and(|master| knows(master)) {
+                    return snapshot;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                snapshot = self.service.snapshot();
+            }
+        };
+        let snapshot = soon(&format!("{after}: the master knows, and so does the directory"), agreed).await;
         let master = snapshot.master().unwrap();
-        // The directory may know of it before the instance itself does.
-        let of_master = self.members.iter_mut().find(|m| m.registration.instance().code == master.code).unwrap();
-        until_role(&format!("{after}: the master knows"), &mut of_master.registration, |r| r == master.role).await;
         let nodes = self.nodes().await;
         let mut registered: Vec<&str> = nodes.values().map(|(code, _)| &**code).collect();
         registered.sort_unstable();

@@ -86,10 +86,15 @@ impl Fleet {
         self.roles.remove(code);
     }
 
-    /// The next role line of any process. No term is claimed that the guard refuses, and none twice by different ones.
+    /// The next role line of any process.
     pub(crate) async fn next(&mut self) -> Claim {
         let claim = timeout(DEADLINE, self.claims.recv()).await;
         let claim = claim.unwrap_or_else(|_| panic!("no further role line; {:?}", self.roles)).unwrap();
+        self.take(claim)
+    }
+
+    /// No term is claimed that the guard refuses, and none twice by different ones.
+    fn take(&mut self, claim: Claim) -> Claim {
         if let Some(term) = claim.role.term() {
             self.guard.check(term).unwrap_or_else(|error| panic!("{claim:?}: {error}"));
             let same = |(code, role): (&String, &Role)| *code != claim.code && role.term() == Some(term);
@@ -184,11 +189,21 @@ impl Fleet {
         let complete = |snapshot: &Snapshot| {
             snapshot.master().is_some() && snapshot.instances().iter().map(|i| &*i.code).eq(&wanted)
         };
-        let listed = timeout(DEADLINE, self.service.wait_for(complete)).await;
-        let listed = listed.unwrap_or_else(|_| panic!("{after}: {wanted:?}, but {:?}", self.service.snapshot()));
-        while self.children.keys().any(|code| self.roles.get(code) != listed.find(code).map(|i| &i.role)) {
-            let told = timeout(DEADLINE, self.next()).await;
-            told.unwrap_or_else(|_| panic!("{after}: {listed:?}, but {:?}", self.roles));
+        let end = tokio::time::Instant::now() + DEADLINE;
+        // The directory may know of a role before the process has told of it; or it may still tell of the process's earlier life.
+        loop {
+            let (service, roles) = (self.service.clone(), self.roles.clone());
+            let codes = self.codes();
+            let told = |snapshot: &Snapshot| {
+                codes.iter().all(|code| roles.get(code) == snapshot.find(code).map(|instance| &instance.role))
+            };
+            tokio::select! {
+                _ = service.wait_for(|snapshot| complete(snapshot) && told(snapshot)) => break,
+                claim = self.claims.recv() => drop(self.take(claim.unwrap())),
+                () = tokio::time::sleep_until(end) => {
+                    panic!("{after}: {wanted:?}, but {:?} and {:?}", service.snapshot(), self.roles)
+                }
+            }
         }
         let mut registered = self.registered().await;
         // A foreign one takes over in two steps, and is registered twice in between.
