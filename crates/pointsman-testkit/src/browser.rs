@@ -107,7 +107,6 @@ impl Browser {
             self.keep_console().await;
             if !self.forget_interruption(before, &opened) {
                 opened.unwrap_or_else(|error| panic!("{url}: {error}"));
-                self.kept.lock().unwrap().extend(new);
                 return;
             }
             assert!(start.elapsed() < DEADLINE, "{url}: the network does not stop to change");

@@ -1,5 +1,6 @@
 //! The proxy, over the services of a registry, and itself a service.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use pointsman_http::{Action, Options, Requests, Settings, Views};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use super::Error;
@@ -38,7 +39,9 @@ use crate::{Instance, Registration, Registry, Service};
 pub struct Proxy {
     proxy: pointsman_http::Proxy,
     registry: Registry,
-    followed: Mutex<Vec<Service>>,
+    followed: Mutex<Followed>,
+    /// Tells the proxy when the instances of a service have changed.
+    changed: Arc<watch::Sender<()>>,
     /// Registers; and what has come of it.
     registering: JoinSet<Result<Registration, Error>>,
     registration: Option<Registration>,
@@ -54,6 +57,17 @@ pub struct Builder {
     advertise: Option<String>,
     register_after: Option<BoxFuture<'static, ()>>,
     options: Options,
+}
+
+/// The services that routes name.
+#[derive(Debug, Clone, Default)]
+struct Followed(BTreeMap<Arc<str>, Arc<FollowedService>>);
+
+/// A service, and who tells the proxy of its changes.
+#[derive(Debug)]
+struct FollowedService {
+    service: Service,
+    _teller: JoinSet<()>,
 }
 
 /// Between two attempts to register.
@@ -101,8 +115,8 @@ impl Proxy {
     pub async fn reload(&self, settings: &Settings) -> Result<(), Error> {
         check(settings)?;
         let mut followed = self.followed.lock().await;
-        let next = follow(&self.registry, settings).await?;
-        self.proxy.reload(settings.clone(), &views(&next))?;
+        let next = followed.next(&self.registry, settings, &self.changed).await?;
+        self.proxy.reload(settings.clone(), &next.views())?;
         *followed = next;
         Ok(())
     }
@@ -195,8 +209,11 @@ impl Builder {
             None => instance,
         });
         instance.as_ref().map_or(Ok(()), Instance::check)?;
-        let followed = follow(&self.registry, &self.settings).await?;
-        let proxy = pointsman_http::Proxy::start(self.settings, &views(&followed), self.options)?;
+        let changed = Arc::new(watch::Sender::new(()));
+        let followed = Followed::default().next(&self.registry, &self.settings, &changed).await?;
+        let mut options = self.options;
+        options.changed = Some(changed.subscribe());
+        let proxy = pointsman_http::Proxy::start(self.settings, &followed.views(), options)?;
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
             let address = self.advertise.unwrap_or_else(|| proxy.address().to_string());
@@ -210,7 +227,7 @@ impl Builder {
             });
         }
         let (registry, followed) = (self.registry, Mutex::new(followed));
-        Ok(Proxy { proxy, registry, followed, registering, registration: None })
+        Ok(Proxy { proxy, registry, followed, changed, registering, registration: None })
     }
 }
 
@@ -225,21 +242,48 @@ fn check(settings: &Settings) -> Result<(), Error> {
     if problems.is_empty() { Ok(()) } else { Err(pointsman_http::Error::Invalid(problems).into()) }
 }
 
-/// The services of all routes.
-async fn follow(registry: &Registry, settings: &Settings) -> Result<Vec<Service>, Error> {
-    let passing = settings.routes.iter().filter_map(|route| match &route.action {
-        Action::Pass(pass) => Some(pass),
-        _ => None,
-    });
-    let mut names: Vec<Arc<str>> = passing.flat_map(|pass| pass.services().cloned()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let directory = registry.discover_several(names.clone()).await?;
-    Ok(names.iter().filter_map(|name| directory.service(name)).map(Service::from).collect())
-}
+impl Followed {
+    /// The services of all routes. Those that are followed already are followed on: so the proxy keeps what it knows of them, and its
+    /// connections.
+    async fn next(
+        &self,
+        registry: &Registry,
+        settings: &Settings,
+        changed: &Arc<watch::Sender<()>>,
+    ) -> Result<Self, Error> {
+        let passing = settings.routes.iter().filter_map(|route| match &route.action {
+            Action::Pass(pass) => Some(pass),
+            _ => None,
+        });
+        let names: BTreeSet<Arc<str>> = passing.flat_map(|pass| pass.services().cloned()).collect();
+        let mut next: BTreeMap<_, _> = self
+            .0
+            .iter()
+            .filter(|(name, _)| names.contains(*name))
+            .map(|(name, one)| (name.clone(), one.clone()))
+            .collect();
+        let new: Vec<Arc<str>> = names.into_iter().filter(|name| !next.contains_key(name)).collect();
+        if new.is_empty() {
+            return Ok(Self(next));
+        }
+        let directory = registry.discover_several(new.clone()).await?;
+        for name in new {
+            let Some(service) = directory.service(&name).map(Service::from) else { continue };
+            let (mut changes, changed, mut teller) = (service.changes(), changed.clone(), JoinSet::new());
+            teller.spawn(async move {
+                loop {
+                    changes.next().await;
+                    changed.send_replace(());
+                }
+            });
+            next.insert(name, Arc::new(FollowedService { service, _teller: teller }));
+        }
+        Ok(Self(next))
+    }
 
-fn views(services: &[Service]) -> Views {
-    services.iter().map(|service| (service.name().clone(), service.view())).collect()
+    fn views(&self) -> Views {
+        self.0.iter().map(|(name, one)| (name.clone(), one.service.view())).collect()
+    }
 }
 
 /// Registers as soon as the registry lets it; it is tried again until it says no.
