@@ -112,6 +112,10 @@ where
     if parts.uri.authority().is_none() && !parts.headers.contains_key(http::header::HOST) {
         parts.headers.insert(http::header::HOST, http::HeaderValue::from_static("localhost"));
     }
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
+        // As a client would tell it.
+        parts.headers.entry(http::header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
     let address = parts.extensions.get::<SocketAddr>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
     let peer = Peer::new(address, parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS));
     let understood = read(&parts, body.is_end_stream(), &mut heads.request);

@@ -24,7 +24,7 @@ use crate::head::{Fields, Framing, Name, RequestHead, ResponseHead, Verb, Versio
 use crate::http1::parse;
 use crate::http2::{CONNECTION_WINDOW, Incoming, Outgoing, SEND_BUFFER, STREAM_WINDOW, add};
 use crate::io::{Buffer, Io};
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::spare;
 use crate::worker::Worker;
 
@@ -113,7 +113,11 @@ async fn stream(
     conduct.open.fetch_add(1, Ordering::Relaxed);
     let mut heads = spare::heads();
     let (parts, body) = request.into_parts();
-    let read = read(&parts, body.is_end_stream(), &mut heads.request);
+    let read = if parts.headers.len() > worker.table().limits.fields {
+        Err(Problem::new(Kind::TooLarge, "the head has more fields than are allowed"))
+    } else {
+        read(&parts, body.is_end_stream(), &mut heads.request)
+    };
     let mut client = Http2 { incoming: Incoming::new(body), respond, outgoing: None, failed: false };
     let mut alarm = Alarm::default();
     match read {

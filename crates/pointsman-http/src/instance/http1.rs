@@ -70,7 +70,7 @@ impl Http1 {
             _ if head.fields.get(Name::ContentLength).is_some() => field(out, b"content-length", b"0"),
             _ => {}
         }
-        if head.expects_continue {
+        if head.expects_continue && *framing != Framing::Empty {
             field(out, b"expect", b"100-continue");
         }
         if let Some(protocol) = head.upgrade {
