@@ -5,6 +5,7 @@ mod fleet;
 mod lines;
 mod messages;
 mod picture;
+mod requests;
 mod sample;
 mod screen;
 mod tour;
@@ -21,6 +22,7 @@ use crate::args::{Command, Dev, Global, Output};
 use crate::dev::board::Board;
 use crate::dev::fleet::Fleet;
 use crate::dev::messages::{Messages, TOPIC};
+use crate::dev::requests::{PATH, Requests};
 use crate::dev::traffic::lock;
 use crate::failure::{Failure, chain};
 use crate::{Outcome, output, session};
@@ -43,17 +45,21 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     }
     let agent = start_agent(&registry).await?;
     let dashboard = format!("http://{}", agent.address());
+    let requests = Arc::new(Requests::start(&registry, requests::usual_address()).await?);
     let messages = Arc::new(Messages::start(&registry, messages::usual_address()).await?);
+    add_metrics(&agent, &requests, &messages);
     let mut fleet = Fleet::start(&registry, &messages).await?;
     let board = Arc::new(Mutex::new(Board::new()));
-    let address = messages.address();
+    let (proxy, broker) = (format!("http://{}", requests.address()), messages.address());
     lock(&board).add_event(format!("dashboard and HTTP API at {dashboard}/"));
-    lock(&board).add_event(format!("MQTT broker with the relay in it at {address}: any client can publish to {TOPIC}"));
-    let traffic = traffic::start(&fleet, &messages, &board);
+    lock(&board).add_event(format!("HTTP proxy at {proxy}: any client can ask for {PATH}"));
+    lock(&board).add_event(format!("MQTT broker with the relay in it at {broker}: any client can publish to {TOPIC}"));
+    let traffic = traffic::start(&fleet, &requests, &messages, &board);
     let drawn = draws(&Command::Dev(Dev { tour: false }), global.output);
     if !drawn {
         output::note(&format!("note: dashboard at {dashboard}/, the agent's HTTP API beside it"));
-        output::note(&format!("note: MQTT broker at {address}; messages to {TOPIC} are balanced over cfgs"));
+        output::note(&format!("note: HTTP proxy at {proxy}/; requests for {PATH} are balanced over ress"));
+        output::note(&format!("note: MQTT broker at {broker}; messages to {TOPIC} are balanced over cfgs"));
     }
     let ended = if drawn {
         screen::run(&mut fleet, &traffic, &board, &dashboard).await
@@ -61,14 +67,33 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
         lines::run(&fleet, &board, global.output).await
     };
     drop(traffic);
+    // Calls that were cut off just now may still hold them: then they end with the process.
+    if let Some(requests) = Arc::into_inner(requests) {
+        requests.close().await;
+    }
     fleet.close().await;
-    // Calls that were cut off just now may still hold it: then it ends with the process.
     if let Some(messages) = Arc::into_inner(messages) {
         messages.close().await;
     }
     agent.close().await;
     session::close(registry).await;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Lets the agent, and with it the dashboard, tell what the others have counted.
+fn add_metrics(agent: &Agent, requests: &Arc<Requests>, messages: &Arc<Messages>) {
+    // They end before the agent does.
+    let (requests, messages) = (Arc::downgrade(requests), Arc::downgrade(messages));
+    agent.add_metrics(move || {
+        let (requests, messages) = (requests.upgrade(), messages.upgrade());
+        async move {
+            let mut text = requests.map(|requests| requests.metrics()).unwrap_or_default();
+            if let Some(messages) = messages {
+                text.push_str(&messages.metrics().await);
+            }
+            text
+        }
+    });
 }
 
 /// Where an agent listens, unless somebody else does.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{Running, command, run, served, stderr, stdout};
+use support::{DEADLINE, Running, command, run, served, stderr, stdout};
 
 #[tokio::test]
 async fn help_names_every_command() {
@@ -175,7 +175,7 @@ async fn the_tour_checks_itself() {
     assert!(started.elapsed() < Duration::from_secs(30));
     let text = stdout(&output);
     assert!(text.contains("peak-ewma") && text.contains("is stale") && text.contains("as expected"), "{text}");
-    assert!(text.contains("All 16 steps"), "README.md says how many: {text}");
+    assert!(text.contains("All 21 steps"), "README.md says how many: {text}");
     assert_eq!(stderr(&output), "");
 
     let output = run(&["dev", "--tour", "-o", "json"]).await;
@@ -197,18 +197,38 @@ async fn dev_without_a_terminal_writes_lines_until_a_signal() {
         dev.signal(signal);
         assert_eq!(dev.ended().await.code(), Some(0));
     }
-    // Two at a time: the second's agent and broker take other ports, and it says which.
+    // Two at a time: the second's agent, proxy and broker take other ports, and it says which.
     let mut other = Running::start_with_stderr(command(["dev"]));
     let dashboard = served::logged(&mut other, "dashboard at http://127.0.0.1:").await;
     let port = dashboard.split("127.0.0.1:").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
+    let proxy = proxy_port(&mut other).await;
     let mut dev = Running::start_with_stderr(command(["dev", "-o", "json"]));
     let dashboard = served::logged(&mut dev, "dashboard at http://127.0.0.1:").await;
     assert!(!dashboard.contains(&format!(":{port}/")), "{dashboard}");
+    assert_ne!(proxy_port(&mut dev).await, proxy);
     assert!(served::get(port, "/v1/services/ress/watch?after=0&wait=20s").await.contains("\"code\":\"ress-1\""));
+    // What its proxy counts stands with the rest; and the proxy is a service that clients find.
+    let served = async { while !served::get(proxy, "/picture/1").await.contains("hello from ress-") {} };
+    tokio::time::timeout(DEADLINE, served).await.unwrap();
+    let metrics = served::get(port, "/metrics").await;
+    served::check_metrics(&metrics);
+    for series in [
+        "pointsman_http_requests_total{route=\"picture\",service=\"ress\",code=\"2xx\"} ",
+        "pointsman_mqtt_",
+        "pointsman_service_instances{service=\"http-balancer\",",
+    ] {
+        assert!(metrics.contains(series), "{series}: {metrics}");
+    }
+    assert!(served::get(port, "/v1/services/http-balancer/instances").await.contains(&format!(":{proxy}\"")));
     other.signal(Signal::INT);
     assert_eq!(other.ended().await.code(), Some(0));
     let master = dev.json_where(|line| line["event"] == "master" && line["service"] == "ress").await;
     assert_eq!(master["master"]["code"], "ress-1", "{master}");
     dev.signal(Signal::INT);
     assert_eq!(dev.ended().await.code(), Some(0));
+}
+
+async fn proxy_port(dev: &mut Running) -> u16 {
+    let line = served::logged(dev, "HTTP proxy at http://127.0.0.1:").await;
+    line.split("127.0.0.1:").nth(1).unwrap().split('/').next().unwrap().parse().unwrap()
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use pointsman::{Registration, Registry, Service};
 
 use crate::dev::messages::{self, Messages};
-use crate::dev::sample::Server;
+use crate::dev::requests;
+use crate::dev::sample::{Pace, Server};
 use crate::failure::Failure;
 
 /// The sample services. The first is reached by addresses, the second by codes alone, as behind a message broker.
-pub(super) const SERVICES: [&str; 2] = ["ress", messages::SERVICE];
+pub(super) const SERVICES: [&str; 2] = [requests::SERVICE, messages::SERVICE];
 const WEIGHTS: [u32; 3] = [1, 2, 3];
 
 /// All instances of the sample services.
@@ -26,7 +27,7 @@ pub(super) struct Fleet {
 #[derive(Debug)]
 enum Member {
     /// Reached by its address. Dropped, it is gone without a farewell, as a process that was killed.
-    Server(Registration, #[expect(dead_code, reason = "it serves while it lives")] Server),
+    Server(Registration, Server),
     /// Reached by its code. Dropped, it leaves as it should: it answers what it has first.
     Behind(pointsman::mqtt::Service),
 }
@@ -73,7 +74,7 @@ impl Fleet {
             self.members.push(Member::Behind(self.messages.serve(&self.registry, &code, weight, true).await?));
             return Ok(());
         }
-        let server = Server::start(&code).await;
+        let server = Server::start(&code, Pace::Busy).await;
         let server = server.map_err(|error| Failure::new(format!("start a sample server: {error}")))?;
         let instance = pointsman::Instance::new(SERVICES[0]).code(&*code).weight(weight).address(server.address());
         self.members.push(Member::Server(self.registry.register(instance).await?, server));
@@ -97,6 +98,21 @@ impl Fleet {
             self.registry.undrain(SERVICES[service], code).await?;
         }
         Ok(())
+    }
+
+    /// How many requests each instance of a service is at.
+    pub(super) fn in_flight(&self, service: usize) -> Vec<(Arc<str>, usize)> {
+        if service == 1 {
+            return self.messages.in_flight();
+        }
+        let servers = self.members.iter().filter_map(|member| match member {
+            Member::Server(registration, server) => Some((registration, server)),
+            Member::Behind(_) => None,
+        });
+        let count = |(registration, server): (&Registration, &Server)| {
+            (registration.instance().code.clone(), *server.flights().borrow())
+        };
+        servers.map(count).collect()
     }
 
     /// Deregisters all.

@@ -108,6 +108,11 @@ impl Messages {
         self.relay.reload(&settings).await.map_err(|error| failed("change the algorithm", &error))
     }
 
+    /// What the relay has counted, as Prometheus reads it, without the end; empty once it ends.
+    pub(super) async fn metrics(&self) -> String {
+        self.relay.metrics().await.unwrap_or_default()
+    }
+
     /// How many requests each instance is at.
     pub(super) fn in_flight(&self) -> Vec<(Arc<str>, usize)> {
         lock(&self.flights.0).iter().map(|(code, count)| (code.clone(), *count)).collect()

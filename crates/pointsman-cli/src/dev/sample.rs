@@ -1,44 +1,86 @@
 //! The sample services: what their instances do.
 
+use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// A tiny HTTP server, which says its name. Ends when dropped, with all its connections.
+/// A tiny HTTP server, which says its name. Ends when dropped, with all its connections, as a process that was killed.
 #[derive(Debug)]
 pub(super) struct Server {
     address: String,
+    flights: watch::Receiver<usize>,
     _serving: JoinSet<()>,
 }
 
+/// What an answer takes.
+#[derive(Debug, Clone)]
+pub(super) enum Pace {
+    /// As long as it takes a program that has something to do.
+    Busy,
+    /// Until the gate is open.
+    Gated(watch::Receiver<bool>),
+}
+
+/// What its connections share.
+#[derive(Debug, Clone)]
+struct Shared {
+    greeting: Bytes,
+    pace: Pace,
+    flights: watch::Sender<usize>,
+}
+
+/// What an answer begins with; the name follows.
+const GREETING: &str = "hello from ";
+
 impl Server {
     /// Listens on a free port of loopback.
-    pub(super) async fn start(name: &str) -> io::Result<Self> {
+    pub(super) async fn start(name: &str, pace: Pace) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
+        let (sender, flights) = watch::channel(0);
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, format!("hello from {name}\n")));
-        Ok(Self { address, _serving: serving })
+        serving
+            .spawn(serve(listener, Shared { greeting: format!("{GREETING}{name}\n").into(), pace, flights: sender }));
+        Ok(Self { address, flights, _serving: serving })
     }
 
     /// Where it listens.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
+
+    /// How many requests it is at, now and later.
+    pub(super) fn flights(&self) -> &watch::Receiver<usize> {
+        &self.flights
+    }
 }
 
-async fn serve(listener: TcpListener, body: String) {
+/// The name of the one who has answered so.
+pub(super) fn who(body: &str) -> Option<&str> {
+    body.strip_prefix(GREETING).map(str::trim_end)
+}
+
+async fn serve(listener: TcpListener, shared: Shared) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Ok((stream, _)) = listener.accept() => {
-                let body = body.clone();
+                let shared = shared.clone();
+                let answering = service_fn(move |_: Request<_>| answer(shared.clone()));
+                let talking = http1::Builder::new().serve_connection(TokioIo::new(stream), answering);
                 connections.spawn(async move {
                     // The caller went away: nobody to answer.
-                    let _ = answer(stream, &body).await;
+                    let _ = talking.await;
                 });
             }
             Some(_) = connections.join_next() => {}
@@ -47,18 +89,30 @@ async fn serve(listener: TcpListener, body: String) {
     }
 }
 
-async fn answer(mut stream: TcpStream, body: &str) -> io::Result<()> {
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        if request.len() > 4096 || stream.read_buf(&mut request).await? == 0 {
-            return Ok(());
-        }
+async fn answer(mut shared: Shared) -> Result<Response<Full<Bytes>>, Infallible> {
+    let _flight = Flight::begin(&shared.flights);
+    match &mut shared.pace {
+        Pace::Busy => work().await,
+        // Who could open it is gone: then it is of no use to wait.
+        Pace::Gated(gate) => drop(gate.wait_for(|open| *open).await),
     }
-    work().await;
-    let length = body.len();
-    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
-    stream.write_all(format!("{head}{body}").as_bytes()).await?;
-    stream.shutdown().await
+    Ok(Response::new(Full::new(shared.greeting)))
+}
+
+/// A request that an instance is at.
+struct Flight<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Flight<'a> {
+    fn begin(flights: &'a watch::Sender<usize>) -> Self {
+        flights.send_modify(|count| *count += 1);
+        Self(flights)
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// What an answer takes: mostly short, now and then long, so that there is something in flight to be seen.
@@ -68,30 +122,27 @@ pub(super) async fn work() {
     tokio::time::sleep(Duration::from_millis(milliseconds)).await;
 }
 
-/// Calls a server as a client would, and returns what it says.
-pub(super) async fn call(address: &str, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).await?;
-    match reply.split_once("\r\n\r\n") {
-        Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.to_owned()),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no answer")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dev::requests::ask;
 
     #[tokio::test]
     async fn a_server_answers_until_it_is_dropped() {
-        let server = Server::start("ress-1").await.unwrap();
-        assert_eq!(call(server.address(), "/x").await.unwrap(), "hello from ress-1\n");
+        let (gate, opened) = watch::channel(true);
+        let server = Server::start("ress-1", Pace::Gated(opened)).await.unwrap();
         let address = server.address().to_owned();
+        let answer = ask(&address, "/x", &[]).await.unwrap();
+        assert_eq!((answer.status, who(&answer.body)), (200, Some("ress-1")));
+        gate.send_replace(false);
+        let asking = tokio::spawn({
+            let address = address.clone();
+            async move { ask(&address, "/x", &[]).await }
+        });
+        server.flights().clone().wait_for(|count| *count == 1).await.unwrap();
         drop(server);
-        let gone = async { while call(&address, "/x").await.is_ok() {} };
+        assert!(asking.await.unwrap().is_err(), "its connections end with it");
+        let gone = async { while ask(&address, "/x", &[]).await.is_ok() {} };
         tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
     }
 }

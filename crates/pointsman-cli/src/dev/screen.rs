@@ -132,7 +132,7 @@ fn scene<'a>(
 ) -> Scene<'a> {
     let board = lock(board);
     let service = |(index, service): (usize, &pointsman::Service)| {
-        let (snapshot, flights) = (service.snapshot(), traffic.in_flight(index));
+        let (snapshot, flights) = (service.snapshot(), fleet.in_flight(index));
         let row = |instance: &Arc<pointsman::Instance>| Row {
             in_flight: flights.iter().find(|(code, _)| *code == instance.code).map_or(0, |(_, count)| *count),
             picks: board.picks(&instance.service, &instance.code),

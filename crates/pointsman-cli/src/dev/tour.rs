@@ -6,11 +6,13 @@
 //! | question | file |
 //! |---|---|
 //! | which steps there are, and in what order | `steps.rs` |
+//! | those that go through the proxy | `proxy_steps.rs` |
 //! | those that go through the agent | `http_steps.rs`, `api.rs` |
 //! | what they hand on to one another | `stage.rs` |
 
 mod api;
 mod http_steps;
+mod proxy_steps;
 mod stage;
 mod steps;
 

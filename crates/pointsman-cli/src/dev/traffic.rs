@@ -1,14 +1,15 @@
-//! Callers: a steady stream of calls, each to an instance that a balancer picks.
+//! Callers: a steady stream of calls of each service, by the proxy and by the relay, which pick.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pointsman::{Algorithm, Balancer, Claim, Loads, Outcome, Service};
+use pointsman::{Algorithm, Service};
 use tokio::task::JoinSet;
 
 use crate::dev::board::Board;
 use crate::dev::fleet::Fleet;
 use crate::dev::messages::{Messages, TOPIC};
+use crate::dev::requests::{PATH, Requests};
 use crate::dev::sample;
 
 /// Between two calls of one service.
@@ -24,27 +25,26 @@ pub(super) struct Traffic {
 #[derive(Debug)]
 struct Shared {
     services: Vec<Service>,
+    requests: Arc<Requests>,
     messages: Arc<Messages>,
-    /// One a service: the claims in flight outlive a change of the algorithm.
-    loads: Vec<Loads>,
-    balancers: Mutex<Balancers>,
+    algorithm: Mutex<Algorithm>,
     board: Arc<Mutex<Board>>,
 }
 
-#[derive(Debug)]
-struct Balancers {
-    algorithm: Algorithm,
-    of_services: Vec<Balancer>,
-}
-
 /// Starts the callers.
-pub(super) fn start(fleet: &Fleet, messages: &Arc<Messages>, board: &Arc<Mutex<Board>>) -> Traffic {
-    let services = fleet.services().to_vec();
-    let loads: Vec<_> = services.iter().map(|_| Loads::new()).collect();
-    let of_services = balancers(&services, &loads, Algorithm::RoundRobin);
-    let balancers = Mutex::new(Balancers { algorithm: Algorithm::RoundRobin, of_services });
-    let (messages, board) = (messages.clone(), board.clone());
-    let shared = Arc::new(Shared { services, messages, loads, balancers, board });
+pub(super) fn start(
+    fleet: &Fleet,
+    requests: &Arc<Requests>,
+    messages: &Arc<Messages>,
+    board: &Arc<Mutex<Board>>,
+) -> Traffic {
+    let shared = Arc::new(Shared {
+        services: fleet.services().to_vec(),
+        requests: requests.clone(),
+        messages: messages.clone(),
+        algorithm: Mutex::new(Algorithm::RoundRobin),
+        board: board.clone(),
+    });
     let mut callers = JoinSet::new();
     for service in 0..shared.services.len() {
         callers.spawn(shared.clone().call_for_ever(service));
@@ -52,42 +52,28 @@ pub(super) fn start(fleet: &Fleet, messages: &Arc<Messages>, board: &Arc<Mutex<B
     Traffic { shared, _callers: callers }
 }
 
-fn balancers(services: &[Service], loads: &[Loads], algorithm: Algorithm) -> Vec<Balancer> {
-    let balancer = |(service, loads): (&Service, &Loads)| {
-        Balancer::builder(service.view()).algorithm(algorithm).loads(loads.clone()).build()
-    };
-    services.iter().zip(loads).map(balancer).collect()
-}
-
 impl Traffic {
     /// How instances are picked now.
     pub(super) fn algorithm(&self) -> Algorithm {
-        lock(&self.shared.balancers).algorithm
+        *lock(&self.shared.algorithm)
     }
 
     /// Goes on to the next algorithm.
     pub(super) fn next_algorithm(&self) -> Algorithm {
-        let mut balancers = lock(&self.shared.balancers);
-        let at = Algorithm::ALL.iter().position(|algorithm| *algorithm == balancers.algorithm).unwrap_or(0);
+        let mut algorithm = lock(&self.shared.algorithm);
+        let at = Algorithm::ALL.iter().position(|one| *one == *algorithm).unwrap_or(0);
         let next = Algorithm::ALL[(at + 1) % Algorithm::ALL.len()];
-        let of_services = self::balancers(&self.shared.services, &self.shared.loads, next);
-        *balancers = Balancers { algorithm: next, of_services };
-        let messages = self.shared.messages.clone();
+        *algorithm = next;
+        let shared = self.shared.clone();
         tokio::spawn(async move {
-            if let Err(failure) = messages.balance_by(next).await {
+            if let Err(failure) = shared.requests.balance_by(next).await {
+                tracing::warn!(?failure, "the proxy goes on as before");
+            }
+            if let Err(failure) = shared.messages.balance_by(next).await {
                 tracing::warn!(?failure, "the relay goes on as before");
             }
         });
         next
-    }
-
-    /// How many calls are under way at each instance of a service.
-    pub(super) fn in_flight(&self, service: usize) -> Vec<(Arc<str>, usize)> {
-        if service == 1 {
-            self.shared.messages.in_flight()
-        } else {
-            lock(&self.shared.balancers).of_services[service].in_flight()
-        }
     }
 }
 
@@ -99,10 +85,7 @@ impl Shared {
         loop {
             tokio::select! {
                 _ = ticks.tick() => match service {
-                    0 => match self.pick(service) {
-                        Some(claim) => drop(calls.spawn(self.clone().call(claim))),
-                        None => lock(&self.board).count_unserved(),
-                    },
+                    0 => drop(calls.spawn(self.clone().call())),
                     _ => drop(calls.spawn(self.clone().request())),
                 },
                 Some(_) = calls.join_next() => {}
@@ -110,24 +93,24 @@ impl Shared {
         }
     }
 
-    /// Hundred clients, each of which asks for the same things again and again.
-    fn pick(&self, service: usize) -> Option<Claim> {
-        let key = format!("/data/{}", fastrand::u8(..100));
-        lock(&self.balancers).of_services[service].pick(&key).ok()
-    }
-
-    async fn call(self: Arc<Self>, claim: Claim) {
-        let instance = claim.instance();
-        lock(&self.board).count_pick(&instance.service, &instance.code);
-        let address = claim.address().unwrap_or_default();
-        let outcome = Outcome::from(&sample::call(address, "/data").await);
-        if matches!(outcome, Outcome::Failure) {
-            lock(&self.board).count_failed();
+    /// A request to the proxy, from one of a hundred clients, each of which asks for the same thing again and again; who it was that the
+    /// proxy has picked shows by the answer.
+    async fn call(self: Arc<Self>) {
+        let number = fastrand::u8(..100);
+        let (path, client) = (format!("{PATH}/{number}"), format!("10.0.0.{number}"));
+        let answer = self.requests.ask(&path, &[("x-forwarded-for", &client)]).await;
+        let mut board = lock(&self.board);
+        match answer {
+            Ok(answer) if answer.status == 503 => board.count_unserved(),
+            Ok(answer) => match sample::who(&answer.body) {
+                Some(code) => board.count_pick(self.services[0].name(), &code.into()),
+                None => board.count_failed(),
+            },
+            Err(_) => board.count_failed(),
         }
-        claim.report(outcome);
     }
 
-    /// A message to the relay, which picks; who it was shows by the answer.
+    /// A message to the relay, which picks.
     async fn request(self: Arc<Self>) {
         match self.messages.request(TOPIC, "who?").await {
             Ok(code) => lock(&self.board).count_pick(self.services[1].name(), &code),

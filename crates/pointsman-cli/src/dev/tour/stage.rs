@@ -11,6 +11,7 @@ use pointsman::{Algorithm, Balancer, Instance, Registration, Registry, Service, 
 use crate::args::Output;
 use crate::dev::picture::bar;
 use crate::dev::tour::api::Api;
+use crate::dev::tour::proxy_steps::Proxied;
 use crate::dev::tour::{DEADLINE, Mismatch};
 use crate::failure::Failure;
 use crate::output;
@@ -31,6 +32,8 @@ pub(super) struct Stage {
     pub(super) zombie: Option<Term>,
     /// How to ask the agent.
     pub(super) api: Api,
+    /// What the steps through the proxy play on, from the first of them to the last.
+    pub(super) proxied: Option<Proxied>,
     agent: Agent,
     output: Output,
     said: Vec<String>,
@@ -44,7 +47,7 @@ impl Stage {
         let agent = agent.map_err(|error| Failure::new(format!("start the agent: {error}")))?;
         let (registry, api, store) = (registry.clone(), Api { address: agent.address() }, TermGuard::new());
         let (members, said) = (BTreeMap::new(), Vec::new());
-        Ok(Self { registry, service, members, store, zombie: None, api, agent, output, said })
+        Ok(Self { registry, service, members, store, zombie: None, api, proxied: None, agent, output, said })
     }
 
     /// After the last step.

@@ -9,7 +9,7 @@ use pointsman::{Algorithm, Status};
 
 use crate::dev::messages::{Messages, TOPIC};
 use crate::dev::tour::stage::{PICKS, SERVICE, Stage};
-use crate::dev::tour::{DEADLINE, Mismatch, Step, http_steps};
+use crate::dev::tour::{DEADLINE, Mismatch, Step, http_steps, proxy_steps};
 use crate::failure::Failure;
 
 /// All, in their order: each goes on where the one before has left off.
@@ -22,6 +22,17 @@ pub(super) const ALL: &[Step] = &[
     Step { title: "One is drained: it gets no more calls", play: |stage| Box::pin(drain(stage)) },
     Step { title: "It is undrained: it gets calls again", play: |stage| Box::pin(undrain(stage)) },
     Step { title: "A weight is changed: the shares follow", play: |stage| Box::pin(weigh(stage)) },
+    Step {
+        title: "A request finds its instance, through the proxy",
+        play: |stage| Box::pin(proxy_steps::balance(stage)),
+    },
+    Step { title: "An instance is killed at work: no request fails", play: |stage| Box::pin(proxy_steps::kill(stage)) },
+    Step {
+        title: "One is drained: it ends what it has, and gets nothing new",
+        play: |stage| Box::pin(proxy_steps::drain(stage)),
+    },
+    Step { title: "A route follows the mastership", play: |stage| Box::pin(proxy_steps::follow_the_master(stage)) },
+    Step { title: "A client stays with its instance, by a cookie", play: |stage| Box::pin(proxy_steps::stay(stage)) },
     Step { title: "Messages find an instance too, by its code", play: |stage| Box::pin(send(stage)) },
     Step {
         title: "A program in any language registers, over HTTP",
