@@ -127,10 +127,12 @@ async fn stream(
     spare::return_heads(heads);
     if client.failed {
         conduct.given_up.fetch_add(1, Ordering::Relaxed);
-    } else if !client.drain(&mut alarm).await {
-        // The answer stands; what is left of the request is not wanted (RFC 9113, 8.1).
-        client.reset(Reason::NO_ERROR);
+    } else {
+        client.drain(&mut alarm).await;
     }
+    // If there is more of the request, which nobody wants any more, dropping it tells the client so once the answer is written (RFC 9113,
+    // 8.1). A reset at this place would throw away what is not written yet.
+    drop(client);
     conduct.open.fetch_sub(1, Ordering::Relaxed);
 }
 
@@ -181,8 +183,8 @@ pub(crate) fn read(parts: &http::request::Parts, ended: bool, head: &mut Request
 
 impl Http2 {
     /// Reads what is left of the request, if that is little and comes soon: there are clients who take a stream that is reset for an
-    /// answer that has failed. Whether all has been read.
-    async fn drain(&mut self, alarm: &mut Alarm) -> bool {
+    /// answer that has failed.
+    async fn drain(&mut self, alarm: &mut Alarm) {
         alarm.set(Some(Instant::now() + DRAINING));
         let mut drained = 0;
         poll_fn(|cx| {
@@ -193,13 +195,12 @@ impl Http2 {
                         drained += count as u64;
                         self.incoming.consume(count);
                     }
-                    Poll::Ready(Ok(false)) => return Poll::Ready(true),
-                    Poll::Ready(_) => return Poll::Ready(false),
-                    Poll::Pending => return alarm.poll(cx).map(|()| false),
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return alarm.poll(cx),
                 }
             }
         })
-        .await
+        .await;
     }
 
     fn reset(&mut self, reason: Reason) {
