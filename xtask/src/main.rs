@@ -29,7 +29,7 @@ Tasks:
 ";
 
 const BENCHES: [&str; 5] = ["pick", "registry", "mqtt", "agent", "http"];
-const FUZZ_TARGETS: [&str; 2] = ["packets", "session"];
+const FUZZ_TARGETS: [&str; 3] = ["http", "packets", "session"];
 const FUZZ_SECONDS: &str = "180";
 
 fn main() -> ExitCode {

@@ -35,6 +35,8 @@ mod error;
 mod exchange;
 mod flow;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod head;
 mod health;

@@ -49,38 +49,9 @@ impl Http1 {
     }
 
     pub(super) fn send(&mut self, sending: &Sending<'_>) {
-        let Sending { head, target, framing, hop, .. } = sending;
-        self.to_head = head.verb == Verb::Head;
+        self.to_head = sending.head.verb == Verb::Head;
         self.written_before = self.writer.total;
-        let out = self.writer.head(*framing == Framing::Chunked);
-        out.extend_from_slice(head.method());
-        out.push(b' ');
-        out.extend_from_slice(target);
-        out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-        out.extend_from_slice(head.host());
-        out.extend_from_slice(b"\r\n");
-        forward::request(head, *hop, &mut |name, value| field(out, name, value));
-        match framing {
-            Framing::Length(length) => {
-                out.extend_from_slice(b"content-length: ");
-                number(out, *length);
-                out.extend_from_slice(b"\r\n");
-            }
-            Framing::Chunked => field(out, b"transfer-encoding", b"chunked"),
-            _ if head.fields.get(Name::ContentLength).is_some() => field(out, b"content-length", b"0"),
-            _ => {}
-        }
-        if head.expects_continue && *framing != Framing::Empty {
-            field(out, b"expect", b"100-continue");
-        }
-        if let Some(protocol) = head.upgrade {
-            field(out, b"connection", b"upgrade");
-            field(out, b"upgrade", head.fields.text(protocol));
-        } else if head.takes_trailers {
-            field(out, b"connection", b"te");
-            field(out, b"te", b"trailers");
-        }
-        out.extend_from_slice(b"\r\n");
+        write(self.writer.head(sending.framing == Framing::Chunked), sending);
     }
 
     pub(super) fn poll_head(
@@ -132,6 +103,39 @@ impl Http1 {
         self.served += 1;
         self.lasts && self.decoder.is_at_end() && self.buffer.is_empty() && self.writer.is_idle()
     }
+}
+
+/// Writes the head of a request.
+pub(crate) fn write(out: &mut Vec<u8>, sending: &Sending<'_>) {
+    let Sending { head, target, framing, hop, .. } = sending;
+    out.extend_from_slice(head.method());
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    out.extend_from_slice(head.host());
+    out.extend_from_slice(b"\r\n");
+    forward::request(head, *hop, &mut |name, value| field(out, name, value));
+    match framing {
+        Framing::Length(length) => {
+            out.extend_from_slice(b"content-length: ");
+            number(out, *length);
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::Chunked => field(out, b"transfer-encoding", b"chunked"),
+        _ if head.fields.get(Name::ContentLength).is_some() => field(out, b"content-length", b"0"),
+        _ => {}
+    }
+    if head.expects_continue && *framing != Framing::Empty {
+        field(out, b"expect", b"100-continue");
+    }
+    if let Some(protocol) = head.upgrade {
+        field(out, b"connection", b"upgrade");
+        field(out, b"upgrade", head.fields.text(protocol));
+    } else if head.takes_trailers {
+        field(out, b"connection", b"te");
+        field(out, b"te", b"trailers");
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 impl Source for Http1 {
