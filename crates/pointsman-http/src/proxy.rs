@@ -22,7 +22,7 @@ use crate::service::Requests;
 use crate::settings::Settings;
 use crate::table::Table;
 use crate::tls;
-use crate::worker::{self, Acceptor, Shared, Worker};
+use crate::worker::{self, Acceptor, Listening, Shared, Worker};
 
 /// Where the instances of services are looked up: each service that a route names must be in it.
 pub type Views = HashMap<Arc<str>, View>;
@@ -194,12 +194,13 @@ impl Thread {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let own = worker.clone();
+        let listeners: Vec<_> = listeners.into_iter().map(|one| (Listening::new(worker.clone()), one)).collect();
         let serve = move || {
             runtime.block_on(async {
                 tokio::spawn(worker::sweep(own.clone()));
-                for listener in listeners {
+                for (listening, listener) in listeners {
                     match tokio::net::TcpListener::from_std(listener) {
-                        Ok(listener) => drop(tokio::spawn(worker::accept(own.clone(), listener))),
+                        Ok(listener) => drop(tokio::spawn(worker::accept(listening, listener))),
                         Err(error) => tracing::error!(%error, "a listener cannot be used"),
                     }
                 }
@@ -215,15 +216,11 @@ impl Thread {
 /// A listener for each worker, at one address: the system spreads connections over them.
 fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
     let mut address = address;
+    // Whoever shares it among its own would share it with another process as well, and neither would know.
+    drop(bind(address, false)?);
     let mut listeners = Vec::new();
     for _ in 0..workers {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        socket.set_reuse_address(true)?;
-        if workers > 1 {
-            socket.set_reuse_port(true)?;
-        }
-        socket.bind(&address.into())?;
+        let socket = bind(address, workers > 1)?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from(socket);
         // Port 0 is some free one, and the same for all.
@@ -231,6 +228,17 @@ fn listen(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 /// What `slots` workers share.

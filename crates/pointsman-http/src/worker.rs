@@ -26,6 +26,10 @@ use crate::table::Table;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Between two looks at the connections that wait.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How long somebody who has connected, and said nothing yet, is waited for when the proxy leaves.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// So many who have connected by the time that the proxy leaves are still accepted.
+const LAST_ONES: usize = 4096;
 
 /// What all workers share.
 #[derive(Debug)]
@@ -124,10 +128,29 @@ impl Leaving<'_> {
     }
 }
 
-/// Accepts until the proxy leaves.
-pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
+/// A listener; counts as something open, as there may be somebody to be accepted.
+pub(crate) struct Listening(Arc<Worker>);
+
+impl Listening {
+    pub(crate) fn new(worker: Arc<Worker>) -> Self {
+        worker.open.fetch_add(1, Ordering::Relaxed);
+        Self(worker)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Release);
+        self.0.ended.notify_one();
+    }
+}
+
+/// Accepts until the proxy leaves, and then those who have connected by then.
+pub(crate) async fn accept(listening: Listening, listener: TcpListener) {
+    let worker = &listening.0;
     let mut leaving = pin!(worker.leaving());
     let mut is_pausing = false;
+    let mut last_ones = 0;
     loop {
         let accepting = async {
             // Who is not accepted waits in the system's queue.
@@ -137,7 +160,16 @@ pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
         };
         let mut accepting = pin!(accepting);
         let accepted = std::future::poll_fn(|cx| {
-            if leaving.as_mut().poll(cx).is_ready() { Poll::Ready(None) } else { accepting.as_mut().poll(cx) }
+            let is_leaving = leaving.as_mut().poll(cx).is_ready();
+            // Who waits to be accepted has been told that the connection stands.
+            if is_leaving && last_ones == LAST_ONES {
+                return Poll::Ready(None);
+            }
+            last_ones += usize::from(is_leaving);
+            match accepting.as_mut().poll(cx) {
+                Poll::Pending if is_leaving => Poll::Ready(None),
+                accepted => accepted,
+            }
         });
         match accepted.await {
             None => return,
@@ -225,6 +257,7 @@ async fn serve(worker: &Arc<Worker>, mut io: Io, peer: Peer) {
 async fn speaks_http2(worker: &Arc<Worker>, io: &mut Io, buffer: &mut Buffer) -> Option<bool> {
     let time = worker.table().limits.head_time;
     let mut leaving = pin!(worker.leaving());
+    let mut last_words = None;
     let begins = std::future::poll_fn(|cx| {
         loop {
             let there = buffer.bytes();
@@ -237,7 +270,12 @@ async fn speaks_http2(worker: &Arc<Worker>, io: &mut Io, buffer: &mut Buffer) ->
                 Poll::Pending => break,
             }
         }
-        if buffer.is_empty() && leaving.as_mut().poll(cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
+        if buffer.is_empty() && leaving.as_mut().poll(cx).is_ready() {
+            // Its first request may be on its way.
+            let last_words = last_words.get_or_insert_with(|| Box::pin(tokio::time::sleep(LAST_WORDS)));
+            return last_words.as_mut().poll(cx).map(|()| None);
+        }
+        Poll::Pending
     });
     tokio::time::timeout(time, begins).await.unwrap_or(None)
 }
