@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,6 +49,7 @@ pub(super) struct Predecessor {
 impl HandOver {
     /// Waits at `path` from now on, for whoever has the rights of this process's user.
     pub(super) fn listen(path: &Path) -> io::Result<Self> {
+        check(path)?;
         // Somebody else's socket there is a dead one, or that of the process that has handed over.
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -95,11 +96,28 @@ impl Drop for HandOver {
     }
 }
 
-async fn give(stream: &UnixStream, listeners: &impl Fn() -> io::Result<Vec<TcpListener>>) -> io::Result<()> {
-    let peer = socket_peercred(stream)?;
-    if peer.uid != rustix::process::geteuid() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "somebody else asks"));
+/// What is at `path` must be a socket, or nothing.
+fn check(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, "what is there is no socket"))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
+}
+
+/// Whether the other end is a process of the same user.
+fn check_user(stream: &UnixStream) -> io::Result<()> {
+    if socket_peercred(stream)?.uid == rustix::process::geteuid() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "the process at the other end is another user's"))
+    }
+}
+
+async fn give(stream: &UnixStream, listeners: &impl Fn() -> io::Result<Vec<TcpListener>>) -> io::Result<()> {
+    check_user(stream)?;
     let listeners = listeners()?;
     if listeners.len() > MOST {
         return Err(io::Error::other(format!("more than {MOST} listeners cannot be given")));
@@ -117,6 +135,7 @@ async fn give(stream: &UnixStream, listeners: &impl Fn() -> io::Result<Vec<TcpLi
 
 /// Asks the process before this one for its listeners, if there is one at `path`.
 pub(super) async fn take(path: &Path) -> io::Result<Option<(Predecessor, Vec<TcpListener>)>> {
+    check(path)?;
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
         // Nobody is there, or nobody is there any more.
@@ -125,6 +144,7 @@ pub(super) async fn take(path: &Path) -> io::Result<Option<(Predecessor, Vec<Tcp
         }
         Err(error) => return Err(error),
     };
+    check_user(&stream)?;
     let listeners = tokio::time::timeout(PATIENCE, receive(&stream)).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let (mut end, stream) = stream.into_split();
     let (sender, left) = watch::channel(false);
