@@ -2,9 +2,11 @@
 //!
 //! Origins listen on loopback and end with the value that stands for them.
 
+mod echo_origin;
 mod frames;
 mod grpc;
 mod hyper_origin;
+mod load;
 mod message;
 mod nginx;
 mod python_origin;
@@ -14,9 +16,11 @@ mod tools;
 mod venv;
 mod websocket;
 
+pub use echo_origin::{EchoOrigin, Trouble, pattern};
 pub use frames::{Frame, FrameClient, kind};
 pub use grpc::{Grpc, GrpcAnswer, GrpcOrigin};
 pub use hyper_origin::{Answer, HyperOrigin, Seen, SeenBody, answer};
+pub use load::{Load, MIXED, Plan, Tally, Way};
 pub use message::{Response, head_end};
 pub use nginx::Nginx;
 pub use python_origin::PythonOrigin;
