@@ -25,10 +25,13 @@ Tasks:
   bench agent [ARGUMENTS]      measure the agent, its answers against nginx's; `--quick` for a glance
   bench http [ARGUMENTS]       measure the proxy beside nginx, HAProxy and pingora; `--quick` for a glance
   bench all                    all of them
+  soak [http] [--requests N]   the long runs, in release: the proxy under reloads, hand-overs, killed origins and more, with N requests
+                               each (default 1000000); any that fails fails it. The tests have the short form
   fuzz [TARGET] [SECONDS]      look for failures with cargo-fuzz, which has to be installed; see fuzz/README.md
 ";
 
 const BENCHES: [&str; 5] = ["pick", "registry", "mqtt", "agent", "http"];
+const SOAK_REQUESTS: &str = "1000000";
 const FUZZ_TARGETS: [&str; 3] = ["http", "packets", "session"];
 const FUZZ_SECONDS: &str = "180";
 
@@ -41,6 +44,10 @@ fn main() -> ExitCode {
         ["ci"] => check().and_then(|()| test(&[])),
         ["bench", "all"] => BENCHES.into_iter().try_for_each(|name| bench(name, &[])),
         ["bench", name, ref rest @ ..] if BENCHES.contains(&name) => bench(name, rest),
+        ["soak"] | ["soak", "http"] => soak(SOAK_REQUESTS),
+        ["soak", "--requests", count] | ["soak", "http", "--requests", count] if count.parse::<u64>().is_ok() => {
+            soak(count)
+        }
         ["fuzz"] => FUZZ_TARGETS.into_iter().try_for_each(|target| fuzz(target, FUZZ_SECONDS)),
         ["fuzz", target] if FUZZ_TARGETS.contains(&target) => fuzz(target, FUZZ_SECONDS),
         ["fuzz", target, seconds] if FUZZ_TARGETS.contains(&target) && seconds.parse::<u32>().is_ok() => {
@@ -89,6 +96,14 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
     needs::install_missing_for_benches()?;
     let run = ["run", "--release", "--package", "pointsman-bench", "--bin", name, "--"];
     cargo(&[&run, arguments].concat())
+}
+
+fn soak(requests: &str) -> Result<(), Failure> {
+    needs::install_missing()?;
+    let test = ["test", "--release", "--all-features", "--package", "pointsman-cli", "--test", "soak"];
+    // One after the other, each with the machine for itself.
+    let run = ["--no-fail-fast", "--", "--nocapture", "--test-threads", "1"];
+    cargo_with(&[("SOAK_REQUESTS", requests)], &[&test[..], &run].concat())
 }
 
 fn fuzz(target: &str, seconds: &str) -> Result<(), Failure> {
