@@ -228,6 +228,7 @@ async fn dev_without_a_terminal_writes_lines_until_a_signal() {
     assert_eq!(dev.ended().await.code(), Some(0));
 }
 
+#[expect(clippy::unwrap_used, reason = "a test's helper")]
 async fn proxy_port(dev: &mut Running) -> u16 {
     let line = served::logged(dev, "HTTP proxy at http://127.0.0.1:").await;
     line.split("127.0.0.1:").nth(1).unwrap().split('/').next().unwrap().parse().unwrap()

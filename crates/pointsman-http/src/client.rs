@@ -13,8 +13,6 @@ use crate::io::{Buffer, Io};
 pub(crate) trait Client: Source + Sink + Send {
     /// Puts the head of the answer in place.
     fn answer(&mut self, answer: &Answer<'_>);
-    /// The answer that comes next is the last one on this connection, if it can be told to the client with it.
-    fn last(&mut self) {}
     /// Puts an interim answer in place; `None`: 100, go on.
     fn interim(&mut self, head: Option<&ResponseHead>);
     /// Whether nobody waits for the answer any more.

@@ -8,7 +8,6 @@ mod tunnel;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use pointsman_balance::{Algorithm, Outcome, PickError};
 use tokio::sync::OwnedSemaphorePermit;
@@ -343,9 +342,6 @@ impl<C: Client> Exchange<'_, C> {
         chosen.report(if status >= 500 { Outcome::Failure } else { Outcome::Success });
         self.record.status = status;
         let id = self.ids.request(self.request);
-        if self.worker.shared.is_leaving.load(Ordering::Relaxed) {
-            self.client.last();
-        }
         self.client.answer(&Answer { from: From::Instance(self.response), id, cookie });
         if status == 101 {
             return self.tunnel(&mut connection).await;

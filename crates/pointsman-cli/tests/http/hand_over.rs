@@ -47,7 +47,6 @@ async fn under_load(lines: &str) {
         }
     }
     let tally = load.end().await;
-    println!("{} requests, {} connections reopened", tally.answered, tally.reopened);
     tally.assert_none_failed();
     proxy.ends().await;
     assert_eq!(instances("http-balancer", &registry).await.as_array().unwrap().len(), 0);

@@ -304,10 +304,6 @@ impl Client for Http1 {
         out.extend_from_slice(b"\r\n");
     }
 
-    fn last(&mut self) {
-        self.lasts = false;
-    }
-
     fn interim(&mut self, head: Option<&ResponseHead>) {
         if self.version == Version::Http10 {
             return;
