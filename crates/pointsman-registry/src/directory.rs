@@ -132,6 +132,12 @@ impl Directory {
         }
         self.inner.shared.link.borrow().loaded != Loaded::Nothing
     }
+
+    /// Waits for the first content, from wherever, as long as it takes.
+    pub(crate) async fn begun(&self) {
+        // The directory holds the sender.
+        let _ = self.inner.shared.link.subscribe().wait_for(|link| link.loaded != Loaded::Nothing).await;
+    }
 }
 
 impl Service {

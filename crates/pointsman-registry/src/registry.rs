@@ -35,6 +35,8 @@ struct Inner {
     url: String,
     backend: Arc<dyn Backend>,
     connect_timeout: Duration,
+    /// Whether that does not matter: see [`Builder::wait`].
+    waits: bool,
     guard: Option<Guard>,
     snapshots: Option<PathBuf>,
     directories: Mutex<HashMap<Scope, Weak<DirectoryInner>>>,
@@ -242,6 +244,13 @@ impl Registry {
         if directory.loaded(self.inner.connect_timeout).await {
             return Ok(directory);
         }
+        if self.inner.waits {
+            let mut closed = self.inner.closed.subscribe();
+            tokio::select! {
+                () = directory.begun() => return Ok(directory),
+                () = set(&mut closed) => {}
+            }
+        }
         self.check_open()?;
         Err(Error::Unreachable {
             tried: format!("read services from {}", self.inner.url),
@@ -287,7 +296,8 @@ impl Registry {
 }
 
 impl Builder {
-    /// Goes on trying until the registry answers, instead of failing after the connect timeout.
+    /// Goes on trying until the registry answers, instead of failing after the connect timeout: here, and where something is
+    /// registered or discovered.
     #[must_use]
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;
@@ -369,6 +379,7 @@ impl Builder {
                 url: redacted(&self.url),
                 backend,
                 connect_timeout,
+                waits: self.wait,
                 guard: self.guard.unwrap_or_else(guard_of_url),
                 snapshots,
                 directories: Mutex::default(),

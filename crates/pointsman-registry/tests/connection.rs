@@ -5,7 +5,7 @@
 mod support;
 
 use pointsman_core::{Instance, Role};
-use pointsman_registry::Registry;
+use pointsman_registry::{Error, Registry};
 use pointsman_testkit::{CuttingProxy, Op, ZooKeeper};
 use support::{Fleet, Member, soon, until_role, url};
 
@@ -268,4 +268,21 @@ async fn whoever_resigns_is_not_master_while_the_answer_is_on_its_way() {
     proxy.delay(std::time::Duration::ZERO);
     fleet.members.push(soon("resigned", resigned).await.unwrap());
     fleet.settled("resigned slowly").await;
+}
+
+/// The connect timeout is for those who do not wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_finds_services_however_long_that_takes() {
+    let server = ZooKeeper::shared().await;
+    let proxy = CuttingProxy::start(server.socket_address());
+    proxy.delay(std::time::Duration::from_millis(20));
+    let url = url(&proxy.address(), &pointsman_testkit::unique_prefix(), "&connect_timeout=1ms");
+    let registry = Registry::builder(&url).wait(true).connect().await.unwrap();
+    let service = soon("found", registry.discover("s")).await.unwrap();
+    assert!(service.snapshot().is_empty());
+    proxy.blackhole();
+    let asking = registry.clone();
+    let waiting = tokio::spawn(async move { asking.discover("t").await });
+    soon("closed", registry.close()).await;
+    assert!(matches!(soon("told", waiting).await.unwrap(), Err(Error::Closed { .. })));
 }
