@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use serde::Serialize;
+
 macro_rules! kinds {
     ($($kind:ident $name:literal $status:literal $title:literal)*) => {
         /// The types of problems. Part of the contract: each has a name, a status and a title.
@@ -52,6 +54,14 @@ pub(crate) struct Problem {
     pub(crate) detail: Cow<'static, str>,
 }
 
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+}
+
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, status: kind.status(), detail: detail.into() }
@@ -69,13 +79,14 @@ impl Problem {
     /// The body.
     pub(crate) fn json(&self) -> String {
         let kind = self.kind;
-        let body = serde_json::json!({
-            "type": format!("urn:pointsman:problem:{}", kind.name()),
-            "title": kind.title(),
-            "status": self.status,
-            "detail": self.detail,
-        });
-        body.to_string()
+        let body = Body {
+            r#type: format!("urn:pointsman:problem:{}", kind.name()),
+            title: kind.title(),
+            status: self.status,
+            detail: &self.detail,
+        };
+        // Strings and a number: there is nothing in it that JSON cannot say.
+        serde_json::to_string(&body).unwrap_or_default()
     }
 
     /// Whether it is worth asking again soon.
