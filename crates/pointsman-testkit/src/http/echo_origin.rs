@@ -131,7 +131,7 @@ impl EchoOrigin {
 
     /// Serves until the process ends.
     pub async fn forever(self) {
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Venv, run};
 use crate::process::Process;
 use crate::zookeeper::free_port;
 
-const REQUIREMENTS: &str = "grpcio==1.85.3";
+const REQUIREMENTS: &str = "grpcio==1.85.3\ntyping_extensions==4.16.0\n";
 const SCRIPT: &str = include_str!("grpc.py");
 
 /// The library.

@@ -39,10 +39,11 @@ impl Venv {
         let _ = fs::remove_dir_all(&venv.folder);
         let folder = venv.folder.display().to_string();
         succeed(Command::new(PYTHON).args(["-m", "venv", &folder]), "it needs python3 and python3-venv");
-        let packages: Vec<&str> = requirements.lines().filter(|line| !line.starts_with('#')).collect();
+        let file = venv.folder.join("wanted.txt");
+        fs::write(&file, requirements).unwrap();
         let offline = format!("where there is no network, set {OFFLINE}=1 to do without");
         let mut pip = Command::new(venv.python());
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages);
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]).arg(file);
         succeed(&mut pip, &offline);
         fs::write(done, requirements).unwrap();
         Some(venv)
@@ -63,7 +64,13 @@ impl Venv {
     /// Its Python.
     #[must_use]
     pub fn python(&self) -> PathBuf {
-        self.folder.join("bin/python")
+        self.program("python")
+    }
+
+    /// A program of one of its packages.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.folder.join("bin").join(name)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{PATIENCE, Venv, run};
 use crate::process::Process;
 use crate::zookeeper::free_port;
 
-const REQUIREMENTS: &str = "websockets==17.4";
+const REQUIREMENTS: &str = "websockets==17.4\n";
 const SCRIPT: &str = include_str!("websocket.py");
 
 /// The library.
