@@ -11,6 +11,7 @@ import { Services } from "./services.js";
 import * as status from "./status.js";
 import { on, sample, take, takeHistory } from "./store.js";
 import { Stream } from "./stream.js";
+import { Traffic } from "./traffic.js";
 
 /** `#/services/NAME?q=WORDS`: the path's parts, and the search. */
 function address() {
@@ -24,11 +25,12 @@ function address() {
   return { path, parts, query: new URLSearchParams(search).get("q") ?? "" };
 }
 
-const VIEWS = { events: () => new Events(), audit: () => new Audit() };
+const VIEWS = { events: () => new Events(), audit: () => new Audit(), traffic: (parts) => new Traffic(parts) };
 
-function make([first, name]) {
+function make(parts) {
+  const [first, name] = parts;
   if (first === "services" && name) return new Service(name);
-  return (VIEWS[first] ?? (() => new Services()))();
+  return (VIEWS[first] ?? (() => new Services()))(parts);
 }
 
 let view = null;

@@ -122,7 +122,7 @@ export function signIn(reason) {
 
 const KEYS = [
   ["/", "search"], ["j k ↓ ↑", "next, previous line"], ["Enter", "open the service"], ["d", "drain or undrain the instance"],
-  ["w", "weight of the instance"], ["1 2 3", "services, events, audit"], ["Esc", "clear the search, or go back"], ["?", "this"],
+  ["w", "weight of the instance"], ["1 2 3 4", "services, events, audit, traffic"], ["Esc", "clear the search, or go back"], ["?", "this"],
 ];
 const WORDS = [
   ["billing eu", "both, anywhere"], ["zone=eu-1", "a tag"], ["role:master", "or role:normal"], ["status:drained", "or status:passing"],

@@ -41,15 +41,14 @@ const fits = (query, ...texts) => {
 };
 
 /** A view of lines, of which the newest is the first. */
-class List {
-  constructor({ title, columns, kind, make, key, empty }) {
-    this.title = title;
+export class List {
+  constructor({ title, columns, kind, make, key, empty, id = "view-title", head = "h1" }) {
     this.empty = empty;
     this.table = new Table({ label: title, columns, kind, make, key });
     this.count = h("span", { class: "count" });
     this.nothing = h("p", { class: "nothing", hidden: true });
-    this.element = h("section", { class: "panel", "aria-labelledby": "view-title" },
-      h("div", { class: "panel-head" }, h("h1", { id: "view-title" }, title), this.count),
+    this.element = h("section", { class: "panel", "aria-labelledby": id },
+      h("div", { class: "panel-head" }, h(head, { id }, title), this.count),
       this.table.element, this.nothing);
   }
 

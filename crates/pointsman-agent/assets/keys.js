@@ -3,7 +3,7 @@
 import { help, isOpen } from "./dialogs.js";
 import { $ } from "./dom.js";
 
-const VIEWS = { 1: "#/", 2: "#/events", 3: "#/audit" };
+const VIEWS = { 1: "#/", 2: "#/events", 3: "#/audit", 4: "#/traffic" };
 
 /** `app`: `view()`, `setQuery(words)`, `query()`. */
 export function startKeys(app) {
@@ -11,7 +11,7 @@ export function startKeys(app) {
   const back = () => {
     if (app.query()) app.setQuery("");
     else if (document.activeElement === query) query.blur();
-    else if (app.view().name) location.hash = "#/";
+    else if (app.view().up) location.hash = app.view().up;
   };
   const keys = {
     "/": () => query.select(),

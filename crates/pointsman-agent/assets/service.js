@@ -22,7 +22,7 @@ const COLUMNS = [
 export class Service {
   constructor(name) {
     this.name = name;
-    this.title = name;
+    this.up = "#/";
     this.track = new Track();
     this.table = new Table({
       label: `Instances of ${name}`, columns: COLUMNS, kind: "instances",

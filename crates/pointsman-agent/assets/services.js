@@ -20,7 +20,6 @@ export const link = (service, query = "") =>
 
 export class Services {
   constructor() {
-    this.title = "Services";
     this.query = "";
     this.table = new Table({
       label: "Services", columns: COLUMNS, kind: "services",

@@ -18,13 +18,14 @@ export const fleet = {
 };
 
 const listeners = new Map();
-/** Calls `listener(detail)` for `change`, `master`, `event`, `audit` or `load`, until what it returns is called. */
+/** Calls `listener(detail)` for `change`, `master`, `event`, `audit`, `load` or `traffic`, until what it returns is called. */
 export function on(what, listener) {
   if (!listeners.has(what)) listeners.set(what, new Set());
   listeners.get(what).add(listener);
   return () => listeners.get(what).delete(listener);
 }
-const tell = (what, detail) => listeners.get(what)?.forEach((listener) => listener(detail));
+/** Tells those who listen. */
+export const tell = (what, detail) => listeners.get(what)?.forEach((listener) => listener(detail));
 
 let number = 0;
 
