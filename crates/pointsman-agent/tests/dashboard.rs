@@ -2,9 +2,13 @@
 
 mod fleet;
 
-use fleet::{Fleet, get, instance};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use fleet::{Fleet, get, instance, traffic};
 use pointsman_agent::Token;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const ESCAPE: &str = "\u{e00c}";
 const ENTER: &str = "\u{e007}";
@@ -205,6 +209,230 @@ async fn the_keyboard_is_enough() {
     fleet.complains_of_nothing().await;
 }
 
+/// What the page makes of texts, each of a moment (in milliseconds); `then` of the module's `traffic` and `P`, after each.
+async fn taken(fleet: &Fleet, texts: &[(u64, String)], then: &str) -> Vec<Value> {
+    let script = format!(
+        "return import('/assets/metrics.js').then(({{ take, traffic, P }}) => {}.map(([at, text]) => {{ \
+         take(1e12 + at, text); return {then}; }}))",
+        json!(texts)
+    );
+    fleet.browser.run(&script).await.as_array().unwrap().clone()
+}
+
+/// Ten units a second, from a million on: what is counted anew, and taken for the old count, would not be overlooked.
+fn ten_a_second(route: &'static str) -> impl Fn() -> String + Send + Sync + 'static {
+    let start = Instant::now();
+    move || {
+        let units = u64::try_from(start.elapsed().as_millis() / 100).unwrap();
+        traffic::units(route, 1_000_000 + units, 41) + traffic::INSTANCES
+    }
+}
+
+#[tokio::test]
+async fn traffic_is_shown_by_route_and_by_service() {
+    let fleet = Fleet::start().await;
+    fleet.set_metrics(ten_a_second("r"));
+    fleet.show("").await;
+    fleet.browser.press("4").await;
+    fleet.says("nav a[aria-current]", "Traffic").await;
+    let cell = |table: &str, name: &str| format!(".{table} td[data-name='{name}']");
+    for (name, words) in
+        [("4xx", "15 %"), ("5xx", "5.0 %"), ("Gone", "·"), ("p50", "100 ms"), ("p95", "300 ms"), ("p99", "380 ms")]
+    {
+        fleet.says(&cell("routes", name), words).await;
+    }
+    fleet.says(&cell("routes", "In flight"), "7").await;
+    fleet.says(&cell("routes", "Out/s"), " MiB").await;
+    fleet.says(&cell("attempts", "Passing"), "5").await;
+    fleet.says(&cell("attempts", "Failing"), "2").await;
+    fleet.says(&cell("attempts", "Ejected"), "1").await;
+    fleet.says(&cell("attempts", "In flight"), "3 to 4").await;
+    fleet.says(&cell("attempts", "Unreachable"), "·").await;
+    fleet.says(".problems tbody", "gateway-timeout").await;
+    fleet.says(".service-head .facts", "connections 41 · in/s").await;
+    // By the clock: as exact as a busy machine is.
+    let number = |selector: String, least: u32, most: u32| {
+        format!(
+            "(() => {{ const number = Number.parseFloat(document.querySelector({}).innerText); return number > {least} && number < {most}; }})()",
+            json!(selector)
+        )
+    };
+    fleet.browser.wait_for(&number(cell("routes", "Requests/s"), 150, 260)).await;
+    fleet.browser.wait_for(&number(cell("routes", "Retries/s"), 7, 14)).await;
+    fleet.browser.wait_for(&number(cell("routes", "In/s"), 15, 26)).await;
+    fleet.browser.wait_for(&number(cell("attempts", "Answered"), 140, 250)).await;
+    fleet.browser.wait_for(&number(cell("attempts", "Timeout"), 14, 28)).await;
+    // For those who do not see a chart; and a moment can be looked at without a mouse.
+    let charts = "[...document.querySelectorAll('.chart [role=img]')].map((one) => one.ariaLabel).join('\\n')";
+    fleet.browser.wait_for(&format!("{charts}.includes('Now: p50 100 ms, p95 300 ms, p99 380 ms.')")).await;
+    fleet.browser.wait_for(&format!("{charts}.includes('In flight, the last 10 minutes. Now: requests 7.')")).await;
+    fleet.browser.wait_for("document.querySelectorAll('.routes .spark path[d*=L]').length === 1").await;
+    fleet.browser.run("document.querySelector('.chart [role=img]').focus()").await;
+    fleet.browser.press("\u{e012}").await;
+    fleet.says(".service-head .count", "At ").await;
+    fleet.browser.run("document.activeElement.blur()").await;
+    fleet.says(".service-head .count", "the last 10 s").await;
+    fleet.complains_of_nothing().await;
+}
+
+/// Names come from the configuration, and are only names here, too.
+#[tokio::test]
+async fn one_route_can_be_looked_at() {
+    let fleet = Fleet::start().await;
+    let marked = "<img src=x onerror=window.hit=1> /?#%";
+    fleet.set_metrics(move || {
+        let units = |name: &str, units: u64| traffic::units(name, units, 1);
+        units("", 1) + &units(marked, 1) + "pointsman_http_in_flight{route=\"quiet\",service=\"t\"} 3\n"
+    });
+    fleet.show("#/traffic").await;
+    fleet.says("#routes-title + .count", "3 routes").await;
+    fleet.browser.press("jj").await;
+    fleet.browser.wait_for(&format!("document.activeElement.textContent === {}", json!(marked))).await;
+    fleet.browser.press(ENTER).await;
+    fleet.says("h1", marked).await;
+    fleet.says(".service-head .facts", "service s").await;
+    let hash = "decodeURIComponent(location.hash)";
+    fleet.browser.wait_for(&format!("{hash} === {}", json!(format!("#/traffic/route/{marked}")))).await;
+    fleet.browser.press(ESCAPE).await;
+    fleet.says("h1", "Traffic").await;
+    fleet.browser.click(".routes tbody tr:nth-child(4) td[data-name=p95]").await;
+    fleet.says("h1", "quiet").await;
+    fleet.browser.wait_for("document.querySelector('.chart:last-child b').innerText === '3' || location.hash").await;
+    fleet.browser.click(".back").await;
+    fleet.says("h1", "Traffic").await;
+    fleet.browser.click(".routes td a[href='#/traffic/unrouted']").await;
+    fleet.says("h1", "without a route").await;
+    fleet.browser.press("/quiet").await;
+    fleet.says("#routes-title + .count", "1 route").await;
+    fleet.show("#/traffic/route/nobody").await;
+    fleet.says(".service-head", "There is no such route now").await;
+    fleet.browser.click(".attempts td a").await;
+    fleet.browser.wait_for("location.hash === '#/services/s'").await;
+    assert_eq!(fleet.browser.run("return window.hit ?? null").await, Value::Null);
+    fleet.complains_of_nothing().await;
+}
+
+#[tokio::test]
+async fn without_a_proxy_the_page_says_so_and_how_to_get_one() {
+    let fleet = Fleet::start().await;
+    fleet.show("#/traffic").await;
+    fleet.says("main", "There is no HTTP proxy in this process").await;
+    fleet.says("main", "[http]").await;
+    // Once there is one, it is seen.
+    fleet.set_metrics(ten_a_second("r"));
+    fleet.says(".routes td", "r").await;
+    fleet.complains_of_nothing().await;
+}
+
+/// Rates are of what has been counted, whatever has been counted anew since, and of time without a gap.
+#[tokio::test]
+async fn figures_are_what_was_between_two_samples() {
+    let fleet = Fleet::start().await;
+    fleet.show("").await;
+    let at = |at: u64, units: u64| (at, traffic::units("a\\\"b\\\\c\\nd{} 1", units, 1));
+    let all = "[traffic.all.point?.[P.total] ?? null, ...(traffic.all.point?.slice(P.p50) ?? [])]";
+    let texts = [
+        at(0, 1_000_000),
+        at(2_000, 1_000_010),
+        at(4_000, 1_000_020),
+        // A restart: one unit has been counted since, after the 20 until then.
+        at(6_000, 1),
+        at(8_000, 11),
+        at(10_000, 21),
+        // Of the last ten seconds: 51 units less 10.
+        at(12_000, 31),
+        // A sample is missing; then everything was quiet.
+        at(18_000, 900_000),
+        at(20_000, 900_000),
+        at(22_000, 900_001),
+        // The clock has been set back.
+        at(5_000, 900_002),
+        at(7_000, 900_004),
+    ];
+    let figures = taken(&fleet, &texts, all).await;
+    let rate = |rate: f64| json!([rate, 0.1, 0.3, 0.38]);
+    let close = |is: &Value, wanted: &Value| {
+        is.as_array().unwrap().len() == wanted.as_array().unwrap().len()
+            && is.as_array().unwrap().iter().zip(wanted.as_array().unwrap()).all(|(is, wanted)| match wanted.as_f64() {
+                Some(wanted) => is.as_f64().is_some_and(|is| (is - wanted).abs() < 1e-6),
+                None => is.is_null(),
+            })
+    };
+    let wanted = [
+        json!([null]),
+        rate(100.0),
+        rate(100.0),
+        rate(70.0),
+        rate(77.5),
+        rate(82.0),
+        rate(82.0),
+        json!([null]),
+        json!([0.0, null, null, null]),
+        rate(5.0),
+        json!([null]),
+        rate(20.0),
+    ];
+    for (number, (is, wanted)) in figures.iter().zip(&wanted).enumerate() {
+        assert!(close(is, wanted), "sample {number}: {is} is not {wanted}; all: {figures:?}");
+    }
+    let name = taken(&fleet, &[at(9_000, 900_004)], "[...traffic.routes.keys()]").await;
+    assert_eq!(name, [json!(["a\"b\\c\nd{} 1"])]);
+    // A route that comes back after a reload goes on from nothing; beyond the last bound nobody knows how long it was.
+    let bucket = |count: u64| {
+        format!(
+            "pointsman_http_request_duration_seconds_bucket{{route=\"x\",service=\"\",le=\"60\"}} 1\n\
+                 pointsman_http_request_duration_seconds_bucket{{route=\"x\",service=\"\",le=\"+Inf\"}} {count}\n"
+        )
+    };
+    let texts = [
+        (11_000, bucket(500)),
+        (13_000, bucket(501)),
+        (15_000, at(0, 7).1),
+        (17_000, bucket(900)),
+        (19_000, bucket(901)),
+    ];
+    let beyond = "[traffic.routes.get('x')?.point?.[P.p50] === Infinity, traffic.longest]";
+    let beyond: Vec<Value> = taken(&fleet, &texts, beyond).await.into_iter().map(|mut one| one[0].take()).collect();
+    assert_eq!(beyond, [json!(false), json!(true), json!(false), json!(false), json!(true)]);
+    fleet.complains_of_nothing().await;
+}
+
+/// Neither a restart nor an agent that was away makes a peak.
+#[tokio::test]
+async fn a_restart_makes_no_peak_and_an_absence_makes_a_gap() {
+    let mut fleet = Fleet::start().await;
+    fleet.set_metrics(ten_a_second("r"));
+    fleet.show("#/traffic").await;
+    fleet.says(".routes td[data-name=p95]", "300 ms").await;
+    let asked = Arc::new(AtomicU64::new(0));
+    let counter = asked.clone();
+    fleet.set_metrics(move || traffic::units("r", 20 * counter.fetch_add(1, Ordering::Relaxed), 42));
+    fleet.says(".service-head .facts", "connections 42").await;
+    fleet.browser.wait_for("document.querySelectorAll('.routes .spark path[d*=L]').length === 1").await;
+    let most = "return import('/assets/metrics.js').then(({ traffic, P }) => { \
+                const rates = traffic.all.past.map((point) => point[P.total]); \
+                return [Math.min(...rates) >= 0, Math.max(...rates)]; })";
+    let rates = fleet.browser.run(most).await;
+    assert_eq!(rates[0], true, "{rates}");
+    assert!(rates[1].as_f64().unwrap() < 1000.0, "{rates}");
+    let gaps = "(document.querySelector('.routes .spark path').getAttribute('d').match(/M/g) ?? []).length";
+    assert_eq!(fleet.browser.run(&format!("return {gaps}")).await, 1);
+
+    fleet.stop_agent().await;
+    fleet.browser.wait_for("document.body.dataset.trust === 'lost'").await;
+    fleet.says(".service-head .count", "Figures of").await;
+    fleet.says(".service-head .count", "ago").await;
+    fleet.start_agent().await;
+    fleet.set_metrics(ten_a_second("r"));
+    fleet.says(".service-head .facts", "connections 41").await;
+    fleet.browser.wait_for(&format!("{gaps} === 2")).await;
+    fleet.says(".service-head .count", "the last 10 s").await;
+    let rates = fleet.browser.run(most).await;
+    assert!(rates[1].as_f64().unwrap() < 1000.0, "{rates}");
+    assert!(asked.load(Ordering::Relaxed) > 1);
+    fleet.complains_of_nothing().await;
+}
+
 /// 360 pixels are the narrowest phone's.
 #[tokio::test]
 async fn nothing_is_wider_than_a_phone() {
@@ -216,8 +444,10 @@ async fn nothing_is_wider_than_a_phone() {
     }
     fleet.registry.drain(&long, "a").await.unwrap();
     fleet.browser.resize(360, 740).await;
-    let service = format!("#/services/{long}");
-    for page in ["#/", "#/?q=zzz", "#/?q=a", &service, "#/events", "#/audit"] {
+    let name = long.clone();
+    fleet.set_metrics(move || traffic::units(&name, 1 << 40, 41) + traffic::INSTANCES);
+    let (service, route) = (format!("#/services/{long}"), format!("#/traffic/route/{long}"));
+    for page in ["#/", "#/?q=zzz", "#/?q=a", &service, "#/events", "#/audit", "#/traffic", &route] {
         fleet.show(page).await;
         fleet.is_there("main tbody tr:not(.spacer), main .nothing:not([hidden])").await;
         let width = "return [document.documentElement.scrollWidth, innerWidth]";
@@ -318,5 +548,36 @@ async fn pictures_for_the_front_page() {
     fleet.browser.run("location.hash = '#/'").await;
     fleet.is_there(".services td.c-name a").await;
     fleet.picture("dashboard-phone.png").await;
+    fleet.complains_of_nothing().await;
+}
+
+/// Ten minutes of a proxy's life, of which all but the end are told at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_picture_of_the_traffic() {
+    let fleet = Fleet::start().await;
+    fleet.populate().await;
+    let start = Instant::now();
+    fleet.set_metrics(move || traffic::company(600.0 + start.elapsed().as_secs_f64()));
+    fleet.browser.resize(1360, 860).await;
+    fleet.browser.prefer("prefers-color-scheme", "dark").await;
+    fleet.show("").await;
+    let texts: Vec<(f64, String)> = (0..300_u32)
+        .filter(|sample| !(118..125).contains(sample))
+        .map(|sample| {
+            let seconds = f64::from(sample) * 2.0;
+            (seconds - 600.0, traffic::company(seconds))
+        })
+        .collect();
+    let age = start.elapsed().as_secs_f64();
+    let script = format!(
+        "return import('/assets/metrics.js').then(({{ take }}) => {}.forEach(([at, text]) => \
+         take(Date.now() + (at - {age}) * 1000, text)))",
+        json!(texts)
+    );
+    fleet.browser.run(&script).await;
+    fleet.browser.run("location.hash = '#/traffic'").await;
+    fleet.browser.wait_for("document.querySelectorAll('.routes .spark path[d*=L]').length === 8").await;
+    fleet.says(".routes tbody", "orders").await;
+    fleet.picture("traffic.png").await;
     fleet.complains_of_nothing().await;
 }

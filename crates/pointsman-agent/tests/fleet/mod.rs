@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod traffic;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -89,6 +91,11 @@ impl Fleet {
     /// Where it was.
     pub(crate) async fn start_agent(&mut self) {
         self.agent = Some(Agent::start(self.registry.clone(), self.settings.clone()).await.unwrap());
+    }
+
+    /// What else stands under `/metrics`, from now on.
+    pub(crate) fn set_metrics(&self, text: impl Fn() -> String + Send + Sync + 'static) {
+        self.agent.as_ref().unwrap().add_metrics(move || std::future::ready(text()));
     }
 
     /// Waits until what a selector finds first says something.
