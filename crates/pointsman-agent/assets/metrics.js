@@ -9,7 +9,7 @@ const EVERY = 2000;
 const WINDOW = 10_000;
 export const PAST = 600_000;
 /** Samples farther apart do not belong together. */
-export const GAP = 5000;
+export const GAP = 3500;
 
 const CLASSES = ["1xx", "2xx", "3xx", "4xx", "5xx", "gone"];
 /** Places in a point: an array, since there are 300 for each route. */

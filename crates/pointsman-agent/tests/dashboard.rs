@@ -2,7 +2,6 @@
 
 mod fleet;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -295,9 +294,8 @@ async fn one_route_can_be_looked_at() {
     fleet.browser.wait_for(&format!("{hash} === {}", json!(format!("#/traffic/route/{marked}")))).await;
     fleet.browser.press(ESCAPE).await;
     fleet.says("h1", "Traffic").await;
-    fleet.browser.click(".routes tbody tr:nth-child(4) td[data-name=p95]").await;
+    fleet.browser.click(".routes tbody tr:nth-child(4) a").await;
     fleet.says("h1", "quiet").await;
-    fleet.browser.wait_for("document.querySelector('.chart:last-child b').innerText === '3' || location.hash").await;
     fleet.browser.click(".back").await;
     fleet.says("h1", "Traffic").await;
     fleet.browser.click(".routes td a[href='#/traffic/unrouted']").await;
@@ -320,7 +318,7 @@ async fn without_a_proxy_the_page_says_so_and_how_to_get_one() {
     fleet.says("main", "[http]").await;
     // Once there is one, it is seen.
     fleet.set_metrics(ten_a_second("r"));
-    fleet.says(".routes td", "r").await;
+    fleet.says(".routes tbody", "300 ms").await;
     fleet.complains_of_nothing().await;
 }
 
@@ -404,11 +402,14 @@ async fn a_restart_makes_no_peak_and_an_absence_makes_a_gap() {
     fleet.set_metrics(ten_a_second("r"));
     fleet.show("#/traffic").await;
     fleet.says(".routes td[data-name=p95]", "300 ms").await;
-    let asked = Arc::new(AtomicU64::new(0));
-    let counter = asked.clone();
-    fleet.set_metrics(move || traffic::units("r", 20 * counter.fetch_add(1, Ordering::Relaxed), 42));
+    let asked = AtomicU64::new(0);
+    fleet.set_metrics(move || traffic::units("r", 20 * asked.fetch_add(1, Ordering::Relaxed), 42));
     fleet.says(".service-head .facts", "connections 42").await;
-    fleet.browser.wait_for("document.querySelectorAll('.routes .spark path[d*=L]').length === 1").await;
+    // Counted on, since.
+    fleet
+        .browser
+        .wait_for("Number(document.querySelector('.problems td[data-name=\"In all\"]')?.innerText) >= 40")
+        .await;
     let most = "return import('/assets/metrics.js').then(({ traffic, P }) => { \
                 const rates = traffic.all.past.map((point) => point[P.total]); \
                 return [Math.min(...rates) >= 0, Math.max(...rates)]; })";
@@ -416,7 +417,7 @@ async fn a_restart_makes_no_peak_and_an_absence_makes_a_gap() {
     assert_eq!(rates[0], true, "{rates}");
     assert!(rates[1].as_f64().unwrap() < 1000.0, "{rates}");
     let gaps = "(document.querySelector('.routes .spark path').getAttribute('d').match(/M/g) ?? []).length";
-    assert_eq!(fleet.browser.run(&format!("return {gaps}")).await, 1);
+    let before = fleet.browser.run(&format!("return {gaps}")).await;
 
     fleet.stop_agent().await;
     fleet.browser.wait_for("document.body.dataset.trust === 'lost'").await;
@@ -425,11 +426,10 @@ async fn a_restart_makes_no_peak_and_an_absence_makes_a_gap() {
     fleet.start_agent().await;
     fleet.set_metrics(ten_a_second("r"));
     fleet.says(".service-head .facts", "connections 41").await;
-    fleet.browser.wait_for(&format!("{gaps} === 2")).await;
+    fleet.browser.wait_for(&format!("{gaps} > {before}")).await;
     fleet.says(".service-head .count", "the last 10 s").await;
     let rates = fleet.browser.run(most).await;
     assert!(rates[1].as_f64().unwrap() < 1000.0, "{rates}");
-    assert!(asked.load(Ordering::Relaxed) > 1);
     fleet.complains_of_nothing().await;
 }
 
@@ -444,10 +444,8 @@ async fn nothing_is_wider_than_a_phone() {
     }
     fleet.registry.drain(&long, "a").await.unwrap();
     fleet.browser.resize(360, 740).await;
-    let name = long.clone();
-    fleet.set_metrics(move || traffic::units(&name, 1 << 40, 41) + traffic::INSTANCES);
-    let (service, route) = (format!("#/services/{long}"), format!("#/traffic/route/{long}"));
-    for page in ["#/", "#/?q=zzz", "#/?q=a", &service, "#/events", "#/audit", "#/traffic", &route] {
+    let service = format!("#/services/{long}");
+    for page in ["#/", "#/?q=zzz", "#/?q=a", &service, "#/events", "#/audit"] {
         fleet.show(page).await;
         fleet.is_there("main tbody tr:not(.spacer), main .nothing:not([hidden])").await;
         let width = "return [document.documentElement.scrollWidth, innerWidth]";
@@ -456,6 +454,22 @@ async fn nothing_is_wider_than_a_phone() {
     fleet.browser.click("#help").await;
     let width = "const dialog = document.querySelector('dialog'); return dialog.scrollWidth > dialog.clientWidth";
     assert_eq!(fleet.browser.run(width).await, false);
+    fleet.complains_of_nothing().await;
+}
+
+#[tokio::test]
+async fn traffic_is_not_wider_either() {
+    let fleet = Fleet::start().await;
+    let long = "a-very-long-name-".repeat(12);
+    let name = long.clone();
+    fleet.set_metrics(move || traffic::units(&name, 1 << 40, 41) + traffic::INSTANCES);
+    fleet.browser.resize(360, 740).await;
+    for page in ["#/traffic", &format!("#/traffic/route/{long}")] {
+        fleet.show(page).await;
+        fleet.says(".routes tbody", &long).await;
+        let width = "return [document.documentElement.scrollWidth, innerWidth]";
+        assert_eq!(fleet.browser.run(width).await, json!([360, 360]), "{page}");
+    }
     fleet.complains_of_nothing().await;
 }
 
@@ -556,28 +570,24 @@ async fn pictures_for_the_front_page() {
 async fn a_picture_of_the_traffic() {
     let fleet = Fleet::start().await;
     fleet.populate().await;
-    let start = Instant::now();
-    fleet.set_metrics(move || traffic::company(600.0 + start.elapsed().as_secs_f64()));
     fleet.browser.resize(1360, 860).await;
     fleet.browser.prefer("prefers-color-scheme", "dark").await;
     fleet.show("").await;
-    let texts: Vec<(f64, String)> = (0..300_u32)
-        .filter(|sample| !(118..125).contains(sample))
-        .map(|sample| {
-            let seconds = f64::from(sample) * 2.0;
-            (seconds - 600.0, traffic::company(seconds))
-        })
-        .collect();
-    let age = start.elapsed().as_secs_f64();
+    let told = (0..300).filter(|sample| !(118..125).contains(sample)).map(|sample| f64::from(sample) * 2.0);
+    let texts: Vec<(f64, String)> = told.map(|seconds| (seconds - 600.0, traffic::company(seconds))).collect();
     let script = format!(
         "return import('/assets/metrics.js').then(({{ take }}) => {}.forEach(([at, text]) => \
-         take(Date.now() + (at - {age}) * 1000, text)))",
+         take(Date.now() + at * 1000, text)))",
         json!(texts)
     );
     fleet.browser.run(&script).await;
+    let start = Instant::now();
+    fleet.set_metrics(move || traffic::company(600.0 + start.elapsed().as_secs_f64()));
     fleet.browser.run("location.hash = '#/traffic'").await;
     fleet.browser.wait_for("document.querySelectorAll('.routes .spark path[d*=L]').length === 8").await;
-    fleet.says(".routes tbody", "orders").await;
+    // The last of them is of two seconds ago.
+    fleet.browser.wait_for("document.querySelector('.routes .spark path').getAttribute('d').includes('L600.0 ')").await;
+    fleet.says(".routes td[data-name=p95]", " ms").await;
     fleet.picture("traffic.png").await;
     fleet.complains_of_nothing().await;
 }

@@ -58,8 +58,9 @@ pub(crate) const INSTANCES: &str = "pointsman_http_instances{service=\"s\",state
     pointsman_http_instance_in_flight{service=\"s\",code=\"a\"} 3\n\
     pointsman_http_instance_in_flight{service=\"s\",code=\"b\"} 4\n";
 
-/// A small company's proxy, so many seconds after its start.
+/// A small company's proxy, so many seconds after somebody has begun to look.
 pub(crate) fn company(seconds: f64) -> String {
+    let seconds = seconds + 1000.0;
     let connections = whole(190.0 + 40.0 * (seconds / 45.0).sin());
     let mut text = format!("pointsman_http_connections {connections}\n");
     for (number, route) in (0_u8..).zip(ROUTES) {
@@ -73,7 +74,7 @@ pub(crate) fn company(seconds: f64) -> String {
 
 /// What has gone wrong since the end began to.
 fn late(seconds: f64) -> f64 {
-    (seconds - 460.0).clamp(0.0, 90.0) * 2.3
+    (seconds - 1460.0).clamp(0.0, 300.0) * 9.0
 }
 
 fn write_route(text: &mut String, number: f64, (name, service, rate, time): Route, seconds: f64) {
