@@ -23,6 +23,7 @@ use crate::dev::board::Board;
 use crate::dev::fleet::Fleet;
 use crate::dev::messages::{Messages, TOPIC};
 use crate::dev::requests::{PATH, Requests};
+use crate::dev::screen::Doors;
 use crate::dev::traffic::lock;
 use crate::failure::{Failure, chain};
 use crate::{Outcome, output, session};
@@ -51,6 +52,7 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     let mut fleet = Fleet::start(&registry, &messages).await?;
     let board = Arc::new(Mutex::new(Board::new()));
     let (proxy, broker) = (format!("http://{}", requests.address()), messages.address());
+    let calls = format!("proxy {proxy}{PATH}  broker mqtt://{broker} {TOPIC}");
     lock(&board).add_event(format!("dashboard and HTTP API at {dashboard}/"));
     lock(&board).add_event(format!("HTTP proxy at {proxy}: any client can ask for {PATH}"));
     lock(&board).add_event(format!("MQTT broker with the relay in it at {broker}: any client can publish to {TOPIC}"));
@@ -62,7 +64,7 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
         output::note(&format!("note: MQTT broker at {broker}; messages to {TOPIC} are balanced over cfgs"));
     }
     let ended = if drawn {
-        screen::run(&mut fleet, &traffic, &board, &dashboard).await
+        screen::run(&mut fleet, &traffic, &board, &Doors { dashboard, calls }).await
     } else {
         lines::run(&fleet, &board, global.output).await
     };

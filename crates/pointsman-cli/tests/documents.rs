@@ -88,6 +88,7 @@ fn every_test_that_the_table_of_defects_names_exists() {
         let file = match file.split_once('/').unwrap() {
             ("T", file) => format!("crates/pointsman-registry/tests/{file}"),
             ("B", file) => format!("crates/pointsman-balance/tests/{file}"),
+            ("H", file) => format!("crates/pointsman-http/tests/{file}"),
             ("M", file) => format!("crates/pointsman-mqtt/tests/{file}"),
             ("A", file) => format!("crates/pointsman-agent/tests/{file}"),
             ("C", file) => format!("crates/pointsman-cli/tests/{file}"),

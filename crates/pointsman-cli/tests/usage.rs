@@ -1,5 +1,7 @@
 //! Without a registry: help, wrong usage, a registry that is not there, `dev` and its tour.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod support;
 
 use std::process::Stdio;

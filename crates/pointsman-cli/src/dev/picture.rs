@@ -13,6 +13,8 @@ use crate::output::shown;
 pub(super) struct Scene<'a> {
     /// Its URL.
     pub(super) dashboard: &'a str,
+    /// Where calls can be sent to.
+    pub(super) doors: &'a str,
     pub(super) algorithm: Algorithm,
     pub(super) elapsed: Duration,
     /// Calls, failed ones, and those that nobody was there for.
@@ -86,7 +88,7 @@ impl Line {
 
 /// At most `height` lines of at most `width` columns.
 pub(super) fn draw(scene: &Scene<'_>, width: usize, height: usize) -> Vec<Line> {
-    let mut lines = vec![head(scene, width), Line::default()];
+    let mut lines = vec![head(scene, width), Line::default().with(Look::Dim, format!(" {}", scene.doors))];
     for service in &scene.services {
         lines.push(title(service));
         lines.push(Line::default().with(Look::Dim, COLUMNS));
@@ -194,6 +196,7 @@ mod tests {
     fn scene(instances: u32, events: usize) -> Scene<'static> {
         Scene {
             dashboard: "http://127.0.0.1:47480",
+            doors: "proxy http://127.0.0.1:47481/picture  broker mqtt://127.0.0.1:47482 /login/user",
             algorithm: Algorithm::WeightedRoundRobin,
             elapsed: Duration::from_secs(3723),
             totals: (123_456, 3, 4),
@@ -214,6 +217,7 @@ mod tests {
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
         assert!(lines[0].contains("weighted-round-robin") && lines[0].contains("62:03"), "{}", lines[0]);
         assert!(lines[0].contains("http://127.0.0.1:47480"), "{}", lines[0]);
+        assert!(lines[1].ends_with("127.0.0.1:47482 /login/user"), "{}", lines[1]);
         let wide = text(&draw(&scene(3, 50), 100, 24));
         assert!(
             wide[0].starts_with(" pointsman   dashboard http://127.0.0.1:47480   weighted-round-robin "),

@@ -23,12 +23,20 @@ const FRAME: Duration = Duration::from_millis(100);
 const KEYS: &[(&str, &str)] =
     &[("k", "kill master"), ("n", "new"), ("d", "drain/undrain"), ("a", "algorithm"), ("↑↓", "select"), ("q", "quit")];
 
+/// Where people and programs can go to.
+pub(super) struct Doors {
+    /// A URL.
+    pub(super) dashboard: String,
+    /// Those of calls, in words.
+    pub(super) calls: String,
+}
+
 /// Draws until the user has seen enough.
 pub(super) async fn run(
     fleet: &mut Fleet,
     traffic: &Traffic,
     board: &Arc<Mutex<Board>>,
-    dashboard: &str,
+    doors: &Doors,
 ) -> Result<(), Failure> {
     let broken = |error: io::Error| Failure::new(format!("draw on the terminal: {error}"));
     let _terminal = Terminal::take().map_err(broken)?;
@@ -40,7 +48,7 @@ pub(super) async fn run(
     loop {
         selected.settle(fleet);
         tokio::select! {
-            _ = frames.tick() => draw(&scene(fleet, traffic, board, &selected, dashboard)).map_err(broken)?,
+            _ = frames.tick() => draw(&scene(fleet, traffic, board, &selected, doors)).map_err(broken)?,
             Some(change) = changes.next() => lock(board).add_event(watch::sentence(&change)),
             _ = signals.next() => return Ok(()),
             key = keys.next() => match key {
@@ -128,7 +136,7 @@ fn scene<'a>(
     traffic: &Traffic,
     board: &Arc<Mutex<Board>>,
     selected: &Selected,
-    dashboard: &'a str,
+    doors: &'a Doors,
 ) -> Scene<'a> {
     let board = lock(board);
     let service = |(index, service): (usize, &pointsman::Service)| {
@@ -142,7 +150,8 @@ fn scene<'a>(
         ServiceScene { rows: snapshot.instances().iter().map(row).collect(), snapshot }
     };
     Scene {
-        dashboard,
+        dashboard: &doors.dashboard,
+        doors: &doors.calls,
         algorithm: traffic.algorithm(),
         elapsed: board.elapsed(),
         totals: board.totals(),
