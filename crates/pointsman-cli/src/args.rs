@@ -84,7 +84,7 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run everything on this machine, embedded, and show it live
     Dev(Dev),
-    /// Run what a configuration file says: the agent, the MQTT relay, the embedded broker
+    /// Run what a configuration file says: the agent, the HTTP proxy, the MQTT relay, the embedded broker
     Serve(Serve),
     /// Say what is wrong with a configuration file, with line and column; or what it would run
     Check {
