@@ -70,7 +70,7 @@ export class Traffic {
     this.facts = h("p", { class: "facts" });
     this.routes = figures("Routes", "routes", ROUTES, ({ name }) => (name ? `#/traffic/route/${encodeURIComponent(name)}` : "#/traffic/unrouted"));
     this.services = figures("Attempts per second", "attempts", SERVICES, ({ name }) => link(name));
-    this.problems = figures("Answered by the proxy itself", "problems", PROBLEMS);
+    this.problems = figures("Problems", "problems", PROBLEMS);
     this.nothing = h("p", { class: "nothing panel" });
     this.panels = h("div", { class: "service" },
       h("section", { class: "panel", "aria-labelledby": "view-title" },
