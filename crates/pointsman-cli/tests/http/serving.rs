@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pointsman_testkit::http::{HyperOrigin, curl, request};
+use pointsman_testkit::http::{HyperOrigin, Load, Plan, Way, curl, request};
 use pointsman_testkit::{TlsFiles, ZooKeeper, unique_prefix};
 use rustix::process::Signal;
 use zookeeper_client::{Acls, CreateMode};
@@ -47,6 +47,19 @@ async fn requests_are_balanced_over_what_registers_with_the_agent_beside_it() {
     {
         assert!(told.contains(words), "{words}: {told}");
     }
+    proxy.ends().await;
+}
+
+#[tokio::test]
+async fn an_answer_over_http2_is_whole_although_the_request_is_not_read() {
+    let registry = Registry::start().await;
+    // Nobody is there: the proxy answers before the body has come.
+    registry.put("ress", "a", at(free_port())).await;
+    let proxy = Proxy::over(&registry, "services.ress.ejection = 'off'").await;
+    let plan = Plan { posts: 100, requests: Some(300), origins_fail: true };
+    let tally = Load::start(at(proxy.port), &[Way::Http2, Way::Http2], plan).end().await;
+    tally.assert_none_failed();
+    assert_eq!((tally.refused, tally.cut), (300, 0));
     proxy.ends().await;
 }
 
