@@ -166,9 +166,11 @@ async fn no_post_arrives_twice_while_origins_are_killed() {
         registry.put("ress", &format!("i{number}"), at(origin.port)).await;
         origins.push(origin);
     }
-    // Who comes back is wanted at once.
-    let lines = "services.ress = { ejection = { base_time = '100ms' } }";
-    let proxy = Proxy::over(&registry, lines).await;
+    // Who comes back is wanted at once. By default one of three is ejected at a time, for longer each time, so that of the two others
+    // one may be dead: more retries are needed then than the budget has.
+    let lines = "services.ress = { ejection = { base_time = '100ms', max_time = '100ms', max_percent = 100 } }";
+    let port = free_port();
+    let proxy = Proxy::start(port, &(text(&registry.url(), port, lines) + "retry_budget = 100\n")).await;
     proxy.until_served_by(&["i0", "i1", "i2"]).await;
     let total = requests(3000);
     let plan = Plan { posts: 70, requests: Some(total), origins_fail: true };
