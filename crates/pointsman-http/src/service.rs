@@ -119,8 +119,9 @@ where
     let address = parts.extensions.get::<SocketAddr>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
     let peer = Peer::new(address, parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS));
     let understood = read(&parts, body.is_end_stream(), &mut heads.request);
+    let left = if let Framing::Length(length) = heads.request.framing { Some(length) } else { None };
     let mut caller =
-        Caller { body: Box::pin(body), chunk: Bytes::new(), ended: false, trailers: Fields::default(), writing };
+        Caller { body: Box::pin(body), chunk: Bytes::new(), left, ended: false, trailers: Fields::default(), writing };
     let mut alarm = Alarm::default();
     match understood {
         Ok(()) => exchange::serve(&worker, &mut caller, &mut heads, &peer, &mut alarm).await,
@@ -133,6 +134,8 @@ where
 struct Caller<B> {
     body: Pin<Box<B>>,
     chunk: Bytes,
+    /// So many bytes are still to come, where a length has been told.
+    left: Option<u64>,
     ended: bool,
     trailers: Fields,
     writing: Writing,
@@ -255,10 +258,24 @@ impl<B: HttpBody> Source for Caller<B> {
                 return Poll::Ready(Ok(false));
             }
             match ready!(self.body.as_mut().poll_frame(cx)) {
+                // Somebody may have changed the body, and not what is told of it; what the instance is told has to be true, or it
+                // would take the rest, or what comes next on its connection, for something else.
+                None if self.left.is_some_and(|left| left > 0) => {
+                    return Poll::Ready(Err(Broken::Nonsense("the body is shorter than its Content-Length")));
+                }
                 None => self.ended = true,
                 Some(Err(_)) => return Poll::Ready(Err(Broken::Cut)),
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(mut data) => self.chunk = data.copy_to_bytes(data.remaining()),
+                    Ok(mut data) => {
+                        let chunk = data.copy_to_bytes(data.remaining());
+                        if let Some(left) = &mut self.left {
+                            let Some(rest) = left.checked_sub(chunk.len() as u64) else {
+                                return Poll::Ready(Err(Broken::Nonsense("the body is longer than its Content-Length")));
+                            };
+                            *left = rest;
+                        }
+                        self.chunk = chunk;
+                    }
                     Err(frame) => {
                         for (name, value) in frame.trailers_ref().into_iter().flatten() {
                             if Name::of(name.as_str().as_bytes()) == Name::Other {

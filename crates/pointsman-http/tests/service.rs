@@ -91,3 +91,23 @@ async fn who_drops_an_answer_gives_the_request_up() {
     assert_eq!(answer.status(), StatusCode::OK);
     assert!(origin.next().await.line().starts_with("GET /next "));
 }
+
+/// Layers before the proxy may have changed a body, and not its length.
+#[tokio::test]
+async fn a_body_is_as_long_as_it_says() {
+    let mut origin = Origin::start(|_| ok("hello")).await;
+    let (_fleet, requests) = over(&origin);
+    let post = |length: u64, body: &'static str| {
+        let frames = [Ok::<_, io::Error>(http_body::Frame::data(Bytes::from_static(body.as_bytes())))];
+        let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+        Request::post("/").header("content-length", length).body(body).unwrap()
+    };
+    for (length, body) in [(3, "abcGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"), (30, "abc")] {
+        let answer = call(&requests, post(length, body)).await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+        // Whoever comes next is not read as the rest of it.
+        assert_eq!(text(call(&requests, post(3, "abc")).await).await.unwrap(), "hello");
+        assert_eq!(origin.next().await.body, "abc");
+    }
+    assert!(origin.others().is_empty());
+}
