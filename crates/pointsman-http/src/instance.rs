@@ -31,6 +31,8 @@ pub(crate) enum Failure {
     CutOff(io::Error),
     /// What came is not what HTTP says.
     Nonsense(&'static str),
+    /// What was to be sent has no form in what the instance speaks, which is not its fault.
+    Unsendable(&'static str),
 }
 
 /// What is sent, beside the head's own fields.

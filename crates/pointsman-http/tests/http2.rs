@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
+mod tiny;
 
 use std::fs;
 use std::path::PathBuf;
@@ -168,6 +169,21 @@ async fn instances_may_speak_it() {
     assert_eq!(answer.trailers, [("x-check".to_owned(), "done".to_owned())]);
     let broken = get(proxy.address(), "/half").await;
     assert!(!broken.complete);
+}
+
+/// What HTTP/1 has and HTTP/2 has not is no fault of the instance, which must not be ejected for it.
+#[tokio::test]
+async fn what_has_no_form_in_http2_is_the_clients_fault() {
+    let origin = HyperOrigin::start("a").await;
+    let (_fleet, proxy) = to_http2(origin.address());
+    for _ in 0..6 {
+        for lines in ["GET /<x> HTTP/1.1\r\nHost: h\r\nConnection: close", "GET / HTTP/1.0"] {
+            let answer = tiny::exchange(proxy.address(), &format!("{lines}\r\n\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("HTTP/2"), "{answer}");
+        }
+    }
+    assert!(proxy.metrics().contains("pointsman_http_instances_ejected{service=\"ress\"} 0"), "{}", proxy.metrics());
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
 }
 
 #[tokio::test]

@@ -414,5 +414,6 @@ fn failed(failure: Failure, connection: &Connection, replay: &Replay, request: &
             Unfit::Failed { problem: Problem::new(Kind::BadAnswer, detail), may_repeat: false }
         }
         Failure::Nonsense(reason) => nonsense(reason),
+        Failure::Unsendable(reason) => Unfit::Nonsense(reason),
     }
 }

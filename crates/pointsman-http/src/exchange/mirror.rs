@@ -147,6 +147,8 @@ enum Lost {
     /// A connection that has served others has ended just now.
     Stale,
     Broken,
+    /// It has no form in what the instance speaks.
+    Unsendable,
 }
 
 impl Copy {
@@ -166,6 +168,7 @@ impl Copy {
             Err(Lost::Unreachable) => (&metrics.unreachable, Outcome::Failure),
             Err(Lost::TimedOut) => (&metrics.timeouts, Outcome::Failure),
             Err(Lost::Stale | Lost::Broken) => (&metrics.broken, Outcome::Failure),
+            Err(Lost::Unsendable) => return,
         };
         count(counter);
         self.chosen.report(outcome);
@@ -231,6 +234,7 @@ impl Copy {
                     Err(Failure::Unanswered(_)) if connection.is_reused() && self.may_repeat(connection) => {
                         return Poll::Ready(Err(Lost::Stale));
                     }
+                    Err(Failure::Unsendable(_)) => return Poll::Ready(Err(Lost::Unsendable)),
                     Err(_) => return Poll::Ready(Err(Lost::Broken)),
                 }
             }

@@ -73,6 +73,7 @@ async fn get(connection: &mut Connection, host: &str, path: &str, secure: bool) 
             match ready!(connection.poll_head(cx, &mut answer, bounds)) {
                 Ok(()) if answer.is_interim() => {}
                 Ok(()) => return Poll::Ready(Ok(())),
+                Err(Failure::Unsendable(reason)) => return Poll::Ready(Err(format!("it cannot be asked: {reason}"))),
                 Err(Failure::Nonsense(reason)) => return Poll::Ready(Err(format!("its answer is refused: {reason}"))),
                 Err(Failure::Unanswered(error) | Failure::CutOff(error)) => {
                     return Poll::Ready(Err(format!("it ends the connection without an answer: {}", error.kind())));

@@ -28,8 +28,10 @@ pub(crate) struct Http2 {
     response: Option<ResponseFuture>,
     outgoing: Option<Outgoing>,
     incoming: Option<Incoming>,
-    /// The request could not even be begun, or was refused as not processed.
+    /// Why the request could not even be begun.
     failure: Option<h2::Error>,
+    /// It has no form in HTTP/2.
+    is_unsendable: bool,
     sent: bool,
 }
 
@@ -87,6 +89,7 @@ impl Http2 {
             outgoing: None,
             incoming: None,
             failure: None,
+            is_unsendable: false,
             sent: false,
         }
     }
@@ -100,8 +103,8 @@ impl Http2 {
         let path = if *target == b"*" { &b"*"[..] } else { target };
         let uri = Uri::builder().scheme(scheme).authority(head.host()).path_and_query(path).build();
         let (Ok(method), Ok(uri)) = (method, uri) else {
-            // Some of what HTTP/1 lets pass has no form in HTTP/2.
-            self.failure = Some(h2::Reason::PROTOCOL_ERROR.into());
+            // Some of what HTTP/1 lets pass has none: a target with `<` in it, or no host.
+            self.is_unsendable = true;
             return;
         };
         (*request.method_mut(), *request.uri_mut()) = (method, uri);
@@ -129,6 +132,9 @@ impl Http2 {
     }
 
     pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), Failure>> {
+        if self.is_unsendable {
+            return Poll::Ready(Err(Failure::Unsendable("its target or its host cannot be written in HTTP/2")));
+        }
         let Some(future) = &mut self.response else {
             let failure = self.failure.take().map_or_else(|| io::ErrorKind::NotConnected.into(), broken);
             return Poll::Ready(Err(Failure::Unanswered(failure)));
