@@ -36,7 +36,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct HandOver {
     listener: UnixListener,
     path: PathBuf,
-    given: Option<UnixStream>,
+    /// Who has asked for the listeners.
+    next: Option<UnixStream>,
+    /// It has them.
+    given: bool,
+    /// It serves.
+    served: bool,
 }
 
 /// The process before this one.
@@ -57,31 +62,38 @@ impl HandOver {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned(), given: None })
+        Ok(Self { listener, path: path.to_owned(), next: None, given: false, served: false })
     }
 
-    /// Returns once the next process serves. Whoever asks and does not serve after all changes nothing. Cancellation changes nothing.
+    /// Returns once the next process serves. Whoever asks and does not serve after all changes nothing. Cancellation changes nothing: the
+    /// next call goes on where this one was.
     pub(super) async fn taken(&mut self, listeners: impl Fn() -> io::Result<Vec<TcpListener>>) {
-        loop {
-            let mut stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "hand over: accept");
-                    tokio::time::sleep(PATIENCE).await;
+        while !self.served {
+            let Some(stream) = &mut self.next else {
+                match self.listener.accept().await {
+                    Ok((stream, _)) => (self.next, self.given) = (Some(stream), false),
+                    Err(error) => {
+                        tracing::warn!(%error, "hand over: accept");
+                        tokio::time::sleep(PATIENCE).await;
+                    }
+                }
+                continue;
+            };
+            if !self.given {
+                if let Err(error) = give(stream, &listeners).await {
+                    tracing::warn!(%error, "hand over: the listeners could not be given");
+                    self.next = None;
                     continue;
                 }
-            };
-            if let Err(error) = give(&stream, &listeners).await {
-                tracing::warn!(%error, "hand over: the listeners could not be given");
-                continue;
+                tracing::info!("the next process has the listeners");
+                self.given = true;
             }
-            tracing::info!("the next process has the listeners");
             match stream.read_u8().await {
-                Ok(READY) => {
-                    self.given = Some(stream);
-                    return;
+                Ok(READY) => self.served = true,
+                _ => {
+                    tracing::warn!("the next process has gone again without serving: this one goes on");
+                    self.next = None;
                 }
-                _ => tracing::warn!("the next process has gone again without serving: this one goes on"),
             }
         }
     }
@@ -90,7 +102,7 @@ impl HandOver {
 impl Drop for HandOver {
     fn drop(&mut self) {
         // What is there by now is the next one's, if there is one.
-        if self.given.is_none() {
+        if !self.served {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -230,6 +242,37 @@ mod tests {
         assert!(path.exists(), "the next one's");
         drop(second);
         assert!(!path.exists());
+    }
+
+    /// Whoever serves does other things meanwhile: it looks after itself, is asked for metrics, reads its file again.
+    #[tokio::test]
+    async fn a_hand_over_goes_on_after_something_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.sock");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut first = HandOver::listen(&path).unwrap();
+        let (given, mut gives) = tokio::sync::oneshot::channel();
+        let next = tokio::spawn({
+            let path = path.clone();
+            async move {
+                let (mut predecessor, _listeners) = take(&path).await.unwrap().unwrap();
+                given.send(()).unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                predecessor.dismiss().await;
+                predecessor
+            }
+        });
+        let listeners = || Ok(vec![listener.try_clone()?]);
+        tokio::select! {
+            () = first.taken(listeners) => panic!("nobody has said so yet"),
+            _ = &mut gives => {}
+        }
+        tokio::time::timeout(PATIENCE, first.taken(listeners)).await.expect("it is told that the next one serves");
+        let left = next.await.unwrap().left();
+        tokio::pin!(left);
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut left).await.is_err(), "it has not left yet");
+        drop(first);
+        left.await;
     }
 
     #[tokio::test]
