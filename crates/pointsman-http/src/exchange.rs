@@ -27,7 +27,7 @@ use crate::spare::Heads;
 use crate::table::{Chosen, LineAction, Passing, Table, Target};
 use crate::worker::Worker;
 
-use self::attempt::{Replay, Unfit};
+use self::attempt::{Again, Replay, Unfit};
 use self::record::Record;
 
 /// A request under way.
@@ -188,21 +188,24 @@ impl<C: Client> Exchange<'_, C> {
                     );
                 }
                 // It had served others, and ended when this one came: nothing is wrong with the instance.
-                Err(Unfit::Stale { may_repeat: true, .. }) if !fresh => {
+                Err(Unfit::Stale { again: Again::InBudget | Again::Free, .. }) if !fresh => {
                     fresh = true;
                     self.flow = Flow::default();
                     self.replay.rewind();
                     continue;
                 }
-                Err(Unfit::Stale { problem, may_repeat } | Unfit::Failed { problem, may_repeat }) => {
-                    (problem, may_repeat)
-                }
+                Err(Unfit::Stale { problem, again } | Unfit::Failed { problem, again }) => (problem, again),
             };
             chosen.report(Outcome::Failure);
-            let (problem, may_repeat) = unfit;
+            let (problem, again) = unfit;
             tracing::debug!(service = %target.service.name, code = %chosen.instance.code, reason = %problem.detail, "no answer");
             let retried = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-            if !may_repeat || retried >= passing.pass.retries || !passing.budget.withdraw(Instant::now()) {
+            let is_allowed = match again {
+                Again::Never => false,
+                Again::InBudget => retried < passing.pass.retries && passing.budget.withdraw(Instant::now()),
+                Again::Free => retried < passing.pass.retries,
+            };
+            if !is_allowed {
                 return Err(problem.into());
             }
             count(&shard.retries);

@@ -270,7 +270,9 @@ impl<B: HttpBody> Source for Caller<B> {
                         let chunk = data.copy_to_bytes(data.remaining());
                         if let Some(left) = &mut self.left {
                             let Some(rest) = left.checked_sub(chunk.len() as u64) else {
-                                return Poll::Ready(Err(Broken::Nonsense("the body is longer than its Content-Length")));
+                                return Poll::Ready(Err(Broken::Nonsense(
+                                    "the body is longer than its Content-Length",
+                                )));
                             };
                             *left = rest;
                         }

@@ -176,7 +176,8 @@ pub struct Pass {
     pub timeouts: Timeouts,
     /// How often a request that has failed is tried again, on another instance. Default 2.
     pub retries: u32,
-    /// Retries at most this share of requests, in percent (of the last seconds; a few are always allowed). Default 20.
+    /// Of what has been sent to an instance, so many percent of requests may be sent again (of the last seconds; a few are always allowed).
+    /// What could not be sent is tried elsewhere whatever this says. Default 20.
     pub retry_budget: u32,
     /// Requests at a time by this route. Default: no limit.
     pub max_in_flight: Option<usize>,

@@ -65,16 +65,26 @@ impl Waiting {
     }
 }
 
+/// Whether a request may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    Never,
+    /// An instance may have had its work with it: it is one of those that the budget allows.
+    InBudget,
+    /// Nothing of it has been sent: to try the next instance costs nobody anything.
+    Free,
+}
+
 /// Why an instance has not answered.
 pub(super) enum Unfit {
     /// A connection that has served others has ended just now.
     Stale {
         problem: Problem,
-        may_repeat: bool,
+        again: Again,
     },
     Failed {
         problem: Problem,
-        may_repeat: bool,
+        again: Again,
     },
     /// It was the client who failed: it has gone,
     Gone,
@@ -213,7 +223,7 @@ impl<C: Client> Exchange<'_, C> {
         count(&metrics.connects);
         let unreachable = |kind, detail: String| {
             count(&metrics.unreachable);
-            Unfit::Failed { problem: Problem::new(kind, detail), may_repeat: true }
+            Unfit::Failed { problem: Problem::new(kind, detail), again: Again::Free }
         };
         let name = &service.name;
         if chosen.address.is_empty() {
@@ -291,7 +301,8 @@ impl<C: Client> Exchange<'_, C> {
             let problem = Problem::new(Kind::GatewayTimeout, "the instance did not answer in time");
             let may_repeat = self.request.verb.is_idempotent() && !self.replay.lost;
             let has_time = whole.is_none_or(|whole| Instant::now() < whole);
-            Poll::Ready(Err(Unfit::Failed { problem, may_repeat: may_repeat && has_time }))
+            let again = if may_repeat && has_time { Again::InBudget } else { Again::Never };
+            Poll::Ready(Err(Unfit::Failed { problem, again }))
         })
         .await
     }
@@ -393,25 +404,26 @@ impl<C: Client> Exchange<'_, C> {
 
 fn nonsense(reason: &'static str) -> Unfit {
     let problem = Problem::new(Kind::BadAnswer, format!("the instance's answer is refused: {reason}"));
-    Unfit::Failed { problem, may_repeat: false }
+    Unfit::Failed { problem, again: Again::Never }
 }
 
 fn failed(failure: Failure, connection: &Connection, replay: &Replay, request: &crate::head::RequestHead) -> Unfit {
     // What has been sent may have been acted upon.
-    let may_repeat = !replay.lost && (request.verb.is_idempotent() || !connection.has_sent());
+    let again = match () {
+        () if replay.lost => Again::Never,
+        () if !connection.has_sent() => Again::Free,
+        () if request.verb.is_idempotent() => Again::InBudget,
+        () => Again::Never,
+    };
     match failure {
         Failure::Unanswered(error) => {
             let detail = format!("the instance ended the connection without an answer: {}", error.kind());
             let problem = Problem::new(Kind::BadAnswer, detail);
-            if connection.is_reused() {
-                Unfit::Stale { problem, may_repeat }
-            } else {
-                Unfit::Failed { problem, may_repeat }
-            }
+            if connection.is_reused() { Unfit::Stale { problem, again } } else { Unfit::Failed { problem, again } }
         }
         Failure::CutOff(error) => {
             let detail = format!("the instance ended the connection within the head of its answer: {}", error.kind());
-            Unfit::Failed { problem: Problem::new(Kind::BadAnswer, detail), may_repeat: false }
+            Unfit::Failed { problem: Problem::new(Kind::BadAnswer, detail), again: Again::Never }
         }
         Failure::Nonsense(reason) => nonsense(reason),
         Failure::Unsendable(reason) => Unfit::Nonsense(reason),
