@@ -30,7 +30,21 @@ pub use tools::{Output, curl, resident_memory, run, varnishtest};
 pub use venv::Venv;
 pub use websocket::{WebSocket, WebSocketAnswer, WebSocketOrigin};
 
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
 
 /// How long anything may take where a method is given no time.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// As [`TcpListener::bind`], with room for more than 128 who connect at the same moment: the others would have to try again, a
+/// second later.
+#[allow(clippy::unused_async, reason = "it has to be called within a runtime")]
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
+}

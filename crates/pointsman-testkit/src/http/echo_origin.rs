@@ -20,6 +20,8 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::listen;
+
 /// The field by which [`EchoOrigin`] and [`Load`](super::Load) know a request.
 pub(super) const ID: &str = "x-id";
 
@@ -78,7 +80,7 @@ impl EchoOrigin {
     /// # Panics
     /// When it cannot listen.
     pub async fn start(id: &str) -> EchoOrigin {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
         EchoOrigin::launch(listener, id, Journal::Memory(HashMap::new()))
     }
 
@@ -88,7 +90,7 @@ impl EchoOrigin {
     /// When it cannot listen, or write.
     pub async fn with_journal(address: SocketAddr, id: &str, journal: &Path) -> EchoOrigin {
         let file = OpenOptions::new().append(true).create(true).open(journal).unwrap();
-        EchoOrigin::launch(TcpListener::bind(address).await.unwrap(), id, Journal::File(file))
+        EchoOrigin::launch(listen(address).await.unwrap(), id, Journal::File(file))
     }
 
     fn launch(listener: TcpListener, id: &str, journal: Journal) -> EchoOrigin {

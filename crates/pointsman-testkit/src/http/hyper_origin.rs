@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
-use super::PATIENCE;
+use super::{PATIENCE, listen};
 
 mod paths;
 
@@ -231,7 +231,7 @@ impl HyperOrigin {
         self.kill().await;
         let start = Instant::now();
         let listener = loop {
-            match TcpListener::bind(self.address).await {
+            match listen(self.address).await {
                 Ok(listener) => break listener,
                 Err(error) => assert!(start.elapsed() < PATIENCE, "listen on {}: {error}", self.address),
             }

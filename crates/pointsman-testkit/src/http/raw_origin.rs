@@ -11,8 +11,8 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::PATIENCE;
 use super::message::{Chunks, fields_of, head_end};
+use super::{PATIENCE, listen};
 
 /// What an origin does about a request, step by step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl RawOrigin {
     /// Starts one that does for each request what the script says. Without an end in its script a connection stays, for the
     /// next request.
     pub async fn start(script: impl Fn(&RawRequest) -> Vec<Play> + Send + Sync + 'static) -> RawOrigin {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = State {
             received: Mutex::default(),
