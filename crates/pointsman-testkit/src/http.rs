@@ -31,13 +31,21 @@ pub use venv::Venv;
 pub use websocket::{WebSocket, WebSocketAnswer, WebSocketOrigin};
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
 
+use crate::zookeeper::free_port;
+
 /// How long anything may take where a method is given no time.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An address where nobody listens, and where the kernel lets nobody who asks for any port.
+#[must_use]
+pub fn unused_address() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
+}
 
 /// As [`TcpListener::bind`], with room for more than 128 who connect at the same moment: the others would have to try again, a
 /// second later.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pointsman_core::{Instance, Role, Snapshot, Term, View, ViewWriter};
 use pointsman_http::{Action, Error, Options, Pass, Proxy, Route, Settings, Views, When};
+pub use pointsman_testkit::http::unused_address as nobody;
 
 /// What should happen happens within this.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -147,9 +148,4 @@ pub async fn settled(number: impl Fn() -> u64) -> u64 {
         }
     }
     last
-}
-
-/// An address where nobody listens.
-pub fn nobody() -> SocketAddr {
-    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
