@@ -224,7 +224,7 @@ pub struct Sticky {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// Until a connection to the instance is there. Default 1 s.
+    /// Until a connection to the instance is there. Default 3 s: a first packet that is lost is sent again after one.
     pub connect: Duration,
     /// From the last byte of the request to the first of the answer. Default 60 s.
     pub first_byte: Duration,
@@ -383,7 +383,7 @@ impl Pass {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(1),
+            connect: Duration::from_secs(3),
             first_byte: Duration::from_secs(60),
             idle: Duration::from_secs(60),
             whole: None,
