@@ -159,7 +159,9 @@ impl<C: Client> Exchange<'_, C> {
         let whole = passing.pass.timeouts.whole.map(|whole| self.record.started + whole);
         let key = self.key(passing);
         let sticky = self.sticky(passing);
-        let target = passing.target(draw(&passing.split, key.as_deref()));
+        // Who stays with an instance stays with its service.
+        let stays = sticky.as_deref().and_then(|code| passing.home(code));
+        let target = stays.unwrap_or_else(|| passing.target(draw(&passing.split, key.as_deref())));
         if passing.pass.retries > 0 {
             passing.budget.deposit();
             self.replay.keep();

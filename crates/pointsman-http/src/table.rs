@@ -365,6 +365,19 @@ impl Passing {
         }
     }
 
+    /// The service of the instance with this code, if it has a share of the requests, and the instance takes some.
+    pub(crate) fn home(&self, code: &str) -> Option<&Target> {
+        if self.split.is_empty() {
+            return None;
+        }
+        let starts = std::iter::once(0).chain(self.split.iter().map(|(end, _)| *end));
+        let shares =
+            self.split.iter().zip(starts).filter(|((end, _), start)| end > start).map(|((_, target), _)| target);
+        let rest = Some(&self.target).filter(|_| self.split.last().is_none_or(|(end, _)| *end < 100));
+        let is_of = |instance: &Arc<Instance>| *instance.code == *code && instance.takes_work();
+        rest.into_iter().chain(shares).find(|target| target.service.view.load().instances().iter().any(is_of))
+    }
+
     fn targets(&self) -> impl Iterator<Item = &Target> {
         let split = self.split.iter().map(|(_, target)| target);
         std::iter::once(&self.target).chain(split).chain(self.mirror.iter().map(|(target, _)| target))

@@ -302,6 +302,35 @@ async fn clients_stay_with_their_instance_by_a_cookie() {
     }
 }
 
+/// A client that stays with its instance stays with that one's service, until the service has no share any more.
+#[tokio::test]
+async fn clients_stay_with_their_instance_where_traffic_is_split() {
+    let (old, new) = (HyperOrigin::start("old").await, HyperOrigin::start("new").await);
+    let fleet = Fleet::new(&["old", "new"]);
+    fleet.join("old", "o", old.address());
+    fleet.join("new", "n", new.address());
+    let split = |percent| {
+        with_routes(vec![route(
+            "old",
+            |_| {},
+            |pass| {
+                pass.split = vec![("new".into(), percent)];
+                pass.sticky = Some(Sticky { cookie: "at".into(), max_age: None });
+            },
+        )])
+    };
+    let proxy = fleet.proxy(split(50));
+    for (code, name) in [("o", old.id()), ("n", new.id())] {
+        for _ in 0..20 {
+            let answer = request(proxy.address(), "GET", "/x", &[("Cookie", &format!("at={code}"))], "").await;
+            assert_eq!((&*origin_of(&answer), answer.header("set-cookie")), (name, None));
+        }
+    }
+    proxy.reload(split(0), &fleet.views()).unwrap();
+    let answer = request(proxy.address(), "GET", "/x", &[("Cookie", "at=n")], "").await;
+    assert_eq!(origin_of(&answer), "old");
+}
+
 #[tokio::test]
 async fn prefixes_are_rewritten() {
     let (_origins, fleet) = named(&["one", "two", "three"]).await;
