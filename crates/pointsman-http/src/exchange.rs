@@ -7,6 +7,7 @@ mod record;
 mod tunnel;
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 
 use pointsman_balance::{Algorithm, Outcome, PickError};
@@ -241,9 +242,13 @@ impl<C: Client> Exchange<'_, C> {
             return Ok((target.choose(key, sticky, tried).map_err(|error| none(&error))?, None));
         };
         let deadline = Instant::now() + passing.pass.queue_timeout;
-        let mut waiting = None;
+        let (mut waiting, mut passed, mut is_woken) = (None, None, false);
         loop {
-            let freed = seats.freed();
+            let mut freed = pin!(seats.freed());
+            // From now on: what becomes free between the look below and the wait is not missed, whoever else waits.
+            if waiting.is_some() {
+                freed.as_mut().enable();
+            }
             let mut full = tried.to_vec();
             loop {
                 match target.choose(key, sticky, &full) {
@@ -258,7 +263,12 @@ impl<C: Client> Exchange<'_, C> {
             if waiting.is_none() {
                 count(&shard.queued);
                 waiting = Some(passing.waiting.join().map_err(crowded)?);
+                continue;
             }
+            if is_woken {
+                seats.pass_on(&mut passed);
+            }
+            is_woken = true;
             if tokio::time::timeout_at(deadline, freed).await.is_err() {
                 return Err(crowded(Crowded::WaitedTooLong).into());
             }

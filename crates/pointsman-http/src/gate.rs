@@ -81,6 +81,8 @@ pub(crate) struct Seats {
     most: usize,
     by_code: Mutex<HashMap<Arc<str>, usize>>,
     freed: Notify,
+    /// How many have been freed so far.
+    round: AtomicUsize,
 }
 
 /// A place at an instance.
@@ -92,7 +94,7 @@ pub(crate) struct Seat {
 
 impl Seats {
     pub(crate) fn new(most: usize) -> Self {
-        Self { most, by_code: Mutex::default(), freed: Notify::new() }
+        Self { most, by_code: Mutex::default(), freed: Notify::new(), round: AtomicUsize::new(0) }
     }
 
     /// Takes a place, if there is one.
@@ -106,9 +108,18 @@ impl Seats {
         Some(Seat { seats: self.clone(), code: code.clone() })
     }
 
-    /// Returns when a place may have become free after the call.
+    /// Returns when a place may have become free, once it has been polled or enabled.
     pub(crate) fn freed(&self) -> tokio::sync::futures::Notified<'_> {
         self.freed.notified()
+    }
+
+    /// For whoever was woken for a place that it can do nothing with, because it wants one at another instance: wakes the next. `passed` is
+    /// when the caller has done so last; so it ends when all have been asked.
+    pub(crate) fn pass_on(&self, passed: &mut Option<usize>) {
+        let round = self.round.load(Ordering::Acquire);
+        if passed.replace(round) != Some(round) {
+            self.freed.notify_one();
+        }
     }
 }
 
@@ -122,6 +133,7 @@ impl Drop for Seat {
             }
         }
         drop(by_code);
+        self.seats.round.fetch_add(1, Ordering::Release);
         self.seats.freed.notify_one();
     }
 }

@@ -506,3 +506,42 @@ async fn an_instance_gets_no_more_at_a_time_than_it_may() {
     }
     assert!(origins.iter().all(|origin| origin.most_under_way() == 2), "{origins:?}");
 }
+
+/// A place that one cannot use is for the next: here the first in the queue waits for the master, and a normal instance becomes free.
+#[tokio::test]
+async fn who_waits_for_another_instance_takes_nobodys_turn() {
+    let (normal, master) = (HyperOrigin::start("n").await, HyperOrigin::start("m").await);
+    let fleet = Fleet::of(&[normal.address()]);
+    fleet.join_master("ress", "m", master.address());
+    let limits = |pass: &mut Pass| (pass.queue, pass.queue_timeout) = (100, SOON);
+    let to_master = route(
+        "ress",
+        |when| when.headers = vec![("role".into(), "^m$".into())],
+        |pass| {
+            limits(pass);
+            pass.role = RouteRole::Master;
+        },
+    );
+    let mut settings = with_routes(vec![to_master, route("ress", |_| {}, limits)]);
+    let mut service = Service::default();
+    service.max_in_flight = Some(1);
+    settings.services.insert("ress".into(), service);
+    let proxy = fleet.proxy(settings);
+    let mut clients = Vec::new();
+    for (number, role) in ["m", "n", "m", "m", "n"].iter().enumerate() {
+        let mut client = RawClient::connect(proxy.address()).await;
+        client.send(&format!("GET /hold HTTP/1.1\r\nHost: x\r\nRole: {role}\r\n\r\n")).await;
+        clients.push(client);
+        let queued = |route: usize| {
+            let name = format!("pointsman_http_queued_total{{route=\"route {route}\",service=\"ress\"}} ");
+            proxy.metrics().lines().find_map(|line| line.strip_prefix(&*name)?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        until("there", || master.under_way() + normal.under_way() + queued(0) + queued(1) == number as u64 + 1).await;
+    }
+    normal.release(1);
+    assert_eq!(clients[1].response().await.text(), "held");
+    until("the next one's turn", || normal.requests() == 2).await;
+    normal.release(1);
+    assert_eq!(clients[4].response().await.status, 200);
+    assert_eq!((master.requests(), master.under_way()), (1, 1));
+}
