@@ -51,21 +51,38 @@ async fn a_dead_instance_is_not_noticed() {
     assert_eq!(one.requests() + two.requests(), 40);
 }
 
-#[tokio::test]
-async fn an_instance_that_cannot_be_connected_to_is_not_noticed() {
-    // The kernel answers nobody when the queue of those who wait to be accepted is full.
+/// An address that does not accept, as long as the sockets are there: the kernel answers nobody when the queue of those who wait to be
+/// accepted is full.
+fn full() -> (SocketAddr, Vec<socket2::Socket>) {
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     full.listen(0).unwrap();
     let address = full.local_addr().unwrap().as_socket().unwrap();
-    let _waiting: Vec<_> = (0..3)
-        .map(|_| {
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            let _ = socket.connect(&address.into());
-            socket
-        })
-        .collect();
+    let waiting = (0..3).map(|_| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&address.into());
+        socket
+    });
+    let waiting = waiting.collect::<Vec<_>>().into_iter().chain([full]).collect();
+    (address, waiting)
+}
+
+/// Who has not even been asked is not to blame for it.
+#[tokio::test]
+async fn once_the_time_is_over_nobody_else_is_blamed() {
+    let (address, _sockets) = full();
+    let fleet = Fleet::of(&[address, address, address]);
+    let proxy = fleet.proxy(passing(|pass| pass.timeouts.whole = Some(Duration::from_millis(100))));
+    let answer = request(proxy.address(), "POST", "/x", &[], "body").await;
+    assert_eq!((answer.status, &*answer.problem()), (504, "gateway-timeout"));
+    let unreachable = "pointsman_http_attempts_total{service=\"ress\",outcome=\"unreachable\"} 1\n";
+    assert!(proxy.metrics().contains(unreachable), "{}", proxy.metrics());
+}
+
+#[tokio::test]
+async fn an_instance_that_cannot_be_connected_to_is_not_noticed() {
+    let (address, _sockets) = full();
     let origin = HyperOrigin::start("a").await;
     let fleet = Fleet::of(&[address, origin.address()]);
     let proxy = fleet.proxy(never_ejecting(|pass| pass.timeouts.connect = Duration::from_millis(50)));

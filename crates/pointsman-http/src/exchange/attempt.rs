@@ -223,7 +223,10 @@ impl<C: Client> Exchange<'_, C> {
         count(&metrics.connects);
         let unreachable = |kind, detail: String| {
             count(&metrics.unreachable);
-            Unfit::Failed { problem: Problem::new(kind, detail), again: Again::Free }
+            // Once the whole time is over, the next instance could only be blamed for it as well.
+            let has_time = whole.is_none_or(|whole| Instant::now() < whole);
+            let again = if has_time { Again::Free } else { Again::Never };
+            Unfit::Failed { problem: Problem::new(kind, detail), again }
         };
         let name = &service.name;
         if chosen.address.is_empty() {
