@@ -83,6 +83,18 @@ async fn broken_answers_are_broken() {
     assert_eq!(client.outcome(3).await, (None, b"xxx".to_vec()));
 }
 
+/// `Upgrade` has no place in HTTP/2, not even where it is what the answer is about.
+#[tokio::test]
+async fn who_should_speak_another_protocol_is_told_so() {
+    let answer = "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nno";
+    let origin = tiny::Origin::start(move |_| tiny::Play::Answer(answer.to_owned())).await;
+    let (_fleet, proxy) = proxy_to(origin.address);
+    let url = format!("http://{}/", proxy.address());
+    let output = curl(&["--http2-prior-knowledge", "-i", &url]).await;
+    assert!(output.out.starts_with("HTTP/2 426") && output.out.ends_with("no"), "{output:?}");
+    assert!(curl(&["-i", &url]).await.out.to_lowercase().contains("\r\nupgrade: websocket\r\n"));
+}
+
 #[tokio::test]
 async fn many_streams_share_a_connection() {
     let origin = HyperOrigin::start("a").await;

@@ -217,6 +217,8 @@ impl Client for Http2 {
         let length = match answer.from {
             From::Instance(head) => {
                 forward::response(head, Some(answer.id), &mut |name, value| add(&mut map, name, value));
+                // It is of HTTP/1.1 only.
+                map.remove(http::header::UPGRADE);
                 match head.framing {
                     Framing::Length(length) => Some(length),
                     Framing::Empty => head.told_length,
