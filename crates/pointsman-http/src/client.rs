@@ -53,6 +53,11 @@ impl Answer<'_> {
         }
     }
 
+    /// The length that is told of a body of the proxy's own: where there is none by definition, none (RFC 9110, 8.6).
+    pub(crate) fn own_length(&self, len: usize) -> Option<u64> {
+        (!matches!(self.status(), 204 | 304)).then_some(len as u64)
+    }
+
     /// How the body that follows ends.
     pub(crate) fn framing(&self) -> Framing {
         match self.from {

@@ -205,7 +205,7 @@ where
                     add(&mut fields, name.as_bytes(), value.as_bytes());
                 }
                 add(&mut fields, b"x-request-id", answer.id);
-                Some(len as u64)
+                answer.own_length(len)
             }
         };
         if let Some(cookie) = answer.cookie {

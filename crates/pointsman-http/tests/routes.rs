@@ -412,6 +412,7 @@ async fn answers_of_the_proxys_own() {
     let proxy = fleet.proxy(with_routes(vec![
         answering("/moved", 301, &[("location", "https://new.example/")], ""),
         answering("/robots.txt", 200, &[("content-type", "text/plain"), ("x-a", "1")], "User-agent: *\n"),
+        answering("/none", 204, &[], ""),
         answering("/", 410, &[], "gone"),
     ]));
     let mut client = RawClient::connect(proxy.address()).await;
@@ -419,6 +420,8 @@ async fn answers_of_the_proxys_own() {
     assert_eq!((moved.status, moved.header("location"), &*moved.text()), (301, Some("https://new.example/"), ""));
     let robots = client.request("HEAD /robots.txt HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert_eq!((robots.status, robots.header("content-length"), robots.header("x-a")), (200, Some("14"), Some("1")));
+    let none = client.request("GET /none HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!((none.status, none.header("content-length")), (204, None));
     let gone = client.request("POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc").await;
     assert_eq!((gone.status, &*gone.text()), (410, "gone"));
     assert_eq!(client.request("GET /robots.txt HTTP/1.1\r\nHost: x\r\n\r\n").await.text(), "User-agent: *\n");

@@ -277,7 +277,7 @@ impl Client for Http1 {
                     field(out, name.as_bytes(), value.as_bytes());
                 }
                 field(out, b"x-request-id", answer.id);
-                Some(len as u64)
+                answer.own_length(len)
             }
         };
         if let Some(cookie) = answer.cookie {

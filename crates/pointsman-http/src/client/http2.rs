@@ -230,7 +230,7 @@ impl Client for Http2 {
                     add(&mut map, name.as_bytes(), value.as_bytes());
                 }
                 add(&mut map, b"x-request-id", answer.id);
-                Some(len as u64)
+                answer.own_length(len)
             }
         };
         if let Some(cookie) = answer.cookie {
