@@ -62,6 +62,15 @@ impl Io {
         }
     }
 
+    /// Whether the other end has said nothing that has been taken from the connection and not been read yet: TLS keeps whole records.
+    pub(crate) fn has_been_read(&self) -> bool {
+        match self {
+            Io::Plain(_) => true,
+            // Not if there is something to be read, or the other end has said that it closes.
+            Io::Tls(stream) => stream.get_ref().1.wants_read(),
+        }
+    }
+
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let written = match (self, slices) {
             (Io::Plain(stream), [one]) => ready!(Pin::new(stream).poll_write(cx, one)),

@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +12,13 @@ use std::time::{Duration, Instant};
 
 use pointsman_balance::Ejection;
 use pointsman_core::{Instance, Role};
-use pointsman_http::{Check, Pass, Proxy, Service, Settings};
+use pointsman_http::{Check, Pass, Proxy, Service, ServiceTls, Settings};
+use pointsman_testkit::TlsFiles;
 use pointsman_testkit::http::{HyperOrigin, Play, RawClient, RawOrigin, get, request};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use support::{Fleet, SOON, nobody, passing, settings, until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
@@ -462,4 +467,39 @@ async fn clients_that_have_gone_cost_their_instance_nothing() {
     until("under way", || origin.under_way() == 1).await;
     drop(client);
     until("given up", || origin.under_way() == 0).await;
+}
+
+/// An instance says within TLS that it closes the connection, before the connection itself tells.
+#[tokio::test]
+async fn connections_that_tls_has_ended_are_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = TlsFiles::create(folder.path());
+    let certificates = CertificateDer::pem_file_iter(&files.server).unwrap().map(Result::unwrap).collect();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = PrivateKeyDer::from_pem_file(&files.server).unwrap();
+    let config = config.with_no_client_auth().with_single_cert(certificates, key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let origin = tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+            let mut head = [0; 4096];
+            assert!(stream.read(&mut head).await.unwrap() > 0);
+            let session = stream.get_mut().1;
+            session.writer().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+            session.send_close_notify();
+            stream.flush().await.unwrap();
+            open.push(stream);
+        }
+    });
+    let fleet = Fleet::of(&[address]);
+    let tls = ServiceTls { ca: files.ca.clone(), name: None };
+    let proxy = fleet.proxy(with_service(settings(), |service| service.tls = Some(tls)));
+    for _ in 0..3 {
+        assert_eq!(request(proxy.address(), "POST", "/x", &[], "body").await.text(), "ok");
+    }
+    origin.abort();
 }

@@ -86,7 +86,8 @@ async fn broken_answers_are_broken() {
 /// `Upgrade` has no place in HTTP/2, not even where it is what the answer is about.
 #[tokio::test]
 async fn who_should_speak_another_protocol_is_told_so() {
-    let answer = "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nno";
+    let answer =
+        "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nno";
     let origin = tiny::Origin::start(move |_| tiny::Play::Answer(answer.to_owned())).await;
     let (_fleet, proxy) = proxy_to(origin.address);
     let url = format!("http://{}/", proxy.address());

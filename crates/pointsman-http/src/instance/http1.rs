@@ -101,7 +101,11 @@ impl Http1 {
     /// must never reach anybody.
     pub(super) fn can_serve_again(&mut self) -> bool {
         self.served += 1;
-        self.lasts && self.decoder.is_at_end() && self.buffer.is_empty() && self.writer.is_idle()
+        self.lasts
+            && self.decoder.is_at_end()
+            && self.buffer.is_empty()
+            && self.io.has_been_read()
+            && self.writer.is_idle()
     }
 }
 
