@@ -68,6 +68,15 @@ impl Connection {
         }
     }
 
+    /// There has been no answer in time: what comes next shall not wait on the same connection.
+    pub(crate) fn distrust(&self) {
+        match self {
+            // It is not used again anyway.
+            Connection::Http1(_) => {}
+            Connection::Http2(connection) => connection.distrust(),
+        }
+    }
+
     /// Whether it has served others before: then it may have ended just now for that reason.
     pub(crate) fn is_reused(&self) -> bool {
         match self {

@@ -6,13 +6,17 @@ mod tiny;
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use pointsman_http::{Protocol, Proxy, Service, ServiceTls, Settings, Tls};
+use bytes::Bytes;
+use pointsman_http::{Action, Protocol, Proxy, Service, ServiceTls, Settings, Tls};
 use pointsman_testkit::TlsFiles;
 use pointsman_testkit::http::{
     FrameClient, Grpc, GrpcOrigin, HyperOrigin, Nginx, RawOrigin, curl, get, kind, request, run,
 };
 use support::{Fleet, passing, proxy_to, python, settings, until};
+use tokio::task::JoinSet;
 
 /// A proxy to one instance that speaks HTTP/2.
 fn to_http2(address: std::net::SocketAddr) -> (Fleet, Proxy) {
@@ -182,6 +186,72 @@ async fn instances_may_speak_it() {
     assert_eq!(answer.trailers, [("x-check".to_owned(), "done".to_owned())]);
     let broken = get(proxy.address(), "/half").await;
     assert!(!broken.complete);
+}
+
+/// An instance says how many requests it takes on a connection: more get another connection, and do not wait.
+#[tokio::test]
+async fn who_takes_few_requests_on_a_connection_gets_more_connections() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let all = Arc::new(tokio::sync::Barrier::new(7));
+    let origin = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let all = all.clone();
+            tasks.spawn(async move {
+                let mut builder = h2::server::Builder::new();
+                let mut connection = builder.max_concurrent_streams(2).handshake::<_, Bytes>(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let all = all.clone();
+                    tokio::spawn(async move {
+                        all.wait().await;
+                        let _ = respond.send_response(http::Response::new(()), true);
+                    });
+                }
+            });
+        }
+    });
+    let (_fleet, proxy) = to_http2(address);
+    let proxy_address = proxy.address();
+    let mut asked = JoinSet::new();
+    for _ in 0..7 {
+        // So that the first knows what the instance says before the others come.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        asked.spawn(async move { get(proxy_address, "/").await.status });
+    }
+    assert_eq!(asked.join_all().await, [200; 7]);
+    origin.abort();
+}
+
+/// An instance whose host has vanished: what waits for it is given up, and the next request gets a connection of its own.
+#[tokio::test]
+async fn a_connection_that_nobody_answers_on_is_not_used_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let origin = tokio::spawn(async move {
+        let mut vanished = Vec::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            let is_first = vanished.is_empty();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                if is_first {
+                    break;
+                }
+                let _ = respond.send_response(http::Response::new(()), true);
+            }
+            vanished.push(connection);
+        }
+    });
+    let fleet = Fleet::of(&[address]);
+    let mut settings = with_service(passing(|pass| pass.retries = 0), |service| service.protocol = Protocol::Http2);
+    let Action::Pass(pass) = &mut settings.routes[0].action else { panic!("it passes on") };
+    pass.timeouts.first_byte = Duration::from_millis(100);
+    let proxy = fleet.proxy(settings);
+    assert_eq!(get(proxy.address(), "/").await.status, 504);
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+    origin.abort();
 }
 
 /// What HTTP/1 has and HTTP/2 has not is no fault of the instance, which must not be ejected for it.

@@ -197,7 +197,10 @@ impl<C: Client> Exchange<'_, C> {
             Err(unfit) => {
                 let metrics = target.service.metrics.of(self.worker.number);
                 match &unfit {
-                    Unfit::Failed { problem, .. } if problem.kind == Kind::GatewayTimeout => count(&metrics.timeouts),
+                    Unfit::Failed { problem, .. } if problem.kind == Kind::GatewayTimeout => {
+                        connection.distrust();
+                        count(&metrics.timeouts);
+                    }
                     Unfit::Failed { .. } => count(&metrics.broken),
                     _ => {}
                 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -23,6 +24,7 @@ use super::{Failure, Sending};
 #[derive(Debug)]
 pub(crate) struct Http2 {
     send: SendRequest<Bytes>,
+    usage: Arc<Usage>,
     reused: bool,
     to_head: bool,
     response: Option<ResponseFuture>,
@@ -35,22 +37,44 @@ pub(crate) struct Http2 {
     sent: bool,
 }
 
-/// The connections of one worker to the instances of one service. One each: requests share it.
+/// The connections of one worker to the instances of one service. Requests share one, as long as the instance takes so many on it.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
-    by_address: Mutex<HashMap<Arc<str>, SendRequest<Bytes>>>,
+    by_address: Mutex<HashMap<Arc<str>, Vec<Shared>>>,
+}
+
+/// A connection that requests share.
+#[derive(Debug)]
+struct Shared {
+    send: SendRequest<Bytes>,
+    usage: Arc<Usage>,
+}
+
+/// Held by each request on a connection.
+#[derive(Debug, Default)]
+struct Usage {
+    /// A request has had no answer in time: nobody is there any more, for all that can be told.
+    is_suspect: AtomicBool,
+}
+
+impl Shared {
+    fn requests(&self) -> usize {
+        Arc::strong_count(&self.usage) - 1
+    }
+
+    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
+        !self.usage.is_suspect.load(Ordering::Relaxed) && !matches!(self.send.poll_ready(cx), Poll::Ready(Err(_)))
+    }
 }
 
 impl Connections {
-    /// The one that there is, if it still takes requests.
+    /// One that still takes requests.
     pub(crate) fn get(&self, address: &str, cx: &mut Context<'_>) -> Option<Http2> {
         let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let send = all.get_mut(address)?;
-        if let Poll::Ready(Err(_)) = send.poll_ready(cx) {
-            all.remove(address);
-            return None;
-        }
-        Some(Http2::new(send.clone(), true))
+        let shared = all.get_mut(address)?;
+        shared.retain_mut(|one| one.is_alive(cx));
+        let one = shared.iter().find(|one| one.requests() < one.send.current_max_send_streams())?;
+        Some(Http2::new(one.send.clone(), one.usage.clone(), true))
     }
 
     /// Begins to speak HTTP/2.
@@ -67,22 +91,34 @@ impl Connections {
                 tracing::debug!(%error, "connection to an instance");
             }
         });
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner).insert(address.clone(), send.clone());
-        Ok(Http2::new(send, false))
+        let shared = Shared { send: send.clone(), usage: Arc::default() };
+        let begun = Http2::new(send, shared.usage.clone(), false);
+        let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(address.clone()).or_default().push(shared);
+        Ok(begun)
     }
 
-    /// Lets go of connections to who is no longer there, and of those that have ended. How many are left.
+    /// Lets go of connections to who is no longer there, of those that have ended, and of those that are no longer needed. How many are
+    /// left.
     pub(crate) fn sweep(&self, cx: &mut Context<'_>, is_there: impl Fn(&str) -> bool) -> usize {
         let mut all = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|address, send| is_there(address) && !matches!(send.poll_ready(cx), Poll::Ready(Err(_))));
-        all.len()
+        all.retain(|address, shared| {
+            let mut idle = 0;
+            shared.retain_mut(|one| {
+                idle += usize::from(one.requests() == 0);
+                one.is_alive(cx) && (one.requests() > 0 || idle == 1)
+            });
+            is_there(address) && !shared.is_empty()
+        });
+        all.values().map(Vec::len).sum()
     }
 }
 
 impl Http2 {
-    fn new(send: SendRequest<Bytes>, reused: bool) -> Self {
+    fn new(send: SendRequest<Bytes>, usage: Arc<Usage>, reused: bool) -> Self {
         Self {
             send,
+            usage,
             reused,
             to_head: false,
             response: None,
@@ -168,6 +204,11 @@ impl Http2 {
                 Poll::Ready(Err(Failure::Unanswered(broken(error))))
             }
         }
+    }
+
+    /// There has been no answer in time.
+    pub(super) fn distrust(&self) {
+        self.usage.is_suspect.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_reused(&self) -> bool {
