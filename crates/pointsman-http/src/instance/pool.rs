@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Context;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,9 +34,8 @@ impl Pool {
     pub(crate) fn take(&self, address: &str) -> Option<Box<Http1>> {
         let mut idle = self.lock();
         let waiting = idle.get_mut(address)?;
-        while let Some(mut one) = waiting.pop_back() {
-            // That costs no system call: it asks what the event loop has seen.
-            if !says_something(&mut one.connection, &mut Context::from_waker(Waker::noop())) {
+        while let Some(one) = waiting.pop_back() {
+            if !has_said_something(&one.connection) {
                 return Some(one.connection);
             }
         }
@@ -81,14 +80,16 @@ impl Pool {
     }
 }
 
-/// Who has not been asked anything and says something is about to close, or worse.
+/// The same, and whoever waits is woken when it does.
 fn says_something(connection: &mut Http1, cx: &mut Context<'_>) -> bool {
-    match connection.io.poll_readable(cx) {
-        Poll::Pending => false,
-        Poll::Ready(()) => {
-            // The event may be an old one.
-            let mut nothing = [0; 1];
-            !matches!(connection.io.tcp().try_read(&mut nothing), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
-        }
-    }
+    // The event may be an old one.
+    connection.io.poll_readable(cx).is_ready() && has_said_something(connection)
+}
+
+/// Who has not been asked anything and says something is about to close, or worse. Costs no system call where the event loop has seen
+/// nothing; and does not ask whether this task has done enough for now, which would be taken for silence.
+fn has_said_something(connection: &Http1) -> bool {
+    let mut nothing = [0; 1];
+    let read = connection.io.tcp().try_read(&mut nothing);
+    !matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
