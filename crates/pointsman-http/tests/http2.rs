@@ -100,6 +100,25 @@ async fn who_should_speak_another_protocol_is_told_so() {
     assert!(curl(&["-i", &url]).await.out.to_lowercase().contains("\r\nupgrade: websocket\r\n"));
 }
 
+/// What instances break off is not the client's doing, who is not sent away for it.
+#[tokio::test]
+async fn a_client_is_not_sent_away_for_broken_answers() {
+    let half = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf";
+    let origin = tiny::Origin::start(|seen| match seen.line() {
+        "GET /half HTTP/1.1" => tiny::Play::Cut(half.to_owned()),
+        _ => tiny::ok("whole"),
+    });
+    let origin = origin.await;
+    let (_fleet, proxy) = proxy_to(origin.address);
+    let mut client = FrameClient::connect(proxy.address()).await;
+    for number in 0..250 {
+        client.send_get(2 * number + 1, "/half").await;
+        assert_eq!(client.outcome(2 * number + 1).await.0, Some(2), "INTERNAL_ERROR, of the stream {number}");
+    }
+    client.send_get(501, "/").await;
+    assert_eq!(client.outcome(501).await, (None, b"whole".to_vec()));
+}
+
 #[tokio::test]
 async fn many_streams_share_a_connection() {
     let origin = HyperOrigin::start("a").await;

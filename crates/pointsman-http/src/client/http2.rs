@@ -37,6 +37,8 @@ struct Http2 {
     respond: SendResponse<Bytes>,
     outgoing: Option<Outgoing>,
     failed: bool,
+    /// It is the client who has given up.
+    gone: bool,
 }
 
 /// What all requests of a connection share.
@@ -118,16 +120,16 @@ async fn stream(
     } else {
         read(&parts, body.is_end_stream(), &mut heads.request)
     };
-    let mut client = Http2 { incoming: Incoming::new(body), respond, outgoing: None, failed: false };
+    let mut client = Http2 { incoming: Incoming::new(body), respond, outgoing: None, failed: false, gone: false };
     let mut alarm = Alarm::default();
     match read {
         Ok(()) => exchange::serve(&worker, &mut client, &mut heads, &peer, &mut alarm).await,
         Err(problem) => exchange::refuse(&worker, &mut client, &mut heads, &peer, &mut alarm, &problem).await,
     }
     spare::return_heads(heads);
-    if client.failed {
+    if client.gone {
         conduct.given_up.fetch_add(1, Ordering::Relaxed);
-    } else {
+    } else if !client.failed {
         client.drain(&mut alarm).await;
     }
     // If there is more of the request, which nobody wants any more, dropping it tells the client so once the answer is written (RFC 9113,
@@ -247,7 +249,7 @@ impl Client for Http2 {
         let left = if let Framing::Length(length) = framing { Some(length) } else { None };
         match self.respond.send_response(response, ended) {
             Ok(stream) => self.outgoing = Some(Outgoing::new(stream, left, ended)),
-            Err(_) => self.failed = true,
+            Err(_) => (self.failed, self.gone) = (true, true),
         }
     }
 
@@ -264,10 +266,12 @@ impl Client for Http2 {
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.outgoing {
+        let gone = match &mut self.outgoing {
             Some(outgoing) => outgoing.poll_reset(cx),
             None => self.respond.poll_reset(cx).map(drop),
-        }
+        };
+        self.gone |= gone.is_ready();
+        gone
     }
 
     fn fail(&mut self) {
@@ -282,7 +286,9 @@ impl Client for Http2 {
 
 impl Source for Http2 {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
-        self.incoming.poll(cx)
+        let polled = self.incoming.poll(cx);
+        self.gone |= matches!(polled, Poll::Ready(Err(_)));
+        polled
     }
 
     fn body(&self) -> &[u8] {
@@ -300,10 +306,12 @@ impl Source for Http2 {
 
 impl Sink for Http2 {
     fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.outgoing {
+        let pushed = match &mut self.outgoing {
             Some(outgoing) => outgoing.poll_push(cx, data),
             None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        }
+        };
+        self.gone |= matches!(pushed, Poll::Ready(Err(_)));
+        pushed
     }
 
     fn finish(&mut self, trailers: Option<&Fields>) {
