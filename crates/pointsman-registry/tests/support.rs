@@ -11,8 +11,9 @@ use pointsman_registry::{Registration, Registry, Service};
 use pointsman_testkit::ZooKeeper;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions};
 
-/// Far longer than anything here takes: a deadline, not a wait.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// Far longer than anything here takes: a deadline, not a wait. An election of ZooKeeper's may take over a minute, when a server that has
+/// lost its word waits until it says it again (`maxNotificationInterval`).
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
