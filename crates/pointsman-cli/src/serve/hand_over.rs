@@ -36,12 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct HandOver {
     listener: UnixListener,
     path: PathBuf,
-    /// Who has asked for the listeners.
-    next: Option<UnixStream>,
-    /// It has them.
-    given: bool,
-    /// It serves.
-    served: bool,
+    /// Who has asked, and whether it has the listeners.
+    next: Option<(UnixStream, bool)>,
+    /// Whether it serves.
+    is_taken: bool,
 }
 
 /// The process before this one.
@@ -62,16 +60,16 @@ impl HandOver {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned(), next: None, given: false, served: false })
+        Ok(Self { listener, path: path.to_owned(), next: None, is_taken: false })
     }
 
-    /// Returns once the next process serves. Whoever asks and does not serve after all changes nothing. Cancellation changes nothing: the
-    /// next call goes on where this one was.
+    /// Returns once the next process serves. Whoever asks and does not serve after all changes nothing. Cancellation loses nothing: who
+    /// has asked is kept.
     pub(super) async fn taken(&mut self, listeners: impl Fn() -> io::Result<Vec<TcpListener>>) {
-        while !self.served {
-            let Some(stream) = &mut self.next else {
+        loop {
+            let Some((stream, is_given)) = &mut self.next else {
                 match self.listener.accept().await {
-                    Ok((stream, _)) => (self.next, self.given) = (Some(stream), false),
+                    Ok((stream, _)) => self.next = Some((stream, false)),
                     Err(error) => {
                         tracing::warn!(%error, "hand over: accept");
                         tokio::time::sleep(PATIENCE).await;
@@ -79,22 +77,29 @@ impl HandOver {
                 }
                 continue;
             };
-            if !self.given {
+            if !*is_given {
                 if let Err(error) = give(stream, &listeners).await {
                     tracing::warn!(%error, "hand over: the listeners could not be given");
                     self.next = None;
                     continue;
                 }
+                *is_given = true;
                 tracing::info!("the next process has the listeners");
-                self.given = true;
             }
-            match stream.read_u8().await {
-                Ok(READY) => self.served = true,
-                _ => {
-                    tracing::warn!("the next process has gone again without serving: this one goes on");
-                    self.next = None;
-                }
+            let mut word = [0];
+            if matches!(stream.read(&mut word).await, Ok(1)) && word == [READY] {
+                self.is_taken = true;
+                return;
             }
+            tracing::warn!("the next process has gone again without serving: this one goes on");
+            self.next = None;
+        }
+    }
+
+    /// Tells the next process, if there is one, that this one is no longer registered.
+    pub(super) fn left(&mut self) {
+        if self.is_taken {
+            self.next = None;
         }
     }
 }
@@ -102,7 +107,7 @@ impl HandOver {
 impl Drop for HandOver {
     fn drop(&mut self) {
         // What is there by now is the next one's, if there is one.
-        if !self.served {
+        if !self.is_taken {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -244,35 +249,22 @@ mod tests {
         assert!(!path.exists());
     }
 
-    /// Whoever serves does other things meanwhile: it looks after itself, is asked for metrics, reads its file again.
     #[tokio::test]
-    async fn a_hand_over_goes_on_after_something_else() {
+    async fn a_hand_over_goes_on_after_something_else_has_come_in_between() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.sock");
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut first = HandOver::listen(&path).unwrap();
-        let (given, mut gives) = tokio::sync::oneshot::channel();
-        let next = tokio::spawn({
-            let path = path.clone();
-            async move {
-                let (mut predecessor, _listeners) = take(&path).await.unwrap().unwrap();
-                given.send(()).unwrap();
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                predecessor.dismiss().await;
-                predecessor
-            }
-        });
         let listeners = || Ok(vec![listener.try_clone()?]);
-        tokio::select! {
-            () = first.taken(listeners) => panic!("nobody has said so yet"),
-            _ = &mut gives => {}
-        }
-        tokio::time::timeout(PATIENCE, first.taken(listeners)).await.expect("it is told that the next one serves");
-        let left = next.await.unwrap().left();
-        tokio::pin!(left);
-        assert!(tokio::time::timeout(Duration::from_millis(50), &mut left).await.is_err(), "it has not left yet");
-        drop(first);
-        left.await;
+        let mut first = HandOver::listen(&path).unwrap();
+        let (mut predecessor, _) = tokio::select! {
+            () = first.taken(listeners) => panic!("nobody has said so"),
+            next = take(&path) => next.unwrap().unwrap(),
+        };
+        predecessor.dismiss().await;
+        tokio::time::timeout(PATIENCE, first.taken(listeners)).await.unwrap();
+        assert!(!*predecessor.left.borrow());
+        first.left();
+        tokio::time::timeout(PATIENCE, predecessor.left()).await.unwrap();
     }
 
     #[tokio::test]

@@ -207,7 +207,13 @@ impl Served {
     /// Deregisters, sees through what is under way, and ends. The relay goes before the broker, which it needs for that; the agent
     /// goes last, so that whoever watches sees the others go. What is returned is how many registrations it leaves to the registry.
     pub(super) async fn close(self) -> usize {
-        if let Some(proxy) = self.proxy {
+        let mut hand_over = self.hand_over;
+        if let Some(mut proxy) = self.proxy {
+            proxy.deregister().await;
+            // The next process may register with the same code now, however long the rest takes.
+            if let Some(hand_over) = &mut hand_over {
+                hand_over.left();
+            }
             proxy.close().await;
         }
         if let Some(relay) = self.relay {
@@ -216,8 +222,7 @@ impl Served {
         if let Some(broker) = self.broker {
             broker.close().await;
         }
-        // The next process may register with the same code now.
-        drop(self.hand_over);
+        drop(hand_over);
         let left = match self.agent {
             Some(agent) => agent.close().await,
             None => 0,

@@ -82,12 +82,13 @@ async fn who_asks_and_does_not_serve_changes_nothing() {
 async fn a_long_answer_is_seen_through_by_the_one_that_has_handed_over() {
     let (registry, origin) = (Registry::start().await, pointsman_testkit::http::HyperOrigin::start("a").await);
     registry.put("ress", "a", origin.address()).await;
-    let mut proxy = Proxy::over(&registry, "hand_over = 'p.sock'").await;
+    let mut proxy = Proxy::over(&registry, "hand_over = 'p.sock'\ncode = 'p'").await;
     proxy.until_served_by(&["a"]).await;
     let mut client = RawClient::connect(at(proxy.port)).await;
     client.send("GET /sse/3 HTTP/1.1\r\nHost: a\r\n\r\n").await;
     client.read_until("\n\n").await;
     let mut next = serve(&proxy.file.path);
+    // Registered with the code that the first one had.
     logged(&mut next, " ready").await;
     let mut first = std::mem::replace(&mut proxy.running, next);
     logged(&mut first, "another process serves now").await;

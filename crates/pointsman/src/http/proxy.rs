@@ -143,8 +143,8 @@ impl Proxy {
         self.proxy.listeners()
     }
 
-    /// Leaves: deregisters, accepts nobody new, sees through what is under way (no longer than the drain timeout), and ends.
-    pub async fn close(mut self) {
+    /// Deregisters, if it is registered, and goes on serving: clients that look for it find others.
+    pub async fn deregister(&mut self) {
         if let Some(Ok(Ok(registration))) = self.registering.try_join_next() {
             self.registration = Some(registration);
         }
@@ -154,6 +154,11 @@ impl Proxy {
             tracing::warn!(%error, "the proxy's registration ends with its session");
         }
         self.registering.shutdown().await;
+    }
+
+    /// Leaves: deregisters, accepts nobody new, sees through what is under way (no longer than the drain timeout), and ends.
+    pub async fn close(mut self) {
+        self.deregister().await;
         self.proxy.close().await;
     }
 }
