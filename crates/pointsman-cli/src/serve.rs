@@ -54,7 +54,10 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
     let config = complete(config, global).map_err(Failure::new)?;
     let mut questions = Questions::new();
     let _endpoint = match config.metrics {
-        Some(address) => Some(Endpoint::listen(address, questions.asking()).await?),
+        Some(address) => {
+            let hand_over = config.http.as_ref().and_then(|http| http.hand_over.as_deref());
+            Some(Endpoint::listen(address, questions.asking(), hand_over.is_some_and(Path::exists)).await?)
+        }
         None => None,
     };
     let registry = tokio::select! {

@@ -39,19 +39,40 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Listens from now on.
-    pub(super) async fn listen(address: SocketAddr, asking: Asking) -> Result<Self, Failure> {
+    /// Listens from now on; if a process before this one still has the address, as soon as it has gone.
+    pub(super) async fn listen(address: SocketAddr, asking: Asking, has_predecessor: bool) -> Result<Self, Failure> {
         let fail = |error| Failure::new(format!("metrics: listen on {address}: {error}"));
-        let listener = TcpListener::bind(address).await.map_err(fail)?;
+        let mut listening = JoinSet::new();
+        let listener = match TcpListener::bind(address).await {
+            Err(error) if has_predecessor && error.kind() == std::io::ErrorKind::AddrInUse => {
+                tracing::warn!(%address, "metrics are served by another process: waiting for it to go");
+                listening.spawn(async move { accept(bind_later(address).await, asking).await });
+                return Ok(Self {
+                    _listening: listening,
+                    #[cfg(test)]
+                    address,
+                });
+            }
+            bound => bound.map_err(fail)?,
+        };
         let address = listener.local_addr().map_err(fail)?;
         tracing::info!(%address, "metrics served");
-        let mut listening = JoinSet::new();
         listening.spawn(accept(listener, asking));
         Ok(Self {
             _listening: listening,
             #[cfg(test)]
             address,
         })
+    }
+}
+
+async fn bind_later(address: SocketAddr) -> TcpListener {
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        if let Ok(listener) = TcpListener::bind(address).await {
+            tracing::info!(%address, "metrics served");
+            return listener;
+        }
     }
 }
 
@@ -141,7 +162,7 @@ mod tests {
     #[tokio::test]
     async fn metrics_and_livez_and_nothing_else() {
         let mut questions = Questions::new();
-        let endpoint = Endpoint::listen("127.0.0.1:0".parse().unwrap(), questions.asking()).await.unwrap();
+        let endpoint = Endpoint::listen("127.0.0.1:0".parse().unwrap(), questions.asking(), false).await.unwrap();
         let address = endpoint.address;
         assert!(ask(address, "GET /livez HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
         assert!(ask(address, "GET / HTTP/1.1").await.starts_with("HTTP/1.1 404 "));
@@ -160,5 +181,24 @@ mod tests {
         let response =
             ask(address, "GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0").await;
         assert!(response.contains("content-type: application/openmetrics-text"), "{response}");
+    }
+
+    /// The next process of a hand-over starts before the first one ends.
+    #[tokio::test]
+    async fn an_address_that_a_predecessor_has_is_waited_for() {
+        let questions = Questions::new();
+        let first = Endpoint::listen("127.0.0.1:0".parse().unwrap(), questions.asking(), false).await.unwrap();
+        let address = first.address;
+        assert!(Endpoint::listen(address, questions.asking(), false).await.is_err());
+        let _next = Endpoint::listen(address, questions.asking(), true).await.unwrap();
+        drop(first);
+        let served = async {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(PAUSE).await;
+            }
+            ask(address, "GET /livez HTTP/1.1").await
+        };
+        let answer = tokio::time::timeout(PATIENCE, served).await.expect("it listens soon");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 }

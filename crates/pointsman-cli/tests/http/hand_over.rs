@@ -14,7 +14,8 @@ const PACE: u64 = 300;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_process_takes_over_under_load() {
-    under_load("").await;
+    // Only one can have this address at a time.
+    under_load(&format!("[metrics]\nlisten = '127.0.0.1:{}'\n", free_port())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,7 +43,7 @@ async fn under_load(lines: &str) {
         load.more(PACE).await;
         let one = async || instances("http-balancer", &registry).await;
         let listed = until(one, |listed| listed.as_array().unwrap().len() == 1).await;
-        if !lines.is_empty() {
+        if lines.contains("code") {
             assert_eq!(listed[0]["code"], "p-1");
         }
     }
