@@ -12,6 +12,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, futures::Notified};
+use tokio::task::coop::has_budget_remaining;
 use tokio_rustls::TlsAcceptor;
 
 use crate::access_log::Log;
@@ -167,7 +168,8 @@ pub(crate) async fn accept(listening: Listening, listener: TcpListener) {
             }
             last_ones += usize::from(is_leaving);
             match accepting.as_mut().poll(cx) {
-                Poll::Pending if is_leaving => Poll::Ready(None),
+                // Unless it is only that this task has done enough for now: then somebody may still be there.
+                Poll::Pending if is_leaving && has_budget_remaining() => Poll::Ready(None),
                 accepted => accepted,
             }
         });
