@@ -193,8 +193,7 @@ impl<C: Client> Exchange<'_, C> {
                 // It had served others, and ended when this one came: nothing is wrong with the instance.
                 Err(Unfit::Stale { again: Again::InBudget | Again::Free, .. }) if !fresh => {
                     fresh = true;
-                    self.flow = Flow::default();
-                    self.replay.rewind();
+                    self.rewind();
                     continue;
                 }
                 Err(Unfit::Stale { problem, again } | Unfit::Failed { problem, again }) => (problem, again),
@@ -216,9 +215,15 @@ impl<C: Client> Exchange<'_, C> {
             tried.push(chosen.instance.code.clone());
             refused = Some(problem);
             fresh = false;
-            self.flow = Flow::default();
-            self.replay.rewind();
+            self.rewind();
         }
+    }
+
+    /// Begins with the body anew, which counts once however often it is sent.
+    fn rewind(&mut self) {
+        self.flow = Flow::default();
+        self.replay.rewind();
+        self.record.received = 0;
     }
 
     /// Chooses an instance, and waits where all have as much as they may.

@@ -94,12 +94,13 @@ async fn an_object_tells_of_retries_problems_and_trusted_hops() {
     assert_eq!([&object["service"], &object["route"]], ["ress", "^/"]);
 
     fleet.set("ress", &[("a", down.address), ("b", up.address)]);
-    let request = "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 203.0.113.7\r\nConnection: close\r\n\r\n";
+    let request = "PUT / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 203.0.113.7\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody";
     let (mut codes, mut retries) = (Vec::new(), 0);
     for _ in 0..2 {
         exchange(proxy.address(), request).await;
         let object = lines.object().await;
         assert_eq!([&object["status"], &object["client"]], [&Value::from(200), &Value::from("203.0.113.7")]);
+        assert_eq!(object["received"], 4, "however often it is sent");
         codes.push(object["code"].as_str().unwrap().to_owned());
         retries += object["retries"].as_u64().unwrap();
     }
