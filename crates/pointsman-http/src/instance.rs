@@ -64,7 +64,7 @@ impl Connection {
     ) -> Poll<Result<(), Failure>> {
         match self {
             Connection::Http1(connection) => connection.poll_head(cx, head, bounds),
-            Connection::Http2(connection) => connection.poll_head(cx, head),
+            Connection::Http2(connection) => connection.poll_head(cx, head, bounds),
         }
     }
 

@@ -243,6 +243,36 @@ async fn who_takes_few_requests_on_a_connection_gets_more_connections() {
     origin.abort();
 }
 
+#[tokio::test]
+async fn heads_of_instances_of_http2_are_bounded() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let origin = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tasks.spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let (fields, size) = request.uri().path()[1..].split_once('/').unwrap();
+                    let (fields, size): (usize, usize) = (fields.parse().unwrap(), size.parse().unwrap());
+                    let mut response = http::Response::new(());
+                    for number in 0..fields {
+                        let name = http::HeaderName::from_bytes(format!("x-{number}").as_bytes()).unwrap();
+                        response.headers_mut().insert(name, "x".repeat(size).parse().unwrap());
+                    }
+                    let _ = respond.send_response(response, true);
+                }
+            });
+        }
+    });
+    let (_fleet, proxy) = to_http2(address);
+    for (path, status) in [("/10/3000", 200), ("/10/4000", 502), ("/10/40000", 502), ("/99/1", 200), ("/101/1", 502)] {
+        assert_eq!(get(proxy.address(), path).await.status, status, "{path}");
+    }
+    origin.abort();
+}
+
 /// An instance whose host has vanished: what waits for it is given up, and the next request gets a connection of its own.
 #[tokio::test]
 async fn a_connection_that_nobody_answers_on_is_not_used_again() {

@@ -14,11 +14,14 @@ use http::{Request, Uri};
 use crate::flow::{Broken, Sink, Source};
 use crate::forward;
 use crate::head::{Fields, Framing, Name, ResponseHead, Verb, Version};
-use crate::http1::parse;
+use crate::http1::parse::{self, Bounds};
 use crate::http2::{CONNECTION_WINDOW, Incoming, Outgoing, SEND_BUFFER, STREAM_WINDOW, add, broken};
 use crate::io::Io;
 
 use super::{Failure, Sending};
+
+/// More than the largest head that can be allowed, with what HTTP/2 reckons for each field.
+const LARGEST_HEAD: u32 = 128 << 10;
 
 /// One request on a connection.
 #[derive(Debug)]
@@ -82,6 +85,8 @@ impl Connections {
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
+            // What it is exactly is looked at when a head is there.
+            .max_header_list_size(LARGEST_HEAD)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(4 * CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER);
@@ -167,7 +172,12 @@ impl Http2 {
         }
     }
 
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), Failure>> {
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+        bounds: Bounds,
+    ) -> Poll<Result<(), Failure>> {
         if self.is_unsendable {
             return Poll::Ready(Err(Failure::Unsendable("its target or its host cannot be written in HTTP/2")));
         }
@@ -176,13 +186,14 @@ impl Http2 {
             return Poll::Ready(Err(Failure::Unanswered(failure)));
         };
         if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
-            read(interim.status(), interim.headers(), head);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(read(interim.status(), interim.headers(), head, bounds));
         }
         match ready!(Pin::new(future).poll(cx)) {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
-                read(parts.status, &parts.headers, head);
+                if let Err(failure) = read(parts.status, &parts.headers, head, bounds) {
+                    return Poll::Ready(Err(failure));
+                }
                 let length = parts.headers.get(http::header::CONTENT_LENGTH);
                 let length = length.and_then(|length| parse::content_length(length.as_bytes()));
                 let incoming = Incoming::new(body);
@@ -220,13 +231,23 @@ impl Http2 {
     }
 }
 
-fn read(status: http::StatusCode, map: &http::HeaderMap, head: &mut ResponseHead) {
+fn read(
+    status: http::StatusCode,
+    map: &http::HeaderMap,
+    head: &mut ResponseHead,
+    bounds: Bounds,
+) -> Result<(), Failure> {
     head.clear();
+    let bytes: usize = map.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if map.len() > bounds.fields || bytes > bounds.bytes {
+        return Err(Failure::Nonsense("its head is too large"));
+    }
     head.status = status.as_u16();
     head.version = Version::Http2;
     for (name, value) in map {
         head.fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
+    Ok(())
 }
 
 impl Drop for Http2 {
