@@ -99,6 +99,10 @@ impl Io {
         }
     }
 
+    pub(crate) fn is_secret(&self) -> bool {
+        matches!(self, Io::Tls(_))
+    }
+
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Io::Plain(stream) => stream,

@@ -59,12 +59,12 @@ impl Writer {
         loop {
             let waiting = &self.out[self.written..];
             let waiting_len = waiting.len();
-            let count = if waiting.is_empty() {
-                ready!(io.poll_write(cx, &[IoSlice::new(&data[..most])]))?
+            let written = if waiting.is_empty() {
+                ready!(io.poll_write(cx, &[IoSlice::new(&data[..most])]))
             } else {
-                ready!(io.poll_write(cx, &[IoSlice::new(waiting), IoSlice::new(&data[..most])]))?
+                ready!(io.poll_write(cx, &[IoSlice::new(waiting), IoSlice::new(&data[..most])]))
             };
-            self.total += count as u64;
+            let count = self.count(io, written)?;
             if count < waiting_len {
                 self.written += count;
                 continue;
@@ -101,12 +101,20 @@ impl Writer {
     /// Writes all that waits.
     pub(crate) fn poll_flush(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_idle() {
-            let count = ready!(io.poll_write(cx, &[IoSlice::new(&self.out[self.written..])]))?;
-            self.written += count;
-            self.total += count as u64;
+            let written = ready!(io.poll_write(cx, &[IoSlice::new(&self.out[self.written..])]));
+            self.written += self.count(io, written)?;
         }
         self.clear();
         io.poll_flush(cx)
+    }
+
+    /// Counts what has been written. Within TLS some may have been before it failed, and nobody says how much.
+    fn count(&mut self, io: &Io, written: io::Result<usize>) -> io::Result<usize> {
+        self.total += match &written {
+            Ok(count) => *count as u64,
+            Err(_) => u64::from(io.is_secret()),
+        };
+        written
     }
 
     fn text(&mut self) -> &mut Vec<u8> {
