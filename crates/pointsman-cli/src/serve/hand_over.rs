@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct HandOver {
     listener: UnixListener,
     path: PathBuf,
+    /// What is at the path, as long as it is this one's.
+    place: (u64, u64),
     /// Who has asked, and whether it has the listeners.
     next: Option<(UnixStream, bool)>,
     /// Whether it serves.
@@ -60,7 +62,8 @@ impl HandOver {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned(), next: None, is_taken: false })
+        let place = place(path)?;
+        Ok(Self { listener, path: path.to_owned(), place, next: None, is_taken: false })
     }
 
     /// Returns once the next process serves. Whoever asks and does not serve after all changes nothing. Cancellation loses nothing: who
@@ -106,11 +109,16 @@ impl HandOver {
 
 impl Drop for HandOver {
     fn drop(&mut self) {
-        // What is there by now is the next one's, if there is one.
-        if !self.is_taken {
+        // What is there by now may be the next one's, even if that has not come to say so.
+        if place(&self.path).is_ok_and(|place| place == self.place) {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Which file is at `path`.
+fn place(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|data| (data.dev(), data.ino()))
 }
 
 /// What is at `path` must be a socket, or nothing.
@@ -265,6 +273,19 @@ mod tests {
         assert!(!*predecessor.left.borrow());
         first.left();
         tokio::time::timeout(PATIENCE, predecessor.left()).await.unwrap();
+    }
+
+    /// One that is ended just when the next one has made its own.
+    #[tokio::test]
+    async fn the_socket_of_the_next_process_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.sock");
+        let first = HandOver::listen(&path).unwrap();
+        let second = HandOver::listen(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[tokio::test]
