@@ -105,7 +105,8 @@ mod tests {
     fn it_stays_small() {
         let files: BTreeMap<&str, usize> = ASSETS.iter().map(|asset| (asset.path, asset.content.len())).collect();
         let bytes: usize = files.iter().filter(|(path, _)| **path != "/favicon.ico").map(|(_, bytes)| bytes).sum();
-        assert!(bytes <= 120 << 10, "{bytes} bytes: {files:?}");
+        // With the first events and all headers it is to be 150 KiB at most.
+        assert!(bytes <= 136 << 10, "{bytes} bytes: {files:?}");
     }
 
     #[test]

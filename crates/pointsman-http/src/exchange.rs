@@ -359,7 +359,12 @@ impl<C: Client> Exchange<'_, C> {
     ) -> Result<(), Ended> {
         let (status, metrics) = (self.response.status, target.service.metrics.of(self.worker.number));
         count(&metrics.answered);
-        chosen.report(if status >= 500 { Outcome::Failure } else { Outcome::Success });
+        if status >= 500 {
+            chosen.report(Outcome::Failure);
+        } else if passing.pass.algorithm == Algorithm::PeakEwma || status == 101 {
+            // What is measured is how long an answer takes to begin, not how long it is.
+            chosen.report(Outcome::Success);
+        }
         self.record.status = status;
         let id = self.ids.request(self.request);
         self.client.answer(&Answer { from: From::Instance(self.response), id, cookie });
@@ -368,9 +373,15 @@ impl<C: Client> Exchange<'_, C> {
         }
         let result = self.flow_back(passing, &mut connection, whole).await;
         match &result {
-            Ok(()) => self.give_back(target, chosen, connection),
-            Err(Ended::Gone) => {}
-            Err(Ended::Problem(_)) => count(&self.record.metrics.of(self.worker.number).broken),
+            Ok(()) => {
+                chosen.report(Outcome::Success);
+                self.give_back(target, chosen, connection);
+            }
+            Err(Ended::Gone) => chosen.report(Outcome::Success),
+            Err(Ended::Problem(_)) => {
+                chosen.report(Outcome::Failure);
+                count(&self.record.metrics.of(self.worker.number).broken);
+            }
         }
         // An answer has begun: nothing else can be said.
         if result.is_err() {

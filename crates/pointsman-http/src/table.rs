@@ -417,7 +417,9 @@ impl Target {
         let claim = match (tried, key) {
             ([], Some(key)) => self.balancer.pick(key),
             ([], None) => self.balancer.pick_any(),
-            (tried, key) => self.balancer.pick_excluding(key.unwrap_or_default(), tried),
+            (tried, Some(key)) => self.balancer.pick_excluding(key, tried),
+            // Any, as above: not the same for all.
+            (tried, None) => self.balancer.pick_excluding(fastrand::u64(..).to_le_bytes(), tried),
         };
         claim.map(Chosen::claimed)
     }

@@ -503,3 +503,21 @@ async fn connections_that_tls_has_ended_are_not_used_again() {
     }
     origin.abort();
 }
+
+/// A status of 200 is not yet an answer.
+#[tokio::test]
+async fn who_breaks_answers_off_is_ejected() {
+    let half =
+        || vec![Play::Body, Play::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec()), Play::Close];
+    let (bad, good) = (RawOrigin::start(move |_| half()).await, HyperOrigin::start("good").await);
+    let fleet = Fleet::of(&[bad.address(), good.address()]);
+    let proxy = fleet.proxy(passing(|_| {}));
+    let mut broken = 0;
+    for _ in 0..40 {
+        let mut client = RawClient::connect(proxy.address()).await;
+        client.send("GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
+        broken += usize::from(client.is_reset().await);
+    }
+    assert_eq!((broken, bad.heads().len()), (5, 5));
+    assert_eq!(good.requests(), 35);
+}

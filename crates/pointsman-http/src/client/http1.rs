@@ -251,7 +251,9 @@ impl Client for Http1 {
         let status = answer.status();
         let framing = answer.framing();
         self.until_close = forward::ends_with_connection(self.version, framing);
-        self.lasts &= !self.until_close && !self.shared.is_leaving.load(Ordering::Acquire);
+        // 408: what is left of the body will not come.
+        let is_over = self.until_close || status == 408 || self.shared.is_leaving.load(Ordering::Acquire);
+        self.lasts &= !is_over;
         let is_chunked = !self.until_close && matches!(framing, Framing::Chunked | Framing::UntilClose);
         let (version, lasts) = (self.version, self.lasts);
         let out = self.writer.head(is_chunked);

@@ -246,7 +246,12 @@ impl Client for Http2 {
         *response.headers_mut() = map;
         let framing = answer.framing();
         let ended = framing == Framing::Empty;
-        let left = if let Framing::Length(length) = framing { Some(length) } else { None };
+        // After what comes by HTTP/2 trailers may follow, whatever its length.
+        let may_have_trailers = matches!(answer.from, From::Instance(head) if head.version == Version::Http2);
+        let left = match framing {
+            Framing::Length(length) if !may_have_trailers => Some(length),
+            _ => None,
+        };
         match self.respond.send_response(response, ended) {
             Ok(stream) => self.outgoing = Some(Outgoing::new(stream, left, ended)),
             Err(_) => (self.failed, self.gone) = (true, true),

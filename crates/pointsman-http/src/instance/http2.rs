@@ -153,7 +153,8 @@ impl Http2 {
         forward::request(head, *hop, &mut |name, value| add(map, name, value));
         let mut left = None;
         if let Framing::Length(length) = framing {
-            left = Some(*length);
+            // After what comes by HTTP/2 trailers may follow, whatever its length.
+            left = Some(*length).filter(|_| head.version != Version::Http2);
             map.insert(http::header::CONTENT_LENGTH, (*length).into());
         } else if *framing == Framing::Empty && head.fields.get(Name::ContentLength).is_some() {
             map.insert(http::header::CONTENT_LENGTH, 0.into());
@@ -210,8 +211,11 @@ impl Http2 {
                 Poll::Ready(Ok(()))
             }
             Err(error) => {
-                // The instance says that it has not looked at it (RFC 9113, 8.7).
-                self.sent &= error.reason() != Some(h2::Reason::REFUSED_STREAM);
+                // The instance says that it has not looked at it (RFC 9113, 8.7): of a GOAWAY only those streams are told that come after the
+                // last that it sees to.
+                let is_leaving =
+                    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+                self.sent &= error.reason() != Some(h2::Reason::REFUSED_STREAM) && !is_leaving;
                 Poll::Ready(Err(Failure::Unanswered(broken(error))))
             }
         }
