@@ -516,3 +516,79 @@ async fn streams_that_are_given_up_are_given_up_at_the_instance() {
     client.send_get(3, "/bytes/1").await;
     assert_eq!(client.outcome(3).await, (None, b"x".to_vec()));
 }
+
+/// An instance that reads a request, and says that it leaves without having looked at it.
+async fn leaving() -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    // The last stream that is seen to is none; and no error.
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&SETTINGS).await.unwrap();
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).await.unwrap();
+        let mut head = [0; 9];
+        // Until there are HEADERS.
+        while head[3] != 1 {
+            stream.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            stream.read_exact(&mut payload).await.unwrap();
+        }
+        stream.write_all(&GOAWAY).await.unwrap();
+        while stream.read(&mut preface).await.is_ok_and(|count| count > 0) {}
+    });
+    (address, serving)
+}
+
+#[tokio::test]
+async fn what_an_instance_that_leaves_has_not_looked_at_is_tried_elsewhere() {
+    let (address, _serving) = leaving().await;
+    let other = HyperOrigin::start("a").await;
+    let fleet = Fleet::of(&[address]);
+    let proxy = fleet.proxy(with_service(passing(|pass| pass.retry_budget = 0), |service| {
+        service.protocol = Protocol::Http2;
+    }));
+    let answer = request(proxy.address(), "POST", "/x", &[], "body").await;
+    assert_eq!((answer.status, &*answer.problem()), (502, "bad-answer"), "there is no other");
+    drop((fleet, proxy));
+    let (address, _serving) = leaving().await;
+    let fleet = Fleet::of(&[address, other.address()]);
+    let proxy = fleet.proxy(with_service(passing(|pass| pass.retry_budget = 0), |service| {
+        service.protocol = Protocol::Http2;
+    }));
+    for _ in 0..2 {
+        let answer = request(proxy.address(), "POST", "/x", &[], "body").await;
+        assert_eq!((answer.status, &answer.json()["body"]), (200, &"body".into()));
+    }
+    assert_eq!(other.requests(), 2);
+}
+
+#[tokio::test]
+async fn trailers_may_follow_a_known_length() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let head = http::Response::builder().header("content-length", 5).body(()).unwrap();
+            let mut stream = respond.send_response(head, false).unwrap();
+            stream.send_data(Bytes::from_static(b"hello"), false).unwrap();
+            stream.send_trailers([("x-sum".parse().unwrap(), "5d41".parse().unwrap())].into_iter().collect()).unwrap();
+        }
+    });
+    let (_fleet, proxy) = to_http2(address);
+    let stream = tokio::net::TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let head = http::Request::get(format!("http://{}/x", proxy.address())).body(()).unwrap();
+    let (answer, _) = client.send_request(head, true).unwrap();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.headers()["content-length"], "5");
+    let mut body = answer.into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "hello");
+    assert_eq!(body.trailers().await.unwrap().unwrap()["x-sum"], "5d41");
+}
