@@ -56,6 +56,8 @@ export class Stream {
     this.on = on;
     this.failures = 0;
     this.isRunning = false;
+    // A browser may keep a page that is left, and with it one of the six connections that it allows.
+    addEventListener("pagehide", () => this.cut?.abort());
   }
 
   async run() {
