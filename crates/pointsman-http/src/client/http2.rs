@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -58,7 +58,8 @@ pub(crate) async fn serve(worker: &Arc<Worker>, io: Io, buffer: Buffer, peer: Pe
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER);
-    let handshake = builder.handshake::<_, Bytes>(Rewound { io, buffer });
+    let left = Arc::default();
+    let handshake = builder.handshake::<_, Bytes>(Rewound { io: Some(io), buffer, left: Arc::clone(&left) });
     let Ok(Ok(mut connection)) = tokio::time::timeout(limits.head_time, handshake).await else { return };
     let (peer, conduct) = (Arc::new(peer), Arc::new(Conduct::default()));
     let mut leaving = pin!(worker.leaving());
@@ -102,6 +103,11 @@ pub(crate) async fn serve(worker: &Arc<Worker>, io: Io, buffer: Buffer, peer: Pe
         }
         was_idle = false;
         tokio::spawn(stream(worker.clone(), peer.clone(), conduct.clone(), request, respond));
+    }
+    drop(connection);
+    let io = left.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(io) = io {
+        linger(io, &mut alarm).await;
     }
 }
 
@@ -331,28 +337,44 @@ impl Sink for Http2 {
     }
 }
 
-/// A connection of which something has been read already.
+/// A connection of which something has been read already, and which is left where it can be found.
 struct Rewound {
-    io: Io,
+    /// Until it is dropped.
+    io: Option<Io>,
     buffer: Buffer,
+    left: Arc<Mutex<Option<Io>>>,
+}
+
+impl Rewound {
+    fn poll_io<T>(self: Pin<&mut Self>, poll: impl FnOnce(Pin<&mut Io>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &mut self.get_mut().io {
+            Some(io) => poll(Pin::new(io)),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+}
+
+impl Drop for Rewound {
+    fn drop(&mut self) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = self.io.take();
+    }
 }
 
 impl AsyncRead for Rewound {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.buffer.is_empty() {
-            return Pin::new(&mut this.io).poll_read(cx, into);
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.buffer.is_empty() {
+            return self.poll_io(|io| io.poll_read(cx, into));
         }
-        let count = this.buffer.bytes().len().min(into.remaining());
-        into.put_slice(&this.buffer.bytes()[..count]);
-        this.buffer.consume(count);
+        let count = self.buffer.bytes().len().min(into.remaining());
+        into.put_slice(&self.buffer.bytes()[..count]);
+        self.buffer.consume(count);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Rewound {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.get_mut().io), cx, bytes)
+        self.poll_io(|io| AsyncWrite::poll_write(io, cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -360,7 +382,7 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write_vectored(Pin::new(&mut self.get_mut().io), cx, slices)
+        self.poll_io(|io| AsyncWrite::poll_write_vectored(io, cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -368,10 +390,30 @@ impl AsyncWrite for Rewound {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(&mut self.get_mut().io), cx)
+        self.poll_io(|io| AsyncWrite::poll_flush(io, cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_shutdown(Pin::new(&mut self.get_mut().io), cx)
+        self.poll_io(|io| AsyncWrite::poll_shutdown(io, cx))
     }
+}
+
+/// Reads on until the client has noticed the end: what it has sent meanwhile, and nobody has read, would make the system throw away what
+/// is on its way to it, and with that the word that its last requests were not looked at.
+async fn linger(mut io: Io, alarm: &mut Alarm) {
+    alarm.set(Some(Instant::now() + DRAINING));
+    let (mut buffer, mut drained) = (Buffer::default(), 0);
+    poll_fn(|cx| {
+        loop {
+            match io.poll_fill(cx, &mut buffer) {
+                Poll::Ready(Ok(count)) if count > 0 && drained < MOST_DRAINED => {
+                    drained += count as u64;
+                    buffer.consume(buffer.bytes().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return alarm.poll(cx),
+            }
+        }
+    })
+    .await;
 }
