@@ -49,6 +49,7 @@ impl Registry {
         let file = File::new(&format!("agent.listen = '127.0.0.1:{port}'\n"));
         let mut running = serve(&file.path);
         logged(&mut running, " ready").await;
+        running.ignore_notes();
         Registry { port, file, running }
     }
 

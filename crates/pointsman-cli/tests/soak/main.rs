@@ -100,7 +100,8 @@ async fn no_request_fails_while_routes_are_reloaded() {
              split = { ress = 60 }\nmax_in_flight = 1000\nsticky = 'lb'\n",
         ),
     ];
-    let proxy = Proxy::start(port, &files[0]).await;
+    let mut proxy = Proxy::start(port, &files[0]).await;
+    proxy.running.ignore_notes();
     proxy.until_served_by(&["i0", "i1", "i2"]).await;
     let (start, load) = (Instant::now(), Load::start(at(port), CLIENTS, plan(50, 3000)));
     let mut tick = interval(Duration::from_millis(100));

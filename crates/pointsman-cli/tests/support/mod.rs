@@ -71,6 +71,13 @@ impl Running {
         line.unwrap_or_else(|_| panic!("no further note after {:#?}", self.seen)).unwrap().unwrap()
     }
 
+    /// Lets it write what it likes to stderr from now on: a pipe that nobody reads is full some time, and whoever writes waits then.
+    pub(crate) fn ignore_notes(&mut self) {
+        if let Some(mut notes) = self.notes.take() {
+            tokio::spawn(async move { while let Ok(Some(_)) = notes.next_line().await {} });
+        }
+    }
+
     pub(crate) fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
