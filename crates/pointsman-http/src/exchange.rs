@@ -21,7 +21,7 @@ use crate::forward::{self, Hop, Ids, Peer};
 use crate::gate::{Crowded, Seat};
 use crate::head::{RequestHead, ResponseHead};
 use crate::instance::Connection;
-use crate::metrics::{RouteShard, count};
+use crate::metrics::{RouteMetrics, RouteShard, count};
 use crate::problem::{Kind, Problem};
 use crate::settings::Key;
 use crate::spare::Heads;
@@ -78,21 +78,7 @@ pub(crate) async fn serve<C: Client>(
     let metrics = line.map_or(&worker.shared.metrics.unrouted, |line| &line.metrics);
     let shard = metrics.of(worker.number);
     shard.begin();
-    let Heads { request, response } = heads;
-    let mut exchange = Exchange {
-        worker,
-        table: table.clone(),
-        client,
-        ids: Ids::of(request),
-        request,
-        response,
-        peer,
-        alarm,
-        record: Record::new(metrics.clone(), worker, &table),
-        flow: Flow::default(),
-        replay: Replay::default(),
-        owes_copy: false,
-    };
+    let mut exchange = Exchange::new(worker, &table, client, heads, peer, alarm, metrics.clone());
     let ended = match line {
         _ if forward::goes_in_circles(exchange.request) => {
             Err(Problem::new(Kind::Loop, "it has been through this or other proxies too often").into())
@@ -121,26 +107,37 @@ pub(crate) async fn refuse<C: Client>(
 ) {
     let metrics = worker.shared.metrics.unrouted.clone();
     metrics.of(worker.number).begin();
-    let table = worker.table();
-    let Heads { request, response } = heads;
-    let exchange = Exchange {
-        worker,
-        table: table.clone(),
-        client,
-        ids: Ids::of(request),
-        request,
-        response,
-        peer,
-        alarm,
-        record: Record::new(metrics, worker, &table),
-        flow: Flow::default(),
-        replay: Replay::default(),
-        owes_copy: false,
-    };
+    let exchange = Exchange::new(worker, &worker.table(), client, heads, peer, alarm, metrics);
     exchange.end(Err(problem.clone().into())).await;
 }
 
-impl<C: Client> Exchange<'_, C> {
+impl<'a, C: Client> Exchange<'a, C> {
+    fn new(
+        worker: &'a Arc<Worker>,
+        table: &Arc<Table>,
+        client: &'a mut C,
+        heads: &'a mut Heads,
+        peer: &'a Peer,
+        alarm: &'a mut Alarm,
+        metrics: Arc<RouteMetrics>,
+    ) -> Self {
+        let Heads { request, response } = heads;
+        Self {
+            worker,
+            table: table.clone(),
+            client,
+            ids: Ids::of(request),
+            request,
+            response,
+            peer,
+            alarm,
+            record: Record::new(metrics, worker, table),
+            flow: Flow::default(),
+            replay: Replay::default(),
+            owes_copy: false,
+        }
+    }
+
     /// Says what there is to say, and writes down how it went.
     async fn end(mut self, ended: Result<(), Ended>) {
         if let Err(Ended::Problem(problem)) = &ended {

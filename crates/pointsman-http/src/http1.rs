@@ -2,4 +2,5 @@
 
 pub(crate) mod body;
 pub(crate) mod parse;
+pub(crate) mod reader;
 pub(crate) mod writer;

@@ -1,6 +1,6 @@
 //! The routes, ready for use: what a request is to be done with, and which instance takes it. Never changed: a reload makes another.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
@@ -325,9 +325,13 @@ impl Service {
 
     fn sweep(&self, worker: usize, cx: &mut Context<'_>, now: Instant) -> usize {
         let waiting = self.pools[worker].sweep(cx, now);
+        let connections = &self.connections[worker];
+        if connections.is_empty() {
+            return waiting;
+        }
         let snapshot = self.view.load();
-        let is_there = |address: &str| snapshot.instances().iter().any(|one| one.address.as_deref() == Some(address));
-        waiting + self.connections[worker].sweep(cx, is_there)
+        let there: HashSet<&str> = snapshot.instances().iter().filter_map(|one| one.address.as_deref()).collect();
+        waiting + connections.sweep(cx, |address| there.contains(address))
     }
 }
 

@@ -16,9 +16,9 @@ use crate::alarm::Alarm;
 use crate::exchange;
 use crate::flow::{Broken, Sink, Source};
 use crate::forward::{self, Peer};
-use crate::head::{Fields, Framing, RequestHead, ResponseHead, Verb, Version};
-use crate::http1::body::{Decoder, Next};
+use crate::head::{Fields, Framing, RequestHead, ResponseHead, Version};
 use crate::http1::parse;
+use crate::http1::reader::Reader;
 use crate::http1::writer::{Writer, field, number};
 use crate::io::{Buffer, Io};
 use crate::problem::{Kind, Problem};
@@ -34,20 +34,14 @@ pub(super) const DRAINING: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Http1 {
     io: Io,
-    buffer: Buffer,
+    reader: Reader,
     writer: Writer,
-    decoder: Decoder,
-    /// So many bytes at the beginning of the buffer are body.
-    available: usize,
     version: Version,
-    verb: Verb,
     /// Whether another request can follow this one.
     lasts: bool,
     /// Whether the client has said its last word.
     ended: bool,
     takes_trailers: bool,
-    /// What follows cannot be told to be the end but by the end of the connection.
-    until_close: bool,
     /// The answer is broken off.
     failed: bool,
     shared: Arc<Shared>,
@@ -93,16 +87,12 @@ impl Http1 {
     fn new(io: Io, buffer: Buffer, shared: Arc<Shared>) -> Self {
         Self {
             io,
-            buffer,
+            reader: Reader::new(buffer),
             writer: Writer::default(),
-            decoder: Decoder::default(),
-            available: 0,
             version: Version::Http11,
-            verb: Verb::Get,
             lasts: true,
             ended: false,
             takes_trailers: false,
-            until_close: false,
             failed: false,
             shared,
         }
@@ -124,14 +114,13 @@ impl Http1 {
         let mut tried = 0;
         poll_fn(|cx| {
             loop {
-                let there = self.buffer.bytes();
+                let there = self.reader.buffer.bytes();
                 // A head is parsed when it comes, and again only when its end may have come.
                 if !there.is_empty() && (tried == 0 || has_end(there, tried)) {
                     let heads = heads.get_or_insert_with(spare::heads);
                     match parse::request(there, &mut heads.request, bounds) {
                         Ok(Some(len)) => {
-                            self.buffer.consume(len);
-                            self.begin(&heads.request);
+                            self.begin(len, &heads.request);
                             return Poll::Ready(Ok(()));
                         }
                         Ok(None) => {}
@@ -142,7 +131,7 @@ impl Http1 {
                 if tried >= bounds.bytes.min(spare::BUFFER) {
                     return Poll::Ready(Err(NoRequest::Refused(parse::too_large(there, bounds))));
                 }
-                match self.io.poll_fill(cx, &mut self.buffer) {
+                match self.io.poll_fill(cx, &mut self.reader.buffer) {
                     Poll::Ready(Ok(count)) if count > 0 => {}
                     // Half a head is a request that has been given up.
                     Poll::Ready(_) => {
@@ -152,7 +141,7 @@ impl Http1 {
                     Poll::Pending => break,
                 }
             }
-            let is_idle = self.buffer.is_empty();
+            let is_idle = self.reader.buffer.is_empty();
             if is_idle && leaving.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(NoRequest::End));
             }
@@ -173,12 +162,10 @@ impl Http1 {
         .await
     }
 
-    fn begin(&mut self, head: &RequestHead) {
-        self.decoder.start(head.framing);
-        self.available = 0;
-        (self.version, self.verb, self.takes_trailers) = (head.version, head.verb, head.takes_trailers);
+    fn begin(&mut self, len: usize, head: &RequestHead) {
+        self.reader.begin_body(len, head.framing);
+        (self.version, self.takes_trailers) = (head.version, head.takes_trailers);
         self.lasts = !head.close && (head.version == Version::Http11 || head.keep_alive);
-        self.until_close = false;
     }
 
     /// After an answer: reads what is left of the request's body. Whether another request can follow.
@@ -186,7 +173,7 @@ impl Http1 {
         if !self.lasts || self.ended || self.failed {
             return false;
         }
-        if self.decoder.is_at_end() {
+        if self.reader.is_at_end() {
             return true;
         }
         alarm.set(Some(Instant::now() + DRAINING));
@@ -195,8 +182,9 @@ impl Http1 {
             loop {
                 match self.poll_body(cx) {
                     Poll::Ready(Ok(true)) if drained < MOST_DRAINED => {
-                        drained += self.available as u64;
-                        self.consume(self.available);
+                        let count = self.body().len();
+                        drained += count as u64;
+                        self.consume(count);
                     }
                     Poll::Ready(Ok(false)) => return Poll::Ready(true),
                     Poll::Ready(_) => return Poll::Ready(false),
@@ -227,9 +215,9 @@ impl Http1 {
                 }
             }
             loop {
-                drained += self.buffer.bytes().len() as u64;
-                self.buffer.consume(self.buffer.bytes().len());
-                match self.io.poll_fill(cx, &mut self.buffer) {
+                drained += self.reader.buffer.bytes().len() as u64;
+                self.reader.buffer.consume(self.reader.buffer.bytes().len());
+                match self.io.poll_fill(cx, &mut self.reader.buffer) {
                     Poll::Ready(Ok(count)) if count > 0 && drained < MOST_DRAINED => {}
                     Poll::Ready(_) => return Poll::Ready(()),
                     Poll::Pending => return alarm.poll(cx),
@@ -250,11 +238,11 @@ impl Client for Http1 {
     fn answer(&mut self, answer: &Answer<'_>) {
         let status = answer.status();
         let framing = answer.framing();
-        self.until_close = forward::ends_with_connection(self.version, framing);
+        let until_close = forward::ends_with_connection(self.version, framing);
         // 408: what is left of the body will not come.
-        let is_over = self.until_close || status == 408 || self.shared.is_leaving.load(Ordering::Acquire);
+        let is_over = until_close || status == 408 || self.shared.is_leaving.load(Ordering::Acquire);
         self.lasts &= !is_over;
-        let is_chunked = !self.until_close && matches!(framing, Framing::Chunked | Framing::UntilClose);
+        let is_chunked = !until_close && matches!(framing, Framing::Chunked | Framing::UntilClose);
         let (version, lasts) = (self.version, self.lasts);
         let out = self.writer.head(is_chunked);
         out.extend_from_slice(b"HTTP/1.1 ");
@@ -329,8 +317,8 @@ impl Client for Http1 {
             return Poll::Ready(());
         }
         // What is there already is the next request; how many wait is not to be decided by the client.
-        while self.buffer.bytes().len() < spare::BUFFER / 4 {
-            match ready!(self.io.poll_fill(cx, &mut self.buffer)) {
+        while self.reader.buffer.bytes().len() < spare::BUFFER / 4 {
+            match ready!(self.io.poll_fill(cx, &mut self.reader.buffer)) {
                 Ok(count) if count > 0 => {}
                 _ => {
                     self.ended = true;
@@ -347,47 +335,31 @@ impl Client for Http1 {
 
     fn raw(&mut self) -> Option<(&mut Io, &mut Buffer)> {
         self.lasts = false;
-        Some((&mut self.io, &mut self.buffer))
+        Some((&mut self.io, &mut self.reader.buffer))
     }
 }
 
 impl Source for Http1 {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
-        loop {
-            match self.decoder.next(&mut self.buffer) {
-                Ok(Next::Data(count)) => {
-                    self.available = count;
-                    return Poll::Ready(Ok(true));
-                }
-                Ok(Next::End) => return Poll::Ready(Ok(false)),
-                Ok(Next::More) => {}
-                Err(reason) => {
-                    self.lasts = false;
-                    return Poll::Ready(Err(Broken::Nonsense(reason)));
-                }
-            }
-            match ready!(self.io.poll_fill(cx, &mut self.buffer)) {
-                Ok(count) if count > 0 => {}
-                _ => {
-                    self.ended = true;
-                    return Poll::Ready(Err(Broken::Cut));
-                }
-            }
+        let polled = self.reader.poll_body(&mut self.io, cx);
+        match &polled {
+            Poll::Ready(Err(Broken::Nonsense(_))) => self.lasts = false,
+            Poll::Ready(Err(Broken::Cut)) => self.ended = true,
+            _ => {}
         }
+        polled
     }
 
     fn body(&self) -> &[u8] {
-        &self.buffer.bytes()[..self.available]
+        self.reader.body()
     }
 
     fn consume(&mut self, count: usize) {
-        self.buffer.consume(count);
-        self.decoder.took(count);
-        self.available -= count;
+        self.reader.consume(count);
     }
 
     fn trailers(&self) -> Option<&Fields> {
-        Some(&self.decoder.trailers).filter(|trailers| !trailers.is_empty())
+        self.reader.trailers()
     }
 }
 

@@ -24,7 +24,7 @@ impl<C: Client> Exchange<'_, C> {
         let record = &mut self.record;
         let ended = poll_fn(|cx| {
             let one = there.poll(io, buffer, &mut instance.io, &mut record.received, cx);
-            let other = back.poll(&mut instance.io, &mut instance.buffer, io, &mut record.sent, cx);
+            let other = back.poll(&mut instance.io, &mut instance.reader.buffer, io, &mut record.sent, cx);
             match (one, other) {
                 (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),

@@ -6,10 +6,10 @@ use std::task::{Context, Poll, ready};
 use crate::flow::{Broken, Sink, Source};
 use crate::forward;
 use crate::head::{Fields, Framing, Name, ResponseHead, Verb};
-use crate::http1::body::{Decoder, Next};
 use crate::http1::parse::{self, Bounds};
+use crate::http1::reader::Reader;
 use crate::http1::writer::{Writer, field, number};
-use crate::io::{Buffer, Io};
+use crate::io::Io;
 
 use super::{Failure, Sending};
 
@@ -17,11 +17,8 @@ use super::{Failure, Sending};
 #[derive(Debug)]
 pub(crate) struct Http1 {
     pub(crate) io: Io,
-    pub(crate) buffer: Buffer,
+    pub(crate) reader: Reader,
     writer: Writer,
-    decoder: Decoder,
-    /// So many bytes at the beginning of the buffer are body.
-    available: usize,
     to_head: bool,
     /// So many bytes had been written before this request.
     written_before: u64,
@@ -36,10 +33,8 @@ impl Http1 {
     pub(crate) fn new(io: Io) -> Self {
         Self {
             io,
-            buffer: Buffer::default(),
+            reader: Reader::default(),
             writer: Writer::default(),
-            decoder: Decoder::default(),
-            available: 0,
             to_head: false,
             written_before: 0,
             served: 0,
@@ -61,23 +56,22 @@ impl Http1 {
         bounds: Bounds,
     ) -> Poll<Result<(), Failure>> {
         loop {
-            if !self.buffer.is_empty() {
-                match parse::response(self.buffer.bytes(), head, bounds, self.to_head) {
+            if !self.reader.buffer.is_empty() {
+                match parse::response(self.reader.buffer.bytes(), head, bounds, self.to_head) {
                     Ok(Some(len)) => {
-                        self.buffer.consume(len);
-                        self.decoder.start(head.framing);
+                        self.reader.begin_body(len, head.framing);
                         self.lasts &= !head.close && head.framing != Framing::UntilClose;
                         self.kept_for = head.kept_for;
                         return Poll::Ready(Ok(()));
                     }
-                    Ok(None) if self.buffer.is_full() => {
+                    Ok(None) if self.reader.buffer.is_full() => {
                         return Poll::Ready(Err(Failure::Nonsense("its head is too large")));
                     }
                     Ok(None) => {}
                     Err(reason) => return Poll::Ready(Err(Failure::Nonsense(reason))),
                 }
             }
-            match ready!(self.io.poll_fill(cx, &mut self.buffer)) {
+            match ready!(self.io.poll_fill(cx, &mut self.reader.buffer)) {
                 Ok(0) => return Poll::Ready(Err(self.failure(io::ErrorKind::UnexpectedEof.into()))),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Err(self.failure(error))),
@@ -86,7 +80,7 @@ impl Http1 {
     }
 
     fn failure(&self, error: io::Error) -> Failure {
-        if self.buffer.is_empty() { Failure::Unanswered(error) } else { Failure::CutOff(error) }
+        if self.reader.buffer.is_empty() { Failure::Unanswered(error) } else { Failure::CutOff(error) }
     }
 
     pub(super) fn is_reused(&self) -> bool {
@@ -102,8 +96,8 @@ impl Http1 {
     pub(super) fn can_serve_again(&mut self) -> bool {
         self.served += 1;
         self.lasts
-            && self.decoder.is_at_end()
-            && self.buffer.is_empty()
+            && self.reader.is_at_end()
+            && self.reader.buffer.is_empty()
             && self.io.has_been_read()
             && self.writer.is_idle()
     }
@@ -144,37 +138,19 @@ pub(crate) fn write(out: &mut Vec<u8>, sending: &Sending<'_>) {
 
 impl Source for Http1 {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
-        loop {
-            match self.decoder.next(&mut self.buffer) {
-                Ok(Next::Data(count)) => {
-                    self.available = count;
-                    return Poll::Ready(Ok(true));
-                }
-                Ok(Next::End) => return Poll::Ready(Ok(false)),
-                Ok(Next::More) => {}
-                Err(reason) => return Poll::Ready(Err(Broken::Nonsense(reason))),
-            }
-            match ready!(self.io.poll_fill(cx, &mut self.buffer)) {
-                Ok(0) if self.decoder.end_of_stream() => return Poll::Ready(Ok(false)),
-                Ok(0) => return Poll::Ready(Err(Broken::Cut)),
-                Ok(_) => {}
-                Err(_) => return Poll::Ready(Err(Broken::Cut)),
-            }
-        }
+        self.reader.poll_body(&mut self.io, cx)
     }
 
     fn body(&self) -> &[u8] {
-        &self.buffer.bytes()[..self.available]
+        self.reader.body()
     }
 
     fn consume(&mut self, count: usize) {
-        self.buffer.consume(count);
-        self.decoder.took(count);
-        self.available -= count;
+        self.reader.consume(count);
     }
 
     fn trailers(&self) -> Option<&Fields> {
-        Some(&self.decoder.trailers).filter(|trailers| !trailers.is_empty())
+        self.reader.trailers()
     }
 }
 

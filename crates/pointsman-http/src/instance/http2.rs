@@ -103,6 +103,10 @@ impl Connections {
         Ok(begun)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Lets go of connections to who is no longer there, of those that have ended, and of those that are no longer needed. How many are
     /// left.
     pub(crate) fn sweep(&self, cx: &mut Context<'_>, is_there: impl Fn(&str) -> bool) -> usize {
