@@ -6,6 +6,7 @@
 //! | what `[agent]` may say | `config/agent.rs` |
 //! | what `[http]` may say | `config/http.rs` |
 //! | what `[mqtt]` may say | `config/mqtt.rs` |
+//! | what sections say of TLS towards clients | `config/tls.rs` |
 //! | how a table is read key by key | `config/section.rs` |
 //! | where in the file something is | `config/document.rs` |
 //! | how a problem is told | `config/problem.rs` |
@@ -20,6 +21,7 @@ mod mqtt;
 mod paths;
 pub(crate) mod problem;
 mod section;
+mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

@@ -8,6 +8,7 @@ use super::credentials::{READ_TOKEN, Tokens, WRITE_TOKEN};
 use super::paths::{Folder, NamedFile};
 use super::problem::Fault;
 use super::section::Section;
+use super::tls::{self, TlsFiles};
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7480);
 /// More than any machine has connections or memory for.
@@ -28,7 +29,8 @@ pub(super) fn read(
     let mut token = |key, variable| token(&mut section, key, variable, folder, files);
     settings.read_token = token("read_token_file", (READ_TOKEN, tokens.read.as_deref()));
     settings.write_token = token("write_token_file", (WRITE_TOKEN, tokens.write.as_deref()));
-    settings.tls = tls(&mut section, folder, files);
+    let tls = tls::read(&mut section, folder, files);
+    settings.tls = tls.map(|TlsFiles { cert, key, client_ca }| Tls { cert, key, client_ca });
     settings.limits = limits(&mut section);
     settings.go_micro_service = section.flag("go_micro_service").unwrap_or_default();
     for (key, reason) in settings.problems() {
@@ -79,28 +81,6 @@ fn token(
             None
         }
     }
-}
-
-fn tls(section: &mut Section<'_>, folder: &Folder, files: &mut Vec<NamedFile>) -> Option<Tls> {
-    let mut file = |key| {
-        let path = section.text(key, "a PEM file", |text| {
-            files.push(NamedFile::new(folder.path(text)));
-            folder.readable(text)
-        });
-        // As above: the others are checked too.
-        path.or_else(|| section.has(key).then(|| folder.path("unreadable")))
-    };
-    let (cert, key, client_ca) = (file("tls_cert"), file("tls_key"), file("client_ca"));
-    for (one, others, are_there) in [
-        ("tls_cert", "tls_key", key.is_some()),
-        ("tls_key", "tls_cert", cert.is_some()),
-        ("client_ca", "tls_cert and tls_key", cert.is_some() && key.is_some()),
-    ] {
-        if section.has(one) && !are_there {
-            section.wrong(one, format!("goes together with {others}"));
-        }
-    }
-    cert.zip(key).map(|(cert, key)| Tls { cert, key, client_ca })
 }
 
 fn limits(section: &mut Section<'_>) -> Limits {

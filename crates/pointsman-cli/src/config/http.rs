@@ -19,6 +19,7 @@ use super::document::Document;
 use super::paths::{Folder, NamedFile};
 use super::problem::Fault;
 use super::section::Section;
+use super::tls::{self, TlsFiles};
 
 pub(crate) use self::route::conditions;
 
@@ -53,7 +54,8 @@ pub(super) fn read(
     let mut settings = Settings::new();
     set(&mut settings.listen, section.address("listen", "127.0.0.1:7481"));
     set(&mut settings.workers, section.count("workers"));
-    settings.tls = tls(&mut section, folder, files);
+    let tls = tls::read(&mut section, folder, files);
+    settings.tls = tls.map(|TlsFiles { cert, key, client_ca }| Tls { cert, key, client_ca });
     settings.trusted = networks(&mut section, "trusted");
     set(
         &mut settings.forwarded,
@@ -101,30 +103,6 @@ fn in_a_folder(folder: &Folder, text: &str) -> Result<PathBuf, String> {
         Some(parent) if parent.is_dir() => Ok(path),
         _ => Err(format!("{} cannot be: its folder is not there", path.display())),
     }
-}
-
-/// A file that is followed. What cannot be read is replaced by what has no problem, so that the others are checked too.
-fn file(section: &mut Section<'_>, key: &'static str, folder: &Folder, files: &mut Vec<NamedFile>) -> Option<PathBuf> {
-    let path = section.text(key, "a PEM file", |text| {
-        files.push(NamedFile::new(folder.path(text)));
-        folder.readable(text)
-    });
-    path.or_else(|| section.has(key).then(|| folder.path("unreadable")))
-}
-
-fn tls(section: &mut Section<'_>, folder: &Folder, files: &mut Vec<NamedFile>) -> Option<Tls> {
-    let mut file = |key| file(section, key, folder, files);
-    let (cert, key, client_ca) = (file("tls_cert"), file("tls_key"), file("client_ca"));
-    for (one, others, are_there) in [
-        ("tls_cert", "tls_key", key.is_some()),
-        ("tls_key", "tls_cert", cert.is_some()),
-        ("client_ca", "tls_cert and tls_key", cert.is_some() && key.is_some()),
-    ] {
-        if section.has(one) && !are_there {
-            section.wrong(one, format!("goes together with {others}"));
-        }
-    }
-    cert.zip(key).map(|(cert, key)| Tls { cert, key, client_ca })
 }
 
 fn networks(section: &mut Section<'_>, key: &'static str) -> Vec<Network> {

@@ -7,7 +7,8 @@ use pointsman::http::{Action, Check, Service, ServiceTls, Settings};
 
 use super::super::paths::{Folder, NamedFile};
 use super::super::section::Section;
-use super::{file, set};
+use super::set;
+use crate::config::tls;
 
 const CHECK: &str = "\"tcp\" or a path, such as \"/health\"";
 const EJECTION: &str = "\"off\" or a table, such as { failures = 5, base_time = \"30s\" }";
@@ -48,7 +49,7 @@ fn service(table: &mut Section<'_>, folder: &Folder, files: &mut Vec<NamedFile>)
 fn tls(table: &mut Section<'_>, folder: &Folder, files: &mut Vec<NamedFile>) -> Option<ServiceTls> {
     let mut tls = table.section("tls", "a table, such as { ca = \"ca.pem\" }")?;
     tls.require("ca", "ca = \"ca.pem\"");
-    let ca = file(&mut tls, "ca", folder, files);
+    let ca = tls::file(&mut tls, "ca", folder, files);
     let name = tls.text("name", "the name that certificates have", |text| Ok(text.to_owned()));
     table.absorb(tls.finish());
     ca.map(|ca| ServiceTls { ca, name })
