@@ -12,6 +12,8 @@ pub(crate) enum ChangeJson<'a> {
     ServiceAppeared { service: &'a str },
     Joined { service: &'a str, instance: InstanceJson<'a> },
     Left { service: &'a str, instance: InstanceJson<'a> },
+    Guarded { service: &'a str, instance: InstanceJson<'a> },
+    Returned { service: &'a str, instance: InstanceJson<'a> },
     Updated { service: &'a str, instance: InstanceJson<'a>, before: InstanceJson<'a> },
     Master { service: &'a str, master: Option<InstanceJson<'a>>, before: Option<InstanceJson<'a>> },
     ServiceDisappeared { service: &'a str },
@@ -26,6 +28,8 @@ impl<'a> ChangeJson<'a> {
             Change::ServiceDisappeared(_) => ChangeJson::ServiceDisappeared { service },
             Change::Joined(instance) => ChangeJson::Joined { service, instance: InstanceJson::new(instance) },
             Change::Left(instance) => ChangeJson::Left { service, instance: InstanceJson::new(instance) },
+            Change::Guarded(instance) => ChangeJson::Guarded { service, instance: InstanceJson::new(instance) },
+            Change::Returned(instance) => ChangeJson::Returned { service, instance: InstanceJson::new(instance) },
             Change::Updated { old, new } => {
                 ChangeJson::Updated { service, instance: InstanceJson::new(new), before: InstanceJson::new(old) }
             }

@@ -82,6 +82,10 @@ pub(crate) fn sentence(change: &Change) -> String {
         Change::ServiceDisappeared(_) => format!("{service} disappeared"),
         Change::Joined(instance) => format!("{service} {} joined{}", shown(&instance.code), description(instance)),
         Change::Left(instance) => format!("{service} {} left", shown(&instance.code)),
+        Change::Guarded(instance) => {
+            format!("{service} {} guarded: the registry lost it suddenly, with many others", shown(&instance.code))
+        }
+        Change::Returned(instance) => format!("{service} {} is registered again", shown(&instance.code)),
         Change::Updated { old, new } => format!("{service} {} changed: {}", shown(&new.code), difference(old, new)),
         Change::MasterChanged { new: Some(master), .. } => {
             format!("{service} {} is {}", shown(&master.code), master.role)

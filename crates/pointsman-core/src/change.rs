@@ -15,6 +15,11 @@ pub enum Change {
     Joined(Arc<Instance>),
     /// An instance that is there no longer.
     Left(Arc<Instance>),
+    /// An instance that the registry has lost in a sudden mass loss, see [`Instance::guarded_since`]. Either [`Change::Returned`]
+    /// or [`Change::Left`] follows.
+    Guarded(Arc<Instance>),
+    /// An instance that was guarded is registered again.
+    Returned(Arc<Instance>),
     /// An instance whose address, weight, tags or status are others now. A change of the role alone is not one.
     Updated {
         /// As it was.
@@ -36,7 +41,8 @@ pub enum Change {
 }
 
 impl Change {
-    /// All differences between two snapshots of one service, in the order in which the variants are declared.
+    /// All differences between two snapshots of one service: services first, then who has joined and left, then what has
+    /// become of each of the others, then the master.
     #[must_use]
     pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
         let mut changes = Vec::new();
@@ -47,12 +53,15 @@ impl Change {
         changes.extend(joined.cloned().map(Change::Joined));
         let left = old.instances().iter().filter(|instance| new.find(&instance.code).is_none());
         changes.extend(left.cloned().map(Change::Left));
-        for after in new.instances() {
-            match old.find(&after.code) {
-                Some(before) if !same_but_for_role(before, after) => {
-                    changes.push(Change::Updated { old: before.clone(), new: after.clone() });
-                }
+        let both = new.instances().iter().filter_map(|after| Some((old.find(&after.code)?, after)));
+        for (before, after) in both.filter(|(before, after)| !Arc::ptr_eq(before, after)) {
+            match (before.is_guarded(), after.is_guarded()) {
+                (false, true) => changes.push(Change::Guarded(after.clone())),
+                (true, false) => changes.push(Change::Returned(after.clone())),
                 _ => {}
+            }
+            if !same_but_for_role(before, after) {
+                changes.push(Change::Updated { old: before.clone(), new: after.clone() });
             }
         }
         let master_of = |snapshot: &Snapshot| snapshot.master().map(|m| (m.code.clone(), m.role));
@@ -76,15 +85,17 @@ impl Change {
             Change::ServiceAppeared(service)
             | Change::ServiceDisappeared(service)
             | Change::MasterChanged { service, .. } => service,
-            Change::Joined(instance) | Change::Left(instance) | Change::Updated { new: instance, .. } => {
-                &instance.service
-            }
+            Change::Joined(instance)
+            | Change::Left(instance)
+            | Change::Guarded(instance)
+            | Change::Returned(instance)
+            | Change::Updated { new: instance, .. } => &instance.service,
         }
     }
 }
 
-fn same_but_for_role(a: &Arc<Instance>, b: &Arc<Instance>) -> bool {
-    Arc::ptr_eq(a, b) || (a.address == b.address && a.weight == b.weight && a.tags == b.tags && a.status == b.status)
+fn same_but_for_role(a: &Instance, b: &Instance) -> bool {
+    a.address == b.address && a.weight == b.weight && a.tags == b.tags && a.status == b.status
 }
 
 #[cfg(test)]
@@ -107,10 +118,24 @@ mod tests {
             Change::ServiceDisappeared(_) => "disappeared".to_owned(),
             Change::Joined(i) => format!("joined {}", i.code),
             Change::Left(i) => format!("left {}", i.code),
+            Change::Guarded(i) => format!("guarded {}", i.code),
+            Change::Returned(i) => format!("returned {}", i.code),
             Change::Updated { old, new } => format!("updated {} {}->{}", new.code, old.weight, new.weight),
             Change::MasterChanged { new, .. } => format!("master {:?}", new.map(|i| i.code.to_string())),
         };
         Change::between(old, new).into_iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_guarded_instance_neither_leaves_nor_joins() {
+        let registered = snapshot(&[("a", 1, Role::Normal), ("b", 1, Role::Normal)]);
+        let mut lost = Instance::clone(&registered.instances()[1]);
+        lost.guarded_since = Some(std::time::SystemTime::UNIX_EPOCH);
+        let guarded = Snapshot::new("s", 0, vec![registered.instances()[0].clone(), Arc::new(lost)]);
+        assert!(guarded.is_guarded() && !registered.is_guarded());
+        assert_eq!(words(&registered, &guarded), ["guarded b"]);
+        assert_eq!(words(&guarded, &registered), ["returned b"]);
+        assert_eq!(words(&guarded, &snapshot(&[("a", 1, Role::Normal)])), ["left b"]);
     }
 
     #[test]

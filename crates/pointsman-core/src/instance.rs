@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::name::{InvalidName, check_name};
 use crate::role::Role;
@@ -34,17 +35,20 @@ pub struct Instance {
     pub tags: BTreeMap<String, String>,
     /// Its role in the snapshot it was read from; [`Role::Detached`] outside of one.
     pub role: Role,
-    /// Whether it may be given work.
+    /// What an operator has said of it.
     pub status: Status,
+    /// When the registry lost it, where that was so sudden that it may still live: it is used only after every instance that
+    /// is registered. `None` while it is registered, and always outside of a snapshot.
+    pub guarded_since: Option<SystemTime>,
     /// Whether the code was given by the user (and may be another's too) or generated here (and is nobody else's).
     code_is_generated: bool,
 }
 
-/// Whether an instance may be given work.
+/// What an operator has said of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Status {
-    /// It may.
+    /// Nothing: it may be given work.
     #[default]
     Passing,
     /// An operator has drained it: it gets no new claims until undrained.
@@ -74,6 +78,7 @@ impl Instance {
             tags: BTreeMap::new(),
             role: Role::Detached,
             status: Status::Passing,
+            guarded_since: None,
             code_is_generated: true,
         }
     }
@@ -119,7 +124,13 @@ impl Instance {
         self.address.as_deref()?.parse().ok()
     }
 
-    /// Whether it may be given work: passing, and with a weight above 0.
+    /// Whether the registry has lost it suddenly, see [`Instance::guarded_since`].
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.guarded_since.is_some()
+    }
+
+    /// Whether it may be given work: not drained, and with a weight above 0. A guarded instance may.
     #[must_use]
     pub fn takes_work(&self) -> bool {
         self.status == Status::Passing && self.weight > 0

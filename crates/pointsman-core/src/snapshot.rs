@@ -34,20 +34,14 @@ impl Snapshot {
         instances.dedup_by(|later, first| later.code == first.code);
         let term_of = |index: &usize| instances[*index].role.term().unwrap_or(Term(0));
         let master = (0..instances.len()).filter(|&i| instances[i].role.is_master()).max_by_key(term_of);
-        Self { service: service.into(), revision, instances, master, problems: Vec::new(), guarded: false }
+        let guarded = instances.iter().any(|instance| instance.is_guarded());
+        Self { service: service.into(), revision, instances, master, problems: Vec::new(), guarded }
     }
 
     /// Adds what was found in the registry but could not be taken as it is.
     #[must_use]
     pub fn with_problems(mut self, problems: Vec<Problem>) -> Self {
         self.problems = problems;
-        self
-    }
-
-    /// Marks the snapshot as guarded: it still holds instances that were lost in a sudden mass loss.
-    #[must_use]
-    pub fn guarded(mut self, guarded: bool) -> Self {
-        self.guarded = guarded;
         self
     }
 
@@ -94,7 +88,7 @@ impl Snapshot {
         &self.problems
     }
 
-    /// Whether this view still holds instances that were lost in a sudden mass loss.
+    /// Whether it holds [guarded](Instance::guarded_since) instances: those that were lost in a sudden mass loss.
     #[must_use]
     pub fn is_guarded(&self) -> bool {
         self.guarded
@@ -109,7 +103,7 @@ impl Snapshot {
     /// Whether `other` tells the same, whatever its revision.
     #[must_use]
     pub fn same_content(&self, other: &Self) -> bool {
-        self.instances == other.instances && self.problems == other.problems && self.guarded == other.guarded
+        self.instances == other.instances && self.problems == other.problems
     }
 }
 

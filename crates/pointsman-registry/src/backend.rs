@@ -74,8 +74,6 @@ pub(crate) struct ServiceState {
     pub(crate) service: Arc<str>,
     /// The registry's own revision of it: must not fall, or it was read from a server that lags behind.
     pub(crate) revision: u64,
-    /// Whether it holds what the registry has suddenly lost: only where the registry itself guards.
-    pub(crate) guarded: bool,
     pub(crate) instances: Vec<Arc<Instance>>,
     pub(crate) problems: Vec<Problem>,
 }

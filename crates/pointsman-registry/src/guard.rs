@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Instance, Role, Snapshot};
 use tokio::time::Instant;
@@ -50,7 +50,7 @@ impl GuardState {
         now: Instant,
     ) -> Vec<Arc<Instance>> {
         for instance in before.instances().iter().filter(|instance| after.find(&instance.code).is_none()) {
-            self.lost.insert(instance.code.clone(), (now, instance.clone()));
+            self.lost.insert(instance.code.clone(), (now, guarded(instance, false)));
         }
         self.lost.retain(|code, (when, _)| {
             let recent = self.until.is_some() || now.saturating_duration_since(*when) < guard.window;
@@ -68,7 +68,7 @@ impl GuardState {
             self.until = None;
             return Vec::new();
         }
-        self.lost.values().map(|(_, instance)| shown(instance, after.master().is_some())).collect()
+        self.lost.values().map(|(_, instance)| guarded(instance, after.master().is_some())).collect()
     }
 
     /// When the lost instances are to be given up.
@@ -78,12 +78,12 @@ impl GuardState {
 }
 
 /// A lost master is not shown as master beside the one that has taken over.
-fn shown(instance: &Arc<Instance>, master_is_known: bool) -> Arc<Instance> {
-    if !(master_is_known && instance.role.is_master()) {
-        return instance.clone();
-    }
+fn guarded(instance: &Arc<Instance>, master_is_known: bool) -> Arc<Instance> {
     let mut instance = Instance::clone(instance);
-    instance.role = Role::Normal;
+    instance.guarded_since.get_or_insert_with(SystemTime::now);
+    if master_is_known && instance.role.is_master() {
+        instance.role = Role::Normal;
+    }
     Arc::new(instance)
 }
 

@@ -199,7 +199,7 @@ impl Store {
                 for service in gone {
                     let revision = self.held[&service].raw.revision();
                     let (instances, problems) = (vec![], vec![]);
-                    self.put(ServiceState { service, revision, guarded: false, instances, problems }, now);
+                    self.put(ServiceState { service, revision, instances, problems }, now);
                 }
                 self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
             }
@@ -207,9 +207,9 @@ impl Store {
     }
 
     fn put(&mut self, state: ServiceState, now: Instant) {
-        let ServiceState { service, revision, guarded, instances, problems } = state;
+        let ServiceState { service, revision, instances, problems } = state;
         let held = self.held.entry(service.clone()).or_insert_with(|| Held::new(Snapshot::empty(service.clone())));
-        let raw = Snapshot::new(service, revision, instances).with_problems(problems).guarded(guarded);
+        let raw = Snapshot::new(service, revision, instances).with_problems(problems);
         Self::show(&self.shared, self.guard.as_ref(), held, raw, now, &mut self.unsaved);
     }
 
@@ -233,9 +233,7 @@ impl Store {
         // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
         let revision = raw.revision().max(before.revision() + 1).max(shared.base);
         let shown = raw.instances().iter().cloned().chain(lost.iter().cloned()).collect();
-        let next = Snapshot::new(raw.service().clone(), revision, shown)
-            .with_problems(raw.problems().to_vec())
-            .guarded(!lost.is_empty() || raw.is_guarded());
+        let next = Snapshot::new(raw.service().clone(), revision, shown).with_problems(raw.problems().to_vec());
         held.raw = raw;
         if next.same_content(&before) {
             return;
@@ -313,7 +311,7 @@ mod tests {
     fn state(service: &str, codes: &[&str]) -> ServiceState {
         let instance = |code: &&str| Arc::new(Instance::new(service).code(*code));
         let instances = codes.iter().map(instance).collect();
-        ServiceState { service: service.into(), revision: 1, guarded: false, instances, problems: vec![] }
+        ServiceState { service: service.into(), revision: 1, instances, problems: vec![] }
     }
 
     fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {

@@ -3,6 +3,7 @@
 //! What is written borrows from the nouns it shows, and comes from here; `agent` reads it back.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use pointsman_core::{Instance, Problem, Role, Snapshot, Status};
 use serde::Serialize;
@@ -20,6 +21,9 @@ pub struct InstanceJson<'a> {
     term: Option<u64>,
     tags: &'a BTreeMap<String, String>,
     status: &'static str,
+    /// Since when it is guarded, in milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guarded_since_ms: Option<u64>,
     /// The node of the registry in which something is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a str>,
@@ -42,6 +46,7 @@ impl<'a> InstanceJson<'a> {
             term: instance.role.term().map(|term| term.0),
             tags: &instance.tags,
             status: status(instance),
+            guarded_since_ms: instance.guarded_since.map(unix_ms),
             node: None,
             reason: None,
         }
@@ -59,16 +64,29 @@ impl<'a> InstanceJson<'a> {
             term: None,
             tags: &NO_TAGS,
             status: problem_status(problem),
+            guarded_since_ms: None,
             node: Some(&problem.node),
             reason: Some(&problem.reason),
         }
     }
 }
 
-/// The word for whether an instance may be given work. A weight of 0 means drained, whoever has set it.
+/// `passing`, `drained` or `guarded`: whether an instance may be given work. A weight of 0 means drained, whoever has set it.
 #[must_use]
 pub fn status(instance: &Instance) -> &'static str {
-    if instance.weight == 0 { Status::Drained.name() } else { instance.status.name() }
+    match instance.status {
+        Status::Passing if instance.weight == 0 => Status::Drained.name(),
+        Status::Passing if instance.is_guarded() => GUARDED,
+        status => status.name(),
+    }
+}
+
+/// The status of an instance that the registry has lost in a sudden mass loss.
+pub(crate) const GUARDED: &str = "guarded";
+
+fn unix_ms(at: SystemTime) -> u64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default()
 }
 
 /// The word for what is wrong.

@@ -54,6 +54,7 @@ struct Data<'a> {
 #[serde(untagged)]
 enum What<'a> {
     Put { instance: Shown<'a>, before: Option<Shown<'a>> },
+    Guarded { instance: Shown<'a> },
     Delete { instance: Shown<'a> },
     Master { master: Option<Shown<'a>>, before: Option<Shown<'a>> },
     Service { guarded: bool, problems: Vec<ProblemJson<'a>> },
@@ -90,6 +91,11 @@ impl Group {
                 Change::Updated { old, new } => {
                     add("put", What::Put { instance: Shown::new(new, since), before: Some(Shown::new(old, since)) });
                 }
+                Change::Returned(instance) => {
+                    let before = old.find(&instance.code).map(|before| Shown::new(before, since));
+                    add("put", What::Put { instance: Shown::new(instance, since), before });
+                }
+                Change::Guarded(instance) => add("guarded", What::Guarded { instance: Shown::new(instance, since) }),
                 Change::Left(instance) => add("delete", What::Delete { instance: Shown::new(instance, since) }),
                 Change::MasterChanged { old: before, new: master, .. } => {
                     // Who was master is shown as what it is now, so that whoever keeps a list can put it there.

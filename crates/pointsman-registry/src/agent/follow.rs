@@ -104,7 +104,6 @@ struct Mirror {
 #[derive(Debug, Default)]
 struct Mirrored {
     revision: u64,
-    guarded: bool,
     instances: BTreeMap<Arc<str>, Arc<Instance>>,
     problems: Vec<Problem>,
 }
@@ -121,7 +120,7 @@ impl Mirror {
                 *is_stale = false;
                 Some(self.reset())
             }
-            "put" | "delete" | "master" | "service" => {
+            "put" | "guarded" | "delete" | "master" | "service" => {
                 let change: ChangeJson = read(&data)?;
                 let (service, is_last) = (change.service.clone(), id.is_some());
                 if !scope.contains(&service) {
@@ -158,11 +157,10 @@ impl Mirror {
 
     fn state(&self, service: &Arc<str>) -> ServiceState {
         let nothing = Mirrored::default();
-        let Mirrored { revision, guarded, instances, problems } = self.services.get(service).unwrap_or(&nothing);
+        let Mirrored { revision, instances, problems } = self.services.get(service).unwrap_or(&nothing);
         ServiceState {
             service: service.clone(),
             revision: *revision,
-            guarded: *guarded,
             instances: instances.values().cloned().collect(),
             problems: problems.clone(),
         }
@@ -188,7 +186,7 @@ impl Mirrored {
                     self.instances.remove(&instance.code);
                 }
             }
-            "put" => self.put(change.instance),
+            "put" | "guarded" => self.put(change.instance),
             "master" => {
                 // Who was master is shown as what it is now, if it is still there.
                 if let Some(before) = change.before.filter(|before| self.instances.contains_key(&before.code)) {
@@ -197,7 +195,6 @@ impl Mirrored {
                 self.put(change.master);
             }
             _ => {
-                self.guarded = change.guarded.unwrap_or(self.guarded);
                 if let Some(problems) = change.problems {
                     self.problems = problems.into_iter().map(Problem::from).collect();
                 }
@@ -217,7 +214,6 @@ impl From<SnapshotJson> for Mirrored {
         let instances = json.instances.into_iter().map(Arc::<Instance>::from);
         Self {
             revision: json.revision,
-            guarded: json.guarded,
             instances: instances.map(|instance| (instance.code.clone(), instance)).collect(),
             problems: json.problems.into_iter().map(Problem::from).collect(),
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Instance, Problem, Role, Status, Term};
 use serde::Deserialize;
@@ -19,6 +19,7 @@ pub(super) struct InstanceJson {
     #[serde(default)]
     tags: BTreeMap<String, String>,
     status: String,
+    guarded_since_ms: Option<u64>,
 }
 
 impl From<InstanceJson> for Arc<Instance> {
@@ -28,6 +29,7 @@ impl From<InstanceJson> for Arc<Instance> {
         instance.tags = json.tags;
         instance.role = role(&json.role, json.term);
         instance.status = if json.status == Status::Drained.name() { Status::Drained } else { Status::Passing };
+        instance.guarded_since = json.guarded_since_ms.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
         Arc::new(instance)
     }
 }
@@ -60,8 +62,6 @@ impl From<ProblemJson> for Problem {
 pub(super) struct SnapshotJson {
     pub(super) service: Arc<str>,
     pub(super) revision: u64,
-    #[serde(default)]
-    pub(super) guarded: bool,
     pub(super) instances: Vec<InstanceJson>,
     #[serde(default)]
     pub(super) problems: Vec<ProblemJson>,
@@ -81,7 +81,6 @@ pub(super) struct ChangeJson {
     pub(super) instance: Option<InstanceJson>,
     pub(super) master: Option<InstanceJson>,
     pub(super) before: Option<InstanceJson>,
-    pub(super) guarded: Option<bool>,
     pub(super) problems: Option<Vec<ProblemJson>>,
 }
 

@@ -145,20 +145,14 @@ impl<R: Clone> State<R> {
 
     pub(crate) fn read(&self, service: &str) -> ServiceState {
         let Some((name, service)) = self.services.get_key_value(service) else {
-            return ServiceState {
-                service: service.into(),
-                revision: 0,
-                guarded: false,
-                instances: vec![],
-                problems: vec![],
-            };
+            return ServiceState { service: service.into(), revision: 0, instances: vec![], problems: vec![] };
         };
         let overridden = |member: &Member<R>| {
             let set = service.overrides.get(&member.instance.code).copied().unwrap_or_default();
             set.apply(member.instance.clone())
         };
         let instances = service.members.values().map(overridden).collect();
-        ServiceState { service: name.clone(), revision: service.revision, guarded: false, instances, problems: vec![] }
+        ServiceState { service: name.clone(), revision: service.revision, instances, problems: vec![] }
     }
 }
 

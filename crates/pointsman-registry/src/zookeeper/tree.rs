@@ -111,8 +111,7 @@ impl Tree {
     /// One service as it is now.
     pub(super) fn state(&self, service: &str) -> ServiceState {
         let name = self.name(service);
-        let mut state =
-            ServiceState { service: name.clone(), revision: 0, guarded: false, instances: vec![], problems: vec![] };
+        let mut state = ServiceState { service: name.clone(), revision: 0, instances: vec![], problems: vec![] };
         let Some(service) = self.services.get(&name) else { return state };
         state.revision = service.nodes.values().map(|node| node.mzxid.unsigned_abs()).max().unwrap_or(0);
         if let Err(error) = check_name("service", &name) {
