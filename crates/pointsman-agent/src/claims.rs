@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pointsman_balance::{Algorithm, Balancer, Claim, Loads, Outcome};
+use pointsman_balance::{Algorithm, Balancer, Claim, Endpoints, Outcome};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -21,10 +21,10 @@ pub(crate) struct Claims {
     limit: usize,
 }
 
-/// The balancers over one service: one an algorithm, with their loads in common.
+/// The balancers over one service: one an algorithm, with their endpoints in common.
 #[derive(Debug, Default)]
 struct Service {
-    loads: Loads,
+    endpoints: Endpoints,
     balancers: HashMap<Algorithm, Balancer>,
 }
 
@@ -87,14 +87,14 @@ impl Claims {
         if services.len() >= SERVICES && !services.contains_key(service) {
             services.retain(|service, _| feed.find(service).is_some_and(|topic| !topic.is_empty()));
         }
-        let Service { loads, balancers } = services.entry(service.clone()).or_default();
+        let Service { endpoints, balancers } = services.entry(service.clone()).or_default();
         if let Some(balancer) = balancers.get(&algorithm) {
             return Ok(balancer.clone());
         }
         let of_all = feed.directory().service(service);
         let view =
             of_all.ok_or_else(|| Problem::new(Kind::Internal, "the directory does not follow this service"))?.view();
-        let balancer = Balancer::builder(view).algorithm(algorithm).loads(loads.clone()).build();
+        let balancer = Balancer::builder(view).algorithm(algorithm).endpoints(endpoints.clone()).build();
         Ok(balancers.entry(algorithm).or_insert(balancer).clone())
     }
 
@@ -149,10 +149,10 @@ impl Claims {
     /// How many are out at each instance, as the data of a `load` event; only those that have any.
     pub(crate) fn in_flight(&self) -> String {
         let services: Vec<_> =
-            lock(&self.services).iter().map(|(name, service)| (name.clone(), service.loads.clone())).collect();
+            lock(&self.services).iter().map(|(name, service)| (name.clone(), service.endpoints.clone())).collect();
         let mut in_flight = std::collections::BTreeMap::new();
-        for (name, loads) in services {
-            let busy = loads.all_in_flight().into_iter().filter(|(_, count)| *count > 0);
+        for (name, endpoints) in services {
+            let busy = endpoints.all_in_flight().into_iter().filter(|(_, count)| *count > 0);
             let busy: std::collections::BTreeMap<String, usize> = busy.map(|(code, n)| (code.to_string(), n)).collect();
             if !busy.is_empty() {
                 in_flight.insert(name.to_string(), busy);

@@ -1,6 +1,6 @@
 //! Weighted chance in constant time.
 
-use crate::chance::below;
+use crate::rng::below;
 
 /// Walker's alias table, built as Vose does (M. D. Vose: "A linear algorithm for generating random numbers with a given
 /// distribution", IEEE TSE 1991): each column holds at most two indices, so that one random number decides. Probabilities
@@ -48,16 +48,16 @@ impl Alias {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chance::Chance;
+    use crate::rng::Rng;
 
     #[test]
     fn weights_are_honoured() {
         let weights = [1.0, 2.0, 3.0, 1000.0, 0.5];
         let alias = Alias::new(&weights);
-        let chance = Chance::new(Some(1));
+        let rng = Rng::new(Some(1));
         let mut counts = [0u32; 5];
         for _ in 0..1_000_000 {
-            counts[alias.at(chance.next())] += 1;
+            counts[alias.at(rng.next())] += 1;
         }
         for (count, weight) in counts.iter().zip(weights) {
             let expected = weight / 1006.5 * 1e6;

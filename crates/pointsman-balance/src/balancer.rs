@@ -9,16 +9,16 @@ use arc_swap::ArcSwapOption;
 use pointsman_core::{Snapshot, View};
 
 use crate::algorithm::Algorithm;
-use crate::chance::Chance;
 use crate::claim::Claim;
+use crate::ejection::Ejection;
+use crate::endpoint::Endpoint;
+use crate::endpoints::Endpoints;
 use crate::error::PickError;
 use crate::explanation::Explanation;
-use crate::health::Ejection;
-use crate::loads::Loads;
-use crate::roster::{Roster, Rules};
-use crate::seat::Seat;
+use crate::rng::Rng;
+use crate::standings::{Rules, Standings};
 use crate::table::{Ask, Sources, Table, with_last_used};
-use crate::turn::{NOBODY, Turn};
+use crate::turns::{NOBODY, Turns};
 
 /// Picks instances of one service by one algorithm. Cheap to clone; the clones are one balancer.
 ///
@@ -54,7 +54,7 @@ pub struct Builder {
     seed: Option<u64>,
     rules: Rules,
     ejection: Option<Ejection>,
-    loads: Option<Loads>,
+    endpoints: Option<Endpoints>,
 }
 
 struct Inner {
@@ -63,7 +63,7 @@ struct Inner {
     view: View,
     algorithm: Algorithm,
     rules: Rules,
-    loads: Loads,
+    endpoints: Endpoints,
     sources: Sources,
     table: ArcSwapOption<Table>,
     /// Held by the one that prepares the next table.
@@ -87,7 +87,7 @@ impl Balancer {
             seed: None,
             rules: Rules { fall_back_to_master: true, slow_start: None },
             ejection: Some(Ejection::default()),
-            loads: None,
+            endpoints: None,
         }
     }
 
@@ -109,7 +109,7 @@ impl Balancer {
     /// As [`Balancer::pick`].
     pub fn pick_any(&self) -> Result<Claim, PickError> {
         if self.inner.algorithm.uses_key() {
-            self.claim(&self.inner.sources.chance.next().to_le_bytes(), None)
+            self.claim(&self.inner.sources.rng.next().to_le_bytes(), None)
         } else {
             self.claim(&[], None)
         }
@@ -132,24 +132,24 @@ impl Balancer {
     pub fn pick_excluding(&self, key: impl AsRef<[u8]>, excluded: &[impl AsRef<str>]) -> Result<Claim, PickError> {
         // Read out first: what the caller's type does in `as_ref` must not run under a lock.
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
-        let passes = |seat: &Seat| !excluded.contains(&&*seat.instance.code);
+        let passes = |endpoint: &Endpoint| !excluded.contains(&&*endpoint.instance.code);
         let now = self.inner.start(None);
         let ask = Ask { owner: self.inner.number, key: key.as_ref(), now };
-        let seat = self.with_table(now, |table| {
+        let endpoint = self.with_table(now, |table| {
             table.claim_if(&self.inner.sources, ask, &passes).ok_or_else(|| table.refusal())
         })?;
-        Ok(self.inner.made(seat, now))
+        Ok(self.inner.made(endpoint, now))
     }
 
     /// Claims the instance with this code, if it is one of those that could be picked now: for a caller that has reasons of its
     /// own to stay with an instance. `None` otherwise. O(n).
     #[must_use]
     pub fn pick_code(&self, code: &str) -> Option<Claim> {
-        let passes = |seat: &Seat| &*seat.instance.code == code;
+        let passes = |endpoint: &Endpoint| &*endpoint.instance.code == code;
         let now = self.inner.start(None);
         let ask = Ask { owner: self.inner.number, key: code.as_bytes(), now };
-        let seat = self.with_table(now, |table| table.claim_if(&self.inner.sources, ask, &passes))?;
-        Some(self.inner.made(seat, now))
+        let endpoint = self.with_table(now, |table| table.claim_if(&self.inner.sources, ask, &passes))?;
+        Some(self.inner.made(endpoint, now))
     }
 
     /// Who would be picked for this key, out of whom, and why; nothing is picked, and the turn stays where it is. Where
@@ -177,10 +177,10 @@ impl Balancer {
         let sources = inner.sources.peek(inner.number);
         let ask = Ask { owner: NOBODY, key: key.as_ref(), now: Some(now) };
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
-        let excludes = |seat: &Seat| excluded.contains(&&*seat.instance.code);
+        let excludes = |endpoint: &Endpoint| excluded.contains(&&*endpoint.instance.code);
         let explain = |table: &Table| {
-            let chosen = table.peek_if(&sources, ask, &|seat| !excludes(seat)).ok_or_else(|| table.refusal());
-            Explanation::new(&table.roster, inner.algorithm, chosen, &excludes, now)
+            let chosen = table.peek_if(&sources, ask, &|endpoint| !excludes(endpoint)).ok_or_else(|| table.refusal());
+            Explanation::new(&table.standings, inner.algorithm, chosen, &excludes, now)
         };
         self.with_table(Some(now), explain)
     }
@@ -203,10 +203,10 @@ impl Balancer {
         self.snapshot().service().clone()
     }
 
-    /// The loads, to be shared with another balancer over the same service.
+    /// The endpoints, to be shared with another balancer over the same service.
     #[must_use]
-    pub fn loads(&self) -> &Loads {
-        &self.inner.loads
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.inner.endpoints
     }
 
     /// How many claims are in flight at each instance, in the order of the codes.
@@ -214,7 +214,7 @@ impl Balancer {
     pub fn in_flight(&self) -> Vec<(Arc<str>, usize)> {
         // So that also who has joined since the last pick is listed.
         self.with_table(None, |_| {});
-        self.inner.loads.all_in_flight()
+        self.inner.endpoints.all_in_flight()
     }
 
     #[inline]
@@ -222,7 +222,7 @@ impl Balancer {
         let now = self.inner.start(now);
         match self.with_table(now, |table| table.claim(&self.inner.sources, Ask { owner: self.inner.number, key, now }))
         {
-            Some(seat) => Ok(self.inner.made(seat, now)),
+            Some(endpoint) => Ok(self.inner.made(endpoint, now)),
             None => Err(self.with_table(now, Table::refusal)),
         }
     }
@@ -244,16 +244,16 @@ impl Inner {
 
     #[inline]
     fn holds(&self, table: &Table, now: Option<Instant>) -> bool {
-        table.roster.stamp.holds(&self.view, &self.sources.shared.alarm, now)
+        table.standings.stamp.holds(&self.view, &self.sources.shared.epoch, now)
     }
 
-    /// Makes a claim of a seat that is held for it.
+    /// Makes a claim of a endpoint that is held for it.
     #[inline]
-    fn made(&self, seat: Arc<Seat>, now: Option<Instant>) -> Claim {
+    fn made(&self, endpoint: Arc<Endpoint>, now: Option<Instant>) -> Claim {
         let ranking = &self.sources.shared.ranking;
         let started = if self.algorithm == Algorithm::PeakEwma { now } else { None };
-        let ranked = self.algorithm == Algorithm::LeastConnections || (ranking.is_active() && ranking.enter(&seat));
-        Claim::new(seat, started, ranked)
+        let ranked = self.algorithm == Algorithm::LeastConnections || (ranking.is_active() && ranking.enter(&endpoint));
+        Claim::new(endpoint, started, ranked)
     }
 
     /// The table that all threads share, prepared anew if it does not hold and nobody else is at it; and whether it holds.
@@ -280,10 +280,10 @@ impl Inner {
             return table.clone();
         }
         let now = now.unwrap_or_else(Instant::now);
-        let mut accounts = self.loads.lock();
-        let roster = Roster::draw_up(&self.view, &mut accounts, &self.loads, self.rules, now);
-        let table = Table::new(self.number, roster, self.algorithm, &self.sources.shared.ranking, old.as_deref());
-        drop(accounts);
+        let mut entries = self.endpoints.lock();
+        let standings = Standings::draw_up(&self.view, &mut entries, &self.endpoints, self.rules, now);
+        let table = Table::new(self.number, standings, self.algorithm, &self.sources.shared.ranking, old.as_deref());
+        drop(entries);
         let table = Arc::new(table);
         self.table.store(Some(table.clone()));
         table
@@ -327,8 +327,8 @@ impl Builder {
         self
     }
 
-    /// By what rule instances are ejected; `None` for never. Default: [`Ejection::default`]. Without effect where loads are
-    /// shared: [`Loads::with_ejection`] says it for them.
+    /// By what rule instances are ejected; `None` for never. Default: [`Ejection::default`]. Without effect where endpoints are
+    /// shared: [`Endpoints::with_ejection`] says it for them.
     pub fn ejection(mut self, ejection: impl Into<Option<Ejection>>) -> Self {
         self.ejection = ejection.into();
         self
@@ -336,8 +336,8 @@ impl Builder {
 
     /// Shares the claims in flight, the latencies and the ejections with other balancers over the same service. Those that
     /// share should also agree on the slow start.
-    pub fn loads(mut self, loads: Loads) -> Self {
-        self.loads = Some(loads);
+    pub fn endpoints(mut self, endpoints: Endpoints) -> Self {
+        self.endpoints = Some(endpoints);
         self
     }
 
@@ -345,14 +345,14 @@ impl Builder {
     #[must_use]
     pub fn build(self) -> Balancer {
         let ejection = self.ejection;
-        let loads = self.loads.unwrap_or_else(|| Loads::with_ejection(ejection));
+        let endpoints = self.endpoints.unwrap_or_else(|| Endpoints::with_ejection(ejection));
         let inner = Inner {
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             view: self.view,
             algorithm: self.algorithm,
             rules: self.rules,
-            sources: Sources { turn: Turn::default(), chance: Chance::new(self.seed), shared: loads.shared().clone() },
-            loads,
+            sources: Sources { turn: Turns::default(), rng: Rng::new(self.seed), shared: endpoints.shared().clone() },
+            endpoints,
             table: ArcSwapOption::empty(),
             preparing: Mutex::new(()),
         };

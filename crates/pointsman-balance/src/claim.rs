@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use pointsman_core::Instance;
 
-use crate::health::Outcome;
-use crate::seat::Seat;
+use crate::ejection::Outcome;
+use crate::endpoint::Endpoint;
 
 /// A picked instance. It counts as in flight there until the claim is dropped, on whatever path; so keep it as long as the
 /// call lasts, a streamed body included.
@@ -17,7 +17,7 @@ use crate::seat::Seat;
 /// instance itself leaves and returns.
 #[must_use = "a claim counts as in flight only while it is held"]
 pub struct Claim {
-    seat: Arc<Seat>,
+    endpoint: Arc<Endpoint>,
     /// When it was made; only where latencies matter, because asking the clock costs as much as a pick.
     started: Option<Instant>,
     reported: AtomicBool,
@@ -26,14 +26,14 @@ pub struct Claim {
 }
 
 impl Claim {
-    pub(crate) fn new(seat: Arc<Seat>, started: Option<Instant>, ranked: bool) -> Self {
-        Self { seat, started, reported: AtomicBool::new(false), ranked }
+    pub(crate) fn new(endpoint: Arc<Endpoint>, started: Option<Instant>, ranked: bool) -> Self {
+        Self { endpoint, started, reported: AtomicBool::new(false), ranked }
     }
 
     /// The instance, as it was when it was picked.
     #[must_use]
     pub fn instance(&self) -> &Arc<Instance> {
-        &self.seat.instance
+        &self.endpoint.instance
     }
 
     /// The address to call, `host:port`; `None` for an instance that is reached by its code.
@@ -64,14 +64,14 @@ impl Claim {
         if self.reported.swap(true, Ordering::Relaxed) {
             return;
         }
-        let person = &self.seat.person;
-        person.shared.alarm.note(&person.failures, outcome, now);
+        let stats = &self.endpoint.stats;
+        stats.shared.epoch.note(&stats.failures, outcome, now);
         if let Some(started) = self.started {
             let now = now.unwrap_or_else(Instant::now);
-            let (latency, ticks) = (now.saturating_duration_since(started), person.shared.ticks(now));
+            let (latency, ticks) = (now.saturating_duration_since(started), stats.shared.ticks(now));
             match outcome {
-                Outcome::Success => person.ewma.observe(latency, ticks),
-                Outcome::Failure => person.ewma.observe_at_least(latency, ticks),
+                Outcome::Success => stats.ewma.observe(latency, ticks),
+                Outcome::Failure => stats.ewma.observe_at_least(latency, ticks),
             }
         }
     }
@@ -80,11 +80,11 @@ impl Claim {
     fn settle(&mut self) {
         if let Some(started) = self.started.filter(|_| !*self.reported.get_mut()) {
             // Given up: the call would have taken at least this long.
-            let (person, now) = (&self.seat.person, Instant::now());
-            person.ewma.observe_at_least(now.saturating_duration_since(started), person.shared.ticks(now));
+            let (stats, now) = (&self.endpoint.stats, Instant::now());
+            stats.ewma.observe_at_least(now.saturating_duration_since(started), stats.shared.ticks(now));
         }
         if self.ranked {
-            self.seat.person.shared.ranking.leave(&self.seat);
+            self.endpoint.stats.shared.ranking.leave(&self.endpoint);
         }
     }
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use pointsman_core::Instance;
 
 use crate::algorithm::Algorithm;
+use crate::endpoint::Endpoint;
 use crate::error::PickError;
-use crate::roster::{Member, Roster, Standing};
-use crate::seat::Seat;
+use crate::standings::{Member, Standing, Standings};
 
 /// What a pick looked at. Its `Display` is a table, one line an instance, in the order of the codes.
 #[derive(Debug, Clone)]
@@ -56,29 +56,29 @@ pub struct Considered {
 
 impl Explanation {
     pub(crate) fn new(
-        roster: &Roster,
+        standings: &Standings,
         algorithm: Algorithm,
-        chosen: Result<Arc<Seat>, PickError>,
-        excludes: &dyn Fn(&Seat) -> bool,
+        chosen: Result<Arc<Endpoint>, PickError>,
+        excludes: &dyn Fn(&Endpoint) -> bool,
         now: Instant,
     ) -> Self {
-        let chosen = chosen.map(|seat| seat.instance.code.clone());
+        let chosen = chosen.map(|endpoint| endpoint.instance.code.clone());
         let consider = |member: &Member| {
             let mut considered = Considered::new(member, algorithm, now);
-            if considered.standing == Standing::Candidate && excludes(&member.seat) {
+            if considered.standing == Standing::Candidate && excludes(&member.endpoint) {
                 considered.standing = Standing::Excluded;
             }
             considered.chosen = chosen.as_ref() == Ok(&considered.instance.code);
             considered
         };
         Self {
-            service: roster.snapshot.service().clone(),
-            revision: roster.snapshot.revision(),
+            service: standings.snapshot.service().clone(),
+            revision: standings.snapshot.revision(),
             algorithm,
-            instances: roster.members.iter().map(consider).collect(),
+            instances: standings.members.iter().map(consider).collect(),
             chosen,
-            fell_back: roster.fell_back,
-            panic: roster.panic,
+            fell_back: standings.fell_back,
+            panic: standings.panic,
             now,
         }
     }
@@ -86,28 +86,28 @@ impl Explanation {
 
 impl Considered {
     fn new(member: &Member, algorithm: Algorithm, now: Instant) -> Self {
-        let (seat, person) = (&member.seat, &member.seat.person);
-        let ticks = person.shared.ticks(now);
-        let in_flight = seat.in_flight();
+        let (endpoint, stats) = (&member.endpoint, &member.endpoint.stats);
+        let ticks = stats.shared.ticks(now);
+        let in_flight = endpoint.in_flight();
         let weight = match algorithm {
             _ if !member.is_candidate() => 0.0,
-            Algorithm::IpHash | Algorithm::UrlHash => f64::from(seat.instance.weight),
+            Algorithm::IpHash | Algorithm::UrlHash => f64::from(endpoint.instance.weight),
             _ if algorithm.uses_weights() => member.weight(),
             _ => member.warmth,
         };
         let score = match algorithm {
             _ if weight == 0.0 => None,
             Algorithm::LeastConnections => Some(in_flight as f64 / weight),
-            Algorithm::PeakEwma => Some(person.ewma.cost(in_flight, ticks) / weight),
+            Algorithm::PeakEwma => Some(stats.ewma.cost(in_flight, ticks) / weight),
             _ => None,
         };
         Self {
-            instance: seat.instance.clone(),
+            instance: endpoint.instance.clone(),
             standing: member.standing,
             chosen: false,
             weight,
             in_flight,
-            latency: person.ewma.read(ticks).map(|nanos| Duration::from_nanos(nanos as u64)),
+            latency: stats.ewma.read(ticks).map(|nanos| Duration::from_nanos(nanos as u64)),
             score,
         }
     }

@@ -78,7 +78,7 @@ impl Maglev {
 /// Scales the upper 32 bits to the table by multiplication, which is cheaper than a division.
 #[inline]
 fn place(key: KeyHash, size: usize) -> usize {
-    crate::chance::below(key.0, size)
+    crate::rng::below(key.0, size)
 }
 
 fn populate(members: &[(&str, u32)], size: usize) -> Vec<u32> {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::seat::{Keep, Seat};
+use crate::endpoint::{Endpoint, Keep};
 
 /// Waits for the lock double from 2^5 to 2^9 spins, some 0.4 to 6 µs; then its holder is taken to be off the processor.
 const FIRST_WAIT: u32 = 5;
@@ -27,7 +27,7 @@ pub(crate) struct Ranking {
 
 /// One of the instances to be ranked.
 pub(crate) struct Runner {
-    pub(crate) seat: Keep,
+    pub(crate) endpoint: Keep,
     pub(crate) weight: f64,
 }
 
@@ -48,30 +48,30 @@ impl Ranking {
     }
 
     /// Claims the best. `None` when nobody is ranked.
-    pub(crate) fn claim(&self) -> Option<Arc<Seat>> {
+    pub(crate) fn claim(&self) -> Option<Arc<Endpoint>> {
         let mut tree = self.lock();
         let leaf = tree.best()?;
         Some(tree.claim(leaf))
     }
 
-    /// Claims the best of those whose seat passes. O(n).
-    pub(crate) fn claim_if(&self, passes: impl Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
+    /// Claims the best of those whose endpoint passes. O(n).
+    pub(crate) fn claim_if(&self, passes: impl Fn(&Endpoint) -> bool) -> Option<Arc<Endpoint>> {
         let mut tree = self.lock();
         let leaf = tree.best_if(passes)?;
         Some(tree.claim(leaf))
     }
 
     /// Whom [`Ranking::claim_if`] would claim. O(n).
-    pub(crate) fn peek_if(&self, passes: impl Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
+    pub(crate) fn peek_if(&self, passes: impl Fn(&Endpoint) -> bool) -> Option<Arc<Endpoint>> {
         let tree = self.lock();
         let leaf = tree.best_if(passes)?;
-        Some(Arc::clone(&tree.runners[leaf].seat))
+        Some(Arc::clone(&tree.runners[leaf].endpoint))
     }
 
     /// Enters a claim that was made otherwise. Says whether it has to be left by [`Ranking::leave`].
-    pub(crate) fn enter(&self, seat: &Seat) -> bool {
+    pub(crate) fn enter(&self, endpoint: &Endpoint) -> bool {
         let mut tree = self.lock();
-        let leaf = seat.person.leaf.load(Ordering::Relaxed);
+        let leaf = endpoint.stats.leaf.load(Ordering::Relaxed);
         let known = leaf != Self::NOWHERE;
         if known {
             tree.count(leaf as usize, 1);
@@ -80,19 +80,19 @@ impl Ranking {
     }
 
     /// Takes out a claim that was entered.
-    pub(crate) fn leave(&self, seat: &Seat) {
+    pub(crate) fn leave(&self, endpoint: &Endpoint) {
         let mut tree = self.lock();
-        let leaf = seat.person.leaf.load(Ordering::Relaxed);
+        let leaf = endpoint.stats.leaf.load(Ordering::Relaxed);
         if leaf != Self::NOWHERE {
             tree.count(leaf as usize, -1);
         }
     }
 
-    /// Lets go of all seats: they hold what holds the ranking.
+    /// Lets go of all endpoints: they hold what holds the ranking.
     pub(crate) fn clear(&self) {
         let tree = std::mem::take(&mut *self.lock());
         for entry in &tree.runners {
-            entry.seat.person.leaf.store(Self::NOWHERE, Ordering::Relaxed);
+            entry.endpoint.stats.leaf.store(Self::NOWHERE, Ordering::Relaxed);
         }
     }
 
@@ -148,7 +148,7 @@ impl Key {
 
 #[derive(Debug)]
 struct Entry {
-    seat: Keep,
+    endpoint: Keep,
     /// 1 ÷ weight; infinite for whom is not to be picked.
     pace: f64,
     count: i64,
@@ -159,13 +159,13 @@ impl Tree {
         let old = std::mem::take(&mut self.runners);
         let old_keys = std::mem::take(&mut self.keys);
         for entry in &old {
-            entry.seat.person.leaf.store(Ranking::NOWHERE, Ordering::Relaxed);
+            entry.endpoint.stats.leaf.store(Ranking::NOWHERE, Ordering::Relaxed);
         }
         for runner in runners {
-            self.push(Entry { seat: runner.seat, pace: 1.0 / runner.weight, count: 0 }, self.clock);
+            self.push(Entry { endpoint: runner.endpoint, pace: 1.0 / runner.weight, count: 0 }, self.clock);
         }
         for (entry, key) in old.into_iter().zip(old_keys) {
-            let leaf = entry.seat.person.leaf.load(Ordering::Relaxed) as usize;
+            let leaf = entry.endpoint.stats.leaf.load(Ordering::Relaxed) as usize;
             if let Some(again) = self.runners.get_mut(leaf) {
                 again.count = entry.count;
                 self.keys[leaf] = Key::new(again.load(), key.tag().min(self.clock + again.pace));
@@ -184,7 +184,7 @@ impl Tree {
     }
 
     fn push(&mut self, entry: Entry, tag: f64) {
-        entry.seat.person.leaf.store(self.runners.len() as u32, Ordering::Relaxed);
+        entry.endpoint.stats.leaf.store(self.runners.len() as u32, Ordering::Relaxed);
         self.keys.push(Key::new(entry.load(), tag));
         self.runners.push(entry);
     }
@@ -194,8 +194,8 @@ impl Tree {
         self.is_ranked(leaf).then_some(leaf)
     }
 
-    fn best_if(&self, passes: impl Fn(&Seat) -> bool) -> Option<usize> {
-        let allowed = |leaf: &usize| self.is_ranked(*leaf) && passes(&self.runners[*leaf].seat);
+    fn best_if(&self, passes: impl Fn(&Endpoint) -> bool) -> Option<usize> {
+        let allowed = |leaf: &usize| self.is_ranked(*leaf) && passes(&self.runners[*leaf].endpoint);
         (0..self.runners.len()).filter(allowed).min_by_key(|leaf| self.keys[*leaf])
     }
 
@@ -203,15 +203,15 @@ impl Tree {
         self.keys[leaf].load() < f64::INFINITY
     }
 
-    fn claim(&mut self, leaf: usize) -> Arc<Seat> {
+    fn claim(&mut self, leaf: usize) -> Arc<Endpoint> {
         let tag = self.keys[leaf].tag().max(self.clock);
         self.clock = tag;
         let entry = &mut self.runners[leaf];
         entry.count += 1;
         let key = Key::new(entry.load(), tag + entry.pace);
-        let seat = entry.seat.claim();
+        let endpoint = entry.endpoint.claim();
         self.play(leaf, key);
-        seat
+        endpoint
     }
 
     fn count(&mut self, leaf: usize, by: i64) {

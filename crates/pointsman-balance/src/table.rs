@@ -6,31 +6,31 @@ use std::time::Instant;
 
 use crate::algorithm::Algorithm;
 use crate::alias::Alias;
-use crate::chance::{Chance, below};
 use crate::cycle::Cycle;
+use crate::endpoint::{Endpoint, Keep, Shared};
 use crate::error::PickError;
 use crate::maglev::{KeyHash, Maglev};
 use crate::ranking::{Ranking, Runner};
-use crate::roster::{Member, Roster};
-use crate::seat::{Keep, Seat, Shared};
-use crate::turn::Turn;
+use crate::rng::{Rng, below};
+use crate::standings::{Member, Standings};
+use crate::turns::Turns;
 
-/// A roster made ready for one algorithm.
+/// A standings made ready for one algorithm.
 #[derive(Debug)]
 pub(crate) struct Table {
     /// The balancer it was prepared for.
     pub(crate) owner: u64,
-    pub(crate) roster: Roster,
+    pub(crate) standings: Standings,
     /// The candidates, in the order of their codes.
-    pub(crate) seats: Box<[Keep]>,
+    pub(crate) endpoints: Box<[Keep]>,
     chooser: Result<Chooser, PickError>,
 }
 
 /// An algorithm with what it has prepared. It names candidates by their index.
 #[derive(Debug)]
 pub(crate) enum Chooser {
-    Turns(Cycle),
-    Chance,
+    Cycle(Cycle),
+    Random,
     Alias(Alias),
     Hash(Hashed),
     Ranked,
@@ -53,15 +53,15 @@ pub(crate) struct Hashed {
 /// What choices depend on, and change, besides the table.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    pub(crate) turn: Turn,
-    pub(crate) chance: Chance,
+    pub(crate) turn: Turns,
+    pub(crate) rng: Rng,
     pub(crate) shared: Arc<Shared>,
 }
 
 impl Sources {
     /// Copies from which the same choices follow for this thread, without any effect on these.
     pub(crate) fn peek(&self, owner: u64) -> Self {
-        Self { turn: self.turn.peek(owner), chance: self.chance.peek(), shared: self.shared.clone() }
+        Self { turn: self.turn.peek(owner), rng: self.rng.peek(), shared: self.shared.clone() }
     }
 }
 
@@ -76,49 +76,59 @@ pub(crate) struct Ask<'a> {
 impl Table {
     pub(crate) fn new(
         owner: u64,
-        roster: Roster,
+        standings: Standings,
         algorithm: Algorithm,
         ranking: &Ranking,
         old: Option<&Table>,
     ) -> Self {
-        let candidates: Vec<&Member> = roster.members.iter().filter(|member| member.is_candidate()).collect();
-        let seats = candidates.iter().map(|member| member.seat.clone()).collect();
+        let candidates: Vec<&Member> = standings.members.iter().filter(|member| member.is_candidate()).collect();
+        let endpoints = candidates.iter().map(|member| member.endpoint.clone()).collect();
         if algorithm == Algorithm::LeastConnections {
-            let runner = |member: &&Member| Runner { seat: member.seat.clone(), weight: member.weight() };
+            let runner = |member: &&Member| Runner { endpoint: member.endpoint.clone(), weight: member.weight() };
             ranking.set(candidates.iter().map(runner).collect());
         }
-        let chooser = match roster.refusal() {
+        let chooser = match standings.refusal() {
             Some(refusal) => Err(refusal),
-            None => Ok(Chooser::new(algorithm, &roster, &candidates, old)),
+            None => Ok(Chooser::new(algorithm, &standings, &candidates, old)),
         };
-        Self { owner, roster, seats, chooser }
+        Self { owner, standings, endpoints, chooser }
     }
 
-    /// Chooses one and claims its seat. Why there is none, [`Table::refusal`] tells: here an `Option`, which fits into a
+    /// Chooses one and claims its endpoint. Why there is none, [`Table::refusal`] tells: here an `Option`, which fits into a
     /// register, saves the detour of a `Result` through memory.
     #[inline]
-    pub(crate) fn claim(&self, from: &Sources, ask: Ask<'_>) -> Option<Arc<Seat>> {
+    pub(crate) fn claim(&self, from: &Sources, ask: Ask<'_>) -> Option<Arc<Endpoint>> {
         match &self.chooser {
             Ok(Chooser::Ranked) => from.shared.ranking.claim(),
-            Ok(chooser) => Some(self.seats[chooser.choose(&self.seats, from, ask)].claim()),
+            Ok(chooser) => Some(self.endpoints[chooser.choose(&self.endpoints, from, ask)].claim()),
             Err(_) => None,
         }
     }
 
-    /// Chooses one that passes, and claims its seat. The algorithm's own choice comes first; where that does not pass,
+    /// Chooses one that passes, and claims its endpoint. The algorithm's own choice comes first; where that does not pass,
     /// the hashes go on in their table, least connections and the two choices take the best of the rest, and the
     /// others go on in turn or by chance.
-    pub(crate) fn claim_if(&self, from: &Sources, ask: Ask<'_>, passes: &dyn Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
+    pub(crate) fn claim_if(
+        &self,
+        from: &Sources,
+        ask: Ask<'_>,
+        passes: &dyn Fn(&Endpoint) -> bool,
+    ) -> Option<Arc<Endpoint>> {
         let chooser = self.chooser.as_ref().ok()?;
         if let Chooser::Ranked = chooser {
             return from.shared.ranking.claim_if(passes);
         }
-        let allowed: Vec<usize> = (0..self.seats.len()).filter(|&index| passes(&self.seats[index])).collect();
-        chooser.choose_of(&allowed, &self.seats, from, ask).map(|index| self.seats[index].claim())
+        let allowed: Vec<usize> = (0..self.endpoints.len()).filter(|&index| passes(&self.endpoints[index])).collect();
+        chooser.choose_of(&allowed, &self.endpoints, from, ask).map(|index| self.endpoints[index].claim())
     }
 
     /// Whom [`Table::claim_if`] would choose, without claiming it.
-    pub(crate) fn peek_if(&self, from: &Sources, ask: Ask<'_>, passes: &dyn Fn(&Seat) -> bool) -> Option<Arc<Seat>> {
+    pub(crate) fn peek_if(
+        &self,
+        from: &Sources,
+        ask: Ask<'_>,
+        passes: &dyn Fn(&Endpoint) -> bool,
+    ) -> Option<Arc<Endpoint>> {
         match &self.chooser {
             Ok(Chooser::Ranked) => from.shared.ranking.peek_if(passes),
             _ => self.claim_if(from, ask, passes),
@@ -135,79 +145,79 @@ impl Table {
     }
 
     fn exhausted(&self) -> PickError {
-        PickError::AllExcluded { service: self.roster.snapshot.service().clone(), candidates: self.seats.len() }
+        PickError::AllExcluded { service: self.standings.snapshot.service().clone(), candidates: self.endpoints.len() }
     }
 }
 
 impl Member {
     pub(crate) fn is_candidate(&self) -> bool {
-        self.able && self.standing == crate::roster::Standing::Candidate
+        self.able && self.standing == crate::standings::Standing::Candidate
     }
 
     /// Its effective weight: 1 and more, or a tenth of that while it warms up.
     pub(crate) fn weight(&self) -> f64 {
-        f64::from(self.seat.instance.weight) * self.warmth
+        f64::from(self.endpoint.instance.weight) * self.warmth
     }
 }
 
 impl Chooser {
-    fn new(algorithm: Algorithm, roster: &Roster, candidates: &[&Member], old: Option<&Table>) -> Self {
+    fn new(algorithm: Algorithm, standings: &Standings, candidates: &[&Member], old: Option<&Table>) -> Self {
         let weights = || candidates.iter().map(|member| member.weight());
         // While somebody warms up, the algorithms without weights weigh by warmth alone.
         let warmth = || candidates.iter().map(|member| member.warmth);
         match algorithm {
-            Algorithm::RoundRobin if roster.warming => Chooser::Turns(Cycle::smooth(&whole(warmth(), true))),
-            Algorithm::RoundRobin => Chooser::Turns(Cycle::smooth(&vec![1; candidates.len()])),
-            Algorithm::WeightedRoundRobin => Chooser::Turns(Cycle::smooth(&whole(weights(), roster.warming))),
-            Algorithm::Random if roster.warming => Chooser::Alias(Alias::new(&warmth().collect::<Vec<_>>())),
-            Algorithm::Random => Chooser::Chance,
+            Algorithm::RoundRobin if standings.warming => Chooser::Cycle(Cycle::smooth(&whole(warmth(), true))),
+            Algorithm::RoundRobin => Chooser::Cycle(Cycle::smooth(&vec![1; candidates.len()])),
+            Algorithm::WeightedRoundRobin => Chooser::Cycle(Cycle::smooth(&whole(weights(), standings.warming))),
+            Algorithm::Random if standings.warming => Chooser::Alias(Alias::new(&warmth().collect::<Vec<_>>())),
+            Algorithm::Random => Chooser::Random,
             Algorithm::WeightedRandom => Chooser::Alias(Alias::new(&weights().collect::<Vec<_>>())),
-            Algorithm::IpHash | Algorithm::UrlHash => Chooser::Hash(Hashed::new(roster, old)),
+            Algorithm::IpHash | Algorithm::UrlHash => Chooser::Hash(Hashed::new(standings, old)),
             Algorithm::LeastConnections => Chooser::Ranked,
             Algorithm::PeakEwma => Chooser::TwoChoices { pace: weights().map(|weight| 1.0 / weight).collect() },
         }
     }
 
     #[inline]
-    fn choose(&self, seats: &[Keep], from: &Sources, ask: Ask<'_>) -> usize {
+    fn choose(&self, endpoints: &[Keep], from: &Sources, ask: Ask<'_>) -> usize {
         match self {
-            Chooser::Turns(cycle) => cycle.at(from.turn.next(ask.owner)),
-            Chooser::Chance => below(from.chance.next(), seats.len()),
-            Chooser::Alias(alias) => alias.at(from.chance.next()),
+            Chooser::Cycle(cycle) => cycle.at(from.turn.next(ask.owner)),
+            Chooser::Random => below(from.rng.next(), endpoints.len()),
+            Chooser::Alias(alias) => alias.at(from.rng.next()),
             Chooser::Hash(hashed) => hashed.choose(ask.key),
-            Chooser::TwoChoices { pace } => two_and_the_last(seats, pace, from, ask),
+            Chooser::TwoChoices { pace } => two_and_the_last(endpoints, pace, from, ask),
             // Claims through the ranking, which is not the table's.
             Chooser::Ranked => 0,
         }
     }
 
-    fn choose_of(&self, allowed: &[usize], seats: &[Keep], from: &Sources, ask: Ask<'_>) -> Option<usize> {
-        if allowed.len() == seats.len() {
-            return Some(self.choose(seats, from, ask));
+    fn choose_of(&self, allowed: &[usize], endpoints: &[Keep], from: &Sources, ask: Ask<'_>) -> Option<usize> {
+        if allowed.len() == endpoints.len() {
+            return Some(self.choose(endpoints, from, ask));
         }
         // Where there is no choice nobody's turn is used up: those who stay with an instance would skip others otherwise.
         if allowed.len() < 2 {
             return allowed.first().copied();
         }
         match self {
-            Chooser::Turns(cycle) => {
+            Chooser::Cycle(cycle) => {
                 let turn = from.turn.next(ask.owner);
                 cycle.from(turn).find(|index| allowed.contains(index))
             }
             Chooser::Hash(hashed) => hashed.choose_of(allowed, ask.key),
-            Chooser::TwoChoices { pace } => cheapest(allowed, seats, pace, from, ask),
+            Chooser::TwoChoices { pace } => cheapest(allowed, endpoints, pace, from, ask),
             Chooser::Alias(alias) => {
                 // A few tries keep the weights; after them any will do.
-                let tries = (0..16).map(|_| alias.at(from.chance.next())).find(|index| allowed.contains(index));
-                tries.or_else(|| any(allowed, &from.chance))
+                let tries = (0..16).map(|_| alias.at(from.rng.next())).find(|index| allowed.contains(index));
+                tries.or_else(|| any(allowed, &from.rng))
             }
-            Chooser::Chance | Chooser::Ranked => any(allowed, &from.chance),
+            Chooser::Random | Chooser::Ranked => any(allowed, &from.rng),
         }
     }
 }
 
-fn any(allowed: &[usize], chance: &Chance) -> Option<usize> {
-    if allowed.is_empty() { None } else { Some(allowed[below(chance.next(), allowed.len())]) }
+fn any(allowed: &[usize], rng: &Rng) -> Option<usize> {
+    if allowed.is_empty() { None } else { Some(allowed[below(rng.next(), allowed.len())]) }
 }
 
 /// Two different indices, every pair in every order alike, or the only one twice.
@@ -228,18 +238,18 @@ const FAR_WORSE: f64 = 2.0;
 /// (after Mitzenmacher, Prabhakar, Shah: "Load balancing with memory", FOCS 2002). With the two alone, two slow ones meet
 /// now and then, 1 pick in 45 with ten instances, and one of them has to be taken; that alone would make the 99th
 /// percentile theirs. And with the last winner always in the race, one of several equally good would have most of the calls.
-fn two_and_the_last(seats: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> usize {
+fn two_and_the_last(endpoints: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> usize {
     let now = ask.now.unwrap_or_else(Instant::now);
     let cost = |index: usize| {
-        let seat = &seats[index];
-        seat.person.ewma.cost(seat.in_flight(), from.shared.ticks(now)) * pace[index]
+        let endpoint = &endpoints[index];
+        endpoint.stats.ewma.cost(endpoint.in_flight(), from.shared.ticks(now)) * pace[index]
     };
-    let [a, b] = two(from.chance.next(), seats.len());
+    let [a, b] = two(from.rng.next(), endpoints.len());
     let (cost_a, cost_b) = (cost(a), cost(b));
     let (winner, lowest) = if cost_b < cost_a { (b, cost_b) } else { (a, cost_a) };
     // It may be from a table before this one, and then names another instance: as good as one taken by chance.
     let last = from.turn.last() as usize;
-    let cost_of_last = if last < seats.len() { cost(last) } else { f64::INFINITY };
+    let cost_of_last = if last < endpoints.len() { cost(last) } else { f64::INFINITY };
     if lowest <= cost_of_last {
         if winner != last {
             from.turn.remember(winner as u64);
@@ -253,9 +263,9 @@ fn two_and_the_last(seats: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) 
 }
 
 /// The one with the lowest cost.
-fn cheapest(allowed: &[usize], seats: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> Option<usize> {
+fn cheapest(allowed: &[usize], endpoints: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> Option<usize> {
     let ticks = from.shared.ticks(ask.now.unwrap_or_else(Instant::now));
-    let cost = |index: &usize| seats[*index].person.ewma.cost(seats[*index].in_flight(), ticks) * pace[*index];
+    let cost = |index: &usize| endpoints[*index].stats.ewma.cost(endpoints[*index].in_flight(), ticks) * pace[*index];
     allowed.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
@@ -268,12 +278,15 @@ fn whole(weights: impl Iterator<Item = f64>, warming: bool) -> Vec<u64> {
 impl Hashed {
     const AWAY: u32 = u32::MAX;
 
-    fn new(roster: &Roster, old: Option<&Table>) -> Self {
-        let master = roster.snapshot.master().filter(|_| !roster.fell_back).map(|master| &master.code);
-        let hashed = |member: &&Member| member.seat.instance.weight > 0 && Some(&member.seat.instance.code) != master;
-        let members: Vec<&Member> = roster.members.iter().filter(hashed).collect();
-        let basis: Vec<_> =
-            members.iter().map(|member| (member.seat.instance.code.clone(), member.seat.instance.weight)).collect();
+    fn new(standings: &Standings, old: Option<&Table>) -> Self {
+        let master = standings.snapshot.master().filter(|_| !standings.fell_back).map(|master| &master.code);
+        let hashed =
+            |member: &&Member| member.endpoint.instance.weight > 0 && Some(&member.endpoint.instance.code) != master;
+        let members: Vec<&Member> = standings.members.iter().filter(hashed).collect();
+        let basis: Vec<_> = members
+            .iter()
+            .map(|member| (member.endpoint.instance.code.clone(), member.endpoint.instance.weight))
+            .collect();
         let maglev = match old.map(|table| &table.chooser) {
             Some(Ok(Chooser::Hash(old))) if old.basis == basis => old.maglev.clone(),
             _ => Arc::new(Maglev::new(&basis.iter().map(|(code, weight)| (&**code, *weight)).collect::<Vec<_>>())),

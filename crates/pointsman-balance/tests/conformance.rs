@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pointsman_balance::{Algorithm, Balancer, Loads, Outcome, PickError, Standing};
+use pointsman_balance::{Algorithm, Balancer, Endpoints, Outcome, PickError, Standing};
 use pointsman_core::{Instance, Role, Snapshot, Status, Term, View, ViewWriter};
 use proptest::prelude::*;
 
@@ -134,7 +134,7 @@ fn claims_survive_changes_of_the_snapshot() {
         let balancer = Balancer::builder(writer.view()).algorithm(algorithm).seed(1).build();
         let held: Vec<_> = (0..10).map(|i| balancer.pick(format!("{i}")).unwrap()).collect();
         let on_first = held.iter().filter(|claim| &**claim.code() == "code-000").count();
-        let in_flight = || balancer.loads().in_flight("code-000");
+        let in_flight = || balancer.endpoints().in_flight("code-000");
         assert_eq!(in_flight(), on_first);
         for weights in [&[5, 1][..], &[5, 1, 1], &[0, 2], &[]] {
             writer.store(Arc::new(weighted(weights)));
@@ -225,9 +225,9 @@ fn a_seed_is_replayed() {
 fn threads_that_pick_while_the_service_changes_leave_nothing_in_flight() {
     for algorithm in Algorithm::ALL {
         let mut writer = ViewWriter::new(weighted(&[1; 5]));
-        let loads = Loads::new();
-        let balancer = Balancer::builder(writer.view()).algorithm(algorithm).loads(loads.clone()).build();
-        let other = Balancer::builder(writer.view()).loads(loads.clone()).build();
+        let endpoints = Endpoints::new();
+        let balancer = Balancer::builder(writer.view()).algorithm(algorithm).endpoints(endpoints.clone()).build();
+        let other = Balancer::builder(writer.view()).endpoints(endpoints.clone()).build();
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let (balancer, other) = (balancer.clone(), other.clone());
@@ -250,7 +250,7 @@ fn threads_that_pick_while_the_service_changes_leave_nothing_in_flight() {
                 std::thread::yield_now();
             }
         });
-        assert!(loads.all_in_flight().iter().all(|(_, count)| *count == 0), "{algorithm}: {loads:?}");
+        assert!(endpoints.all_in_flight().iter().all(|(_, count)| *count == 0), "{algorithm}: {endpoints:?}");
         if algorithm == Algorithm::LeastConnections {
             // The ranking has not lost count either: what is idle is equal.
             assert!(counts(&balancer, 700).len() >= 5);
@@ -295,16 +295,17 @@ fn least_connections_does_not_flood_one_after_a_change() {
 
 #[test]
 fn least_connections_sees_what_other_balancers_have_in_flight() {
-    let (view, loads) = (View::fixed(weighted(&[1, 1])), Loads::new());
-    let least = Balancer::builder(view.clone()).algorithm(Algorithm::LeastConnections).loads(loads.clone()).build();
-    let by_url = Balancer::builder(view).algorithm(Algorithm::UrlHash).loads(loads.clone()).build();
+    let (view, endpoints) = (View::fixed(weighted(&[1, 1])), Endpoints::new());
+    let least =
+        Balancer::builder(view.clone()).algorithm(Algorithm::LeastConnections).endpoints(endpoints.clone()).build();
+    let by_url = Balancer::builder(view).algorithm(Algorithm::UrlHash).endpoints(endpoints.clone()).build();
     let held: Vec<_> = (0..10).map(|_| by_url.pick("/hot").unwrap()).collect();
     let more: Vec<_> = (0..10).map(|_| least.pick("").unwrap()).collect();
     assert!(more.iter().all(|claim| claim.code() != held[0].code()));
-    assert_eq!(loads.all_in_flight().iter().map(|(_, count)| *count).collect::<Vec<_>>(), [10, 10]);
+    assert_eq!(endpoints.all_in_flight().iter().map(|(_, count)| *count).collect::<Vec<_>>(), [10, 10]);
     drop(held);
     assert_ne!(least.pick("").unwrap().code(), more[0].code());
-    drop((least, by_url, loads));
+    drop((least, by_url, endpoints));
     drop(more);
 }
 

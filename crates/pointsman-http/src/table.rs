@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
-use pointsman_balance::{Balancer, Claim, Loads, PickError, Standing};
+use pointsman_balance::{Balancer, Claim, Endpoints, PickError, Standing};
 use pointsman_core::{Instance, View};
 use tokio::time::Instant;
 
@@ -85,7 +85,7 @@ pub(crate) struct Service {
     /// and who of them is called.
     pub(crate) view: View,
     health: Option<Arc<Health>>,
-    loads: Loads,
+    endpoints: Endpoints,
     /// One a worker.
     pub(crate) pools: Vec<Pool>,
     /// The same for HTTP/2.
@@ -232,7 +232,8 @@ impl Service {
             return Ok(old.clone());
         }
         let same_rule = old.filter(|old| old.settings.ejection == settings.ejection);
-        let loads = same_rule.map_or_else(|| Loads::with_ejection(settings.ejection), |old| old.loads.clone());
+        let endpoints =
+            same_rule.map_or_else(|| Endpoints::with_ejection(settings.ejection), |old| old.endpoints.clone());
         let same_limit = old.filter(|old| old.settings.max_in_flight == settings.max_in_flight);
         let seats = match same_limit {
             Some(old) => old.seats.clone(),
@@ -257,7 +258,7 @@ impl Service {
             source: view.clone(),
             view: health.as_ref().map_or(view, |health| health.view()).clone(),
             health,
-            loads,
+            endpoints,
             pools: (0..workers).map(|_| Pool::default()).collect(),
             connections: (0..workers).map(|_| Connections::default()).collect(),
             secret,
@@ -319,7 +320,7 @@ impl Service {
             passing: self.source.load().instances().len().saturating_sub(failing),
             failing,
             ejected: considered.iter().filter(|one| matches!(one.standing, Standing::Ejected { .. })).count(),
-            in_flight: self.loads.all_in_flight(),
+            in_flight: self.endpoints.all_in_flight(),
         }
     }
 
@@ -398,7 +399,7 @@ impl Target {
         let balancer = Balancer::builder(service.view.clone())
             .algorithm(pass.algorithm)
             .slow_start(service.settings.slow_start)
-            .loads(service.loads.clone())
+            .endpoints(service.endpoints.clone())
             .build();
         Self { service: service.clone(), balancer, role: pass.role }
     }

@@ -39,7 +39,7 @@ mod registry;
 pub mod tower;
 
 pub use pointsman_balance::{
-    Algorithm, Balancer, Builder as BalancerBuilder, Claim, Considered, Ejection, Explanation, Loads, Outcome,
+    Algorithm, Balancer, Builder as BalancerBuilder, Claim, Considered, Ejection, Endpoints, Explanation, Outcome,
     PickError, Standing, UnknownAlgorithm,
 };
 pub use pointsman_core::{

@@ -116,7 +116,7 @@ impl Builder {
 pub struct Service(pointsman_registry::Service);
 
 impl Service {
-    /// A balancer over the instances of this service, as they change. It has loads and health of its own; balancers that
+    /// A balancer over the instances of this service, as they change. It has figures and health of its own; balancers that
     /// are to share them are made with [`Balancer::builder`].
     #[must_use]
     pub fn balancer(&self, algorithm: Algorithm) -> Balancer {

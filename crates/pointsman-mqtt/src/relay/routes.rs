@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pointsman_balance::{Balancer, Claim, Loads, PickError};
+use pointsman_balance::{Balancer, Claim, Endpoints, PickError};
 use pointsman_core::{Instance, View};
 use regex::RegexSet;
 
@@ -21,7 +21,7 @@ pub(super) struct Routes {
     routes: Vec<Arc<Line>>,
     views: Views,
     /// One a service: its instances' claims in flight are counted over all routes, and outlive a reload.
-    loads: HashMap<Arc<str>, Loads>,
+    endpoints: HashMap<Arc<str>, Endpoints>,
     /// The codes of all instances of the services.
     known: HashSet<Arc<str>>,
     generations: Vec<u64>,
@@ -59,7 +59,7 @@ impl Chosen {
 }
 
 impl Routes {
-    /// Compiles the routes of `settings`. Loads of the routes before are taken over.
+    /// Compiles the routes of `settings`. Endpoints of the routes before are taken over.
     pub(super) fn new(
         settings: &Settings,
         views: Views,
@@ -67,21 +67,21 @@ impl Routes {
         before: Option<&Routes>,
     ) -> Result<Self, Invalid> {
         let set = compile(&settings.routes)?;
-        let mut loads = before.map(|routes| routes.loads.clone()).unwrap_or_default();
+        let mut endpoints = before.map(|routes| routes.endpoints.clone()).unwrap_or_default();
         let mut routes = Vec::new();
         for (index, route) in settings.routes.iter().enumerate() {
             let view = views.get(&route.service).cloned().ok_or_else(|| Invalid {
                 key: format!("route.{index}.service"),
                 reason: format!("{:?} is not followed", route.service),
             })?;
-            let loads = loads.entry(route.service.clone()).or_default().clone();
-            let balancer = Balancer::builder(view.clone()).algorithm(route.algorithm).loads(loads).build();
+            let endpoints = endpoints.entry(route.service.clone()).or_default().clone();
+            let balancer = Balancer::builder(view.clone()).algorithm(route.algorithm).endpoints(endpoints).build();
             let metrics = metrics.route(route);
             let deserted = AtomicBool::new(false);
             routes.push(Arc::new(Line { route: route.clone(), metrics, view, balancer, deserted }));
         }
-        loads.retain(|service, _| views.contains_key(service));
-        let mut it = Self { set, routes, views, loads, known: HashSet::new(), generations: Vec::new() };
+        endpoints.retain(|service, _| views.contains_key(service));
+        let mut it = Self { set, routes, views, endpoints, known: HashSet::new(), generations: Vec::new() };
         it.refresh();
         Ok(it)
     }

@@ -26,11 +26,11 @@ pub(crate) const NOBODY: u64 = u64::MAX;
 // On cache lines of its own, because every pick in turn writes it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(crate) struct Turn {
+pub(crate) struct Turns {
     next: AtomicU64,
 }
 
-impl Turn {
+impl Turns {
     /// The next turn of the balancer `owner`, for this thread.
     #[inline]
     pub(crate) fn next(&self, owner: u64) -> u64 {
@@ -62,7 +62,7 @@ impl Turn {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// See [`Turn::last`].
+    /// See [`Turns::last`].
     pub(crate) fn remember(&self, winner: u64) {
         self.next.store(winner, Ordering::Relaxed);
     }
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn turns_follow_one_another_however_fast() {
-        let (a, b) = (Turn::default(), Turn::default());
+        let (a, b) = (Turns::default(), Turns::default());
         for turn in 0..100_000 {
             assert_eq!(a.peek(100).last(), turn);
             assert_eq!(a.peek(100).next(NOBODY), turn);
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn no_turn_is_given_twice() {
-        let turn = Turn::default();
+        let turn = Turns::default();
         let mut all: Vec<u64> = std::thread::scope(|scope| {
             let one = || (0..50_000).map(|_| turn.next(102)).collect::<Vec<_>>();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn slow_threads_take_single_turns() {
-        let turn = Turn::default();
+        let turn = Turns::default();
         for i in 0..60 {
             let next = || std::thread::scope(|scope| scope.spawn(|| turn.next(103)).join().unwrap());
             assert_eq!((turn.next(103), next()), (2 * i, 2 * i + 1));

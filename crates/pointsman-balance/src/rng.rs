@@ -7,31 +7,31 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A source of random numbers that threads may share.
 #[derive(Debug)]
-pub(crate) enum Chance {
+pub(crate) enum Rng {
     /// Each thread's own generator: nothing is shared, so nothing is contended.
     PerThread,
     /// SplitMix64 over a shared counter: replayable where one thread picks.
     Seeded(AtomicU64),
 }
 
-impl Chance {
+impl Rng {
     pub(crate) fn new(seed: Option<u64>) -> Self {
-        seed.map_or(Chance::PerThread, |seed| Chance::Seeded(AtomicU64::new(seed)))
+        seed.map_or(Rng::PerThread, |seed| Rng::Seeded(AtomicU64::new(seed)))
     }
 
     /// 64 random bits.
     pub(crate) fn next(&self) -> u64 {
         match self {
-            Chance::PerThread => fastrand::u64(..),
-            Chance::Seeded(state) => mix(state.fetch_add(GOLDEN, Ordering::Relaxed)),
+            Rng::PerThread => fastrand::u64(..),
+            Rng::Seeded(state) => mix(state.fetch_add(GOLDEN, Ordering::Relaxed)),
         }
     }
 
     /// A copy that, where there is a seed, will give the same numbers, and disturbs nobody.
     pub(crate) fn peek(&self) -> Self {
         match self {
-            Chance::PerThread => Chance::PerThread,
-            Chance::Seeded(state) => Chance::Seeded(AtomicU64::new(state.load(Ordering::Relaxed))),
+            Rng::PerThread => Rng::PerThread,
+            Rng::Seeded(state) => Rng::Seeded(AtomicU64::new(state.load(Ordering::Relaxed))),
         }
     }
 }
@@ -54,12 +54,12 @@ mod tests {
 
     #[test]
     fn a_seed_is_replayed_and_peeking_does_not_disturb() {
-        let (a, b) = (Chance::new(Some(7)), Chance::new(Some(7)));
+        let (a, b) = (Rng::new(Some(7)), Rng::new(Some(7)));
         for _ in 0..10 {
             let ahead = a.peek().next();
             assert_eq!(a.next(), ahead);
             assert_eq!(b.next(), ahead);
         }
-        assert_ne!(Chance::new(Some(8)).next(), Chance::new(Some(7)).next());
+        assert_ne!(Rng::new(Some(8)).next(), Rng::new(Some(7)).next());
     }
 }

@@ -71,15 +71,15 @@ impl<T, E> From<&Result<T, E>> for Outcome {
     }
 }
 
-/// What all seats of a service share, and claims reach without the lock: the sign that a table has to be prepared anew.
+/// What all endpoints of a service share, and claims reach without the lock: the sign that a table has to be prepared anew.
 #[derive(Debug)]
-pub(crate) struct Alarm {
+pub(crate) struct Epoch {
     /// Rises when an instance has failed often enough to be judged.
     epoch: AtomicU64,
     threshold: u32,
 }
 
-impl Alarm {
+impl Epoch {
     pub(crate) fn new(ejection: Option<Ejection>) -> Self {
         let threshold = ejection.map_or(u32::MAX, |ejection| ejection.consecutive_failures.max(1));
         Self { epoch: AtomicU64::new(0), threshold }
@@ -89,7 +89,7 @@ impl Alarm {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Counts an outcome into an instance's failures in a row, and raises the alarm at the threshold.
+    /// Counts an outcome into an instance's failures in a row, and raises the epoch at the threshold.
     pub(crate) fn note(&self, failures: &Failures, outcome: Outcome, now: Option<Instant>) {
         match outcome {
             // The load spares healthy instances, which is nearly all of them, a contended write.
@@ -135,12 +135,12 @@ impl Failures {
 
 /// The ejections of one instance.
 #[derive(Debug, Default)]
-pub(crate) struct Record {
+pub(crate) struct Ejections {
     until: Option<Instant>,
     times: u32,
 }
 
-impl Record {
+impl Ejections {
     /// Until when it is ejected, if it is.
     pub(crate) fn ejected_until(&self, now: Instant) -> Option<Instant> {
         self.until.filter(|until| now < *until)
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn each_ejection_is_longer_and_good_time_is_forgiving() {
         let (rule, start) = (Ejection::default(), Instant::now());
-        let mut record = Record::default();
+        let mut record = Ejections::default();
         record.eject(&rule, start);
         assert_eq!(record.ejected_until(start), Some(start + 30 * SECOND));
         assert_eq!(record.ejected_until(start + 30 * SECOND), None);

@@ -7,31 +7,31 @@ use std::time::Instant;
 
 use pointsman_core::Instance;
 
+use crate::ejection::{Epoch, Failures};
 use crate::ewma::{Ewma, Ticks};
-use crate::health::{Alarm, Failures};
 use crate::ranking::Ranking;
 
 /// One instance as some snapshot shows it.
 ///
-/// The claims in flight are counted by the `Arc`s that hold a seat, as in tower's `PendingRequests`: a claim needs the
-/// `Arc` anyhow, and two atomic operations per claim are half of four. Who holds a seat without being a claim does so
+/// The claims in flight are counted by the `Arc`s that hold a endpoint, as in tower's `PendingRequests`: a claim needs the
+/// `Arc` anyhow, and two atomic operations per claim are half of four. Who holds a endpoint without being a claim does so
 /// through [`Keep`], which counts itself out.
 ///
-/// When an instance changes (weight, tags, role), it gets a new seat with the same [`Person`]; claims on the older seats
+/// When an instance changes (weight, tags, role), it gets a new endpoint with the same [`EndpointStats`]; claims on the older endpoints
 /// still count.
 // Aligned so that the counts in the `Arc`'s header, which every claim writes, share no cache line with what is only read.
 #[derive(Debug)]
 #[repr(align(64))]
-pub(crate) struct Seat {
+pub(crate) struct Endpoint {
     pub(crate) instance: Arc<Instance>,
-    pub(crate) person: Arc<Person>,
+    pub(crate) stats: Arc<EndpointStats>,
     keeps: AtomicUsize,
     older: Box<[Keep]>,
 }
 
-/// What stays the same about an instance while its seats change.
+/// What stays the same about an instance while its endpoints change.
 #[derive(Debug)]
-pub(crate) struct Person {
+pub(crate) struct EndpointStats {
     pub(crate) ewma: Ewma,
     pub(crate) failures: Failures,
     pub(crate) shared: Arc<Shared>,
@@ -42,7 +42,7 @@ pub(crate) struct Person {
 /// What all instances of a service share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) alarm: Alarm,
+    pub(crate) epoch: Epoch,
     pub(crate) ranking: Ranking,
     /// The zero of [`Ticks`].
     pub(crate) base: Instant,
@@ -54,27 +54,27 @@ impl Shared {
     }
 }
 
-impl Person {
+impl EndpointStats {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { ewma: Ewma::default(), failures: Failures::default(), shared, leaf: AtomicU32::new(Ranking::NOWHERE) }
     }
 }
 
-impl Seat {
-    /// A seat for an instance that had none.
-    pub(crate) fn first(instance: Arc<Instance>, person: Arc<Person>) -> Keep {
-        Self::with_older(instance, person, Box::default())
+impl Endpoint {
+    /// A endpoint for an instance that had none.
+    pub(crate) fn first(instance: Arc<Instance>, stats: Arc<EndpointStats>) -> Keep {
+        Self::with_older(instance, stats, Box::default())
     }
 
-    /// A seat for an instance that has changed. Of its former seats those on which claims are still held stay counted.
+    /// A endpoint for an instance that has changed. Of its former endpoints those on which claims are still held stay counted.
     pub(crate) fn after(former: &Keep, instance: Arc<Instance>) -> Keep {
-        let older = former.older.iter().chain([former]).filter(|seat| seat.own_claims() > 0).cloned().collect();
-        Self::with_older(instance, former.person.clone(), older)
+        let older = former.older.iter().chain([former]).filter(|endpoint| endpoint.own_claims() > 0).cloned().collect();
+        Self::with_older(instance, former.stats.clone(), older)
     }
 
-    fn with_older(instance: Arc<Instance>, person: Arc<Person>, older: Box<[Keep]>) -> Keep {
-        let seat = Arc::new(Self { instance, person, keeps: AtomicUsize::new(1), older });
-        Keep { seat }
+    fn with_older(instance: Arc<Instance>, stats: Arc<EndpointStats>, older: Box<[Keep]>) -> Keep {
+        let endpoint = Arc::new(Self { instance, stats, keeps: AtomicUsize::new(1), older });
+        Keep { endpoint }
     }
 
     /// How many claims are held on the instance. Exact while no table is being prepared or dropped at this very moment;
@@ -85,74 +85,74 @@ impl Seat {
     }
 }
 
-fn own_claims(seat: &Arc<Seat>) -> usize {
+fn own_claims(endpoint: &Arc<Endpoint>) -> usize {
     // The count of keeps is the first to fall and the last to rise, so that this is never too low.
-    Arc::strong_count(seat).saturating_sub(seat.keeps.load(Ordering::Acquire))
+    Arc::strong_count(endpoint).saturating_sub(endpoint.keeps.load(Ordering::Acquire))
 }
 
-/// A hold on a seat that is not a claim.
+/// A hold on a endpoint that is not a claim.
 #[derive(Debug)]
 pub(crate) struct Keep {
-    seat: Arc<Seat>,
+    endpoint: Arc<Endpoint>,
 }
 
 impl Keep {
     fn own_claims(&self) -> usize {
-        own_claims(&self.seat)
+        own_claims(&self.endpoint)
     }
 
-    /// The seat, held as by a claim.
+    /// The endpoint, held as by a claim.
     #[inline]
-    pub(crate) fn claim(&self) -> Arc<Seat> {
-        Arc::clone(&self.seat)
+    pub(crate) fn claim(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.endpoint)
     }
 }
 
 impl Deref for Keep {
-    type Target = Arc<Seat>;
+    type Target = Arc<Endpoint>;
 
     #[inline]
-    fn deref(&self) -> &Arc<Seat> {
-        &self.seat
+    fn deref(&self) -> &Arc<Endpoint> {
+        &self.endpoint
     }
 }
 
 impl Clone for Keep {
     fn clone(&self) -> Self {
-        let seat = Arc::clone(&self.seat);
-        seat.keeps.fetch_add(1, Ordering::AcqRel);
-        Self { seat }
+        let endpoint = Arc::clone(&self.endpoint);
+        endpoint.keeps.fetch_add(1, Ordering::AcqRel);
+        Self { endpoint }
     }
 }
 
 impl Drop for Keep {
     fn drop(&mut self) {
-        self.seat.keeps.fetch_sub(1, Ordering::AcqRel);
+        self.endpoint.keeps.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loads::Loads;
+    use crate::endpoints::Endpoints;
 
     #[test]
     fn claims_on_former_seats_still_count() {
-        let person = Arc::new(Person::new(Loads::new().shared().clone()));
+        let stats = Arc::new(EndpointStats::new(Endpoints::new().shared().clone()));
         let instance = Arc::new(Instance::new("s"));
-        let first = Seat::first(instance.clone(), person);
+        let first = Endpoint::first(instance.clone(), stats);
         let _kept = first.clone();
         assert_eq!(first.in_flight(), 0);
         let (a, b) = (first.claim(), first.claim());
-        let second = Seat::after(&first, instance.clone());
+        let second = Endpoint::after(&first, instance.clone());
         drop(first);
         let c = second.claim();
         assert_eq!(second.in_flight(), 3);
-        let third = Seat::after(&second, instance.clone());
+        let third = Endpoint::after(&second, instance.clone());
         drop((second, a));
         assert_eq!(third.in_flight(), 2);
         drop((b, c));
         assert_eq!(third.in_flight(), 0);
-        assert!(Seat::after(&third, instance).older.is_empty());
+        assert!(Endpoint::after(&third, instance).older.is_empty());
     }
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use pointsman_core::{Snapshot, Status, View};
 
+use crate::ejection::{Ejection, Epoch};
+use crate::endpoint::Keep;
+use crate::endpoints::{Endpoints, Entries};
 use crate::error::PickError;
-use crate::health::{Alarm, Ejection};
-use crate::loads::{Accounts, Loads};
-use crate::seat::Keep;
 
 /// The share of its weight with which a new instance starts: Envoy's `min_weight_percent`.
 const FIRST_SHARE: f64 = 0.1;
@@ -39,7 +39,7 @@ pub enum Standing {
     Excluded,
 }
 
-/// What a balancer asks of a roster.
+/// What a balancer asks of a standings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) fall_back_to_master: bool,
@@ -48,7 +48,7 @@ pub(crate) struct Rules {
 
 /// All instances of a snapshot with their standing.
 #[derive(Debug)]
-pub(crate) struct Roster {
+pub(crate) struct Standings {
     pub(crate) snapshot: Arc<Snapshot>,
     /// In the order of the codes.
     pub(crate) members: Vec<Member>,
@@ -63,7 +63,7 @@ pub(crate) struct Roster {
 
 #[derive(Debug)]
 pub(crate) struct Member {
-    pub(crate) seat: Keep,
+    pub(crate) endpoint: Keep,
     pub(crate) standing: Standing,
     /// The share of its weight that counts now: below 1 while it warms up.
     pub(crate) warmth: f64,
@@ -71,7 +71,7 @@ pub(crate) struct Member {
     pub(crate) able: bool,
 }
 
-/// What a roster was made from: while nothing of it has changed, the roster holds.
+/// What a standings was made from: while nothing of it has changed, the standings holds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     generation: u64,
@@ -82,23 +82,29 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// Whether nothing has changed since. The clock is asked only if somebody is ejected or warming up.
     #[inline]
-    pub(crate) fn holds(&self, view: &View, alarm: &Alarm, now: Option<Instant>) -> bool {
-        let same = self.generation == view.generation() && self.epoch == alarm.epoch();
+    pub(crate) fn holds(&self, view: &View, epoch: &Epoch, now: Option<Instant>) -> bool {
+        let same = self.generation == view.generation() && self.epoch == epoch.epoch();
         same && self.until.is_none_or(|until| now.unwrap_or_else(Instant::now) < until)
     }
 }
 
-impl Roster {
-    pub(crate) fn draw_up(view: &View, accounts: &mut Accounts, loads: &Loads, rules: Rules, now: Instant) -> Self {
-        // Both before what they stand for: a change in between makes the roster look too old, never too new.
-        let (generation, epoch) = (view.generation(), loads.shared().alarm.epoch());
+impl Standings {
+    pub(crate) fn draw_up(
+        view: &View,
+        entries: &mut Entries,
+        endpoints: &Endpoints,
+        rules: Rules,
+        now: Instant,
+    ) -> Self {
+        // Both before what they stand for: a change in between makes the standings look too old, never too new.
+        let (generation, epoch) = (view.generation(), endpoints.shared().epoch.epoch());
         let snapshot = view.load();
-        accounts.follow(&snapshot, loads.shared(), now);
+        entries.follow(&snapshot, endpoints.shared(), now);
         let able = able(&snapshot, rules);
-        if let Some(rule) = loads.ejection() {
-            judge(accounts, &snapshot, &able, rule, loads, now);
+        if let Some(rule) = endpoints.ejection() {
+            judge(entries, &snapshot, &able, rule, endpoints, now);
         }
-        let mut roster = Self {
+        let mut standings = Self {
             members: Vec::with_capacity(able.len()),
             stamp: Stamp { generation, epoch, until: None },
             panic: false,
@@ -108,9 +114,9 @@ impl Roster {
             warming: false,
             snapshot,
         };
-        roster.enrol(accounts, &able, rules, now);
-        roster.calm_down(loads.ejection());
-        roster
+        standings.enrol(entries, &able, rules, now);
+        standings.calm_down(endpoints.ejection());
+        standings
     }
 
     /// Why nobody can be picked, where nobody can.
@@ -128,10 +134,10 @@ impl Roster {
         })
     }
 
-    fn enrol(&mut self, accounts: &Accounts, able: &[bool], rules: Rules, now: Instant) {
+    fn enrol(&mut self, entries: &Entries, able: &[bool], rules: Rules, now: Instant) {
         for (instance, &able) in self.snapshot.instances().iter().zip(able) {
-            let Some(account) = accounts.get(&instance.code) else { continue };
-            let ejected = account.record.ejected_until(now);
+            let Some(entry) = entries.get(&instance.code) else { continue };
+            let ejected = entry.ejections.ejected_until(now);
             let standing = match ejected {
                 _ if instance.status != Status::Passing => Standing::Drained,
                 _ if instance.weight == 0 => Standing::Weightless,
@@ -139,11 +145,11 @@ impl Roster {
                 Some(until) => Standing::Ejected { until },
                 None => Standing::Candidate,
             };
-            let (warmth, next) = warmth(account.joined, rules.slow_start, now);
+            let (warmth, next) = warmth(entry.joined, rules.slow_start, now);
             let next = if able { next.into_iter().chain(ejected).min() } else { None };
             self.stamp.until = self.stamp.until.into_iter().chain(next).min();
             self.warming |= able && warmth < 1.0;
-            self.members.push(Member { seat: account.seat.clone(), standing, warmth, able });
+            self.members.push(Member { endpoint: entry.endpoint.clone(), standing, warmth, able });
         }
     }
 
@@ -173,16 +179,23 @@ fn able(snapshot: &Snapshot, rules: Rules) -> Vec<bool> {
 }
 
 /// Ejects those who have failed too often in a row, as far as the limit allows. The others must fail so often again.
-fn judge(accounts: &mut Accounts, snapshot: &Snapshot, able: &[bool], rule: &Ejection, loads: &Loads, now: Instant) {
-    let is_out = |code: &str| accounts.get(code).is_some_and(|account| account.record.ejected_until(now).is_some());
+fn judge(
+    entries: &mut Entries,
+    snapshot: &Snapshot,
+    able: &[bool],
+    rule: &Ejection,
+    endpoints: &Endpoints,
+    now: Instant,
+) {
+    let is_out = |code: &str| entries.get(code).is_some_and(|entry| entry.ejections.ejected_until(now).is_some());
     let candidates = || snapshot.instances().iter().zip(able).filter(|(_, able)| **able).map(|(instance, _)| instance);
     let mut ejected = candidates().filter(|instance| is_out(&instance.code)).count();
     let limit = rule.limit(candidates().count());
     for instance in candidates() {
-        let Some(account) = accounts.get_mut(&instance.code) else { continue };
-        let Some(at) = loads.shared().alarm.take(&account.seat.person.failures) else { continue };
-        if ejected < limit && account.record.ejected_until(now).is_none() {
-            account.record.eject(rule, at);
+        let Some(entry) = entries.get_mut(&instance.code) else { continue };
+        let Some(at) = endpoints.shared().epoch.take(&entry.endpoint.stats.failures) else { continue };
+        if ejected < limit && entry.ejections.ejected_until(now).is_none() {
+            entry.ejections.eject(rule, at);
             ejected += 1;
         }
     }

@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use pointsman_core::{Instance, Snapshot};
 
-use crate::health::{Alarm, Ejection, Record};
+use crate::ejection::{Ejection, Ejections, Epoch};
+use crate::endpoint::{Endpoint, EndpointStats, Keep, Shared};
 use crate::ranking::Ranking;
-use crate::seat::{Keep, Person, Seat, Shared};
 
 /// The claims in flight, the latencies and the health of one service's instances.
 ///
-/// Each balancer has its own, unless several are given one in common ([`Builder::loads`](crate::Builder::loads)): do that
+/// Each balancer has its own, unless several are given one in common ([`Builder::endpoints`](crate::Builder::endpoints)): do that
 /// where several routes lead to one service, so that each sees what the others have sent. Cheap to clone; the clones are
 /// one. Keyed by code, so it belongs to one service.
 #[derive(Debug, Clone)]
-pub struct Loads {
+pub struct Endpoints {
     inner: Arc<Inner>,
 }
 
@@ -25,12 +25,12 @@ struct Inner {
     shared: Arc<Shared>,
     ejection: Option<Ejection>,
     /// Taken when a table is prepared, never by a pick that finds one ready.
-    accounts: Mutex<Accounts>,
+    entries: Mutex<Entries>,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Accounts {
-    by_code: HashMap<Arc<str>, Account>,
+pub(crate) struct Entries {
+    by_code: HashMap<Arc<str>, Record>,
     /// How many snapshots have been followed.
     round: u64,
     /// Whether a snapshot with instances has been seen: who joins after it is new, who is in it is not.
@@ -39,16 +39,16 @@ pub(crate) struct Accounts {
 
 /// One code's.
 #[derive(Debug)]
-pub(crate) struct Account {
-    pub(crate) seat: Keep,
+pub(crate) struct Record {
+    pub(crate) endpoint: Keep,
     /// When it joined; `None` if it was there from the first.
     pub(crate) joined: Option<Instant>,
-    pub(crate) record: Record,
+    pub(crate) ejections: Ejections,
     /// The last round in which it was there.
     seen: u64,
 }
 
-impl Loads {
+impl Endpoints {
     /// Nothing in flight, with the default [`Ejection`].
     #[must_use]
     pub fn new() -> Self {
@@ -58,23 +58,23 @@ impl Loads {
     /// Nothing in flight; ejecting by this rule, or never.
     #[must_use]
     pub fn with_ejection(ejection: Option<Ejection>) -> Self {
-        let alarm = Alarm::new(ejection);
-        let shared = Arc::new(Shared { alarm, ranking: Ranking::default(), base: Instant::now() });
-        Self { inner: Arc::new(Inner { shared, ejection, accounts: Mutex::default() }) }
+        let epoch = Epoch::new(ejection);
+        let shared = Arc::new(Shared { epoch, ranking: Ranking::default(), base: Instant::now() });
+        Self { inner: Arc::new(Inner { shared, ejection, entries: Mutex::default() }) }
     }
 
     /// How many claims are in flight at the instance with this code; 0 for one that is not known.
     #[must_use]
     pub fn in_flight(&self, code: &str) -> usize {
-        self.lock().by_code.get(code).map_or(0, |account| account.seat.in_flight())
+        self.lock().by_code.get(code).map_or(0, |entry| entry.endpoint.in_flight())
     }
 
     /// How many claims are in flight at each instance, and at each that has left with claims still held on it; in the
     /// order of the codes.
     #[must_use]
     pub fn all_in_flight(&self) -> Vec<(Arc<str>, usize)> {
-        let accounts = self.lock();
-        let figures = accounts.by_code.iter().map(|(code, account)| (code.clone(), account.seat.in_flight()));
+        let entries = self.lock();
+        let figures = entries.by_code.iter().map(|(code, entry)| (code.clone(), entry.endpoint.in_flight()));
         let mut figures: Vec<_> = figures.collect();
         figures.sort_unstable();
         figures
@@ -88,13 +88,13 @@ impl Loads {
         self.inner.ejection.as_ref()
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Accounts> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Entries> {
         // No user code runs under this lock, and each step leaves the map whole.
-        self.inner.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Default for Loads {
+impl Default for Endpoints {
     fn default() -> Self {
         Self::new()
     }
@@ -102,56 +102,56 @@ impl Default for Loads {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The ranking holds seats, and seats hold the ranking.
+        // The ranking holds endpoints, and endpoints hold the ranking.
         self.shared.ranking.clear();
     }
 }
 
-impl Accounts {
-    /// Brings the accounts up to a snapshot: seats for who is new or has changed; who has left stays only while claims are
+impl Entries {
+    /// Brings the entries up to a snapshot: endpoints for who is new or has changed; who has left stays only while claims are
     /// held on it, so that its count is right if it returns.
     pub(crate) fn follow(&mut self, snapshot: &Snapshot, shared: &Arc<Shared>, now: Instant) {
         let (before, round) = (self.round, self.round + 1);
         self.round = round;
         let joined = self.started.then_some(now);
         for instance in snapshot.instances() {
-            if let Some(account) = self.by_code.get_mut(&instance.code) {
-                if account.seen != before {
-                    account.start_anew(joined);
+            if let Some(entry) = self.by_code.get_mut(&instance.code) {
+                if entry.seen != before {
+                    entry.start_anew(joined);
                 }
-                account.seen = round;
-                account.show(instance);
+                entry.seen = round;
+                entry.show(instance);
             } else {
-                let seat = Seat::first(instance.clone(), Arc::new(Person::new(shared.clone())));
-                let account = Account { seat, joined, record: Record::default(), seen: round };
-                self.by_code.insert(instance.code.clone(), account);
+                let endpoint = Endpoint::first(instance.clone(), Arc::new(EndpointStats::new(shared.clone())));
+                let entry = Record { endpoint, joined, ejections: Ejections::default(), seen: round };
+                self.by_code.insert(instance.code.clone(), entry);
             }
         }
         self.started |= !snapshot.instances().is_empty();
-        self.by_code.retain(|_, account| account.seen == round || account.seat.in_flight() > 0);
+        self.by_code.retain(|_, entry| entry.seen == round || entry.endpoint.in_flight() > 0);
     }
 
-    pub(crate) fn get(&self, code: &str) -> Option<&Account> {
+    pub(crate) fn get(&self, code: &str) -> Option<&Record> {
         self.by_code.get(code)
     }
 
-    pub(crate) fn get_mut(&mut self, code: &str) -> Option<&mut Account> {
+    pub(crate) fn get_mut(&mut self, code: &str) -> Option<&mut Record> {
         self.by_code.get_mut(code)
     }
 }
 
-impl Account {
+impl Record {
     /// It has left and come back: its latencies and failures were those of another process.
     fn start_anew(&mut self, joined: Option<Instant>) {
         self.joined = joined;
-        self.record = Record::default();
-        self.seat.person.failures.reset();
-        self.seat.person.ewma.reset();
+        self.ejections = Ejections::default();
+        self.endpoint.stats.failures.reset();
+        self.endpoint.stats.ewma.reset();
     }
 
     fn show(&mut self, instance: &Arc<Instance>) {
-        if !Arc::ptr_eq(&self.seat.instance, instance) && self.seat.instance != *instance {
-            self.seat = Seat::after(&self.seat, instance.clone());
+        if !Arc::ptr_eq(&self.endpoint.instance, instance) && self.endpoint.instance != *instance {
+            self.endpoint = Endpoint::after(&self.endpoint, instance.clone());
         }
     }
 }
