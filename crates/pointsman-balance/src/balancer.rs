@@ -16,8 +16,9 @@ use crate::endpoints::Endpoints;
 use crate::error::PickError;
 use crate::explanation::Explanation;
 use crate::rng::Rng;
+use crate::rules::Candidates;
 use crate::standings::{Rules, Standings};
-use crate::table::{Ask, Sources, Table, with_last_used};
+use crate::table::{Ask, Claimed, Passes, Sources, Table, with_last_used};
 use crate::turns::{NOBODY, Turns};
 
 /// Picks instances of one service by one algorithm. Cheap to clone; the clones are one balancer.
@@ -85,7 +86,7 @@ impl Balancer {
             view,
             algorithm: Algorithm::default(),
             seed: None,
-            rules: Rules { fall_back_to_master: true, slow_start: None },
+            rules: Rules { candidates: Candidates::Normals, fall_back_to_master: true, slow_start: None },
             ejection: Some(Ejection::default()),
             endpoints: None,
         }
@@ -124,31 +125,31 @@ impl Balancer {
         self.claim(key.as_ref(), Some(now))
     }
 
-    /// Picks an instance whose code is not in `excluded`: for trying again elsewhere. O(n).
+    /// Picks an instance whose code is not in `excluded`: for trying again elsewhere, or where an instance has as much as it may. Where
+    /// all those that would be picked otherwise are excluded, the next are used in the order of [`Tier`](crate::Tier): the master, and
+    /// then those that are ejected, guarded or failing. Those whose last call has failed come last within theirs. O(n).
     ///
     /// # Errors
     ///
-    /// As [`Balancer::pick`]; [`PickError::AllExcluded`] when there is no other. The master does not step in for that.
+    /// As [`Balancer::pick`]; [`PickError::AllExcluded`] when there is no other.
     pub fn pick_excluding(&self, key: impl AsRef<[u8]>, excluded: &[impl AsRef<str>]) -> Result<Claim, PickError> {
         // Read out first: what the caller's type does in `as_ref` must not run under a lock.
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
-        let passes = |endpoint: &Endpoint| !excluded.contains(&&*endpoint.instance.code);
+        let passes: Passes<'_> = &|endpoint| !excluded.contains(&&*endpoint.instance.code);
         let now = self.inner.start(None);
         let ask = Ask { owner: self.inner.number, key: key.as_ref(), now };
-        let endpoint = self.with_table(now, |table| {
-            table.claim_if(&self.inner.sources, ask, &passes).ok_or_else(|| table.refusal())
-        })?;
-        Ok(self.inner.made(endpoint, now))
+        let claimed = self
+            .with_table(now, |table| table.claim_if(&self.inner.sources, ask, passes).ok_or_else(|| table.refusal()))?;
+        Ok(self.inner.made_of(claimed, now))
     }
 
-    /// Claims the instance with this code, if it is one of those that could be picked now: for a caller that has reasons of its
-    /// own to stay with an instance. `None` otherwise. O(n).
+    /// Claims the instance with this code, whatever its role, if it serves as well as any other: for a caller that has reasons of its own
+    /// to stay with an instance. `None` where it is drained, guarded, ejected or failing, or, with [`Candidates::Master`], is not the
+    /// master. O(n).
     #[must_use]
     pub fn pick_code(&self, code: &str) -> Option<Claim> {
-        let passes = |endpoint: &Endpoint| &*endpoint.instance.code == code;
         let now = self.inner.start(None);
-        let ask = Ask { owner: self.inner.number, key: code.as_bytes(), now };
-        let endpoint = self.with_table(now, |table| table.claim_if(&self.inner.sources, ask, &passes))?;
+        let endpoint = self.with_table(now, |table| table.claim_code(code))?;
         Some(self.inner.made(endpoint, now))
     }
 
@@ -183,6 +184,12 @@ impl Balancer {
             Explanation::new(&table.standings, inner.algorithm, chosen, &excludes, now)
         };
         self.with_table(Some(now), explain)
+    }
+
+    /// Among which instances it chooses.
+    #[must_use]
+    pub fn candidates(&self) -> Candidates {
+        self.inner.rules.candidates
     }
 
     /// The algorithm.
@@ -222,7 +229,7 @@ impl Balancer {
         let now = self.inner.start(now);
         match self.with_table(now, |table| table.claim(&self.inner.sources, Ask { owner: self.inner.number, key, now }))
         {
-            Some(endpoint) => Ok(self.inner.made(endpoint, now)),
+            Some(endpoint) => Ok(self.inner.made_by_algorithm(endpoint, now)),
             None => Err(self.with_table(now, Table::refusal)),
         }
     }
@@ -247,13 +254,30 @@ impl Inner {
         table.standings.stamp.holds(&self.view, &self.sources.shared.epoch, now)
     }
 
-    /// Makes a claim of a endpoint that is held for it.
+    /// Makes a claim of an endpoint that is held for it by [`Table::claim`].
+    #[inline]
+    fn made_by_algorithm(&self, endpoint: Arc<Endpoint>, now: Option<Instant>) -> Claim {
+        if self.is_ranked() { Claim::new(endpoint, None, true) } else { self.made(endpoint, now) }
+    }
+
+    fn made_of(&self, claimed: Claimed, now: Option<Instant>) -> Claim {
+        let Claimed { endpoint, is_ranked } = claimed;
+        if is_ranked { Claim::new(endpoint, None, true) } else { self.made(endpoint, now) }
+    }
+
+    /// Makes a claim of an endpoint that is held for it, and that no ranking has counted.
     #[inline]
     fn made(&self, endpoint: Arc<Endpoint>, now: Option<Instant>) -> Claim {
         let ranking = &self.sources.shared.ranking;
         let started = if self.algorithm == Algorithm::PeakEwma { now } else { None };
-        let ranked = self.algorithm == Algorithm::LeastConnections || (ranking.is_active() && ranking.enter(&endpoint));
+        let ranked = ranking.is_active() && ranking.enter(&endpoint);
         Claim::new(endpoint, started, ranked)
+    }
+
+    /// Whether claims are made through the ranking.
+    #[inline]
+    fn is_ranked(&self) -> bool {
+        self.algorithm == Algorithm::LeastConnections && self.rules.candidates == Candidates::Normals
     }
 
     /// The table that all threads share, prepared anew if it does not hold and nobody else is at it; and whether it holds.
@@ -313,7 +337,14 @@ impl Builder {
         self
     }
 
-    /// Whether the master takes the work where no normal instance can. Default: it does.
+    /// Among which instances to choose. Default: [`Candidates::Normals`].
+    pub fn candidates(mut self, candidates: Candidates) -> Self {
+        self.rules.candidates = candidates;
+        self
+    }
+
+    /// Whether the master takes the work where no normal instance can serve: none is registered, or all are drained, ejected, guarded,
+    /// failing or excluded. Default: it does.
     pub fn fall_back_to_master(mut self, on: bool) -> Self {
         self.rules.fall_back_to_master = on;
         self
@@ -328,7 +359,7 @@ impl Builder {
     }
 
     /// By what rule instances are ejected; `None` for never. Default: [`Ejection::default`]. Without effect where endpoints are
-    /// shared: [`Endpoints::with_ejection`] says it for them.
+    /// shared: [`Endpoints::set_ejection`] says it for them.
     pub fn ejection(mut self, ejection: impl Into<Option<Ejection>>) -> Self {
         self.ejection = ejection.into();
         self
@@ -351,7 +382,7 @@ impl Builder {
             view: self.view,
             algorithm: self.algorithm,
             rules: self.rules,
-            sources: Sources { turn: Turns::default(), rng: Rng::new(self.seed), shared: endpoints.shared().clone() },
+            sources: Sources { turns: Turns::default(), rng: Rng::new(self.seed), shared: endpoints.shared().clone() },
             endpoints,
             table: ArcSwapOption::empty(),
             preparing: Mutex::new(()),

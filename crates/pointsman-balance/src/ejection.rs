@@ -1,6 +1,6 @@
-//! Passive ejection: who keeps failing gets no calls for a while.
+//! Passive ejection: an instance that keeps failing gets no calls for a while.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ejection {
-    /// So many failures in a row eject. Default 5.
+    /// Number of failures in a row that eject an instance. Default 5.
     pub consecutive_failures: u32,
     /// The sweep: for each such time that an instance stays in after an ejection, one earlier ejection is forgiven. Default
     /// 10 s.
@@ -22,11 +22,11 @@ pub struct Ejection {
     pub base_time: Duration,
     /// No ejection lasts longer. Default 300 s.
     pub max_time: Duration,
-    /// At most this share of the instances that may be given work is ejected at a time, but always at least one. Default
-    /// 10.
+    /// Maximum share of the registered normal instances that is ejected at a time; one always may be. Default 10. The master
+    /// does not count, nor do guarded instances and those that fail their active checks.
     pub max_percent: u32,
-    /// When fewer than this share would remain, all are used, ejected or not. Default 50; 0 turns it off except for the
-    /// last one, who is never ejected in effect.
+    /// When fewer than this share of them would remain, ejections are disregarded. Default 50; 0 turns it off. Where none at all
+    /// remains, the master comes before those that are ejected.
     pub panic_percent: u32,
 }
 
@@ -51,7 +51,7 @@ impl Ejection {
 
     /// Whether so few are left that ejection is disregarded.
     pub(crate) fn panics(&self, healthy: usize, candidates: usize) -> bool {
-        healthy == 0 || healthy * 100 < candidates * self.panic_percent as usize
+        healthy * 100 < candidates * self.panic_percent as usize
     }
 }
 
@@ -71,18 +71,31 @@ impl<T, E> From<&Result<T, E>> for Outcome {
     }
 }
 
-/// What all endpoints of a service share, and claims reach without the lock: the sign that a table has to be prepared anew.
+/// The sign that tables have to be prepared anew, which claims give without any lock.
 #[derive(Debug)]
 pub(crate) struct Epoch {
-    /// Rises when an instance has failed often enough to be judged.
+    /// Rises when something is known of an instance that may change whether it is used.
     epoch: AtomicU64,
-    threshold: u32,
+    threshold: AtomicU32,
 }
 
 impl Epoch {
     pub(crate) fn new(ejection: Option<Ejection>) -> Self {
+        let it = Self { epoch: AtomicU64::new(0), threshold: AtomicU32::new(0) };
+        it.judge_by(ejection);
+        it
+    }
+
+    /// From now on so many failures in a row are needed.
+    pub(crate) fn judge_by(&self, ejection: Option<Ejection>) {
         let threshold = ejection.map_or(u32::MAX, |ejection| ejection.consecutive_failures.max(1));
-        Self { epoch: AtomicU64::new(0), threshold }
+        self.threshold.store(threshold, Ordering::Relaxed);
+        self.advance();
+    }
+
+    /// Lets tables be prepared anew.
+    pub(crate) fn advance(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -96,19 +109,27 @@ impl Epoch {
             Outcome::Success if failures.in_a_row.load(Ordering::Relaxed) == 0 => {}
             Outcome::Success => failures.in_a_row.store(0, Ordering::Relaxed),
             Outcome::Failure => {
-                if failures.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1) == self.threshold {
+                let in_a_row = failures.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                if failures.is_guarded.load(Ordering::Relaxed) {
+                    // One is enough for it to be taken for dead.
+                    if !failures.while_guarded.swap(true, Ordering::Relaxed) {
+                        self.advance();
+                    }
+                } else if in_a_row == self.threshold.load(Ordering::Relaxed) {
                     failures.set_last(Some(now.unwrap_or_else(Instant::now)));
-                    self.epoch.fetch_add(1, Ordering::Release);
+                    self.advance();
                 }
             }
         }
     }
 
-    /// If there are so many failures in a row that they are to be judged: when the last of them was. Counts anew.
+    /// Whether there are so many failures in a row that they are to be judged.
+    pub(crate) fn is_due(&self, failures: &Failures) -> bool {
+        failures.in_a_row.load(Ordering::Relaxed) >= self.threshold.load(Ordering::Relaxed)
+    }
+
+    /// When the last failure was that is to be judged. Counts anew.
     pub(crate) fn take(&self, failures: &Failures) -> Option<Instant> {
-        if failures.in_a_row.load(Ordering::Relaxed) < self.threshold {
-            return None;
-        }
         failures.in_a_row.store(0, Ordering::Relaxed);
         failures.set_last(None)
     }
@@ -120,12 +141,36 @@ pub(crate) struct Failures {
     in_a_row: AtomicU32,
     /// When the threshold was reached: the next pick, which judges it, may be long after.
     last: Mutex<Option<Instant>>,
+    /// The registry has lost the instance.
+    is_guarded: AtomicBool,
+    /// A call has failed since, or the last one before.
+    while_guarded: AtomicBool,
 }
 
 impl Failures {
     /// Counts anew.
     pub(crate) fn reset(&self) {
         self.in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the last call has failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.in_a_row.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes in whether the instance is guarded now.
+    pub(crate) fn guard(&self, is_guarded: bool) {
+        if self.is_guarded.swap(is_guarded, Ordering::Relaxed) != is_guarded {
+            self.while_guarded.store(is_guarded && self.is_failing(), Ordering::Relaxed);
+            if !is_guarded {
+                self.reset();
+            }
+        }
+    }
+
+    /// Whether a call has failed since the instance is guarded.
+    pub(crate) fn have_come_while_guarded(&self) -> bool {
+        self.while_guarded.load(Ordering::Relaxed)
     }
 
     fn set_last(&self, at: Option<Instant>) -> Option<Instant> {
@@ -187,6 +232,6 @@ mod tests {
     fn the_limits_of_envoy() {
         let rule = Ejection::default();
         assert_eq!([1, 9, 10, 19, 20, 1000].map(|n| rule.limit(n)), [1, 1, 1, 1, 2, 100]);
-        assert!(rule.panics(0, 1) && !rule.panics(1, 2) && rule.panics(1, 3));
+        assert!(!rule.panics(1, 2) && rule.panics(1, 3));
     }
 }

@@ -1,4 +1,4 @@
-//! What balancers over one service share: who has how much in flight, who fails, who is new.
+//! What balancers over one service share: what is in flight, what has failed, what is new.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,13 @@ use pointsman_core::{Instance, Snapshot};
 use crate::ejection::{Ejection, Ejections, Epoch};
 use crate::endpoint::{Endpoint, EndpointStats, Keep, Shared};
 use crate::ranking::Ranking;
+use crate::rules::{CheckState, Evidence};
 
 /// The claims in flight, the latencies and the health of one service's instances.
 ///
 /// Each balancer has its own, unless several are given one in common ([`Builder::endpoints`](crate::Builder::endpoints)): do that
 /// where several routes lead to one service, so that each sees what the others have sent. Cheap to clone; the clones are
-/// one. Keyed by code, so it belongs to one service.
+/// one. It belongs to one service: an endpoint is known by its code and its address, and another address is another endpoint.
 #[derive(Debug, Clone)]
 pub struct Endpoints {
     inner: Arc<Inner>,
@@ -23,13 +24,19 @@ pub struct Endpoints {
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
-    ejection: Option<Ejection>,
     /// Taken when a table is prepared, never by a pick that finds one ready.
     entries: Mutex<Entries>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Entries {
+    /// By what rule instances are ejected.
+    pub(crate) ejection: Option<Ejection>,
+    /// The results of active checks; `None` where the service is not checked.
+    checks: Option<HashMap<Arc<str>, Checked>>,
+    /// Since when there has been no master, where there was one before.
+    pub(crate) masterless_since: Option<Instant>,
+    had_master: bool,
     by_code: HashMap<Arc<str>, Record>,
     /// How many snapshots have been followed.
     round: u64,
@@ -37,7 +44,14 @@ pub(crate) struct Entries {
     started: bool,
 }
 
-/// One code's.
+/// What a check of one instance has found out.
+#[derive(Debug)]
+struct Checked {
+    address: Option<Arc<str>>,
+    passes: bool,
+}
+
+/// One endpoint's.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) endpoint: Keep,
@@ -60,7 +74,41 @@ impl Endpoints {
     pub fn with_ejection(ejection: Option<Ejection>) -> Self {
         let epoch = Epoch::new(ejection);
         let shared = Arc::new(Shared { epoch, ranking: Ranking::default(), base: Instant::now() });
-        Self { inner: Arc::new(Inner { shared, ejection, entries: Mutex::default() }) }
+        let entries = Mutex::new(Entries { ejection, ..Entries::default() });
+        Self { inner: Arc::new(Inner { shared, entries }) }
+    }
+
+    /// Ejects by another rule from now on, or not at all. What has been counted stays, and so do ejections, unless there are to be none.
+    pub fn set_ejection(&self, ejection: Option<Ejection>) {
+        self.lock().set_ejection(ejection);
+        self.shared().epoch.judge_by(ejection);
+    }
+
+    /// Says whether the instances are checked actively. Where they are, an instance of which no result is known waits for its first,
+    /// as long as another can serve. What is known already stays known.
+    pub fn set_checked(&self, checked: bool) {
+        let checks = &mut self.lock().checks;
+        if checked == checks.is_some() {
+            return;
+        }
+        *checks = checked.then(HashMap::new);
+        self.shared().epoch.advance();
+    }
+
+    /// Takes in what the active checks of an instance say. Without effect unless [`Endpoints::set_checked`]; another address under the
+    /// same code is another instance.
+    pub fn set_check(&self, code: &Arc<str>, address: Option<&Arc<str>>, passes: bool) {
+        if let Some(checks) = &mut self.lock().checks {
+            checks.insert(code.clone(), Checked { address: address.cloned(), passes });
+            self.shared().epoch.advance();
+        }
+    }
+
+    /// Forgets what the checks have said of an instance that is gone.
+    pub fn forget_check(&self, code: &str) {
+        if let Some(checks) = &mut self.lock().checks {
+            checks.remove(code);
+        }
     }
 
     /// How many claims are in flight at the instance with this code; 0 for one that is not known.
@@ -84,10 +132,6 @@ impl Endpoints {
         &self.inner.shared
     }
 
-    pub(crate) fn ejection(&self) -> Option<&Ejection> {
-        self.inner.ejection.as_ref()
-    }
-
     pub(crate) fn lock(&self) -> MutexGuard<'_, Entries> {
         // No user code runs under this lock, and each step leaves the map whole.
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -108,25 +152,56 @@ impl Drop for Inner {
 }
 
 impl Entries {
-    /// Brings the entries up to a snapshot: endpoints for who is new or has changed; who has left stays only while claims are
-    /// held on it, so that its count is right if it returns.
+    fn set_ejection(&mut self, ejection: Option<Ejection>) {
+        self.ejection = ejection;
+        if ejection.is_none() {
+            self.by_code.values_mut().for_each(|record| record.ejections = Ejections::default());
+        }
+    }
+
+    /// What is known of an instance besides its registration.
+    pub(crate) fn evidence(&self, instance: &Instance, record: &Record, now: Instant) -> Evidence {
+        let check = self.checks.as_ref().map(|checks| match checks.get(&instance.code) {
+            Some(checked) if checked.address == instance.address && checked.passes => CheckState::Passing,
+            Some(checked) if checked.address == instance.address => CheckState::Failing,
+            _ => CheckState::Unknown,
+        });
+        Evidence {
+            check,
+            ejected_until: record.ejections.ejected_until(now),
+            has_failed: record.endpoint.stats.failures.have_come_while_guarded(),
+        }
+    }
+
+    /// Brings the entries up to a snapshot: endpoints for those that are new or have changed; one that has left stays only while
+    /// claims are held on it, so that its count is right if it returns.
     pub(crate) fn follow(&mut self, snapshot: &Snapshot, shared: &Arc<Shared>, now: Instant) {
         let (before, round) = (self.round, self.round + 1);
         self.round = round;
         let joined = self.started.then_some(now);
         for instance in snapshot.instances() {
-            if let Some(entry) = self.by_code.get_mut(&instance.code) {
+            let known = self.by_code.get_mut(&instance.code);
+            if let Some(entry) = known.filter(|entry| entry.endpoint.instance.address == instance.address) {
                 if entry.seen != before {
                     entry.start_anew(joined);
                 }
                 entry.seen = round;
                 entry.show(instance);
             } else {
+                // At another address it is another process: neither the claims on the one before count for it, nor its failures.
                 let endpoint = Endpoint::first(instance.clone(), Arc::new(EndpointStats::new(shared.clone())));
+                endpoint.stats.failures.guard(instance.is_guarded());
                 let entry = Record { endpoint, joined, ejections: Ejections::default(), seen: round };
                 self.by_code.insert(instance.code.clone(), entry);
             }
         }
+        let has_master = snapshot.master().is_some();
+        if has_master {
+            self.masterless_since = None;
+        } else if self.had_master {
+            self.masterless_since = Some(now);
+        }
+        self.had_master = has_master;
         self.started |= !snapshot.instances().is_empty();
         self.by_code.retain(|_, entry| entry.seen == round || entry.endpoint.in_flight() > 0);
     }
@@ -150,6 +225,7 @@ impl Record {
     }
 
     fn show(&mut self, instance: &Arc<Instance>) {
+        self.endpoint.stats.failures.guard(instance.is_guarded());
         if !Arc::ptr_eq(&self.endpoint.instance, instance) && self.endpoint.instance != *instance {
             self.endpoint = Endpoint::after(&self.endpoint, instance.clone());
         }

@@ -1,16 +1,32 @@
 //! Why there is no claim.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Why no instance could be picked.
 ///
-/// There is no "all ejected": below the panic threshold, and always before nobody is left, ejection is disregarded.
+/// There is no "all ejected" and no "all failing": before nothing is left, both are disregarded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickError {
-    /// Nobody is registered under this service.
+    /// No instance is registered under this service.
     #[error("pick an instance of {service}: none is registered")]
     NoInstance {
+        /// The service.
+        service: Arc<str>,
+    },
+    /// Only the master is wanted, and there is none now.
+    #[error("pick the master of {service}: there is none now")]
+    NoMaster {
+        /// The service.
+        service: Arc<str>,
+        /// When the balancer first found that there was no master any more; `None` if it has never seen one. Where this is a moment
+        /// ago, another is about to be elected.
+        since: Option<Instant>,
+    },
+    /// Only the master is wanted, and it may not be given work: it is drained, or has the weight 0.
+    #[error("pick the master of {service}: it is drained")]
+    MasterDrained {
         /// The service.
         service: Arc<str>,
     },
@@ -19,7 +35,7 @@ pub enum PickError {
     AllDrained {
         /// The service.
         service: Arc<str>,
-        /// How many are registered.
+        /// Number of instances that are registered.
         instances: usize,
     },
     /// Only the master could be given work, and this balancer does not fall back to it.
@@ -33,7 +49,7 @@ pub enum PickError {
     AllExcluded {
         /// The service.
         service: Arc<str>,
-        /// How many can take work.
+        /// Number of instances that can take work.
         candidates: usize,
     },
 }
@@ -44,6 +60,8 @@ impl PickError {
     pub fn service(&self) -> &Arc<str> {
         match self {
             PickError::NoInstance { service }
+            | PickError::NoMaster { service, .. }
+            | PickError::MasterDrained { service }
             | PickError::AllDrained { service, .. }
             | PickError::OnlyMaster { service }
             | PickError::AllExcluded { service, .. } => service,

@@ -1,5 +1,6 @@
-//! Why one instance was picked, and the others not.
+//! Why one instance was picked, and the others were not.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use pointsman_core::Instance;
 use crate::algorithm::Algorithm;
 use crate::endpoint::Endpoint;
 use crate::error::PickError;
-use crate::standings::{Member, Standing, Standings};
+use crate::rules::{Candidates, Standing, Tier};
+use crate::standings::{Member, Standings};
 
 /// What a pick looked at. Its `Display` is a table, one line an instance, in the order of the codes.
 #[derive(Debug, Clone)]
@@ -25,7 +27,11 @@ pub struct Explanation {
     pub chosen: Result<Arc<str>, PickError>,
     /// All instances of the service.
     pub instances: Vec<Considered>,
-    /// The master stands in, because no normal instance can take work.
+    /// Among which instances was to be chosen.
+    pub candidates: Candidates,
+    /// The tier from which was chosen: the first that has an instance which is not excluded. `None` where none could be picked.
+    pub tier: Option<Tier>,
+    /// The master stands in, because no normal instance can serve.
     pub fell_back: bool,
     /// Ejections are disregarded, because too few instances would be left.
     pub panic: bool,
@@ -38,12 +44,16 @@ pub struct Explanation {
 pub struct Considered {
     /// The instance.
     pub instance: Arc<Instance>,
-    /// Whether it could be picked, and if not, why not.
+    /// What is known of it.
     pub standing: Standing,
-    /// Whether it was.
+    /// Its place in the order; `None` if it is never picked.
+    pub tier: Option<Tier>,
+    /// Whether the caller has excluded it.
+    pub excluded: bool,
+    /// Whether it was picked.
     pub chosen: bool,
     /// The weight that counts for this algorithm: 1 for those without weights, less than the registered while warming up,
-    /// 0 for whom is no candidate.
+    /// 0 for one that is in another tier than the one from which was chosen.
     pub weight: f64,
     /// Claims in flight.
     pub in_flight: usize,
@@ -63,11 +73,12 @@ impl Explanation {
         now: Instant,
     ) -> Self {
         let chosen = chosen.map(|endpoint| endpoint.instance.code.clone());
+        let left = standings.members.iter().filter(|member| !excludes(&member.endpoint));
+        let tier = left.filter_map(|member| member.tier).min();
         let consider = |member: &Member| {
-            let mut considered = Considered::new(member, algorithm, now);
-            if considered.standing == Standing::Candidate && excludes(&member.endpoint) {
-                considered.standing = Standing::Excluded;
-            }
+            let is_used = tier.is_some() && member.tier == tier;
+            let mut considered = Considered::new(member, is_used, algorithm, now);
+            considered.excluded = excludes(&member.endpoint);
             considered.chosen = chosen.as_ref() == Ok(&considered.instance.code);
             considered
         };
@@ -77,7 +88,9 @@ impl Explanation {
             algorithm,
             instances: standings.members.iter().map(consider).collect(),
             chosen,
-            fell_back: standings.fell_back,
+            candidates: standings.candidates,
+            tier,
+            fell_back: tier.is_some_and(Tier::stands_in),
             panic: standings.panic,
             now,
         }
@@ -85,12 +98,12 @@ impl Explanation {
 }
 
 impl Considered {
-    fn new(member: &Member, algorithm: Algorithm, now: Instant) -> Self {
+    fn new(member: &Member, is_used: bool, algorithm: Algorithm, now: Instant) -> Self {
         let (endpoint, stats) = (&member.endpoint, &member.endpoint.stats);
         let ticks = stats.shared.ticks(now);
         let in_flight = endpoint.in_flight();
         let weight = match algorithm {
-            _ if !member.is_candidate() => 0.0,
+            _ if !is_used => 0.0,
             Algorithm::IpHash | Algorithm::UrlHash => f64::from(endpoint.instance.weight),
             _ if algorithm.uses_weights() => member.weight(),
             _ => member.warmth,
@@ -104,6 +117,8 @@ impl Considered {
         Self {
             instance: endpoint.instance.clone(),
             standing: member.standing,
+            tier: member.tier,
+            excluded: false,
             chosen: false,
             weight,
             in_flight,
@@ -115,28 +130,28 @@ impl Considered {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let candidates = self.instances.iter().filter(|one| one.standing == Standing::Candidate).count();
+        let used = self.instances.iter().filter(|one| one.tier.is_some() && one.tier == self.tier && !one.excluded);
         writeln!(
             f,
-            "{} at revision {}, {}: {candidates} of {} can be picked",
+            "{} at revision {}, {}, role {}: {} of {} can be picked",
             self.service,
             self.revision,
             self.algorithm,
+            self.candidates.name(),
+            used.count(),
             self.instances.len()
         )?;
-        if self.fell_back {
-            writeln!(f, "no normal instance can take work: the master stands in")?;
+        if let Some(tier) = self.tier {
+            writeln!(f, "tier {}: {tier}", tier.number())?;
         }
         if self.panic {
             writeln!(f, "too few would be left: ejections are disregarded")?;
         }
         let width = self.instances.iter().map(|one| one.instance.code.chars().count()).max().unwrap_or(0).max(4);
-        let heads = ["ROLE", "WEIGHT", "EFFECTIVE", "IN FLIGHT", "LATENCY", "SCORE", "STANDING"];
-        let [role, weight, effective, in_flight, latency, score, standing] = heads;
         writeln!(
             f,
-            "  {:width$}  {role:6}  {weight:>7}  {effective:>9}  {in_flight:>9}  {latency:>9}  {score:>9}  {standing}",
-            "CODE"
+            "  {:width$}  {:6}  {:>7}  {:>9}  {:>9}  {:>9}  {:>9}  {:>4}  STANDING",
+            "CODE", "ROLE", "WEIGHT", "EFFECTIVE", "IN FLIGHT", "LATENCY", "SCORE", "TIER"
         )?;
         for one in &self.instances {
             self.line(one, width, f)?;
@@ -156,24 +171,32 @@ impl Explanation {
             Some(cost) if self.algorithm == Algorithm::PeakEwma => format!("{:.1}ms", cost / 1e6),
             Some(score) => format!("{score:.3}"),
         };
-        write!(
+        let tier = one.tier.map_or("-".to_owned(), |tier| tier.number().to_string());
+        writeln!(
             f,
-            "{} {:width$}  {:6}  {:>7}  {:>9.3}  {:>9}  {latency:>9}  {score:>9}  ",
+            "{} {:width$}  {:6}  {:>7}  {:>9.3}  {:>9}  {latency:>9}  {score:>9}  {tier:>4}  {}{}",
             if one.chosen { '>' } else { ' ' },
             one.instance.code,
             one.instance.role.name(),
             one.instance.weight,
             one.weight,
             one.in_flight,
-        )?;
-        match one.standing {
-            Standing::Candidate => writeln!(f, "candidate"),
-            Standing::Drained => writeln!(f, "drained"),
-            Standing::Weightless => writeln!(f, "weight 0"),
-            Standing::Master => writeln!(f, "master"),
-            Standing::Excluded => writeln!(f, "excluded"),
+            self.words(one.standing),
+            if one.excluded { ", excluded" } else { "" },
+        )
+    }
+
+    fn words(&self, standing: Standing) -> Cow<'static, str> {
+        match standing {
+            Standing::Passing => "passing".into(),
+            Standing::Unknown => "not checked yet".into(),
+            Standing::Failing => "fails its checks".into(),
+            Standing::Drained => "drained".into(),
+            Standing::Weightless => "weight 0".into(),
+            Standing::Guarded { has_failed: false } => "guarded".into(),
+            Standing::Guarded { has_failed: true } => "guarded, has failed".into(),
             Standing::Ejected { until } => {
-                writeln!(f, "ejected for {:.1}s more", until.saturating_duration_since(self.now).as_secs_f64())
+                format!("ejected for {:.1}s more", until.saturating_duration_since(self.now).as_secs_f64()).into()
             }
         }
     }

@@ -39,6 +39,11 @@ impl KeyHash {
     pub(crate) fn of(key: &[u8]) -> Self {
         Self(xxh3_64_with_seed(key, 0))
     }
+
+    /// The hash itself.
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
 }
 
 impl Maglev {

@@ -28,6 +28,7 @@ pub(crate) struct Ranking {
 /// One of the instances to be ranked.
 pub(crate) struct Runner {
     pub(crate) endpoint: Keep,
+    /// 0 for one that is not to be claimed.
     pub(crate) weight: f64,
 }
 

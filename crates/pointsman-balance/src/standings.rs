@@ -1,77 +1,61 @@
-//! Who may be picked at one moment, who not, and why.
+//! What is known of all instances of a service at one moment, and which of them are used.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pointsman_core::{Snapshot, Status, View};
+use pointsman_core::{Instance, Snapshot, View};
 
 use crate::ejection::{Ejection, Epoch};
 use crate::endpoint::Keep;
 use crate::endpoints::{Endpoints, Entries};
 use crate::error::PickError;
+use crate::rules::{Candidates, Standing, Tier, disregard_ejection};
 
 /// The share of its weight with which a new instance starts: Envoy's `min_weight_percent`.
 const FIRST_SHARE: f64 = 0.1;
 
-/// While somebody warms up, tables are prepared anew this many times in the window, but not more often than
+/// While an instance warms up, tables are prepared anew this many times in the window, but not more often than
 /// [`SHORTEST_STEP`].
 const STEPS: u32 = 16;
 const SHORTEST_STEP: Duration = Duration::from_millis(100);
 
-/// Whether an instance may be picked, and if not, why not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Standing {
-    /// It may.
-    Candidate,
-    /// It has failed too often and is let in again then.
-    Ejected {
-        /// When it is let in again.
-        until: Instant,
-    },
-    /// An operator has drained it.
-    Drained,
-    /// Its weight is 0.
-    Weightless,
-    /// It is the master, and normal instances can take work.
-    Master,
-    /// The caller has excluded it.
-    Excluded,
-}
-
-/// What a balancer asks of a standings.
+/// What a balancer wants.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
+    pub(crate) candidates: Candidates,
     pub(crate) fall_back_to_master: bool,
     pub(crate) slow_start: Option<Duration>,
 }
 
-/// All instances of a snapshot with their standing.
+/// All instances of a snapshot with their standings.
 #[derive(Debug)]
 pub(crate) struct Standings {
     pub(crate) snapshot: Arc<Snapshot>,
     /// In the order of the codes.
     pub(crate) members: Vec<Member>,
     pub(crate) stamp: Stamp,
-    /// Ejections are disregarded, because too few would be left.
+    /// The tier that is used; `None` where no instance can be.
+    pub(crate) tier: Option<Tier>,
+    /// Ejections are disregarded, because too few instances would be left.
     pub(crate) panic: bool,
-    /// The master stands in, because no normal instance can take work.
-    pub(crate) fell_back: bool,
-    /// Somebody is warming up.
+    /// An instance that is used is warming up.
     pub(crate) warming: bool,
+    pub(crate) candidates: Candidates,
+    masterless_since: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) endpoint: Keep,
     pub(crate) standing: Standing,
+    pub(crate) is_master: bool,
+    /// Its place in the order; `None` if it is never picked.
+    pub(crate) tier: Option<Tier>,
     /// The share of its weight that counts now: below 1 while it warms up.
     pub(crate) warmth: f64,
-    /// Whether it is a normal instance that can take work, or the master in their stead; ejected or not.
-    pub(crate) able: bool,
 }
 
-/// What a standings was made from: while nothing of it has changed, the standings holds.
+/// What standings were made from: while nothing of it has changed, they hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     generation: u64,
@@ -80,7 +64,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// Whether nothing has changed since. The clock is asked only if somebody is ejected or warming up.
+    /// Whether nothing has changed since. The clock is asked only while an instance is ejected or warming up.
     #[inline]
     pub(crate) fn holds(&self, view: &View, epoch: &Epoch, now: Option<Instant>) -> bool {
         let same = self.generation == view.generation() && self.epoch == epoch.epoch();
@@ -100,103 +84,115 @@ impl Standings {
         let (generation, epoch) = (view.generation(), endpoints.shared().epoch.epoch());
         let snapshot = view.load();
         entries.follow(&snapshot, endpoints.shared(), now);
-        let able = able(&snapshot, rules);
-        if let Some(rule) = endpoints.ejection() {
-            judge(entries, &snapshot, &able, rule, endpoints, now);
+        if let Some(rule) = entries.ejection {
+            judge(entries, &snapshot, &rule, &endpoints.shared().epoch, now);
         }
         let mut standings = Self {
-            members: Vec::with_capacity(able.len()),
+            members: Vec::with_capacity(snapshot.instances().len()),
             stamp: Stamp { generation, epoch, until: None },
+            tier: None,
             panic: false,
-            fell_back: snapshot.master().is_some_and(|master| {
-                snapshot.instances().iter().zip(&able).any(|(instance, able)| *able && Arc::ptr_eq(instance, master))
-            }),
             warming: false,
+            candidates: rules.candidates,
+            masterless_since: entries.masterless_since,
             snapshot,
         };
-        standings.enrol(entries, &able, rules, now);
-        standings.calm_down(endpoints.ejection());
+        standings.enrol(entries, rules, now);
+        standings.choose_tier(entries.ejection.as_ref());
         standings
     }
 
-    /// Why nobody can be picked, where nobody can.
+    /// Why no instance can be picked, where none can.
     pub(crate) fn refusal(&self) -> Option<PickError> {
-        if self.members.iter().any(|member| member.able) {
+        if self.tier.is_some() {
             return None;
         }
         let service = self.snapshot.service().clone();
-        Some(if self.members.is_empty() {
-            PickError::NoInstance { service }
-        } else if self.members.iter().any(|member| member.standing == Standing::Master) {
-            PickError::OnlyMaster { service }
-        } else {
-            PickError::AllDrained { service, instances: self.members.len() }
+        let master = self.members.iter().find(|member| member.is_master);
+        Some(match (self.candidates, master) {
+            _ if self.members.is_empty() => PickError::NoInstance { service },
+            (Candidates::Master, Some(Member { standing: Standing::Guarded { .. }, .. }) | None) => {
+                PickError::NoMaster { service, since: self.masterless_since }
+            }
+            (Candidates::Master, Some(_)) => PickError::MasterDrained { service },
+            (Candidates::Normals, Some(master)) if !is_out_of_work(master) => PickError::OnlyMaster { service },
+            _ => PickError::AllDrained { service, instances: self.members.len() },
         })
     }
 
-    fn enrol(&mut self, entries: &Entries, able: &[bool], rules: Rules, now: Instant) {
-        for (instance, &able) in self.snapshot.instances().iter().zip(able) {
-            let Some(entry) = entries.get(&instance.code) else { continue };
-            let ejected = entry.ejections.ejected_until(now);
-            let standing = match ejected {
-                _ if instance.status != Status::Passing => Standing::Drained,
-                _ if instance.weight == 0 => Standing::Weightless,
-                _ if !able => Standing::Master,
-                Some(until) => Standing::Ejected { until },
-                None => Standing::Candidate,
+    fn enrol(&mut self, entries: &Entries, rules: Rules, now: Instant) {
+        let snapshot = self.snapshot.clone();
+        for instance in snapshot.instances() {
+            let Some(record) = entries.get(&instance.code) else { continue };
+            let standing = Standing::of(instance, entries.evidence(instance, record, now));
+            let is_master = is_master(&snapshot, instance);
+            let tier = Tier::of(rules.candidates, rules.fall_back_to_master, is_master, standing);
+            let (warmth, next) = warmth(record.joined, rules.slow_start, now);
+            let changes = match standing {
+                Standing::Ejected { until } => next.into_iter().chain([until]).min(),
+                _ => next,
             };
-            let (warmth, next) = warmth(entry.joined, rules.slow_start, now);
-            let next = if able { next.into_iter().chain(ejected).min() } else { None };
-            self.stamp.until = self.stamp.until.into_iter().chain(next).min();
-            self.warming |= able && warmth < 1.0;
-            self.members.push(Member { endpoint: entry.endpoint.clone(), standing, warmth, able });
-        }
-    }
-
-    /// Disregards ejections where they would leave too few.
-    fn calm_down(&mut self, ejection: Option<&Ejection>) {
-        let candidates = self.members.iter().filter(|member| member.able).count();
-        let healthy = self.members.iter().filter(|member| member.standing == Standing::Candidate).count();
-        self.panic = healthy < candidates && ejection.is_some_and(|rule| rule.panics(healthy, candidates));
-        if self.panic {
-            for member in self.members.iter_mut().filter(|member| member.able) {
-                member.standing = Standing::Candidate;
+            if tier.is_some() {
+                self.stamp.until = self.stamp.until.into_iter().chain(changes).min();
             }
+            self.members.push(Member { endpoint: record.endpoint.clone(), standing, is_master, tier, warmth });
         }
     }
-}
 
-/// Which instances can take work in this service: its normals, or the master in their stead.
-fn able(snapshot: &Snapshot, rules: Rules) -> Vec<bool> {
-    let master = snapshot.master();
-    let is_master = |instance| master.is_some_and(|master| Arc::ptr_eq(master, instance));
-    let instances = snapshot.instances();
-    let mut able: Vec<bool> = instances.iter().map(|instance| instance.takes_work() && !is_master(instance)).collect();
-    if rules.fall_back_to_master && !able.contains(&true) {
-        able = instances.iter().map(|instance| instance.takes_work() && is_master(instance)).collect();
+    fn choose_tier(&mut self, ejection: Option<&Ejection>) {
+        let mut tiers: Vec<Option<Tier>> = self.members.iter().map(|member| member.tier).collect();
+        self.panic = disregard_ejection(&mut tiers, ejection);
+        for (member, tier) in self.members.iter_mut().zip(tiers) {
+            member.tier = tier;
+        }
+        self.tier = self.members.iter().filter_map(|member| member.tier).min();
+        self.panic |= self.tier.is_some_and(Tier::disregards_ejection);
+        let warming = self.used().any(|member| member.warmth < 1.0);
+        self.warming = warming;
     }
-    able
+
+    /// The instances that are used.
+    pub(crate) fn used(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.tier.is_some() && member.tier == self.tier)
+    }
 }
 
-/// Ejects those who have failed too often in a row, as far as the limit allows. The others must fail so often again.
-fn judge(
-    entries: &mut Entries,
-    snapshot: &Snapshot,
-    able: &[bool],
-    rule: &Ejection,
-    endpoints: &Endpoints,
-    now: Instant,
-) {
-    let is_out = |code: &str| entries.get(code).is_some_and(|entry| entry.ejections.ejected_until(now).is_some());
-    let candidates = || snapshot.instances().iter().zip(able).filter(|(_, able)| **able).map(|(instance, _)| instance);
-    let mut ejected = candidates().filter(|instance| is_out(&instance.code)).count();
-    let limit = rule.limit(candidates().count());
-    for instance in candidates() {
-        let Some(entry) = entries.get_mut(&instance.code) else { continue };
-        let Some(at) = endpoints.shared().epoch.take(&entry.endpoint.stats.failures) else { continue };
-        if ejected < limit && entry.ejections.ejected_until(now).is_none() {
-            entry.ejections.eject(rule, at);
-            ejected += 1;
+fn is_out_of_work(member: &Member) -> bool {
+    matches!(member.standing, Standing::Drained | Standing::Weightless)
+}
+
+fn is_master(snapshot: &Snapshot, instance: &Arc<Instance>) -> bool {
+    snapshot.master().is_some_and(|master| Arc::ptr_eq(master, instance))
+}
+
+/// Ejects those that have failed too often in a row: of the normal instances as many as the limit allows, and the master, for which
+/// another stands in, whatever the limit. The others must fail as often again.
+fn judge(entries: &mut Entries, snapshot: &Snapshot, rule: &Ejection, epoch: &Epoch, now: Instant) {
+    // Whether it can be ejected, and whether it is.
+    let standing = |entries: &Entries, instance: &Instance| match Standing::of(
+        instance,
+        entries.evidence(instance, entries.get(&instance.code)?, now),
+    ) {
+        Standing::Passing | Standing::Unknown => Some(false),
+        Standing::Ejected { .. } => Some(true),
+        _ => None,
+    };
+    let failures = |instance: &Arc<Instance>| entries.get(&instance.code).map(|record| &record.endpoint.stats.failures);
+    let due = |instance: &&Arc<Instance>| failures(instance).is_some_and(|failures| epoch.is_due(failures));
+    let due: Vec<&Arc<Instance>> = snapshot.instances().iter().filter(due).collect();
+    if due.is_empty() {
+        return;
+    }
+    let normals: Vec<bool> = snapshot.normals().filter_map(|instance| standing(entries, instance)).collect();
+    let mut ejected = normals.iter().filter(|is_ejected| **is_ejected).count();
+    let limit = rule.limit(normals.len());
+    for instance in due {
+        let (is_master, is_in) = (is_master(snapshot, instance), standing(entries, instance) == Some(false));
+        let Some(record) = entries.get_mut(&instance.code) else { continue };
+        let at = epoch.take(&record.endpoint.stats.failures);
+        if let Some(at) = at.filter(|_| is_in && (is_master || ejected < limit)) {
+            record.ejections.eject(rule, at);
+            ejected += usize::from(!is_master);
         }
     }
 }

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use crate::algorithm::Algorithm;
 use crate::alias::Alias;
 use crate::cycle::Cycle;
@@ -12,6 +14,7 @@ use crate::error::PickError;
 use crate::maglev::{KeyHash, Maglev};
 use crate::ranking::{Ranking, Runner};
 use crate::rng::{Rng, below};
+use crate::rules::{Candidates, Standing, Tier};
 use crate::standings::{Member, Standings};
 use crate::turns::Turns;
 
@@ -21,7 +24,7 @@ pub(crate) struct Table {
     /// The balancer it was prepared for.
     pub(crate) owner: u64,
     pub(crate) standings: Standings,
-    /// The candidates, in the order of their codes.
+    /// Those that are used, in the order of their codes.
     pub(crate) endpoints: Box<[Keep]>,
     chooser: Result<Chooser, PickError>,
 }
@@ -33,27 +36,32 @@ pub(crate) enum Chooser {
     Random,
     Alias(Alias),
     Hash(Hashed),
+    /// The best of the ranking, which all balancers over the normal instances of a service share.
     Ranked,
+    /// The one with the least in flight, by looking at each.
+    Least {
+        weights: Box<[f64]>,
+    },
     TwoChoices {
         /// 1 ÷ effective weight.
         pace: Box<[f64]>,
     },
 }
 
-/// What the hashes have prepared: a table over all that can take work, so that an ejection moves no other's keys.
+/// What the hashes have prepared: a table over all that may ever be used, so that no other's keys move when one of them is not used now.
 #[derive(Debug)]
 pub(crate) struct Hashed {
     maglev: Arc<Maglev>,
     /// (code, weight): while they are the same, so is the table.
     basis: Vec<(Arc<str>, u32)>,
-    /// From the table's members to candidates; [`Hashed::AWAY`] for whom is drained or ejected.
+    /// From the table's members to candidates; [`Hashed::AWAY`] for those that are not used now.
     candidates: Box<[u32]>,
 }
 
 /// What choices depend on, and change, besides the table.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    pub(crate) turn: Turns,
+    pub(crate) turns: Turns,
     pub(crate) rng: Rng,
     pub(crate) shared: Arc<Shared>,
 }
@@ -61,7 +69,7 @@ pub(crate) struct Sources {
 impl Sources {
     /// Copies from which the same choices follow for this thread, without any effect on these.
     pub(crate) fn peek(&self, owner: u64) -> Self {
-        Self { turn: self.turn.peek(owner), rng: self.rng.peek(), shared: self.shared.clone() }
+        Self { turns: self.turns.peek(owner), rng: self.rng.peek(), shared: self.shared.clone() }
     }
 }
 
@@ -73,6 +81,26 @@ pub(crate) struct Ask<'a> {
     pub(crate) now: Option<Instant>,
 }
 
+/// Whether an instance will do.
+pub(crate) type Passes<'a> = &'a dyn Fn(&Endpoint) -> bool;
+
+/// An endpoint that is held for a claim.
+pub(crate) struct Claimed {
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// It was claimed through the ranking, which has counted it.
+    pub(crate) is_ranked: bool,
+}
+
+impl Claimed {
+    fn ranked(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, is_ranked: true }
+    }
+
+    fn unranked(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, is_ranked: false }
+    }
+}
+
 impl Table {
     pub(crate) fn new(
         owner: u64,
@@ -81,11 +109,15 @@ impl Table {
         ranking: &Ranking,
         old: Option<&Table>,
     ) -> Self {
-        let candidates: Vec<&Member> = standings.members.iter().filter(|member| member.is_candidate()).collect();
+        let candidates: Vec<&Member> = standings.used().collect();
         let endpoints = candidates.iter().map(|member| member.endpoint.clone()).collect();
-        if algorithm == Algorithm::LeastConnections {
-            let runner = |member: &&Member| Runner { endpoint: member.endpoint.clone(), weight: member.weight() };
-            ranking.set(candidates.iter().map(runner).collect());
+        if algorithm == Algorithm::LeastConnections && standings.candidates == Candidates::Normals {
+            // The others too, so that claims on them are counted when they are used again.
+            let runner = |member: &Member| {
+                let is_used = member.tier.is_some() && member.tier == standings.tier;
+                Runner { endpoint: member.endpoint.clone(), weight: if is_used { member.weight() } else { 0.0 } }
+            };
+            ranking.set(standings.members.iter().map(runner).collect());
         }
         let chooser = match standings.refusal() {
             Some(refusal) => Err(refusal),
@@ -105,37 +137,59 @@ impl Table {
         }
     }
 
-    /// Chooses one that passes, and claims its endpoint. The algorithm's own choice comes first; where that does not pass,
-    /// the hashes go on in their table, least connections and the two choices take the best of the rest, and the
-    /// others go on in turn or by chance.
-    pub(crate) fn claim_if(
-        &self,
-        from: &Sources,
-        ask: Ask<'_>,
-        passes: &dyn Fn(&Endpoint) -> bool,
-    ) -> Option<Arc<Endpoint>> {
+    /// Chooses one that passes, and claims its endpoint: of the first tier in which one passes, those whose last call has failed only
+    /// where there is no other. Within the tier that is used the algorithm's own choice comes first; where that does not pass, the
+    /// hashes go on in their table, least connections and the two choices take the best of the rest, and the others go on in turn
+    /// or at random.
+    pub(crate) fn claim_if(&self, from: &Sources, ask: Ask<'_>, passes: Passes<'_>) -> Option<Claimed> {
         let chooser = self.chooser.as_ref().ok()?;
-        if let Chooser::Ranked = chooser {
-            return from.shared.ranking.claim_if(passes);
+        let passing = || self.standings.members.iter().filter(|member| passes(&member.endpoint));
+        let tier = passing().filter_map(|member| member.tier).min()?;
+        let in_tier = || passing().filter(|member| member.tier == Some(tier));
+        let is_any_well = in_tier().any(|member| !member.endpoint.stats.failures.is_failing());
+        let is_good = |endpoint: &Endpoint| !is_any_well || !endpoint.stats.failures.is_failing();
+        if Some(tier) == self.standings.tier {
+            let will_do = |endpoint: &Endpoint| is_good(endpoint) && passes(endpoint);
+            if let Chooser::Ranked = chooser {
+                return from.shared.ranking.claim_if(will_do).map(Claimed::ranked);
+            }
+            let allowed: Vec<usize> = (0..self.endpoints.len()).filter(|i| will_do(&self.endpoints[*i])).collect();
+            let index = chooser.choose_of(&allowed, &self.endpoints, from, ask)?;
+            return Some(Claimed::unranked(self.endpoints[index].claim()));
         }
-        let allowed: Vec<usize> = (0..self.endpoints.len()).filter(|&index| passes(&self.endpoints[index])).collect();
-        chooser.choose_of(&allowed, &self.endpoints, from, ask).map(|index| self.endpoints[index].claim())
+        let allowed: Vec<&Member> = in_tier().filter(|member| is_good(&member.endpoint)).collect();
+        let weighed: Vec<(&Keep, f64)> = allowed.iter().map(|member| (&member.endpoint, member.weight())).collect();
+        let index = match chooser {
+            Chooser::Hash(_) => highest_random_weight(&weighed, ask.key),
+            _ => least_in_flight(&weighed, from.turns.next(ask.owner)),
+        };
+        Some(Claimed::unranked(weighed.get(index?)?.0.claim()))
     }
 
-    /// Whom [`Table::claim_if`] would choose, without claiming it.
-    pub(crate) fn peek_if(
-        &self,
-        from: &Sources,
-        ask: Ask<'_>,
-        passes: &dyn Fn(&Endpoint) -> bool,
-    ) -> Option<Arc<Endpoint>> {
-        match &self.chooser {
-            Ok(Chooser::Ranked) => from.shared.ranking.peek_if(passes),
-            _ => self.claim_if(from, ask, passes),
-        }
+    /// Claims the endpoint of the instance with this code, if it serves as well as any other, whatever its role.
+    pub(crate) fn claim_code(&self, code: &str) -> Option<Arc<Endpoint>> {
+        let member = self.standings.members.iter().find(|member| &*member.endpoint.instance.code == code)?;
+        let may_be_kept = match self.standings.candidates {
+            Candidates::Master => member.tier.is_some_and(Tier::may_be_kept),
+            Candidates::Normals | Candidates::All => {
+                let in_panic = member.tier == Some(Tier::FIRST);
+                in_panic || matches!(member.standing, Standing::Passing | Standing::Unknown)
+            }
+        };
+        may_be_kept.then(|| member.endpoint.claim())
     }
 
-    /// Why nobody was chosen.
+    /// The endpoint that [`Table::claim_if`] would choose, without claiming it.
+    pub(crate) fn peek_if(&self, from: &Sources, ask: Ask<'_>, passes: Passes<'_>) -> Option<Arc<Endpoint>> {
+        if let Ok(Chooser::Ranked) = &self.chooser
+            && self.standings.used().any(|member| passes(&member.endpoint))
+        {
+            return from.shared.ranking.peek_if(passes);
+        }
+        self.claim_if(from, ask, passes).map(|claimed| claimed.endpoint)
+    }
+
+    /// Why none was chosen.
     #[cold]
     pub(crate) fn refusal(&self) -> PickError {
         match &self.chooser {
@@ -145,15 +199,12 @@ impl Table {
     }
 
     fn exhausted(&self) -> PickError {
-        PickError::AllExcluded { service: self.standings.snapshot.service().clone(), candidates: self.endpoints.len() }
+        let candidates = self.standings.members.iter().filter(|member| member.tier.is_some()).count();
+        PickError::AllExcluded { service: self.standings.snapshot.service().clone(), candidates }
     }
 }
 
 impl Member {
-    pub(crate) fn is_candidate(&self) -> bool {
-        self.able && self.standing == crate::standings::Standing::Candidate
-    }
-
     /// Its effective weight: 1 and more, or a tenth of that while it warms up.
     pub(crate) fn weight(&self) -> f64 {
         f64::from(self.endpoint.instance.weight) * self.warmth
@@ -173,7 +224,8 @@ impl Chooser {
             Algorithm::Random => Chooser::Random,
             Algorithm::WeightedRandom => Chooser::Alias(Alias::new(&weights().collect::<Vec<_>>())),
             Algorithm::IpHash | Algorithm::UrlHash => Chooser::Hash(Hashed::new(standings, old)),
-            Algorithm::LeastConnections => Chooser::Ranked,
+            Algorithm::LeastConnections if standings.candidates == Candidates::Normals => Chooser::Ranked,
+            Algorithm::LeastConnections => Chooser::Least { weights: weights().collect() },
             Algorithm::PeakEwma => Chooser::TwoChoices { pace: weights().map(|weight| 1.0 / weight).collect() },
         }
     }
@@ -181,11 +233,15 @@ impl Chooser {
     #[inline]
     fn choose(&self, endpoints: &[Keep], from: &Sources, ask: Ask<'_>) -> usize {
         match self {
-            Chooser::Cycle(cycle) => cycle.at(from.turn.next(ask.owner)),
+            Chooser::Cycle(cycle) => cycle.at(from.turns.next(ask.owner)),
             Chooser::Random => below(from.rng.next(), endpoints.len()),
             Chooser::Alias(alias) => alias.at(from.rng.next()),
             Chooser::Hash(hashed) => hashed.choose(ask.key),
             Chooser::TwoChoices { pace } => two_and_the_last(endpoints, pace, from, ask),
+            Chooser::Least { weights } => {
+                let weighed: Vec<(&Keep, f64)> = endpoints.iter().zip(weights.iter().copied()).collect();
+                least_in_flight(&weighed, from.turns.next(ask.owner)).unwrap_or(0)
+            }
             // Claims through the ranking, which is not the table's.
             Chooser::Ranked => 0,
         }
@@ -201,11 +257,15 @@ impl Chooser {
         }
         match self {
             Chooser::Cycle(cycle) => {
-                let turn = from.turn.next(ask.owner);
+                let turn = from.turns.next(ask.owner);
                 cycle.from(turn).find(|index| allowed.contains(index))
             }
             Chooser::Hash(hashed) => hashed.choose_of(allowed, ask.key),
             Chooser::TwoChoices { pace } => cheapest(allowed, endpoints, pace, from, ask),
+            Chooser::Least { weights } => {
+                let weighed: Vec<(&Keep, f64)> = allowed.iter().map(|i| (&endpoints[*i], weights[*i])).collect();
+                least_in_flight(&weighed, from.turns.next(ask.owner)).map(|index| allowed[index])
+            }
             Chooser::Alias(alias) => {
                 // A few tries keep the weights; after them any will do.
                 let tries = (0..16).map(|_| alias.at(from.rng.next())).find(|index| allowed.contains(index));
@@ -248,11 +308,11 @@ fn two_and_the_last(endpoints: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'
     let (cost_a, cost_b) = (cost(a), cost(b));
     let (winner, lowest) = if cost_b < cost_a { (b, cost_b) } else { (a, cost_a) };
     // It may be from a table before this one, and then names another instance: as good as one taken by chance.
-    let last = from.turn.last() as usize;
+    let last = from.turns.last() as usize;
     let cost_of_last = if last < endpoints.len() { cost(last) } else { f64::INFINITY };
     if lowest <= cost_of_last {
         if winner != last {
-            from.turn.remember(winner as u64);
+            from.turns.remember(winner as u64);
         }
         winner
     } else if lowest > cost_of_last * FAR_WORSE {
@@ -269,6 +329,21 @@ fn cheapest(allowed: &[usize], endpoints: &[Keep], pace: &[f64], from: &Sources,
     allowed.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
+/// The one with the fewest claims in flight in proportion to its weight; ties in turn.
+fn least_in_flight(weighed: &[(&Keep, f64)], turn: u64) -> Option<usize> {
+    let n = weighed.len();
+    let start = if n == 0 { 0 } else { (turn % n as u64) as usize };
+    let load = |index: &usize| weighed[*index].0.in_flight() as f64 / weighed[*index].1;
+    (start..n).chain(0..start).min_by(|a, b| load(a).total_cmp(&load(b)))
+}
+
+/// The same one for the same key wherever it is asked, and few other keys move when one leaves (Thaler, Ravishankar: "Using name-based
+/// mappings to increase hit rates", 1998).
+fn highest_random_weight(weighed: &[(&Keep, f64)], key: &[u8]) -> Option<usize> {
+    let hash = |index: &usize| xxh3_64_with_seed(weighed[*index].0.instance.code.as_bytes(), KeyHash::of(key).bits());
+    (0..weighed.len()).max_by_key(hash)
+}
+
 /// Weights as whole numbers: as they are, or in hundredths while somebody warms up.
 fn whole(weights: impl Iterator<Item = f64>, warming: bool) -> Vec<u64> {
     let scale = if warming { 100.0 } else { 1.0 };
@@ -279,9 +354,13 @@ impl Hashed {
     const AWAY: u32 = u32::MAX;
 
     fn new(standings: &Standings, old: Option<&Table>) -> Self {
-        let master = standings.snapshot.master().filter(|_| !standings.fell_back).map(|master| &master.code);
-        let hashed =
-            |member: &&Member| member.endpoint.instance.weight > 0 && Some(&member.endpoint.instance.code) != master;
+        let stands_in = standings.tier.is_some_and(Tier::stands_in);
+        let is_in_role = |member: &Member| match standings.candidates {
+            Candidates::Normals => member.is_master == stands_in,
+            Candidates::Master => member.is_master,
+            Candidates::All => true,
+        };
+        let hashed = |member: &&Member| member.endpoint.instance.weight > 0 && is_in_role(member);
         let members: Vec<&Member> = standings.members.iter().filter(hashed).collect();
         let basis: Vec<_> = members
             .iter()
@@ -292,7 +371,8 @@ impl Hashed {
             _ => Arc::new(Maglev::new(&basis.iter().map(|(code, weight)| (&**code, *weight)).collect::<Vec<_>>())),
         };
         let mut next = 0..;
-        let number = |member: &&Member| if member.is_candidate() { next.next() } else { None };
+        let is_used = |member: &Member| member.tier.is_some() && member.tier == standings.tier;
+        let number = |member: &&Member| if is_used(member) { next.next() } else { None };
         let candidates = members.iter().map(number).map(|index| index.unwrap_or(Self::AWAY)).collect();
         Self { maglev, basis, candidates }
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pointsman_balance::{Algorithm, Balancer, Endpoints, Outcome, PickError, Standing};
+use pointsman_balance::{Algorithm, Balancer, Endpoints, Outcome, PickError, Standing, Tier};
 use pointsman_core::{Instance, Role, Snapshot, Status, Term, View, ViewWriter};
 use proptest::prelude::*;
 
@@ -187,12 +187,15 @@ fn what_is_explained_is_what_is_picked_and_nothing_is_disturbed() {
             assert_eq!(explained.chosen.as_ref().unwrap(), claim.code(), "{algorithm}");
         }
         let explained = balancer.explain_excluding_at("k", &["a"], Instant::now());
-        let standings: Vec<_> = explained.instances.iter().map(|one| one.standing).collect();
+        let standings: Vec<_> = explained.instances.iter().map(|one| (one.standing, one.excluded)).collect();
+        let passing = |excluded| (Standing::Passing, excluded);
         let expected =
-            [Standing::Excluded, Standing::Candidate, Standing::Drained, Standing::Master, Standing::Weightless];
+            [passing(true), passing(false), (Standing::Drained, false), passing(false), (Standing::Weightless, false)];
         assert_eq!(standings, expected);
+        let tiers: Vec<_> = explained.instances.iter().map(|one| one.tier.map(Tier::number)).collect();
+        assert_eq!(tiers, [Some(1), Some(1), None, Some(2), None]);
         let text = explained.to_string();
-        for part in ["excluded", "candidate", "drained", "master", "weight 0", "chosen: b", algorithm.name()] {
+        for part in ["excluded", "tier 1: ", "drained", "master", "weight 0", "chosen: b", algorithm.name()] {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }
         assert!(balancer.in_flight().iter().all(|(_, count)| *count == 0));
@@ -417,12 +420,14 @@ proptest! {
 }
 
 #[test]
-fn a_code_that_is_asked_for_is_claimed_if_it_is_a_candidate() {
+fn a_code_that_is_asked_for_is_claimed_whatever_its_role_if_it_takes_work() {
     for algorithm in Algorithm::ALL {
         let balancer = seeded(snapshot([master("m"), normal("a", 1), normal("b", 0), normal("c", 3)]), algorithm);
         let claim = balancer.pick_code("a").unwrap();
         assert_eq!((&**claim.code(), balancer.in_flight()[0].1), ("a", 1), "{algorithm}");
-        for other in ["b", "m", "x"] {
+        // So a client that stays with an instance stays when that is promoted.
+        assert_eq!(&**balancer.pick_code("m").unwrap().code(), "m", "{algorithm}");
+        for other in ["b", "x"] {
             assert!(balancer.pick_code(other).is_none(), "{algorithm} {other}");
         }
     }
