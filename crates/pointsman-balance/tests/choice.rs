@@ -178,7 +178,7 @@ fn every_combination_is_decided_by_the_table() {
     let mut number = 0usize;
     every_combination(|states| {
         let world = World::new(states);
-        let is_of_the_hashes = (number / 100 + number / 10 + number) % 10 == 0;
+        let is_of_the_hashes = (number / 100 + number / 10 + number).is_multiple_of(10);
         number += 1;
         for (candidates, falls_back) in choices {
             let expected = expected(&rows, states, candidates, falls_back);
