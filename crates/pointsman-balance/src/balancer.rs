@@ -125,21 +125,37 @@ impl Balancer {
         self.claim(key.as_ref(), Some(now))
     }
 
-    /// Picks an instance whose code is not in `excluded`: for trying again elsewhere, or where an instance has as much as it may. Where
-    /// all those that would be picked otherwise are excluded, the next are used in the order of [`Tier`](crate::Tier): the master, and
-    /// then those that are ejected, guarded or failing. Those whose last call has failed come last within theirs. O(n).
+    /// Picks an instance whose code is not in `tried`: for trying again elsewhere. Where all those that would be picked otherwise have been
+    /// tried, the next are used in the order of [`Tier`](crate::Tier): the master, and then those that are ejected, guarded or failing. Those
+    /// whose last call has failed come last within their tier. O(n).
     ///
     /// # Errors
     ///
     /// As [`Balancer::pick`]; [`PickError::AllExcluded`] when there is no other.
-    pub fn pick_excluding(&self, key: impl AsRef<[u8]>, excluded: &[impl AsRef<str>]) -> Result<Claim, PickError> {
-        // Read out first: what the caller's type does in `as_ref` must not run under a lock.
-        let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
-        let passes: Passes<'_> = &|endpoint| !excluded.contains(&&*endpoint.instance.code);
+    pub fn pick_excluding(&self, key: impl AsRef<[u8]>, tried: &[impl AsRef<str>]) -> Result<Claim, PickError> {
+        self.pick_with_room::<_, &str>(key, tried, &[])
+    }
+
+    /// As [`Balancer::pick_excluding`], but for those in `full` as well, which have as much as they may. These keep their tier: it is
+    /// better to wait for one of them than to use the next. O(n).
+    ///
+    /// # Errors
+    ///
+    /// As [`Balancer::pick_excluding`]; [`PickError::NoRoom`] when all that would be picked are full.
+    pub fn pick_with_room<T: AsRef<str>, F: AsRef<str>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        tried: &[T],
+        full: &[F],
+    ) -> Result<Claim, PickError> {
+        // Read out first: what the caller's types do in `as_ref` must not run under a lock.
+        let tried: Vec<&str> = tried.iter().map(AsRef::as_ref).collect();
+        let full: Vec<&str> = full.iter().map(AsRef::as_ref).collect();
+        let passes: Passes<'_> = &|endpoint| !tried.contains(&&*endpoint.instance.code);
+        let has_room: Passes<'_> = &|endpoint| !full.contains(&&*endpoint.instance.code);
         let now = self.inner.start(None);
         let ask = Ask { owner: self.inner.number, key: key.as_ref(), now };
-        let claimed = self
-            .with_table(now, |table| table.claim_if(&self.inner.sources, ask, passes).ok_or_else(|| table.refusal()))?;
+        let claimed = self.with_table(now, |table| table.claim_if(&self.inner.sources, ask, passes, has_room))?;
         Ok(self.inner.made_of(claimed, now))
     }
 

@@ -52,6 +52,12 @@ pub enum PickError {
         /// Number of instances that can take work.
         candidates: usize,
     },
+    /// Every instance that would be picked has as much as it may.
+    #[error("pick an instance of {service}: all that would be picked have as much as they may")]
+    NoRoom {
+        /// The service.
+        service: Arc<str>,
+    },
 }
 
 impl PickError {
@@ -64,6 +70,7 @@ impl PickError {
             | PickError::MasterDrained { service }
             | PickError::AllDrained { service, .. }
             | PickError::OnlyMaster { service }
+            | PickError::NoRoom { service }
             | PickError::AllExcluded { service, .. } => service,
         }
     }

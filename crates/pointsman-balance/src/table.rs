@@ -141,11 +141,29 @@ impl Table {
     /// where there is no other. Within the tier that is used the algorithm's own choice comes first; where that does not pass, the
     /// hashes go on in their table, least connections and the two choices take the best of the rest, and the others go on in turn
     /// or at random.
-    pub(crate) fn claim_if(&self, from: &Sources, ask: Ask<'_>, passes: Passes<'_>) -> Option<Claimed> {
+    ///
+    /// Those that have no room keep their tier: it is better to wait for one of them than to use the next.
+    pub(crate) fn claim_if(
+        &self,
+        from: &Sources,
+        ask: Ask<'_>,
+        passes: Passes<'_>,
+        has_room: Passes<'_>,
+    ) -> Result<Claimed, PickError> {
+        let Some(tier) = self.tier_of(passes) else { return Err(self.refusal()) };
+        let passes: Passes<'_> = &|endpoint| passes(endpoint) && has_room(endpoint);
+        self.claim_in(tier, from, ask, passes).ok_or_else(|| self.no_room())
+    }
+
+    /// The first tier in which one passes.
+    fn tier_of(&self, passes: Passes<'_>) -> Option<Tier> {
+        self.standings.members.iter().filter(|member| passes(&member.endpoint)).filter_map(|member| member.tier).min()
+    }
+
+    fn claim_in(&self, tier: Tier, from: &Sources, ask: Ask<'_>, passes: Passes<'_>) -> Option<Claimed> {
         let chooser = self.chooser.as_ref().ok()?;
-        let passing = || self.standings.members.iter().filter(|member| passes(&member.endpoint));
-        let tier = passing().filter_map(|member| member.tier).min()?;
-        let in_tier = || passing().filter(|member| member.tier == Some(tier));
+        let members = || self.standings.members.iter();
+        let in_tier = || members().filter(|member| member.tier == Some(tier) && passes(&member.endpoint));
         let is_any_well = in_tier().any(|member| !member.endpoint.stats.failures.is_failing());
         let is_good = |endpoint: &Endpoint| !is_any_well || !endpoint.stats.failures.is_failing();
         if Some(tier) == self.standings.tier {
@@ -186,7 +204,7 @@ impl Table {
         {
             return from.shared.ranking.peek_if(passes);
         }
-        self.claim_if(from, ask, passes).map(|claimed| claimed.endpoint)
+        self.claim_in(self.tier_of(passes)?, from, ask, passes).map(|claimed| claimed.endpoint)
     }
 
     /// Why none was chosen.
@@ -196,6 +214,10 @@ impl Table {
             Err(refusal) => refusal.clone(),
             Ok(_) => self.exhausted(),
         }
+    }
+
+    fn no_room(&self) -> PickError {
+        PickError::NoRoom { service: self.standings.snapshot.service().clone() }
     }
 
     fn exhausted(&self) -> PickError {

@@ -268,6 +268,24 @@ fn one_dead_normal_beside_a_healthy_master_is_not_asked_for_long() {
 }
 
 #[test]
+fn those_that_are_full_are_waited_for_and_no_lower_tier_is_used() {
+    for algorithm in Algorithm::ALL {
+        let all = ["m", "n1", "n2"].map(|code| instance(code).into()).to_vec();
+        let balancer = Balancer::new(View::fixed(Snapshot::new("s", 1, all)), algorithm);
+        let none: [&str; 0] = [];
+        let picked = |tried: &[&str], full: &[&str]| {
+            balancer.pick_with_room("k", tried, full).map(|claim| claim.code().to_string())
+        };
+        assert_eq!(picked(&none, &["n1"]), Ok("n2".to_owned()), "{algorithm}");
+        let no_room = Err(PickError::NoRoom { service: "s".into() });
+        assert_eq!(picked(&none, &["n1", "n2"]), no_room, "{algorithm}");
+        assert_eq!(picked(&["n1"], &["n2"]), no_room, "{algorithm}");
+        assert_eq!(picked(&["n1", "n2"], &["n1"]), Ok("m".to_owned()), "{algorithm}");
+        assert_eq!(picked(&["n1", "n2"], &["m"]), no_room, "{algorithm}");
+    }
+}
+
+#[test]
 fn the_address_is_part_of_who_an_instance_is() {
     let now = Instant::now();
     let at = |address: &str| {
