@@ -80,8 +80,9 @@ impl Endpoints {
 
     /// Ejects by another rule from now on, or not at all. What has been counted stays, and so do ejections, unless there are to be none.
     pub fn set_ejection(&self, ejection: Option<Ejection>) {
-        self.lock().set_ejection(ejection);
-        self.shared().epoch.judge_by(ejection);
+        if self.lock().set_ejection(ejection) {
+            self.shared().epoch.judge_by(ejection);
+        }
     }
 
     /// Says whether the instances are checked actively. Where they are, an instance of which no result is known waits for its first,
@@ -152,11 +153,13 @@ impl Drop for Inner {
 }
 
 impl Entries {
-    fn set_ejection(&mut self, ejection: Option<Ejection>) {
-        self.ejection = ejection;
+    /// Whether it is another.
+    fn set_ejection(&mut self, ejection: Option<Ejection>) -> bool {
+        let before = std::mem::replace(&mut self.ejection, ejection);
         if ejection.is_none() {
             self.by_code.values_mut().for_each(|record| record.ejections = Ejections::default());
         }
+        before != ejection
     }
 
     /// What is known of an instance besides its registration.

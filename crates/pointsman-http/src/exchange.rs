@@ -1,34 +1,34 @@
 //! One request: from its head to the end of its answer.
 
 mod attempt;
+mod choice;
 mod mirror;
 mod own;
 mod record;
 mod tunnel;
 
 use std::borrow::Cow;
-use std::pin::pin;
 use std::sync::Arc;
 
-use pointsman_balance::{Algorithm, Outcome, PickError};
-use tokio::sync::OwnedSemaphorePermit;
+use pointsman_balance::{Algorithm, Outcome};
 use tokio::time::Instant;
 
 use crate::alarm::Alarm;
 use crate::client::{Answer, Client, From};
 use crate::flow::Flow;
 use crate::forward::{self, Hop, Ids, Peer};
-use crate::gate::{Crowded, Seat};
+use crate::gate::{Crowded, Place};
 use crate::head::{RequestHead, ResponseHead};
 use crate::instance::Connection;
 use crate::metrics::{RouteMetrics, RouteShard, count};
 use crate::problem::{Kind, Problem};
 use crate::settings::Key;
 use crate::spare::Heads;
-use crate::table::{Chosen, LineAction, Passing, Table, Target};
+use crate::table::{Endpoint, LineAction, Passing, Table, Target};
 use crate::worker::Worker;
 
 use self::attempt::{Again, Replay, Unfit};
+use self::choice::{Choice, Chosen};
 use self::record::Record;
 
 /// A request under way.
@@ -159,25 +159,35 @@ impl<'a, C: Client> Exchange<'a, C> {
         let sticky = self.sticky(passing);
         // Who stays with an instance stays with its service.
         let stays = sticky.as_deref().and_then(|code| passing.home(code));
-        let target = stays.unwrap_or_else(|| passing.target(draw(&passing.split, key.as_deref())));
+        let mut target = stays.unwrap_or_else(|| passing.target(draw(&passing.split, key.as_deref())));
         if passing.pass.retries > 0 {
             passing.budget.deposit();
             self.replay.keep();
         }
         self.begin_mirroring(passing);
         let path = self.path(passing);
-        let (mut tried, mut refused, mut fresh) = (Vec::new(), None, false);
+        let (mut tried, mut refused, mut fresh, mut resent) = (Vec::new(), None, false, 0);
         loop {
-            let (chosen, seat) = self
-                .choose(passing, target, key.as_deref(), sticky.as_deref(), &tried, shard, refused.as_ref())
-                .await?;
-            self.record.goes_to(&chosen);
-            let unfit = match self.attempt(passing, target, &chosen, &path, fresh, whole).await {
+            let (key, sticky, tried_now) = (key.as_deref(), sticky.as_deref(), &tried);
+            let choice = Choice { passing, target, key, sticky, tried: tried_now };
+            let Chosen { endpoint, permit, keeps_cookie } = match choice.choose(shard).await {
+                Ok(chosen) => chosen,
+                // Nobody can serve its share there: it goes home.
+                Err(why) if why.is_final() && passing.goes_astray(target, true) => {
+                    count(&shard.split_home);
+                    (target, tried) = (&passing.target, Vec::new());
+                    continue;
+                }
+                Err(why) => return Err(why.problem(refused.as_ref()).into()),
+            };
+            passing.goes_astray(target, false);
+            self.record.goes_to(&endpoint);
+            let unfit = match self.attempt(passing, target, &endpoint, &path, fresh, whole).await {
                 Ok(connection) => {
                     self.mirror(passing);
-                    let cookie = self.cookie(passing, &chosen, sticky.as_deref());
-                    let result = self.answer(passing, target, &chosen, connection, cookie.as_deref(), whole).await;
-                    drop(seat);
+                    let cookie = if keeps_cookie { None } else { self.cookie(passing, &endpoint, sticky) };
+                    let result = self.answer(passing, target, &endpoint, connection, cookie.as_deref(), whole).await;
+                    drop(permit);
                     return result;
                 }
                 Err(Unfit::Gone) => return Err(Ended::Gone),
@@ -195,21 +205,15 @@ impl<'a, C: Client> Exchange<'a, C> {
                 }
                 Err(Unfit::Stale { problem, again } | Unfit::Failed { problem, again }) => (problem, again),
             };
-            chosen.report(Outcome::Failure);
+            endpoint.report(Outcome::Failure);
             let (problem, again) = unfit;
-            tracing::debug!(service = %target.service.name, code = %chosen.instance.code, reason = %problem.detail, "no answer");
-            let retried = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-            let is_allowed = match again {
-                Again::Never => false,
-                Again::InBudget => retried < passing.pass.retries && passing.budget.withdraw(Instant::now()),
-                Again::Free => retried < passing.pass.retries,
-            };
-            if !is_allowed {
+            tracing::debug!(service = %target.service.name, code = %endpoint.code(), reason = %problem.detail, "no answer");
+            if !may_try_again(passing, again, &mut resent) {
                 return Err(problem.into());
             }
             count(&shard.retries);
             self.record.retries += 1;
-            tried.push(chosen.instance.code.clone());
+            tried.push(endpoint.code().clone());
             refused = Some(problem);
             fresh = false;
             self.rewind();
@@ -221,60 +225,6 @@ impl<'a, C: Client> Exchange<'a, C> {
         self.flow = Flow::default();
         self.replay.rewind();
         self.record.received = 0;
-    }
-
-    /// Chooses an instance, and waits where all have as much as they may.
-    #[expect(clippy::too_many_arguments, reason = "they are what one choice depends on, and only here")]
-    async fn choose(
-        &mut self,
-        passing: &Passing,
-        target: &Target,
-        key: Option<&[u8]>,
-        sticky: Option<&str>,
-        tried: &[Arc<str>],
-        shard: &RouteShard,
-        refused: Option<&Problem>,
-    ) -> Result<(Chosen, Option<Seat>), Ended> {
-        let none = |error: &PickError| match refused {
-            // The others have been tried.
-            Some(problem) => problem.clone(),
-            None => Problem::new(Kind::NoInstance, error.to_string()),
-        };
-        let Some(seats) = &target.service.seats else {
-            return Ok((target.choose(key, sticky, tried).map_err(|error| none(&error))?, None));
-        };
-        let deadline = Instant::now() + passing.pass.queue_timeout;
-        let (mut waiting, mut passed, mut is_woken) = (None, None, false);
-        loop {
-            let mut freed = pin!(seats.freed());
-            // From now on: what becomes free between the look below and the wait is not missed, whoever else waits.
-            if waiting.is_some() {
-                freed.as_mut().enable();
-            }
-            let mut full = tried.to_vec();
-            loop {
-                match target.choose(key, sticky, &full) {
-                    Ok(chosen) => match seats.take(&chosen.instance.code) {
-                        Some(seat) => return Ok((chosen, Some(seat))),
-                        None => full.push(chosen.instance.code.clone()),
-                    },
-                    Err(error) if full.len() == tried.len() => return Err(none(&error).into()),
-                    Err(_) => break,
-                }
-            }
-            if waiting.is_none() {
-                count(&shard.queued);
-                waiting = Some(passing.waiting.join().map_err(crowded)?);
-                continue;
-            }
-            if is_woken {
-                seats.pass_on(&mut passed);
-            }
-            is_woken = true;
-            if tokio::time::timeout_at(deadline, freed).await.is_err() {
-                return Err(crowded(Crowded::WaitedTooLong).into());
-            }
-        }
     }
 
     fn hop(&self) -> Hop<'_> {
@@ -312,13 +262,12 @@ impl<'a, C: Client> Exchange<'a, C> {
     }
 
     /// A cookie, if the client is to have another.
-    fn cookie(&self, passing: &Passing, chosen: &Chosen, had: Option<&str>) -> Option<String> {
+    fn cookie(&self, passing: &Passing, endpoint: &Endpoint, had: Option<&str>) -> Option<String> {
         let sticky = passing.pass.sticky.as_ref()?;
-        if had == Some(&*chosen.instance.code) {
+        if had == Some(&**endpoint.code()) {
             return None;
         }
-        let mut cookie =
-            format!("{}={}; Path=/; HttpOnly; SameSite=Lax", sticky.cookie, own::encode(&chosen.instance.code));
+        let mut cookie = format!("{}={}; Path=/; HttpOnly; SameSite=Lax", sticky.cookie, own::encode(endpoint.code()));
         if self.peer.secure {
             cookie.push_str("; Secure");
         }
@@ -349,7 +298,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         &mut self,
         passing: &Passing,
         target: &Target,
-        chosen: &Chosen,
+        endpoint: &Endpoint,
         mut connection: Connection,
         cookie: Option<&str>,
         whole: Option<Instant>,
@@ -357,10 +306,10 @@ impl<'a, C: Client> Exchange<'a, C> {
         let (status, metrics) = (self.response.status, target.service.metrics.of(self.worker.number));
         count(&metrics.answered);
         if status >= 500 {
-            chosen.report(Outcome::Failure);
+            endpoint.report(Outcome::Failure);
         } else if passing.pass.algorithm == Algorithm::PeakEwma || status == 101 {
             // What is measured is how long an answer takes to begin, not how long it is.
-            chosen.report(Outcome::Success);
+            endpoint.report(Outcome::Success);
         }
         self.record.status = status;
         let id = self.ids.request(self.request);
@@ -371,12 +320,12 @@ impl<'a, C: Client> Exchange<'a, C> {
         let result = self.flow_back(passing, &mut connection, whole).await;
         match &result {
             Ok(()) => {
-                chosen.report(Outcome::Success);
-                self.give_back(target, chosen, connection);
+                endpoint.report(Outcome::Success);
+                self.give_back(target, endpoint, connection);
             }
-            Err(Ended::Gone) => chosen.report(Outcome::Success),
+            Err(Ended::Gone) => endpoint.report(Outcome::Success),
             Err(Ended::Problem(_)) => {
-                chosen.report(Outcome::Failure);
+                endpoint.report(Outcome::Failure);
                 count(&self.record.metrics.of(self.worker.number).broken);
             }
         }
@@ -388,25 +337,26 @@ impl<'a, C: Client> Exchange<'a, C> {
         Ok(())
     }
 
-    fn give_back(&mut self, target: &Target, chosen: &Chosen, connection: Connection) {
+    fn give_back(&mut self, target: &Target, endpoint: &Endpoint, connection: Connection) {
         let now = Instant::now();
         self.record.ended = Some(now);
         if !self.flow.is_done() {
             return;
         }
-        target.service.give_back(self.worker.number, &chosen.address, connection, now);
+        target.service.give_back(self.worker.number, &endpoint.address, connection, now);
         self.worker.waiting.notify_one();
     }
 }
 
 /// Lets a request in, if not too many are under way.
-async fn enter(passing: &Passing, shard: &RouteShard) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+async fn enter(passing: &Passing, shard: &RouteShard) -> Result<Option<Place>, Problem> {
     let Some(gate) = &passing.gate else { return Ok(None) };
     if let Some(place) = gate.try_enter() {
         return Ok(Some(place));
     }
     count(&shard.queued);
-    gate.enter().await.map(Some).map_err(crowded)
+    let _joined = passing.waiting.join(passing.pass.queue).map_err(crowded)?;
+    gate.enter(passing.pass.queue_timeout).await.map(Some).map_err(crowded)
 }
 
 fn crowded(crowded: Crowded) -> Problem {
@@ -417,6 +367,20 @@ fn crowded(crowded: Crowded) -> Problem {
             Crowded::WaitedTooLong => "too many requests are under way; it has waited too long",
         },
     )
+}
+
+/// Whether a request that an instance has not answered may go to another. What may have arrived counts against the limits of retries;
+/// where nothing of it has been sent, each instance is asked once if need be: while many have died and are registered still, two or three in
+/// a row may be dead.
+fn may_try_again(passing: &Passing, again: Again, resent: &mut u32) -> bool {
+    match again {
+        Again::Never => false,
+        Again::InBudget => {
+            *resent += 1;
+            *resent <= passing.pass.retries && passing.budget.withdraw(Instant::now())
+        }
+        Again::Free => passing.pass.retries > 0,
+    }
 }
 
 /// 0 to 99: which share a request is in. Requests with the same key are in the same.

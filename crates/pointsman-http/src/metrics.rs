@@ -87,6 +87,8 @@ pub(crate) struct RouteShard {
     sent: AtomicU64,
     pub(crate) retries: AtomicU64,
     pub(crate) queued: AtomicU64,
+    /// Requests of a share that went home.
+    pub(crate) split_home: AtomicU64,
     pub(crate) mirrored: AtomicU64,
     pub(crate) mirror_dropped: AtomicU64,
     /// Copies under way.
@@ -274,7 +276,12 @@ fn write_routes(text: &mut Text, routes: &[&Arc<RouteMetrics>]) {
     counter("received_bytes", "Bytes of bodies received from clients, by route", |shard| &shard.received);
     counter("sent_bytes", "Bytes of bodies sent to clients, by route", |shard| &shard.sent);
     counter("retries", "Requests sent again to another instance, by route", |shard| &shard.retries);
-    counter("queued", "Requests that had to wait for others to end, by route", |shard| &shard.queued);
+    counter("queued", "Requests that had to wait for others to end, or for a master, by route", |shard| &shard.queued);
+    counter(
+        "split_home",
+        "Requests that went to the route's own service because nobody could serve their share, by route",
+        |shard| &shard.split_home,
+    );
     counter("broken_answers", "Answers that broke off, by route", |shard| &shard.broken);
     counter("mirrored", "Copies sent to a mirror, by route", |shard| &shard.mirrored);
     counter("mirror_dropped", "Copies that were not sent: too large, or too many, by route", |shard| {

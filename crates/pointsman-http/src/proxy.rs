@@ -78,7 +78,7 @@ impl Proxy {
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`], [`Error::Listen`], [`Error::Thread`].
     pub fn start(settings: Settings, views: &Views, options: Options) -> Result<Self, Error> {
         let workers = settings.workers;
-        let shared = shared(&settings, views, workers + 1, options.access_log, options.changed)?;
+        let shared = shared(&settings, views, workers + 1, options.access_log)?;
         let wanted = settings.listen;
         let fail = |source| Error::Listen { address: wanted, source };
         let listeners = match options.listeners {
@@ -247,11 +247,11 @@ pub(crate) fn shared(
     views: &Views,
     slots: usize,
     access_log: Option<Box<dyn Write + Send>>,
-    changed: Option<watch::Receiver<()>>,
 ) -> Result<Arc<Shared>, Error> {
     check(settings)?;
-    let checker = Checker::new(changed);
+    let checker = Checker::default();
     let table = Table::new(settings, views, None, slots, &checker)?;
+    table.activate();
     let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
     let metrics = Metrics::new(slots);
     let log = access_log.map(|to| Log::start(to, metrics.log_dropped.clone())).transpose().map_err(Error::Thread)?;
@@ -276,7 +276,9 @@ impl Shared {
         let acceptor = acceptor.filter(|_| was.is_some()).map(|acceptor| Arc::new(Acceptor(acceptor))).or(was);
         let table = Table::new(settings, views, Some(&self.table.load()), slots, &self.checker)?;
         self.acceptor.store(acceptor);
-        self.table.store(Arc::new(table));
+        let table = Arc::new(table);
+        self.table.store(table.clone());
+        table.activate();
         Ok(())
     }
 }

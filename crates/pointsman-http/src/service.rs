@@ -59,7 +59,7 @@ impl Requests {
     ///
     /// [`Error::Invalid`] with all problems of the settings, [`Error::File`].
     pub fn new(settings: &Settings, views: &Views) -> Result<Self, Error> {
-        let shared = proxy::shared(settings, views, 1, None, None)?;
+        let shared = proxy::shared(settings, views, 1, None)?;
         Ok(Self::of(Worker::new(0, shared)))
     }
 

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
-use pointsman_balance::{Balancer, Claim, Endpoints, PickError, Standing};
+use pointsman_balance::{Balancer, Candidates, Claim, Endpoints, PickError, Standing};
 use pointsman_core::{Instance, View};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::gate::{Budget, Gate, Seats, Waiting};
+use crate::gate::{Budget, Gate, Permits, Waiting};
 use crate::health::{Checker, Health, Rule};
 use crate::http1::parse::Bounds;
 use crate::instance::dial::{NoConnection, Secret, dial};
@@ -63,7 +63,11 @@ pub(crate) struct Passing {
     pub(crate) split: Vec<(u8, Target)>,
     pub(crate) mirror: Option<(Target, u8)>,
     pub(crate) gate: Option<Arc<Gate>>,
+    /// The limit of the table before, which is none any more: requests wait there.
+    no_longer: Option<Arc<Gate>>,
     pub(crate) waiting: Arc<Waiting>,
+    /// Whether the last request of a share found no instance there: told once, not with each.
+    pub(crate) is_astray: AtomicBool,
     pub(crate) budget: Arc<Budget>,
 }
 
@@ -72,7 +76,6 @@ pub(crate) struct Passing {
 pub(crate) struct Target {
     pub(crate) service: Arc<Service>,
     pub(crate) balancer: Balancer,
-    role: RouteRole,
 }
 
 /// A service, whichever route leads to it.
@@ -80,32 +83,30 @@ pub(crate) struct Target {
 pub(crate) struct Service {
     pub(crate) name: Arc<str>,
     pub(crate) settings: settings::Service,
-    /// Who is there,
-    source: View,
-    /// and who of them is called.
+    /// Its instances.
     pub(crate) view: View,
     health: Option<Arc<Health>>,
+    /// What is known of them. All routes share it, and it outlives a reload.
     endpoints: Endpoints,
     /// One a worker.
     pub(crate) pools: Vec<Pool>,
     /// The same for HTTP/2.
     pub(crate) connections: Vec<Connections>,
     pub(crate) secret: Secret,
-    pub(crate) seats: Option<Arc<Seats>>,
+    pub(crate) permits: Arc<Permits>,
     pub(crate) metrics: Arc<ServiceMetrics>,
 }
 
-/// An instance that is to take a request; counted as in flight while this is held.
+/// An instance as the proxy uses it for a request; counted as in flight while this is held.
 #[derive(Debug)]
-pub(crate) struct Chosen {
-    pub(crate) instance: Arc<Instance>,
+pub(crate) struct Endpoint {
     pub(crate) address: Arc<str>,
-    claim: Option<Claim>,
+    claim: Claim,
 }
 
 impl Table {
-    /// Prepares routes and services. What has not changed since `before` is taken over with what it has counted and whom it has
-    /// connections to.
+    /// Prepares routes and services. What has not changed since `before` is taken over with what it has counted and the connections that
+    /// it has. Nothing that both share is changed before [`Table::activate`].
     pub(crate) fn new(
         settings: &Settings,
         views: &Views,
@@ -160,6 +161,12 @@ impl Table {
             access_log: settings.access_log,
             allow_addresses: settings.allow_addresses.clone(),
         })
+    }
+
+    /// Lets the settings hold for what this table shares with the one before: limits, also for requests that wait, ejection, checks.
+    pub(crate) fn activate(&self) {
+        self.services.values().for_each(|service| service.activate());
+        self.lines.iter().filter_map(Line::passing).for_each(Passing::activate);
     }
 
     /// The routes by their names and their services.
@@ -219,26 +226,22 @@ impl Service {
         (checker, allowed): (&Checker, &[Network]),
     ) -> Result<Arc<Self>, Error> {
         let rule = Rule::of(&settings, allowed);
-        let before = old.filter(|old| old.source.is_same(view)).and_then(|old| old.health.as_ref());
-        let same_health = before.filter(|health| rule.as_ref().is_some_and(|rule| health.holds(rule)));
+        let before = old.and_then(|old| old.health.as_ref());
+        let of_same_view = |_: &&Arc<Health>| old.is_some_and(|old| old.view.is_same(view));
+        let same_health =
+            before.filter(|health| rule.as_ref().is_some_and(|rule| health.holds(rule))).filter(of_same_view);
         // Certificates may be others under the same names.
         let is_same = |old: &&Arc<Service>| {
             old.settings == settings
                 && old.settings.tls.is_none()
-                && old.source.is_same(view)
+                && old.view.is_same(view)
                 && (rule.is_none() || same_health.is_some())
         };
         if let Some(old) = old.filter(is_same) {
             return Ok(old.clone());
         }
-        let same_rule = old.filter(|old| old.settings.ejection == settings.ejection);
-        let endpoints =
-            same_rule.map_or_else(|| Endpoints::with_ejection(settings.ejection), |old| old.endpoints.clone());
-        let same_limit = old.filter(|old| old.settings.max_in_flight == settings.max_in_flight);
-        let seats = match same_limit {
-            Some(old) => old.seats.clone(),
-            None => settings.max_in_flight.map(|most| Arc::new(Seats::new(most))),
-        };
+        let endpoints = old.map_or_else(|| Endpoints::with_ejection(settings.ejection), |old| old.endpoints.clone());
+        let permits = old.map_or_else(|| Arc::new(Permits::new(settings.max_in_flight)), |old| old.permits.clone());
         let secret = match &settings.tls {
             None => Secret::default(),
             Some(tls) => Secret::new(Some(tls::client(tls, settings.protocol)?), tls.name.clone()),
@@ -249,23 +252,32 @@ impl Service {
             (None, None) => None,
             (Some(rule), None) => {
                 let before = before.map(Arc::as_ref);
-                let health = Health::start(checker, rule, secret.clone(), view, metrics.clone(), before);
+                let told = (&endpoints, metrics.clone());
+                let health = Health::prepare(checker, rule, secret.clone(), view, told, before);
                 Some(Arc::new(health.map_err(Error::Thread)?))
             }
         };
         Ok(Arc::new(Self {
             name: name.clone(),
-            source: view.clone(),
-            view: health.as_ref().map_or(view, |health| health.view()).clone(),
+            view: view.clone(),
             health,
             endpoints,
             pools: (0..workers).map(|_| Pool::default()).collect(),
             connections: (0..workers).map(|_| Connections::default()).collect(),
             secret,
-            seats,
+            permits,
             metrics,
             settings,
         }))
+    }
+
+    fn activate(&self) {
+        self.endpoints.set_ejection(self.settings.ejection);
+        self.endpoints.set_checked(self.health.is_some());
+        self.permits.set_most(self.settings.max_in_flight);
+        if let Some(health) = &self.health {
+            health.begin();
+        }
     }
 }
 
@@ -317,7 +329,7 @@ impl Service {
         Instances {
             service: self.name.clone(),
             checks,
-            passing: self.source.load().instances().len().saturating_sub(failing),
+            passing: self.view.load().instances().len().saturating_sub(failing),
             failing,
             ejected: considered.iter().filter(|one| matches!(one.standing, Standing::Ejected { .. })).count(),
             in_flight: self.endpoints.all_in_flight(),
@@ -351,12 +363,10 @@ impl Passing {
             end += percent;
             (end, target(name))
         });
-        let limit = |pass: &Pass| (pass.max_in_flight, pass.queue, pass.queue_timeout);
-        let gate = match old.filter(|old| limit(&old.pass) == limit(pass)) {
-            Some(old) => old.gate.clone(),
-            None => pass.max_in_flight.map(|most| Arc::new(Gate::new(most, pass.queue, pass.queue_timeout))),
-        };
-        let waiting = old.filter(|old| old.pass.queue == pass.queue).map(|old| old.waiting.clone());
+        let new = |most| Arc::new(Gate::new(most));
+        let gate = pass.max_in_flight.map(|most| old.and_then(|old| old.gate.clone()).unwrap_or_else(|| new(most)));
+        let no_longer = old.and_then(|old| old.gate.clone()).filter(|_| gate.is_none());
+        let waiting = old.map(|old| old.waiting.clone()).unwrap_or_default();
         let budget = old.filter(|old| old.pass.retry_budget == pass.retry_budget).map(|old| old.budget.clone());
         Self {
             pass: pass.clone(),
@@ -365,8 +375,19 @@ impl Passing {
             split: split.collect(),
             mirror: pass.mirror.as_ref().map(|(name, percent)| (target(name), *percent)),
             gate,
-            waiting: waiting.unwrap_or_else(|| Arc::new(Waiting::new(pass.queue))),
+            no_longer,
+            waiting,
+            is_astray: AtomicBool::new(false),
             budget: budget.unwrap_or_else(|| Arc::new(Budget::new(pass.retry_budget))),
+        }
+    }
+
+    fn activate(&self) {
+        if let Some(gate) = &self.gate {
+            gate.set_most(self.pass.max_in_flight);
+        }
+        if let Some(gate) = &self.no_longer {
+            gate.set_most(None);
         }
     }
 
@@ -381,6 +402,23 @@ impl Passing {
         let rest = Some(&self.target).filter(|_| self.split.last().is_none_or(|(end, _)| *end < 100));
         let is_of = |instance: &Arc<Instance>| *instance.code == *code && instance.takes_work();
         rest.into_iter().chain(shares).find(|target| target.service.view.load().instances().iter().any(is_of))
+    }
+
+    /// Notes whether a request of a share finds no instance there, and says so when that changes. Whether it has to go home.
+    pub(crate) fn goes_astray(&self, target: &Target, finds_none: bool) -> bool {
+        if self.split.is_empty() || std::ptr::eq(target, &self.target) {
+            return false;
+        }
+        if self.is_astray.load(Ordering::Relaxed) != finds_none {
+            self.is_astray.store(finds_none, Ordering::Relaxed);
+            let (share, home) = (&target.service.name, &self.target.service.name);
+            if finds_none {
+                tracing::warn!(%share, %home, "nobody can serve a share: its requests go home");
+            } else {
+                tracing::info!(%share, "a share is served again");
+            }
+        }
+        finds_none
     }
 
     fn targets(&self) -> impl Iterator<Item = &Target> {
@@ -398,71 +436,73 @@ impl Target {
     fn new(service: &Arc<Service>, pass: &Pass) -> Self {
         let balancer = Balancer::builder(service.view.clone())
             .algorithm(pass.algorithm)
+            .candidates(pass.role.candidates())
             .slow_start(service.settings.slow_start)
             .endpoints(service.endpoints.clone())
             .build();
-        Self { service: service.clone(), balancer, role: pass.role }
+        Self { service: service.clone(), balancer }
     }
 
-    /// Chooses who takes a request: `sticky` if that is an instance that takes work, otherwise by the algorithm; never one of `tried`.
+    /// Chooses the instance that takes a request by the algorithm; never one of `tried`, nor of those that are `full`.
     pub(crate) fn choose(
         &self,
         key: Option<&[u8]>,
-        sticky: Option<&str>,
         tried: &[Arc<str>],
-    ) -> Result<Chosen, PickError> {
-        if let Some(code) = sticky.filter(|code| !tried.iter().any(|tried| **tried == **code))
-            && let Some(chosen) = self.stay(code)
-        {
-            return Ok(chosen);
-        }
-        if self.role == RouteRole::Master {
-            return self.master(tried);
-        }
-        let claim = match (tried, key) {
-            ([], Some(key)) => self.balancer.pick(key),
-            ([], None) => self.balancer.pick_any(),
-            (tried, Some(key)) => self.balancer.pick_excluding(key, tried),
+        full: &[Arc<str>],
+    ) -> Result<Endpoint, PickError> {
+        let claim = match (tried, full, key) {
+            ([], [], Some(key)) => self.balancer.pick(key),
+            ([], [], None) => self.balancer.pick_any(),
+            (tried, full, Some(key)) => self.balancer.pick_with_room(key, tried, full),
             // Any, as above: not the same for all.
-            (tried, None) => self.balancer.pick_excluding(fastrand::u64(..).to_le_bytes(), tried),
+            (tried, full, None) => self.balancer.pick_with_room(fastrand::u64(..).to_le_bytes(), tried, full),
         };
-        claim.map(Chosen::claimed)
+        claim.map(Endpoint::from)
     }
 
-    fn stay(&self, code: &str) -> Option<Chosen> {
-        if self.role == RouteRole::Master {
-            return None;
-        }
-        self.balancer.pick_code(code).map(Chosen::claimed)
+    /// The instance with this code, if it serves as well as any other.
+    pub(crate) fn stay(&self, code: &str) -> Option<Endpoint> {
+        self.balancer.pick_code(code).map(Endpoint::from)
     }
 
-    fn master(&self, tried: &[Arc<str>]) -> Result<Chosen, PickError> {
-        let service = || self.service.name.clone();
-        let snapshot = self.service.view.load();
-        let master = snapshot.master().ok_or_else(|| PickError::NoInstance { service: service() })?;
-        if tried.contains(&master.code) {
-            return Err(PickError::AllExcluded { service: service(), candidates: 1 });
-        }
-        if !master.takes_work() {
-            return Err(PickError::AllDrained { service: service(), instances: 1 });
-        }
-        let address = master.address.clone().unwrap_or_default();
-        Ok(Chosen { instance: master.clone(), address, claim: None })
+    /// Whether only the master will do.
+    pub(crate) fn wants_master(&self) -> bool {
+        self.balancer.candidates() == Candidates::Master
+    }
+
+    /// Whether the instance with this code is only away for now: clients that stay with it are to come back.
+    pub(crate) fn may_return(&self, code: &str) -> bool {
+        self.service.view.load().find(code).is_some_and(|instance| instance.is_guarded() && instance.takes_work())
     }
 }
 
-impl Chosen {
-    fn claimed(claim: Claim) -> Self {
-        let instance = claim.instance().clone();
-        let address = instance.address.clone().unwrap_or_default();
-        Self { instance, address, claim: Some(claim) }
+impl RouteRole {
+    fn candidates(self) -> Candidates {
+        match self {
+            RouteRole::Normal => Candidates::Normals,
+            RouteRole::Master => Candidates::Master,
+        }
+    }
+}
+
+impl From<Claim> for Endpoint {
+    fn from(claim: Claim) -> Self {
+        Self { address: claim.instance().address.clone().unwrap_or_default(), claim }
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn instance(&self) -> &Arc<Instance> {
+        self.claim.instance()
+    }
+
+    pub(crate) fn code(&self) -> &Arc<str> {
+        self.claim.code()
     }
 
     /// Says how it went.
     pub(crate) fn report(&self, outcome: pointsman_balance::Outcome) {
-        if let Some(claim) = &self.claim {
-            claim.report(outcome);
-        }
+        self.claim.report(outcome);
     }
 }
 
@@ -490,7 +530,9 @@ mod tests {
             change(pass);
         }
         let settings = Settings { routes: vec![route], ..Settings::new() };
-        Table::new(&settings, &views, before, 1, &Checker::new(None)).unwrap()
+        let table = Table::new(&settings, &views, before, 1, &Checker::default()).unwrap();
+        table.activate();
+        table
     }
 
     fn passing(table: &Table) -> &Passing {

@@ -16,7 +16,7 @@ use crate::instance::{Connection, Failure, Sending};
 use crate::metrics::count;
 use crate::problem::{Kind, Problem};
 use crate::settings::Timeouts;
-use crate::table::{Chosen, Passing, Target};
+use crate::table::{Endpoint, Passing, Target};
 
 use super::{Ended, Exchange};
 
@@ -178,12 +178,12 @@ impl<C: Client> Exchange<'_, C> {
         &mut self,
         passing: &Passing,
         target: &Target,
-        chosen: &Chosen,
+        endpoint: &Endpoint,
         path: &[u8],
         fresh: bool,
         whole: Option<Instant>,
     ) -> Result<Connection, Unfit> {
-        let mut connection = self.connect(passing, target, chosen, fresh, whole).await?;
+        let mut connection = self.connect(passing, target, endpoint, fresh, whole).await?;
         let sending = Sending {
             head: self.request,
             target: if path.is_empty() { self.request.target() } else { path },
@@ -214,12 +214,12 @@ impl<C: Client> Exchange<'_, C> {
         &mut self,
         passing: &Passing,
         target: &Target,
-        chosen: &Chosen,
+        endpoint: &Endpoint,
         fresh: bool,
         whole: Option<Instant>,
     ) -> Result<Connection, Unfit> {
         let service = &target.service;
-        if !fresh && let Some(connection) = service.waiting(self.worker.number, &chosen.address) {
+        if !fresh && let Some(connection) = service.waiting(self.worker.number, &endpoint.address) {
             return Ok(connection);
         }
         let metrics = service.metrics.of(self.worker.number);
@@ -232,12 +232,12 @@ impl<C: Client> Exchange<'_, C> {
             Unfit::Failed { problem: Problem::new(kind, detail), again }
         };
         let name = &service.name;
-        if chosen.address.is_empty() {
+        if endpoint.address.is_empty() {
             return Err(unreachable(Kind::Unreachable, format!("an instance of {name} has no address")));
         }
         self.alarm.set(Some(earlier(Instant::now() + passing.pass.timeouts.connect, whole)));
         // Apart: it is large, and seldom needed.
-        let connecting = service.connect(self.worker.number, &chosen.address, &self.table.allow_addresses);
+        let connecting = service.connect(self.worker.number, &endpoint.address, &self.table.allow_addresses);
         let mut dialling = Box::pin(connecting);
         let (alarm, client) = (&mut *self.alarm, &mut *self.client);
         let is_waiting = self.request.framing == Framing::Empty;
@@ -254,7 +254,7 @@ impl<C: Client> Exchange<'_, C> {
             None => Err(Unfit::Gone),
             Some(Ok(connection)) => Ok(connection),
             Some(Err(NoConnection::Refused(reason))) => {
-                tracing::warn!(service = %name, code = %chosen.instance.code, reason, "instance is not called");
+                tracing::warn!(service = %name, code = %endpoint.code(), reason, "instance is not called");
                 Err(unreachable(Kind::Unreachable, format!("an instance of {name} has an address that is not called")))
             }
             Some(Err(NoConnection::Failed(error))) if error.kind() == io::ErrorKind::TimedOut => {

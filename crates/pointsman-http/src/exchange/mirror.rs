@@ -16,13 +16,13 @@ use tokio::time::{Instant, timeout};
 use crate::client::Client;
 use crate::flow::{Broken, Flow, Source};
 use crate::forward::{Hop, Ids, Peer};
-use crate::gate::Seat;
+use crate::gate::Permit;
 use crate::head::{Fields, Framing, RequestHead, ResponseHead};
 use crate::instance::dial::NoConnection;
 use crate::instance::{Connection, Failure, Sending};
 use crate::metrics::{RouteMetrics, RouteShard, count};
 use crate::settings::Timeouts;
-use crate::table::{Chosen, Passing, Service, Table};
+use crate::table::{Endpoint, Passing, Service, Table};
 use crate::worker::Worker;
 
 use super::Exchange;
@@ -75,11 +75,9 @@ impl<C: Client> Exchange<'_, C> {
         // One that nobody has been asked for may not even have been looked at.
         let body = if self.request.framing == Framing::Empty { Vec::new() } else { self.replay.whole()? };
         let place = Place::take(&self.record.metrics, self.worker.number)?;
-        let chosen = target.choose(self.key(passing).as_deref(), None, &[]).ok()?;
-        let seat = match &target.service.seats {
-            Some(seats) => Some(seats.take(&chosen.instance.code)?),
-            None => None,
-        };
+        let endpoint = target.choose(self.key(passing).as_deref(), &[], &[]).ok()?;
+        let permits = &target.service.permits;
+        let permit = if permits.are_limited() { Some(permits.take(endpoint.instance())?) } else { None };
         let mut head = self.request.clone();
         // The body is there already.
         head.expects_continue = false;
@@ -88,7 +86,7 @@ impl<C: Client> Exchange<'_, C> {
             worker: self.worker.clone(),
             table: self.table.clone(),
             service: target.service.clone(),
-            chosen,
+            endpoint,
             head,
             path: self.path(passing),
             framing,
@@ -99,7 +97,7 @@ impl<C: Client> Exchange<'_, C> {
             timeouts: passing.pass.timeouts,
         };
         count(&self.shard().mirrored);
-        tokio::spawn(copy.run(place, seat));
+        tokio::spawn(copy.run(place, permit));
         Some(())
     }
 }
@@ -128,7 +126,7 @@ struct Copy {
     worker: Arc<Worker>,
     table: Arc<Table>,
     service: Arc<Service>,
-    chosen: Chosen,
+    endpoint: Endpoint,
     head: RequestHead,
     /// The target as the instance is to see it, if it is another.
     path: Cow<'static, [u8]>,
@@ -152,7 +150,7 @@ enum Lost {
 }
 
 impl Copy {
-    async fn run(self, _place: Place, _seat: Option<Seat>) {
+    async fn run(self, _place: Place, _permit: Option<Permit>) {
         let longest = self.timeouts.whole.map_or(LONGEST, |whole| whole.min(LONGEST));
         let sent = async {
             match self.send(false).await {
@@ -171,7 +169,7 @@ impl Copy {
             Err(Lost::Unsendable) => return,
         };
         count(counter);
-        self.chosen.report(outcome);
+        self.endpoint.report(outcome);
     }
 
     /// Sends it, and reads what is answered: the status.
@@ -191,7 +189,7 @@ impl Copy {
         let mut read = 0;
         poll_fn(|cx| poll_through(&mut connection, &mut read, cx)).await?;
         if flow.is_done() {
-            self.service.give_back(self.worker.number, &self.chosen.address, connection, Instant::now());
+            self.service.give_back(self.worker.number, &self.endpoint.address, connection, Instant::now());
             self.worker.waiting.notify_one();
         }
         Ok(head.status)
@@ -199,21 +197,21 @@ impl Copy {
 
     async fn connect(&self, fresh: bool) -> Result<Connection, Lost> {
         let (service, worker) = (&self.service, self.worker.number);
-        if !fresh && let Some(connection) = service.waiting(worker, &self.chosen.address) {
+        if !fresh && let Some(connection) = service.waiting(worker, &self.endpoint.address) {
             return Ok(connection);
         }
-        if self.chosen.address.is_empty() {
+        if self.endpoint.address.is_empty() {
             return Err(Lost::Unreachable);
         }
         count(&service.metrics.of(worker).connects);
-        let connecting = service.connect(worker, &self.chosen.address, &self.table.allow_addresses);
+        let connecting = service.connect(worker, &self.endpoint.address, &self.table.allow_addresses);
         let refused = match timeout(self.timeouts.connect, Box::pin(connecting)).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(NoConnection::Refused(reason))) => reason,
             Ok(Err(NoConnection::Failed(error))) => error.to_string(),
             Err(_) => "it did not accept in time".to_owned(),
         };
-        tracing::debug!(service = %service.name, code = %self.chosen.instance.code, reason = refused, "mirror");
+        tracing::debug!(service = %service.name, code = %self.endpoint.code(), reason = refused, "mirror");
         Err(Lost::Unreachable)
     }
 

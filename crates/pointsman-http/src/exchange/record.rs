@@ -12,7 +12,7 @@ use crate::head::RequestHead;
 use crate::metrics::RouteMetrics;
 use crate::problem::Kind;
 use crate::settings::AccessLog;
-use crate::table::{Chosen, Table};
+use crate::table::{Endpoint, Table};
 use crate::worker::Worker;
 
 #[derive(Debug)]
@@ -58,9 +58,9 @@ impl Record {
     }
 
     /// It is sent to this one.
-    pub(super) fn goes_to(&mut self, chosen: &Chosen) {
+    pub(super) fn goes_to(&mut self, endpoint: &Endpoint) {
         if self.log != AccessLog::Off {
-            self.instance = Some(chosen.instance.clone());
+            self.instance = Some(endpoint.instance().clone());
         }
     }
 
