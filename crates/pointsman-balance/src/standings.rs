@@ -187,10 +187,14 @@ fn judge(entries: &mut Entries, snapshot: &Snapshot, rule: &Ejection, epoch: &Ep
     let mut ejected = normals.iter().filter(|is_ejected| **is_ejected).count();
     let limit = rule.limit(normals.len());
     for instance in due {
-        let (is_master, is_in) = (is_master(snapshot, instance), standing(entries, instance) == Some(false));
+        // One that is drained, guarded or failing now is judged once it is not.
+        if standing(entries, instance) != Some(false) {
+            continue;
+        }
+        let is_master = is_master(snapshot, instance);
         let Some(record) = entries.get_mut(&instance.code) else { continue };
         let at = epoch.take(&record.endpoint.stats.failures);
-        if let Some(at) = at.filter(|_| is_in && (is_master || ejected < limit)) {
+        if let Some(at) = at.filter(|_| is_master || ejected < limit) {
             record.ejections.eject(rule, at);
             ejected += usize::from(!is_master);
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pointsman_core::View;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::access_log::Log;
 use crate::error::Error;
@@ -38,8 +38,6 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Where the access log goes, if the settings want one.
     pub access_log: Option<Box<dyn Write + Send>>,
-    /// Tells when the instances of a service have changed; without it, checks look once a second who is there.
-    pub changed: Option<watch::Receiver<()>>,
     /// Listeners of a proxy that hands over, [`Proxy::listeners`]; empty: they are opened.
     pub listeners: Vec<TcpListener>,
 }

@@ -175,6 +175,13 @@ pub async fn get(address: SocketAddr, target: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
+/// An instance; the code `m` is the master's.
+pub fn instance(service: &str, code: &str, address: SocketAddr) -> Instance {
+    let mut instance = Instance::new(service).code(code).address(address.to_string());
+    instance.role = if code == "m" { Role::Master(Term(1)) } else { Role::Normal };
+    instance
+}
+
 /// The instances of services, as a registry would show them.
 pub struct Fleet(Mutex<HashMap<Arc<str>, ViewWriter>>);
 
@@ -186,15 +193,15 @@ impl Fleet {
 
     /// Who is there from now on; the code `m` is the master's.
     pub fn set(&self, service: &str, instances: &[(&str, SocketAddr)]) {
-        let instance = |(code, address): &(&str, SocketAddr)| {
-            let mut instance = Instance::new(service).code(*code).address(address.to_string());
-            instance.role = if *code == "m" { Role::Master(Term(1)) } else { Role::Normal };
-            Arc::new(instance)
-        };
+        self.put(service, instances.iter().map(|(code, address)| instance(service, code, *address)));
+    }
+
+    /// The same, as they are.
+    pub fn put(&self, service: &str, instances: impl IntoIterator<Item = Instance>) {
         let mut writers = self.0.lock().unwrap();
         let writer = writers.get_mut(service).unwrap();
         let revision = writer.load().revision() + 1;
-        writer.store(Arc::new(Snapshot::new(service, revision, instances.iter().map(instance).collect())));
+        writer.store(Arc::new(Snapshot::new(service, revision, instances.into_iter().map(Arc::new).collect())));
     }
 
     pub fn views(&self) -> Views {
