@@ -6,7 +6,7 @@ mod support;
 
 use std::fmt::Debug;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman_testkit::http::HyperOrigin;
 use pointsman_testkit::{Paho, PahoMessage, PahoOptions, ZooKeeper, unique_prefix};
@@ -131,12 +131,51 @@ impl Topics {
         Self { sender, service, code }
     }
 
-    /// Waits until a message to `topic` reaches the instance.
+    /// Waits until messages to `topic` reach the instance. Those that come before it is known are dead letters.
+    async fn pass_soon(&self, topic: &str) {
+        let passed = async || {
+            self.sender.publish(PahoMessage::new(topic, "x").qos(1)).await;
+            self.service.try_next_message(Duration::from_millis(100)).await.map(|message| message.topic)
+        };
+        let wanted = format!("{}{topic}", self.code);
+        until(DEADLINE, passed, |topic| topic.as_ref() == Some(&wanted)).await;
+    }
+
+    /// Waits until the topic is subscribed to. The first message to it reaches the instance.
     async fn pass(&self, within: Duration, topic: &str) {
         // 0x10: nobody has subscribed yet.
         let publish = async || self.sender.publish(PahoMessage::new(topic, "x").qos(1)).await;
         until(within, publish, |code| *code != 0x10).await;
         assert_eq!(self.service.next_message(DEADLINE).await.topic, format!("{}{topic}", self.code));
+    }
+}
+
+/// Requests, one after the other, none of which may fail.
+struct Asking {
+    asking: tokio::task::JoinHandle<Result<usize, String>>,
+    enough: tokio::sync::watch::Sender<bool>,
+}
+
+fn keep_asking(port: u16, path: &'static str) -> Asking {
+    let (enough, is_enough) = tokio::sync::watch::channel(false);
+    let asking = tokio::spawn(async move {
+        let mut answered = 0;
+        while !*is_enough.borrow() {
+            match ask(port, path).await {
+                (200, _) => answered += 1,
+                (_, other) => return Err(other),
+            }
+        }
+        Ok(answered)
+    });
+    Asking { asking, enough }
+}
+
+impl Asking {
+    async fn answered(self) {
+        self.enough.send_replace(true);
+        let answered = self.asking.await.unwrap().unwrap_or_else(|other| panic!("not answered: {other}"));
+        assert!(answered > 10, "{answered}");
     }
 }
 
@@ -153,7 +192,7 @@ async fn every_section_starts_from_the_snapshots_on_disk_and_is_registered_when_
     let (first, second) = (HyperOrigin::start("first").await, HyperOrigin::start("second").await);
     let ress = instance(&plain, "ress", "r", Some(first.address().to_string())).await;
     let late = instance(&plain, "late", "l", Some(second.address().to_string())).await;
-    let cfgs = instance(&plain, "cfgs", "c", None).await;
+    let cfgs = instance(&plain, "cfgs", "svc", None).await;
     let served = Served::new(format!("{plain}&snapshots={}", folder.path().display()));
     let file = File::new(&served.text(&[("/ress", "ress")], &[("/login", "cfgs")]));
     let mut running = serve(&file.path);
@@ -164,6 +203,11 @@ async fn every_section_starts_from_the_snapshots_on_disk_and_is_registered_when_
     server.kill();
     running.signal(Signal::KILL);
     running.ended().await;
+    // A command waits for the connect timeout, and not twice.
+    let (asked, registry) = (Instant::now(), format!("{}&connect_timeout=3s", served.registry));
+    let picked = run(&["pick", "ress", "-o", "json", "--registry", &registry]).await;
+    assert!(stdout(&picked).contains("\"code\":\"r\""), "{picked:?}");
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
     let mut running = serve(&file.path);
     let line = logged(&mut running, "starting from the snapshots on disk").await;
     assert!(line.contains("services=") && line.contains("oldest="), "{line}");
@@ -171,7 +215,7 @@ async fn every_section_starts_from_the_snapshots_on_disk_and_is_registered_when_
     served.listed("ress", "r", "stale;age_ms=").await;
     assert!(served.readiness().await.contains("\"registry\":\"stale\""), "{}", served.readiness().await);
     listens(served.broker).await;
-    let topics = Topics::connect(served.broker, "c").await;
+    let topics = Topics::connect(served.broker, "svc").await;
     topics.pass(DEADLINE, "/login").await;
     let metrics = ask(served.agent, "/metrics").await.1;
     assert!(
@@ -187,7 +231,6 @@ async fn every_section_starts_from_the_snapshots_on_disk_and_is_registered_when_
     topics.pass(PROMPTLY, "/late").await;
 
     server.restart().await;
-    logged(&mut running, "registry connected").await;
     logged(&mut running, " ready").await;
     until(DEADLINE, async || served.readiness().await, |response| response.contains("\"registry\":\"fresh\"")).await;
     served.listed("ress", "r", "fresh").await;
@@ -201,6 +244,39 @@ async fn every_section_starts_from_the_snapshots_on_disk_and_is_registered_when_
     running.signal(Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(0));
     drop((ress, late, cfgs));
+}
+
+/// The registry is an agent, which does not end but hangs.
+#[tokio::test]
+async fn a_proxy_starts_from_the_snapshots_on_disk_while_its_agents_hang() {
+    let (port, proxy, folder) = (free_port(), free_port(), tempfile::tempdir().unwrap());
+    let agent = File::new(&format!("agent.listen = '127.0.0.1:{port}'\n"));
+    let mut agent = serve(&agent.path);
+    logged(&mut agent, " ready").await;
+    agent.ignore_notes();
+    let (registry, origin) = (format!("http://127.0.0.1:{port}?ttl=1m"), HyperOrigin::start("first").await);
+    let ress = instance(&registry, "ress", "r", Some(origin.address().to_string())).await;
+    let file = File::new(&format!(
+        "registry = '{registry}&snapshots={}'\n[http]\nlisten = '127.0.0.1:{proxy}'\nregister_as = 'http-balancer'\n\
+         [[http.route]]\npath_prefix = '/'\nservice = 'ress'\n",
+        folder.path().display()
+    ));
+    let mut running = serve(&file.path);
+    logged(&mut running, " ready").await;
+    saved(folder.path(), &["ress"]).await;
+    agent.signal(Signal::STOP);
+    running.signal(Signal::KILL);
+    running.ended().await;
+    let mut running = serve(&file.path);
+    answered_by(DEADLINE, proxy, "/", "first").await;
+    agent.signal(Signal::CONT);
+    logged(&mut running, " ready").await;
+    let address = format!("127.0.0.1:{proxy}");
+    let once = |listed: &Value| listed.as_array().unwrap().len() == 1 && listed[0]["address"] == *address;
+    until(DEADLINE, async || instances(&registry, "http-balancer").await, once).await;
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+    drop(ress);
 }
 
 #[tokio::test]
@@ -225,27 +301,30 @@ async fn a_reload_does_not_wait_for_a_registry_that_hangs_and_the_last_file_wins
     let registry = format!("zookeeper://{}{}?session_timeout=30s", server.address(), unique_prefix());
     let origin = HyperOrigin::start("first").await;
     let ress = instance(&registry, "ress", "r", Some(origin.address().to_string())).await;
-    let cfgs = instance(&registry, "cfgs", "c", None).await;
+    let cfgs = instance(&registry, "cfgs", "svc", None).await;
     let served = Served::new(registry);
-    let file = File::new(&served.text(&[("/ress", "ress")], &[("/login", "cfgs")]));
+    let always = ("/always", "ress");
+    let file = File::new(&served.text(&[always], &[("/login", "cfgs")]));
     let mut running = serve(&file.path);
     logged(&mut running, " ready").await;
-    answered_by(DEADLINE, served.proxy, "/ress", "first").await;
-    let topics = Topics::connect(served.broker, "c").await;
+    answered_by(DEADLINE, served.proxy, "/always", "first").await;
+    let topics = Topics::connect(served.broker, "svc").await;
     topics.pass(DEADLINE, "/login").await;
+    let asking = keep_asking(served.proxy, "/always");
 
     server.pause();
     let reloaded = async |running: &mut Running| {
         let reloaded = timeout(PROMPTLY, logged(running, "configuration reloaded")).await;
         reloaded.expect("the reload does not wait for the registry");
     };
-    file.replace(&served.text(&[("/a", "new"), ("/b", "ress")], &[("/a", "new"), ("/b", "cfgs")]));
+    file.replace(&served.text(&[("/a", "new"), ("/b", "ress"), always], &[("/a", "new"), ("/b", "cfgs")]));
     reloaded(&mut running).await;
-    file.replace(&served.text(&[("/c", "newer"), ("/d", "ress")], &[("/c", "newer"), ("/d", "cfgs")]));
+    file.replace(&served.text(&[("/c", "newer"), ("/d", "ress"), always], &[("/c", "newer"), ("/d", "cfgs")]));
     answered_by(PROMPTLY, served.proxy, "/d", "first").await;
     reloaded(&mut running).await;
     assert_eq!((ask(served.proxy, "/b").await.0, ask(served.proxy, "/c").await.0), (404, 503));
     topics.pass(PROMPTLY, "/d").await;
+    asking.answered().await;
     // Taken back: what the file before named is known still.
     file.replace(&served.text(&[("/e", "newer")], &[("/e", "newer")]));
     reloaded(&mut running).await;
@@ -261,8 +340,8 @@ async fn a_reload_does_not_wait_for_a_registry_that_hangs_and_the_last_file_wins
     let second = HyperOrigin::start("second").await;
     let newer = instance(&registry, "newer", "n", Some(second.address().to_string())).await;
     answered_by(DEADLINE, served.proxy, "/c", "second").await;
-    let newer_too = instance(&registry, "newer-too", "c", None).await;
-    topics.pass(DEADLINE, "/c").await;
+    let newer_too = instance(&registry, "newer-too", "svc", None).await;
+    topics.pass_soon("/c").await;
     running.signal(Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(0));
     drop((ress, cfgs, newer, newer_too));

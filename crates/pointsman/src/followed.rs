@@ -64,10 +64,12 @@ impl Followed {
         }
         kept.retain(|name, one| self.used.contains_key(name) || one.is_stale());
         if !new.is_empty() {
-            let is_away = !self.registry.has_answered() || used.values().any(|one| one.is_stale());
+            let has_answered = self.registry.has_answered();
+            let is_away = !has_answered || used.values().any(|one| one.is_stale());
             let patience = if is_away { DISK_PATIENCE } else { PATIENCE };
             let directory = self.registry.follow_several(new.clone())?;
-            if tokio::time::timeout(patience, directory.fresh()).await.is_err() {
+            // That a registry has never answered has been said already.
+            if tokio::time::timeout(patience, directory.fresh()).await.is_err() && has_answered {
                 let services = new.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
                 tracing::warn!(services, "not read from the registry yet: followed without waiting for it");
             }
