@@ -302,6 +302,8 @@ async fn a_reload_does_not_wait_for_a_registry_that_hangs_and_the_last_file_wins
     let origin = HyperOrigin::start("first").await;
     let ress = instance(&registry, "ress", "r", Some(origin.address().to_string())).await;
     let cfgs = instance(&registry, "cfgs", "svc", None).await;
+    let other = HyperOrigin::start("other").await;
+    let seen = instance(&registry, "seen", "s", Some(other.address().to_string())).await;
     let served = Served::new(registry);
     let always = ("/always", "ress");
     let file = File::new(&served.text(&[always], &[("/login", "cfgs")]));
@@ -310,6 +312,7 @@ async fn a_reload_does_not_wait_for_a_registry_that_hangs_and_the_last_file_wins
     answered_by(DEADLINE, served.proxy, "/always", "first").await;
     let topics = Topics::connect(served.broker, "svc").await;
     topics.pass(DEADLINE, "/login").await;
+    served.listed("seen", "s", "fresh").await;
     let asking = keep_asking(served.proxy, "/always");
 
     server.pause();
@@ -325,6 +328,10 @@ async fn a_reload_does_not_wait_for_a_registry_that_hangs_and_the_last_file_wins
     assert_eq!((ask(served.proxy, "/b").await.0, ask(served.proxy, "/c").await.0), (404, 503));
     topics.pass(PROMPTLY, "/d").await;
     asking.answered().await;
+    // No route has named it before, but the agent in the same process knows it.
+    file.replace(&served.text(&[("/c", "newer"), ("/seen", "seen"), ("/d", "ress")], &[("/d", "cfgs")]));
+    reloaded(&mut running).await;
+    answered_by(PROMPTLY, served.proxy, "/seen", "other").await;
     // Taken back: what the file before named is known still.
     file.replace(&served.text(&[("/e", "newer")], &[("/e", "newer")]));
     reloaded(&mut running).await;
@@ -344,7 +351,7 @@ async fn a_reload_does_not_wait_for_a_registry_that_hangs_and_the_last_file_wins
     topics.pass_soon("/c").await;
     running.signal(Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(0));
-    drop((ress, cfgs, newer, newer_too));
+    drop((ress, cfgs, seen, newer, newer_too));
 }
 
 /// The registry is an agent, and stops in the same way.

@@ -12,7 +12,7 @@ use pointsman_core::{Instance, MAX_WEIGHT, check_name};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::Agent;
-use crate::backend::{Backend, Event, Scope};
+use crate::backend::{Backend, Event, Scope, ServiceState};
 use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::disk;
 use crate::guard::Guard;
@@ -170,8 +170,8 @@ impl Registry {
         self.follow(scope(services)?).await
     }
 
-    /// Follows several services without waiting for the registry: each is empty, or as it is on disk, and stale, until the registry
-    /// has been read. [`Directory::fresh`] waits for that. Must be called within a tokio runtime.
+    /// Follows several services without waiting for the registry: each is as another directory of this registry knows it, or as it is on
+    /// disk, or else empty; and stale, until the registry has been read. [`Directory::fresh`] waits for that. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
@@ -298,6 +298,7 @@ impl Registry {
         if let Some(existing) = directories.get(&scope).and_then(Weak::upgrade) {
             return Directory::new(existing);
         }
+        let known = known(&directories, &scope);
         let shared = Arc::new(Shared::new(scope.clone()));
         let (events, receiver) = mpsc::channel(EVENTS);
         let store = Store::new(shared.clone(), inner.guard, inner.snapshots.clone());
@@ -315,7 +316,12 @@ impl Registry {
                     }
                     // Drops the backend's end of the channel, so that the store saves what is left, and ends.
                     _ = ended.changed() => {}
-                    () = backend.follow(followed, events.clone()) => {}
+                    () = async {
+                        for state in known {
+                            let _ = events.send(Event::Put(state)).await;
+                        }
+                        backend.follow(followed, events.clone()).await;
+                    } => {}
                 }
             };
             tokio::join!(following, store.run(receiver));
@@ -433,6 +439,21 @@ impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("url", &self.inner.url).finish_non_exhaustive()
     }
+}
+
+/// What other directories of the process know of services that are about to be followed: so a new one does not begin with less than
+/// the process knows, however long the registry takes.
+fn known(directories: &HashMap<Scope, Weak<DirectoryInner>>, scope: &Scope) -> Vec<ServiceState> {
+    let Scope::Services(services) = scope else { return Vec::new() };
+    let others: Vec<_> = directories.values().filter_map(Weak::upgrade).map(Directory::new).collect();
+    let newest = |service: &Arc<str>| {
+        let snapshots = others.iter().map(|other| other.snapshot(service)).filter(|snapshot| !snapshot.is_empty());
+        let snapshot = snapshots.max_by_key(|snapshot| snapshot.revision())?;
+        let (instances, problems) = (snapshot.instances().to_vec(), snapshot.problems().to_vec());
+        // Older than whatever the registry tells.
+        Some(ServiceState { service: service.clone(), revision: 0, instances, problems })
+    };
+    services.iter().filter_map(newest).collect()
 }
 
 /// The scope of these services.
