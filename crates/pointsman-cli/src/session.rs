@@ -90,7 +90,7 @@ pub(crate) fn tell_age(freshness: Freshness) {
             output::note(&format!("note: the registry is away; this is what was known {} seconds ago", age.as_secs()));
         }
         Freshness::Guarded { .. } => {
-            output::note("note: the registry has suddenly lost many instances; they are still shown");
+            output::note("note: the registry has suddenly lost many instances; they are still shown, as guarded");
         }
     }
 }

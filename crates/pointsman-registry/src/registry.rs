@@ -170,8 +170,9 @@ impl Registry {
         self.follow(scope(services)?).await
     }
 
-    /// Follows several services without waiting for the registry: each is as another directory of this registry knows it, or as it is on
-    /// disk, or else empty; and stale, until the registry has been read. [`Directory::fresh`] waits for that. Must be called within a tokio runtime.
+    /// Follows several services without waiting for the registry: each is as another directory of this registry knows it, or as it
+    /// is on disk, or else empty; and stale, until the registry has been read. [`Directory::fresh`] waits for that. Must be called
+    /// within a tokio runtime.
     ///
     /// # Errors
     ///
@@ -441,8 +442,8 @@ impl std::fmt::Debug for Registry {
     }
 }
 
-/// What other directories of the process know of services that are about to be followed: so a new one does not begin with less than
-/// the process knows, however long the registry takes.
+/// Returns what other directories know of services that are about to be followed: a new directory does not begin with less than the
+/// process knows, however long the registry takes.
 fn known(directories: &HashMap<Scope, Weak<DirectoryInner>>, scope: &Scope) -> Vec<ServiceState> {
     let Scope::Services(services) = scope else { return Vec::new() };
     let others: Vec<_> = directories.values().filter_map(Weak::upgrade).map(Directory::new).collect();
