@@ -1,18 +1,21 @@
-//! `drain`, `undrain`, `weight`: what an operator sets.
+//! `drain`, `undrain`, `weight`: what an operator sets, and what comes of it.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use pointsman::Registry;
+use pointsman::{Registry, Snapshot};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::args::{Global, Output, Target, Weight};
 use crate::failure::Failure;
+use crate::output::shown;
 use crate::{Outcome, output, session};
 
 /// `pointsman drain SERVICE CODE` and `pointsman undrain SERVICE CODE`.
 pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
-    check_target(&registry, target).await?;
+    let snapshot = find(&registry, target).await?;
     let Target { service, code, .. } = target;
     if drained {
         registry.drain(service, code).await?;
@@ -20,12 +23,10 @@ pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Ou
         registry.undrain(service, code).await?;
     }
     session::close(registry).await;
+    let effect = Effect::new(&snapshot, code, drained);
     match global.output {
-        Output::Json => output::json(&json!({"service": service, "code": code, "drained": drained}))?,
-        Output::Table => {
-            let word = if drained { "drained" } else { "undrained" };
-            output::line(&format!("{service}/{code} {word}"))?;
-        }
+        Output::Json => output::json(&effect)?,
+        Output::Table => output::line(&effect.sentence())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -33,26 +34,25 @@ pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Ou
 /// `pointsman weight SERVICE CODE N` and `pointsman weight SERVICE CODE --reset`.
 pub(crate) async fn weight(args: &Weight, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
-    check_target(&registry, &args.target).await?;
+    find(&registry, &args.target).await?;
     let Target { service, code, .. } = &args.target;
     registry.set_weight(service, code, args.weight).await?;
     session::close(registry).await;
     match (global.output, args.weight) {
         (Output::Json, weight) => output::json(&json!({"service": service, "code": code, "weight": weight}))?,
+        (Output::Table, Some(0)) => output::line(&format!("{service}/{code} has weight 0: it takes no new work"))?,
         (Output::Table, Some(weight)) => output::line(&format!("{service}/{code} has weight {weight}"))?,
         (Output::Table, None) => output::line(&format!("{service}/{code} has its registered weight"))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A mistyped code would be drained in silence: whoever means one that is away says `--force`.
-async fn check_target(registry: &Registry, target: &Target) -> Result<(), Failure> {
-    if target.force {
-        return Ok(());
-    }
+/// The service as it is before the change. A mistyped code would be drained in silence: whoever means one that is away says
+/// `--force`.
+async fn find(registry: &Registry, target: &Target) -> Result<Arc<Snapshot>, Failure> {
     let snapshot = session::discover(registry, &target.service).await?.snapshot();
-    if snapshot.find(&target.code).is_some() {
-        return Ok(());
+    if target.force || snapshot.find(&target.code).is_some() {
+        return Ok(snapshot);
     }
     let codes: Vec<_> = snapshot.instances().iter().map(|instance| &*instance.code).collect();
     let there_are = match codes.as_slice() {
@@ -63,4 +63,133 @@ async fn check_target(registry: &Registry, target: &Target) -> Result<(), Failur
     Err(Failure::new(format!(
         "service {service} has no instance with code {code}: {there_are} (--force sets it anyway)"
     )))
+}
+
+/// What comes of a drain or of its end, as far as the service's snapshot tells.
+#[derive(Debug, Serialize)]
+struct Effect<'a> {
+    service: &'a str,
+    code: &'a str,
+    drained: bool,
+    registered: bool,
+    /// Whether the instance takes new work now. `false` for one that is not registered.
+    takes_work: bool,
+    /// Of an instance that is registered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u32>,
+    /// What becomes of the mastership, where a master is drained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mastership: Option<Mastership>,
+    /// How many other instances take work.
+    others: usize,
+}
+
+/// What becomes of the mastership of an instance that is drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Mastership {
+    /// It goes to another instance.
+    Moves,
+    /// It stays, as no other instance takes work.
+    Stays,
+}
+
+impl<'a> Effect<'a> {
+    fn new(snapshot: &'a Snapshot, code: &'a str, drained: bool) -> Self {
+        let instance = snapshot.find(code);
+        let can_work =
+            |other: &&Arc<pointsman::Instance>| *other.code != *code && other.takes_work() && !other.is_guarded();
+        let others = snapshot.instances().iter().filter(can_work).count();
+        let is_master = snapshot.master().is_some_and(|master| *master.code == *code);
+        let mastership = if others > 0 { Mastership::Moves } else { Mastership::Stays };
+        Self {
+            service: snapshot.service(),
+            code,
+            drained,
+            registered: instance.is_some(),
+            takes_work: !drained && instance.is_some_and(|instance| instance.weight > 0),
+            weight: instance.map(|instance| instance.weight),
+            mastership: (drained && is_master).then_some(mastership),
+            others,
+        }
+    }
+
+    fn sentence(&self) -> String {
+        let (service, code) = (shown(self.service), shown(self.code));
+        let effect = match (self.drained, self.mastership, self.weight) {
+            (true, Some(Mastership::Moves), _) => {
+                "; it is the master: the mastership goes to another instance that can take work".to_owned()
+            }
+            (true, Some(Mastership::Stays), _) => {
+                "; it is the master, and no other instance can take work: it stays master".to_owned()
+            }
+            (true, None, Some(_)) if self.others == 0 => {
+                ": it takes no new work, and no other instance can take any".to_owned()
+            }
+            (true, None, Some(_)) => ": it takes no new work".to_owned(),
+            (false, _, Some(0)) => format!(
+                ", but its weight is 0: it still takes no work, until `pointsman weight {service} {code} 1` or more gives it some"
+            ),
+            (false, _, Some(_)) => ": it takes work again".to_owned(),
+            (true, None, None) => "; it is not registered now: it takes no work when it is".to_owned(),
+            (false, _, None) => "; it is not registered now".to_owned(),
+        };
+        let word = if self.drained { "drained" } else { "undrained" };
+        format!("{service}/{code} {word}{effect}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use pointsman::{Instance, Role, Term};
+
+    use super::*;
+
+    fn instance(code: &str, role: Role, weight: u32) -> Instance {
+        let mut instance = Instance::new("ress").code(code).weight(weight);
+        instance.role = role;
+        instance
+    }
+
+    fn service(instances: impl IntoIterator<Item = Instance>) -> Snapshot {
+        Snapshot::new("ress", 1, instances.into_iter().map(Arc::new).collect())
+    }
+
+    #[test]
+    fn a_drain_says_what_becomes_of_work_and_mastership() {
+        let (master, normal) = (instance("a", Role::Master(Term(1)), 1), instance("b", Role::Normal, 1));
+        let both = service([master.clone(), normal.clone()]);
+        let says = |snapshot: &Snapshot, code: &str| Effect::new(snapshot, code, true).sentence();
+        assert_eq!(
+            says(&both, "a"),
+            "ress/a drained; it is the master: the mastership goes to another instance that can take work"
+        );
+        assert_eq!(says(&both, "b"), "ress/b drained: it takes no new work");
+        assert_eq!(says(&both, "x"), "ress/x drained; it is not registered now: it takes no work when it is");
+        let stays = "ress/a drained; it is the master, and no other instance can take work: it stays master";
+        assert_eq!(says(&service([master.clone()]), "a"), stays);
+        let mut guarded = normal.clone();
+        guarded.guarded_since = Some(SystemTime::now());
+        for other in [instance("b", Role::Normal, 0), guarded] {
+            assert_eq!(says(&service([master.clone(), other]), "a"), stays);
+        }
+        assert_eq!(
+            says(&service([normal]), "b"),
+            "ress/b drained: it takes no new work, and no other instance can take any"
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_drain_says_whether_there_is_work_again() {
+        let there = service([instance("a", Role::Normal, 1), instance("b", Role::Normal, 0)]);
+        let says = |code: &str| Effect::new(&there, code, false).sentence();
+        assert_eq!(says("a"), "ress/a undrained: it takes work again");
+        assert_eq!(
+            says("b"),
+            "ress/b undrained, but its weight is 0: it still takes no work, until `pointsman weight ress b 1` or more gives it some"
+        );
+        assert_eq!(says("x"), "ress/x undrained; it is not registered now");
+    }
 }

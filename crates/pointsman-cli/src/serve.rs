@@ -60,9 +60,8 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
         }
         None => None,
     };
-    let registry = tokio::select! {
-        registry = session::connect_for_good(config.registry.as_deref()) => registry?,
-        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+    let Some((registry, config)) = connect(config, &mut file, &mut signals, global).await? else {
+        return Ok(ExitCode::SUCCESS);
     };
     let (left, result) = serve(&registry, config, &mut file, &mut questions, &mut signals, global).await;
     match &result {
@@ -106,6 +105,29 @@ fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
     Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
 }
 
+/// Connects to the registry, however long that takes. When the file changes meanwhile, it goes on as the file says then, which is
+/// returned as well. `None` after a signal.
+async fn connect(
+    mut config: Config,
+    file: &mut ConfigFile,
+    signals: &mut Signals,
+    global: &Global,
+) -> Result<Option<(Registry, Config)>, Failure> {
+    loop {
+        let next = tokio::select! {
+            registry = session::connect_for_good(config.registry.as_deref()) => return Ok(Some((registry?, config))),
+            _ = signals.next() => return Ok(None),
+            next = next_config(file, global) => next,
+        };
+        tracing::info!("the configuration has changed: starting as it says now");
+        if next.metrics != config.metrics {
+            // Served already, so that it can be seen that the registry is waited for.
+            tracing::warn!(key = "metrics.listen", "takes effect after a restart");
+        }
+        config = Config { metrics: config.metrics, ..next };
+    }
+}
+
 async fn serve(
     registry: &Registry,
     config: Config,
@@ -126,6 +148,16 @@ async fn serve(
     match or_hurry(served.close(), signals).await {
         Ok(left) => (left, result),
         Err(hurried) => (0, Err(hurried)),
+    }
+}
+
+/// Waits until the file, or what it names, has changed and can be used. What is wrong with it is logged.
+async fn next_config(file: &mut ConfigFile, global: &Global) -> Config {
+    loop {
+        file.changed().await;
+        if let Ok(Some(config)) = read_again(file, global) {
+            return config;
+        }
     }
 }
 
@@ -167,15 +199,26 @@ async fn until_signal(
     }
 }
 
-/// Reads the file again. What is wrong with it is logged, and then everything stays as it is.
+/// Reads the file again, and applies it. What is wrong with it is logged, and then everything stays as it is.
 async fn reload(served: &mut Served, file: &mut ConfigFile, global: &Global) {
+    match read_again(file, global) {
+        Ok(None) => {}
+        Ok(Some(config)) => served.reload(config).await,
+        Err(Unusable) => served.reload_failed(),
+    }
+}
+
+/// A file that cannot be used, which is logged.
+struct Unusable;
+
+/// Reads the file again; `None` if nothing has changed.
+fn read_again(file: &mut ConfigFile, global: &Global) -> Result<Option<Config>, Unusable> {
     let bytes = match file.read_if_new() {
-        Ok(None) => return,
+        Ok(None) => return Ok(None),
         Ok(Some(bytes)) => bytes,
         Err(error) => {
             tracing::error!(file = %file.path().display(), %error, "the configuration cannot be read: everything stays as it is");
-            served.reload_failed();
-            return;
+            return Err(Unusable);
         }
     };
     let Checked { config, problems, files } = check(file.path(), &bytes, global);
@@ -183,19 +226,16 @@ async fn reload(served: &mut Served, file: &mut ConfigFile, global: &Global) {
     for problem in &problems {
         problem::log(problem, file.path());
     }
-    let config = match config.map(|config| complete(config, global)) {
-        Some(Ok(config)) => config,
+    match config.map(|config| complete(config, global)) {
+        Some(Ok(config)) => Ok(Some(config)),
         Some(Err(reason)) => {
             tracing::error!(reason, "the configuration cannot be used: everything stays as it is");
-            served.reload_failed();
-            return;
+            Err(Unusable)
         }
         None => {
             let errors = problems.iter().filter(|problem| problem.is_error()).count();
             tracing::error!(errors, "the configuration is wrong: everything stays as it is");
-            served.reload_failed();
-            return;
+            Err(Unusable)
         }
-    };
-    served.reload(config).await;
+    }
 }

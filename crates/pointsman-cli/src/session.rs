@@ -39,7 +39,7 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
 }
 
 /// Connects for a process that serves, however long the registry takes: the order in which things are started must not
-/// matter. `url` is what the flag or the configuration file names.
+/// matter. Where there are snapshots on disk, it starts from them, and the registry is connected to in the background. `url` is what the flag or the configuration file names.
 pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Failure> {
     let url = url.ok_or_else(|| {
         Failure::new(
@@ -52,7 +52,9 @@ pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Fail
         registry = builder.connect() => registry?,
         never = remind(&shown) => match never {},
     };
-    tracing::info!(registry = shown, "registry connected");
+    if registry.has_answered() {
+        tracing::info!(registry = shown, "registry connected");
+    }
     Ok(registry)
 }
 
@@ -88,7 +90,7 @@ pub(crate) fn tell_age(freshness: Freshness) {
             output::note(&format!("note: the registry is away; this is what was known {} seconds ago", age.as_secs()));
         }
         Freshness::Guarded { .. } => {
-            output::note("note: the registry has suddenly lost many instances; they are still shown");
+            output::note("note: the registry has suddenly lost many instances; they are still shown, as guarded");
         }
     }
 }

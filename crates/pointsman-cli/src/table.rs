@@ -97,6 +97,16 @@ mod tests {
     }
 
     #[test]
+    fn a_guarded_instance_is_listed_as_one() {
+        let mut instance = Instance::new("s").code("a");
+        instance.guarded_since = Some(std::time::SystemTime::now());
+        let table = instances([&instance].into_iter(), [].into_iter());
+        let lines: Vec<_> = table.lines().collect();
+        let status = lines[0].find("STATUS").unwrap();
+        assert_eq!(&lines[1][status..status + 7], "guarded", "{table}");
+    }
+
+    #[test]
     fn without_problems_there_is_no_note() {
         let instance = Instance::new("s");
         assert!(!instances([&instance].into_iter(), [].into_iter()).contains("NOTE"));

@@ -97,7 +97,10 @@ pub(crate) fn sentence(change: &Change) -> String {
 
 fn description(instance: &Instance) -> String {
     let address = instance.address.as_deref().map(|address| format!(" at {}", shown(address))).unwrap_or_default();
-    let status = if instance.takes_work() { "" } else { ", drained" };
+    let status = match json::status(instance) {
+        "passing" => String::new(),
+        status => format!(", {status}"),
+    };
     format!("{address}, weight {}{status}", instance.weight)
 }
 
@@ -120,6 +123,7 @@ fn difference(old: &Instance, new: &Instance) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::SystemTime;
 
     use pointsman::{Role, Term};
 
@@ -133,6 +137,13 @@ mod tests {
         let new = Arc::new(new);
         let joined = Change::Joined(old.clone());
         assert_eq!(sentence(&joined), "s a joined at h:1, weight 1");
+        let mut lost = Instance::clone(&old);
+        lost.guarded_since = Some(SystemTime::now());
+        let lost = Arc::new(lost);
+        assert_eq!(sentence(&Change::Joined(lost.clone())), "s a joined at h:1, weight 1, guarded");
+        let guarded = "s a guarded: the registry lost it suddenly, with many others";
+        assert_eq!(sentence(&Change::Guarded(lost)), guarded);
+        assert_eq!(sentence(&Change::Returned(old.clone())), "s a is registered again");
         let updated = Change::Updated { old, new: new.clone() };
         let expected = "s a changed: address h:1 -> h:2, weight 1 -> 0, status passing -> drained, tags";
         assert_eq!(sentence(&updated), expected);

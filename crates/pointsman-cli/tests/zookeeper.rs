@@ -130,7 +130,10 @@ async fn drain_undrain_weight() {
     a.json().await;
     let mut b = registry.start("register s --code b -o json");
     b.json().await;
-    assert_eq!(registry.json("drain s b").await, json!({"service": "s", "code": "b", "drained": true}));
+    let drained = json!({
+        "service": "s", "code": "b", "drained": true, "registered": true, "takes_work": false, "weight": 1, "others": 1,
+    });
+    assert_eq!(registry.json("drain s b").await, drained);
     let output = run(&registry.args("instances s -o json")).await;
     assert!(stderr(&output).contains("1 drained"), "{}", stderr(&output));
     assert!(!stdout(&output).contains("\"b\""), "{}", stdout(&output));
@@ -138,7 +141,11 @@ async fn drain_undrain_weight() {
     assert_eq!((&all[1]["code"], &all[1]["status"]), (&json!("b"), &json!("drained")));
     // The master stands in.
     assert_eq!(registry.json("pick s").await[0]["code"], "a");
-    registry.succeed("undrain s b").await;
+    assert_eq!(registry.succeed("undrain s b").await, "s/b undrained: it takes work again\n");
+    registry.succeed("weight s b 0").await;
+    let undrained = registry.succeed("undrain s b").await;
+    assert!(undrained.contains("its weight is 0") && undrained.contains("pointsman weight s b 1"), "{undrained}");
+    assert_eq!(registry.json("undrain s b").await["takes_work"], false);
     registry.succeed("weight s b 7").await;
     assert_eq!(registry.json("instances s").await[1]["weight"], 7);
     assert_eq!(registry.json("weight s b --reset").await["weight"], Value::Null);
@@ -152,6 +159,7 @@ async fn drain_undrain_weight() {
     x.json().await;
     let all = registry.json_until("instances s --all", |all| all[2]["code"] == "x").await;
     assert_eq!(all[2]["status"], "drained", "{all}");
+    assert_eq!(registry.json("drain s a").await["mastership"], "moves");
 }
 
 #[tokio::test]

@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt as _;
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::Agent;
-use crate::backend::{Backend, Event, Scope};
+use crate::backend::{Backend, Event, Scope, ServiceState};
 use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::disk;
 use crate::guard::Guard;
@@ -39,6 +41,8 @@ struct Inner {
     waits: bool,
     guard: Option<Guard>,
     snapshots: Option<PathBuf>,
+    /// Whether the registry has answered once; otherwise this process has started from snapshots on disk.
+    answered: Arc<AtomicBool>,
     directories: Mutex<HashMap<Scope, Weak<DirectoryInner>>>,
     /// Whether the registry has been closed: by any of its clones, for all of them.
     closed: watch::Sender<bool>,
@@ -60,6 +64,10 @@ pub struct Builder {
 
 const MAX_HOLDER_BYTES: usize = 128;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a process that would wait for the registry without end waits for it where there are snapshots on disk to start from.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long reading snapshots from disk may take.
+const DISK: Duration = Duration::from_millis(500);
 /// Events on their way from a backend to a directory's store, before the backend has to wait.
 const EVENTS: usize = 256;
 
@@ -141,7 +149,8 @@ impl Registry {
     }
 
     /// Follows one service, which need not exist yet; returns once the first snapshot is in. Where a snapshot folder is
-    /// set and the registry does not answer within the connect timeout, that is the one from disk.
+    /// set and the registry does not answer within the connect timeout, that is the one from disk; so it is, at once, as long as
+    /// the registry [has not answered](Registry::has_answered) at all.
     ///
     /// # Errors
     ///
@@ -158,9 +167,20 @@ impl Registry {
     ///
     /// As [`Registry::discover`].
     pub async fn discover_several(&self, services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Directory> {
-        let services: std::collections::BTreeSet<Arc<str>> = services.into_iter().map(Into::into).collect();
-        services.iter().try_for_each(|service| check_name("service", service))?;
-        self.follow(Scope::Services(services)).await
+        self.follow(scope(services)?).await
+    }
+
+    /// Follows several services without waiting for the registry: each is as another directory of this registry knows it, or as it
+    /// is on disk, or else empty; and stale, until the registry has been read. [`Directory::fresh`] waits for that. Must be called
+    /// within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a name that no service can have; [`Error::Closed`].
+    pub fn follow_several(&self, services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Directory> {
+        let scope = scope(services)?;
+        self.check_open()?;
+        Ok(self.directory(scope))
     }
 
     /// Follows all services; otherwise as [`Registry::discover`].
@@ -238,10 +258,23 @@ impl Registry {
         &self.inner.url
     }
 
+    /// Whether the registry has answered since this process began to connect to it. `false`: the registry was away, and the
+    /// process has started from [snapshots on disk](Builder::snapshots).
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        self.inner.answered.load(Ordering::Relaxed)
+    }
+
     async fn follow(&self, scope: Scope) -> Result<Directory> {
         self.check_open()?;
         let directory = self.directory(scope);
-        if directory.loaded(self.inner.connect_timeout).await {
+        let has_content = if self.has_answered() {
+            directory.loaded(self.inner.connect_timeout).await
+        } else {
+            // It has been waited for already, in `connect`.
+            tokio::time::timeout(DISK, directory.begun()).await.is_ok()
+        };
+        if has_content {
             return Ok(directory);
         }
         if self.inner.waits {
@@ -266,6 +299,7 @@ impl Registry {
         if let Some(existing) = directories.get(&scope).and_then(Weak::upgrade) {
             return Directory::new(existing);
         }
+        let known = known(&directories, &scope);
         let shared = Arc::new(Shared::new(scope.clone()));
         let (events, receiver) = mpsc::channel(EVENTS);
         let store = Store::new(shared.clone(), inner.guard, inner.snapshots.clone());
@@ -283,7 +317,12 @@ impl Registry {
                     }
                     // Drops the backend's end of the channel, so that the store saves what is left, and ends.
                     _ = ended.changed() => {}
-                    () = backend.follow(followed, events.clone()) => {}
+                    () = async {
+                        for state in known {
+                            let _ = events.send(Event::Put(state)).await;
+                        }
+                        backend.follow(followed, events.clone()).await;
+                    } => {}
                 }
             };
             tokio::join!(following, store.run(receiver));
@@ -297,7 +336,8 @@ impl Registry {
 
 impl Builder {
     /// Goes on trying until the registry answers, instead of failing after the connect timeout: here, and where something is
-    /// registered or discovered.
+    /// registered or discovered. Where there are [snapshots on disk](Builder::snapshots), connecting waits for 2 s at most (less
+    /// if the connect timeout is shorter), and goes on in the background.
     #[must_use]
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;
@@ -368,22 +408,27 @@ impl Builder {
         };
         let guard_of_url = || if guard.unwrap_or(guards) { Some(Guard::default()) } else { None };
         let snapshots = folder.map(|folder| folder.join(backend.label()));
-        match backend.connected((!self.wait).then_some(connect_timeout)).await {
-            Err(error) if snapshots.is_some() && error.is_retryable() => {
-                tracing::warn!(%error, "starting from the snapshots on disk, if there are any");
-            }
-            result => result?,
+        let (shown, closed) = (redacted(&self.url), watch::Sender::new(false));
+        let limit = (!self.wait).then_some(connect_timeout);
+        let answered = match &snapshots {
+            None => backend.connected(limit).await.map(|()| true)?,
+            Some(folder) => reach(&*backend, limit, connect_timeout.min(PATIENCE), folder).await?,
+        };
+        let answered = Arc::new(AtomicBool::new(answered));
+        if !answered.load(Ordering::Relaxed) {
+            note_answer(backend.clone(), answered.clone(), closed.subscribe(), shown.clone());
         }
         Ok(Registry {
             inner: Arc::new(Inner {
-                url: redacted(&self.url),
+                url: shown,
                 backend,
                 connect_timeout,
                 waits: self.wait,
                 guard: self.guard.unwrap_or_else(guard_of_url),
                 snapshots,
+                answered,
                 directories: Mutex::default(),
-                closed: watch::Sender::new(false),
+                closed,
                 tasks: watch::Sender::new(()),
                 holds: Holds::default(),
             }),
@@ -395,6 +440,88 @@ impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("url", &self.inner.url).finish_non_exhaustive()
     }
+}
+
+/// Returns what other directories know of services that are about to be followed: a new directory does not begin with less than the
+/// process knows, however long the registry takes.
+fn known(directories: &HashMap<Scope, Weak<DirectoryInner>>, scope: &Scope) -> Vec<ServiceState> {
+    let Scope::Services(services) = scope else { return Vec::new() };
+    let others: Vec<_> = directories.values().filter_map(Weak::upgrade).map(Directory::new).collect();
+    let newest = |service: &Arc<str>| {
+        let snapshots = others.iter().map(|other| other.snapshot(service)).filter(|snapshot| !snapshot.is_empty());
+        let snapshot = snapshots.max_by_key(|snapshot| snapshot.revision())?;
+        let (instances, problems) = (snapshot.instances().to_vec(), snapshot.problems().to_vec());
+        // Older than whatever the registry tells.
+        Some(ServiceState { service: service.clone(), revision: 0, instances, problems })
+    };
+    services.iter().filter_map(newest).collect()
+}
+
+/// The scope of these services.
+fn scope(services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Scope> {
+    let services: std::collections::BTreeSet<Arc<str>> = services.into_iter().map(Into::into).collect();
+    services.iter().try_for_each(|service| check_name("service", service))?;
+    Ok(Scope::Services(services))
+}
+
+/// Waits until the registry answers: for `limit`, or, where there is none, for as long as there are no snapshots in `folder` that could
+/// be started from; once there are, for `patience`. Returns whether it has answered; otherwise snapshots are what there is.
+async fn reach(backend: &dyn Backend, limit: Option<Duration>, patience: Duration, folder: &Path) -> Result<bool> {
+    let mut connecting = backend.connected(limit);
+    // With a limit it ends by itself, and says what it has seen.
+    let patience = limit.map_or(patience, |limit| limit + DISK);
+    let reason = match tokio::time::timeout(patience, &mut connecting).await {
+        Ok(Err(error)) if error.is_retryable() => error.to_string(),
+        Ok(result) => return result.map(|()| true),
+        Err(_) => format!("no answer within {patience:?}"),
+    };
+    let from = folder.to_owned();
+    let saved = tokio::task::spawn_blocking(move || disk::load(&from, &Scope::All)).await.unwrap_or_default();
+    let age = |at: SystemTime| Duration::from_secs(at.elapsed().unwrap_or_default().as_secs());
+    let ages = || saved.iter().map(|saved| age(saved.at));
+    match (ages().min(), ages().max()) {
+        (Some(newest), Some(oldest)) => {
+            let (services, folder) = (saved.len(), folder.display());
+            tracing::warn!(
+                reason, %folder, services, ?newest, ?oldest,
+                "the registry is away: starting from the snapshots on disk, which are stale"
+            );
+            Ok(false)
+        }
+        _ if limit.is_none() => connecting.await.map(|()| true),
+        _ => {
+            tracing::warn!(reason, folder = %folder.display(), "the registry is away, and there is no snapshot on disk");
+            Ok(false)
+        }
+    }
+}
+
+/// Notes when the registry answers for the first time, unless it is closed before, or nobody has it any more.
+fn note_answer(
+    backend: Arc<dyn Backend>,
+    answered: Arc<AtomicBool>,
+    mut closed: watch::Receiver<bool>,
+    registry: String,
+) {
+    let mut connecting = async move { backend.connected(None).await }.boxed();
+    // From now on, and not from when the task begins: by then a directory may have taken the session that is waited for.
+    let first = (&mut connecting).now_or_never();
+    tokio::spawn(async move {
+        let result = match first {
+            Some(result) => result,
+            None => tokio::select! {
+                result = connecting => result,
+                _ = closed.changed() => return,
+            },
+        };
+        match result {
+            Ok(()) => {
+                answered.store(true, Ordering::Relaxed);
+                tracing::info!(registry, "registry connected");
+            }
+            Err(error) => tracing::warn!(registry, %error, "the registry gives no answer"),
+        }
+    });
 }
 
 /// Returns when the flag is set. When its registry is gone it will never be: registrations outlive their registry.

@@ -30,6 +30,8 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(any(feature = "http", feature = "mqtt"))]
+mod followed;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "mqtt")]

@@ -62,7 +62,8 @@ impl Deref for Registry {
 pub struct Builder(pointsman_registry::Builder);
 
 impl Builder {
-    /// Goes on trying until the registry answers, instead of failing after the connect timeout.
+    /// Goes on trying until the registry answers, instead of failing after the connect timeout; see
+    /// [`pointsman_registry::Builder::wait`].
     #[must_use]
     pub fn wait(self, wait: bool) -> Self {
         Self(self.0.wait(wait))

@@ -62,14 +62,17 @@ pub(crate) async fn logged(running: &mut Running, words: &str) -> String {
 
 /// Status line, headers and body.
 pub(crate) async fn get(port: u16, path: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    stream
-        .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
-        .await
-        .unwrap();
+    try_get(port, path).await.unwrap()
+}
+
+/// The same, of somebody who may not be there.
+pub(crate) async fn try_get(port: u16, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut response = String::new();
-    stream.read_to_string(&mut response).await.unwrap();
-    response
+    stream.read_to_string(&mut response).await?;
+    Ok(response)
 }
 
 /// What Prometheus insists on: each family is described once, each series is there once, and the end is the end.

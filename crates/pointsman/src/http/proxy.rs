@@ -1,6 +1,6 @@
 //! The proxy, over the services of a registry, and itself a service.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use pointsman_http::{Action, Options, Requests, Settings, Views};
-use tokio::sync::{Mutex, watch};
+use pointsman_http::{Action, Options, Requests, Settings};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::Error;
-use crate::{Instance, Registration, Registry, Service};
+use crate::followed::Followed;
+use crate::{Instance, Registration, Registry};
 
 /// A running proxy: passes requests on to the instances of the service that a route says.
 ///
@@ -38,10 +39,7 @@ use crate::{Instance, Registration, Registry, Service};
 #[derive(Debug)]
 pub struct Proxy {
     proxy: pointsman_http::Proxy,
-    registry: Registry,
     followed: Mutex<Followed>,
-    /// Tells the proxy when the instances of a service have changed.
-    changed: Arc<watch::Sender<()>>,
     /// Registers; and what has come of it.
     registering: JoinSet<Result<Registration, Error>>,
     registration: Option<Registration>,
@@ -57,17 +55,6 @@ pub struct Builder {
     advertise: Option<String>,
     register_after: Option<BoxFuture<'static, ()>>,
     options: Options,
-}
-
-/// The services that routes name.
-#[derive(Debug, Clone, Default)]
-struct Followed(BTreeMap<Arc<str>, Arc<FollowedService>>);
-
-/// A service, and who tells the proxy of its changes.
-#[derive(Debug)]
-struct FollowedService {
-    service: Service,
-    _teller: JoinSet<()>,
 }
 
 /// Between two attempts to register.
@@ -108,14 +95,17 @@ impl Proxy {
     /// Goes on with other routes, services, limits and certificates, without losing a request. Where it listens, the number of workers,
     /// and whether there is TLS stay as they were at the start.
     ///
+    /// The registry is not waited for: what is known of a service stays known, and one that routes name for the first time and that
+    /// cannot be read within half a second is without instances (or has those on disk) until it can be read.
+    ///
     /// # Errors
     ///
-    /// [`Error::Proxy`] with everything that is wrong, [`Error::Registry`] when a service cannot be followed; everything stays as it
-    /// was then.
+    /// [`Error::Proxy`] with everything that is wrong, [`Error::Registry`] when no service can have such a name, or the registry is
+    /// closed; everything stays as it was then.
     pub async fn reload(&self, settings: &Settings) -> Result<(), Error> {
         check(settings)?;
         let mut followed = self.followed.lock().await;
-        let next = followed.next(&self.registry, settings, &self.changed).await?;
+        let next = followed.next(services(settings)).await?;
         self.proxy.reload(settings.clone(), &next.views())?;
         *followed = next;
         Ok(())
@@ -200,7 +190,9 @@ impl Builder {
         self
     }
 
-    /// Starts it. Returns once it listens and every service that a route names is followed; it then registers by itself.
+    /// Starts it. Returns once it listens and every service that a route names is followed; it then registers by itself. A registry
+    /// that [has not answered yet](pointsman_registry::Registry::has_answered) is not waited for: then it starts with the snapshots on
+    /// disk.
     ///
     /// # Errors
     ///
@@ -214,10 +206,9 @@ impl Builder {
             None => instance,
         });
         instance.as_ref().map_or(Ok(()), Instance::check)?;
-        let changed = Arc::new(watch::Sender::new(()));
-        let followed = Followed::default().next(&self.registry, &self.settings, &changed).await?;
+        let followed = Followed::start(&self.registry, services(&self.settings)).await?;
         let mut options = self.options;
-        options.changed = Some(changed.subscribe());
+        options.changed = Some(followed.changed());
         let proxy = pointsman_http::Proxy::start(self.settings, &followed.views(), options)?;
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
@@ -231,8 +222,7 @@ impl Builder {
                 register(&registry, instance).await
             });
         }
-        let (registry, followed) = (self.registry, Mutex::new(followed));
-        Ok(Proxy { proxy, registry, followed, changed, registering, registration: None })
+        Ok(Proxy { proxy, followed: Mutex::new(followed), registering, registration: None })
     }
 }
 
@@ -247,48 +237,13 @@ fn check(settings: &Settings) -> Result<(), Error> {
     if problems.is_empty() { Ok(()) } else { Err(pointsman_http::Error::Invalid(problems).into()) }
 }
 
-impl Followed {
-    /// The services of all routes. Those that are followed already are followed on: so the proxy keeps what it knows of them, and its
-    /// connections.
-    async fn next(
-        &self,
-        registry: &Registry,
-        settings: &Settings,
-        changed: &Arc<watch::Sender<()>>,
-    ) -> Result<Self, Error> {
-        let passing = settings.routes.iter().filter_map(|route| match &route.action {
-            Action::Pass(pass) => Some(pass),
-            _ => None,
-        });
-        let names: BTreeSet<Arc<str>> = passing.flat_map(|pass| pass.services().cloned()).collect();
-        let mut next: BTreeMap<_, _> = self
-            .0
-            .iter()
-            .filter(|(name, _)| names.contains(*name))
-            .map(|(name, one)| (name.clone(), one.clone()))
-            .collect();
-        let new: Vec<Arc<str>> = names.into_iter().filter(|name| !next.contains_key(name)).collect();
-        if new.is_empty() {
-            return Ok(Self(next));
-        }
-        let directory = registry.discover_several(new.clone()).await?;
-        for name in new {
-            let Some(service) = directory.service(&name).map(Service::from) else { continue };
-            let (mut changes, changed, mut teller) = (service.changes(), changed.clone(), JoinSet::new());
-            teller.spawn(async move {
-                loop {
-                    changes.next().await;
-                    changed.send_replace(());
-                }
-            });
-            next.insert(name, Arc::new(FollowedService { service, _teller: teller }));
-        }
-        Ok(Self(next))
-    }
-
-    fn views(&self) -> Views {
-        self.0.iter().map(|(name, one)| (name.clone(), one.service.view())).collect()
-    }
+/// The services of all routes.
+fn services(settings: &Settings) -> BTreeSet<Arc<str>> {
+    let passing = settings.routes.iter().filter_map(|route| match &route.action {
+        Action::Pass(pass) => Some(pass),
+        _ => None,
+    });
+    passing.flat_map(|pass| pass.services().cloned()).collect()
 }
 
 /// Registers as soon as the registry lets it; it is tried again until it says no.

@@ -1,15 +1,17 @@
 //! The relay, over the services of a registry, and itself a service.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_mqtt::broker::Broker;
-use pointsman_mqtt::relay::{self, Figures, Settings, Views};
-use tokio::sync::{Mutex, watch};
+use pointsman_mqtt::relay::{self, Figures, Settings};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::Error;
-use crate::{Instance, Registration, Registry, Service};
+use crate::followed::Followed;
+use crate::{Instance, Registration, Registry};
 
 /// A running relay: receives what senders publish, and publishes it under the code of an instance of the route's service.
 ///
@@ -17,10 +19,8 @@ use crate::{Instance, Registration, Registry, Service};
 #[derive(Debug)]
 pub struct Relay {
     relay: relay::Relay,
-    registry: Registry,
     register_as: Option<String>,
     followed: Mutex<Followed>,
-    changed: Arc<watch::Sender<()>>,
     /// Registers once the relay is ready; and what has come of it.
     registering: JoinSet<Result<Registration, Error>>,
     registration: Option<Registration>,
@@ -29,17 +29,13 @@ pub struct Relay {
 /// Between two attempts to register.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The services that routes name, and who tells the relay of their changes.
-#[derive(Debug)]
-struct Followed {
-    services: Vec<Service>,
-    _tellers: JoinSet<()>,
-}
-
 impl Relay {
     /// Starts a relay. It connects, and connects again, by itself; as soon as all brokers are connected and all subscriptions
     /// are confirmed, it registers under `register_as`, with its code and its ingress broker's address. `embedded` is the
     /// broker in this process, for settings that name none.
+    ///
+    /// It returns once every service that a route names is followed. A registry that
+    /// [has not answered yet](pointsman_registry::Registry::has_answered) is not waited for: then it starts with the snapshots on disk.
     ///
     /// # Errors
     ///
@@ -63,10 +59,9 @@ impl Relay {
         };
         let instance = register_as.map(|name| Instance::new(name).code(settings.code.clone()).address(address));
         instance.as_ref().map_or(Ok(()), Instance::check)?;
-        let changed = Arc::new(watch::Sender::new(()));
-        let followed = Followed::new(registry, &settings, register_as, &changed).await?;
+        let followed = Followed::start(registry, services(&settings, register_as)).await?;
         let handle = embedded.map(Broker::handle);
-        let relay = relay::Relay::start(settings, followed.views(), changed.subscribe(), handle)?;
+        let relay = relay::Relay::start(settings, followed.views(), followed.changed(), handle)?;
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
             let (registry, ready) = (registry.clone(), relay.readiness());
@@ -75,16 +70,8 @@ impl Relay {
                 register(&registry, instance).await
             });
         }
-        let (registry, register_as) = (registry.clone(), register_as.map(str::to_owned));
-        Ok(Self {
-            relay,
-            registry,
-            register_as,
-            followed: Mutex::new(followed),
-            changed,
-            registering,
-            registration: None,
-        })
+        let register_as = register_as.map(str::to_owned);
+        Ok(Self { relay, register_as, followed: Mutex::new(followed), registering, registration: None })
     }
 
     /// Returns when all brokers are connected, all subscriptions confirmed, and the relay is registered where it is to be.
@@ -103,17 +90,20 @@ impl Relay {
     /// Goes on with other routes, filters, limits and timeouts, without losing a message. Brokers, topics and code stay as they
     /// were at the start.
     ///
+    /// The registry is not waited for: what is known of a service stays known, and one that routes name for the first time and that
+    /// cannot be read within half a second is without instances (or has those on disk) until it can be read.
+    ///
     /// # Errors
     ///
-    /// [`Error::Relay`] with everything that is wrong, [`Error::Registry`] when a service cannot be followed; everything stays
-    /// as it was then.
+    /// [`Error::Relay`] with everything that is wrong, [`Error::Registry`] when no service can have such a name, or the registry is
+    /// closed; everything stays as it was then.
     pub async fn reload(&self, settings: &Settings) -> Result<(), Error> {
         let problems = settings.problems();
         if !problems.is_empty() {
             return Err(relay::Error::Invalid(problems).into());
         }
         let mut followed = self.followed.lock().await;
-        let next = Followed::new(&self.registry, settings, self.register_as.as_deref(), &self.changed).await?;
+        let next = followed.next(services(settings, self.register_as.as_deref())).await?;
         self.relay.reload(settings.clone(), next.views()).await?;
         *followed = next;
         Ok(())
@@ -173,36 +163,8 @@ async fn register(registry: &Registry, instance: Instance) -> Result<Registratio
     }
 }
 
-impl Followed {
-    /// The services of all routes; and the relays themselves, so that each knows the others' codes when it sees one at the end of
-    /// a topic.
-    async fn new(
-        registry: &Registry,
-        settings: &Settings,
-        relays: Option<&str>,
-        changed: &Arc<watch::Sender<()>>,
-    ) -> Result<Self, Error> {
-        let services = settings.routes.iter().map(|route| route.service.clone());
-        let mut names: Vec<Arc<str>> = services.chain(relays.map(Arc::from)).collect();
-        names.sort_unstable();
-        names.dedup();
-        let directory = registry.discover_several(names.clone()).await?;
-        let services: Vec<Service> =
-            names.iter().filter_map(|name| directory.service(name)).map(Service::from).collect();
-        let mut tellers = JoinSet::new();
-        for service in &services {
-            let (mut changes, changed) = (service.changes(), changed.clone());
-            tellers.spawn(async move {
-                loop {
-                    changes.next().await;
-                    changed.send_replace(());
-                }
-            });
-        }
-        Ok(Self { services, _tellers: tellers })
-    }
-
-    fn views(&self) -> Views {
-        self.services.iter().map(|service| (service.name().clone(), service.view())).collect()
-    }
+/// The services of all routes; and the relays themselves, so that each knows the others' codes when it sees one at the end of a
+/// topic.
+fn services(settings: &Settings, relays: Option<&str>) -> BTreeSet<Arc<str>> {
+    settings.routes.iter().map(|route| route.service.clone()).chain(relays.map(Arc::from)).collect()
 }
