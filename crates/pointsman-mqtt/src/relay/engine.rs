@@ -4,8 +4,8 @@
 //! (sides 1 and up). A message that is to be passed on is a *flight* until the next broker has taken it over; only then is it
 //! acknowledged where it came from.
 
+mod dead_letter;
 mod forward;
-mod letters;
 mod respond;
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::address;
 use super::journal::{Journal, Kept, Place};
 use super::metrics::Metrics;
 use super::requests::{Request, Requests};
-use super::routes::{Chosen, Line, Routes};
+use super::routes::{Endpoint, Route, Routes};
 use super::settings::{Settings, Topics};
 use crate::packet::{Malformed, Packet, Publish, Qos, Version};
 use crate::reason::Reason;
@@ -109,9 +109,9 @@ enum What {
 
 #[derive(Debug)]
 struct Forward {
-    line: Arc<Line>,
+    route: Arc<Route>,
     /// Without a request. With one, the request holds it.
-    chosen: Option<Chosen>,
+    endpoint: Option<Endpoint>,
     /// As the sender has called it.
     topic: Arc<str>,
     code: Arc<str>,
@@ -196,12 +196,12 @@ impl Engine {
     }
 
     fn request_of(&self, kept: Kept, times: (Instant, Instant)) -> Option<Request> {
-        let line = self.routes.lines().iter().find(|line| *line.route.service == *kept.service)?.clone();
+        let route = self.routes.all().iter().find(|route| *route.settings.service == *kept.service)?.clone();
         let instance = Arc::new(Instance::new(kept.service).code(kept.code));
-        let chosen = Chosen { instance, claim: None };
+        let endpoint = Endpoint { instance, claim: None };
         let correlation = kept.correlation.map(Bytes::from);
         let reply = Reply { topic: kept.reply.into(), correlation, qos: Qos::of(kept.qos)? };
-        let mut request = Request::new(reply, line, chosen, kept.nonce, times);
+        let mut request = Request::new(reply, route, endpoint, kept.nonce, times);
         request.delivered = true;
         Some(request)
     }
@@ -481,11 +481,11 @@ impl Engine {
     }
 
     /// The side on which an instance is reached: the broker that its tag `broker` or its address names; else the first.
-    fn side_of(&self, chosen: &Chosen) -> usize {
+    fn side_of(&self, endpoint: &Endpoint) -> usize {
         if self.brokers.len() == 2 {
             return 1;
         }
-        let instance = &chosen.instance;
+        let instance = &endpoint.instance;
         let named = [instance.tags.get("broker").map(String::as_str), instance.address.as_deref()];
         let place = |name: &str| self.brokers[1..].iter().position(|broker| broker == name);
         named.into_iter().flatten().find_map(place).map_or(1, |place| place + 1)

@@ -20,12 +20,12 @@ const CUT: &str = "pointsman-left-out";
 
 /// Why a message cannot be delivered.
 #[derive(Debug)]
-pub(super) struct Letter {
+pub(super) struct DeadLetter {
     pub(super) reason: &'static str,
     pub(super) detail: String,
 }
 
-impl Letter {
+impl DeadLetter {
     pub(super) fn new(reason: &'static str, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
@@ -42,7 +42,7 @@ impl Engine {
         origin: Option<Origin>,
         topic: &str,
         publish: &Publish,
-        letter: &Letter,
+        letter: &DeadLetter,
         now: Instant,
     ) {
         self.metrics.dead_letter(letter.reason);
@@ -72,7 +72,7 @@ impl Engine {
     /// Takes a request out, and tells its sender that there will be no answer.
     pub(super) fn give_up(&mut self, number: u64, reason: &'static str, detail: &str, now: Instant) {
         let Some(request) = self.requests.remove(number) else { return };
-        request.chosen.report(Outcome::Failure);
+        request.endpoint.report(Outcome::Failure);
         let origin = request.flight.and_then(|token| self.take_origin(token));
         self.tell((Some(number), origin), &request.reply, reason, detail, now);
     }
