@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use pointsman_core::Instance;
 use slab::Slab;
 
 use super::address;
@@ -197,8 +196,7 @@ impl Engine {
 
     fn request_of(&self, kept: Kept, times: (Instant, Instant)) -> Option<Request> {
         let route = self.routes.all().iter().find(|route| *route.settings.service == *kept.service)?.clone();
-        let instance = Arc::new(Instance::new(kept.service).code(kept.code));
-        let endpoint = Endpoint { instance, claim: None };
+        let endpoint = Endpoint::unclaimed(&kept.service, &kept.code);
         let correlation = kept.correlation.map(Bytes::from);
         let reply = Reply { topic: kept.reply.into(), correlation, qos: Qos::of(kept.qos)? };
         let mut request = Request::new(reply, route, endpoint, kept.nonce, times);

@@ -9,7 +9,7 @@ use pointsman_core::{Instance, View};
 use regex::RegexSet;
 
 use super::metrics::{Metrics, RouteMetrics};
-use super::settings::{self, Invalid, RouteRole, Settings, compile};
+use super::settings::{self, Invalid, Settings, compile};
 
 /// Where the instances of services are looked up.
 pub type Views = HashMap<Arc<str>, View>;
@@ -42,10 +42,22 @@ pub(super) struct Route {
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) instance: Arc<Instance>,
-    pub(super) claim: Option<Claim>,
+    /// `None` for one that was chosen before a restart and may not be chosen any more.
+    claim: Option<Claim>,
+}
+
+impl From<Claim> for Endpoint {
+    fn from(claim: Claim) -> Self {
+        Self { instance: claim.instance().clone(), claim: Some(claim) }
+    }
 }
 
 impl Endpoint {
+    /// An instance of which only the code is known.
+    pub(super) fn unclaimed(service: &str, code: &str) -> Self {
+        Self { instance: Arc::new(Instance::new(service).code(code)), claim: None }
+    }
+
     pub(super) fn code(&self) -> &Arc<str> {
         &self.instance.code
     }
@@ -75,7 +87,11 @@ impl Routes {
                 reason: format!("{:?} is not followed", route.service),
             })?;
             let endpoints = endpoints.entry(route.service.clone()).or_default().clone();
-            let balancer = Balancer::builder(view.clone()).algorithm(route.algorithm).endpoints(endpoints).build();
+            let balancer = Balancer::builder(view.clone())
+                .algorithm(route.algorithm)
+                .candidates(route.role.candidates())
+                .endpoints(endpoints)
+                .build();
             let metrics = metrics.route(route);
             let deserted = AtomicBool::new(false);
             routes.push(Arc::new(Route { settings: route.clone(), metrics, view, balancer, deserted }));
@@ -132,10 +148,10 @@ impl Routes {
 }
 
 impl Route {
-    /// Chooses who takes a message: `sticky` if that is a living instance of the service that takes work, otherwise by the
-    /// algorithm; never one of `tried`.
+    /// Chooses who takes a message, by the one ordered choice (`docs/choosing.md`): `sticky` if that instance serves as well as any
+    /// other, otherwise by the algorithm; never one of `tried`.
     pub(super) fn choose(&self, key: &[u8], sticky: Option<&str>, tried: &[Arc<str>]) -> Result<Endpoint, PickError> {
-        let endpoint = sticky.and_then(|code| self.stay(code)).map_or_else(|| self.pick(key, tried), Ok);
+        let endpoint = sticky.and_then(|code| self.balancer.pick_code(code)).map_or_else(|| self.pick(key, tried), Ok);
         let deserted = endpoint.is_err();
         // That all others have been tried says nothing of the route.
         let says_something = !deserted || tried.is_empty();
@@ -147,40 +163,71 @@ impl Route {
                 _ => tracing::info!(route, %service, "route has an instance again"),
             }
         }
-        endpoint
+        endpoint.map(Endpoint::from)
     }
 
     /// The instance that had been chosen before a restart: what has been sent to it cannot be taken back.
     pub(super) fn again(&self, code: &str) -> Endpoint {
-        self.stay(code).unwrap_or_else(|| {
-            let instance = Arc::new(Instance::new(self.settings.service.clone()).code(code));
-            Endpoint { instance, claim: None }
-        })
+        self.balancer.pick_code(code).map_or_else(|| Endpoint::unclaimed(&self.settings.service, code), Endpoint::from)
     }
 
-    fn stay(&self, code: &str) -> Option<Endpoint> {
-        if let Some(claim) = self.balancer.pick_code(code) {
-            return Some(Endpoint { instance: claim.instance().clone(), claim: Some(claim) });
-        }
-        // The master is no candidate as long as there are normals, and yet alive.
-        let instance = self.view.load().find(code).filter(|instance| instance.takes_work())?.clone();
-        Some(Endpoint { instance, claim: None })
+    fn pick(&self, key: &[u8], tried: &[Arc<str>]) -> Result<Claim, PickError> {
+        if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_balance::{Algorithm, Outcome};
+    use pointsman_core::{Role, Snapshot, Term};
+
+    use super::super::settings::RouteRole;
+    use super::*;
+
+    /// The master `m` and the normal instance `n`; the first route asks for the master, the second for a normal instance.
+    fn routes() -> Routes {
+        let instances = [("m", Role::Master(Term(1))), ("n", Role::Normal)].map(|(code, role)| {
+            let mut instance = Instance::new("s").code(code);
+            instance.role = role;
+            Arc::new(instance)
+        });
+        let views = Views::from([("s".into(), View::fixed(Snapshot::new("s", 1, instances.to_vec())))]);
+        let mut settings = Settings::new();
+        settings.routes = ["^/master", "^/normal"].map(|pattern| settings::Route::new(pattern, "s")).to_vec();
+        settings.routes[0].role = RouteRole::Master;
+        settings.routes[0].algorithm = Algorithm::LeastConnections;
+        Routes::new(&settings, views, &Metrics::new(), None).unwrap()
     }
 
-    fn pick(&self, key: &[u8], tried: &[Arc<str>]) -> Result<Endpoint, PickError> {
-        if self.settings.role == RouteRole::Master {
-            let service = || self.settings.service.clone();
-            let snapshot = self.view.load();
-            let master = snapshot.master().ok_or_else(|| PickError::NoInstance { service: service() })?;
-            if tried.contains(&master.code) {
-                return Err(PickError::AllExcluded { service: service(), candidates: 1 });
-            }
-            if !master.takes_work() {
-                return Err(PickError::AllDrained { service: service(), instances: 1 });
-            }
-            return Ok(Endpoint { instance: master.clone(), claim: None });
+    #[test]
+    fn the_master_is_claimed_like_any_other() {
+        let routes = routes();
+        let (master, endpoints) = (routes.find("/master").unwrap(), &routes.endpoints["s"]);
+        let held: Vec<_> = (0..3).map(|_| master.choose(b"", None, &[]).unwrap()).collect();
+        assert!(held.iter().all(|endpoint| &**endpoint.code() == "m"));
+        assert_eq!((endpoints.in_flight("m"), endpoints.in_flight("n")), (3, 0));
+        drop(held);
+        assert_eq!(endpoints.in_flight("m"), 0);
+    }
+
+    #[test]
+    fn outcomes_of_a_route_to_the_master_count() {
+        let routes = routes();
+        let (master, normal) = (routes.find("/master").unwrap(), routes.find("/normal").unwrap());
+        assert_eq!(&**normal.choose(b"", Some("m"), &[]).unwrap().code(), "m");
+        for _ in 0..5 {
+            master.choose(b"", None, &[]).unwrap().report(Outcome::Failure);
         }
-        let claim = if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }?;
-        Ok(Endpoint { instance: claim.instance().clone(), claim: Some(claim) })
+        assert_eq!(&**normal.choose(b"", Some("m"), &[]).unwrap().code(), "n", "the master is ejected");
+        assert_eq!(&**master.choose(b"", None, &[]).unwrap().code(), "m", "there is no other");
+    }
+
+    #[test]
+    fn where_all_normal_instances_have_been_tried_the_master_stands_in() {
+        let routes = routes();
+        let normal = routes.find("/normal").unwrap();
+        assert_eq!(&**normal.choose(b"", None, &[]).unwrap().code(), "n");
+        assert_eq!(&**normal.choose(b"", None, &["n".into()]).unwrap().code(), "m");
+        assert!(normal.choose(b"", None, &["n".into(), "m".into()]).is_err());
     }
 }

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use pointsman_balance::Outcome;
 
 use super::{Engine, Flight, Origin, Reply, SENDERS, What};
 use crate::packet::Publish;
@@ -69,10 +68,10 @@ impl Engine {
         }
     }
 
-    /// Takes a request out, and tells its sender that there will be no answer.
+    /// Takes a request out, and tells its sender that there will be no answer. Whether that is its instance's fault, the caller
+    /// knows.
     pub(super) fn give_up(&mut self, number: u64, reason: &'static str, detail: &str, now: Instant) {
         let Some(request) = self.requests.remove(number) else { return };
-        request.endpoint.report(Outcome::Failure);
         let origin = request.flight.and_then(|token| self.take_origin(token));
         self.tell((Some(number), origin), &request.reply, reason, detail, now);
     }

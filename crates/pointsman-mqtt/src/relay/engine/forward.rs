@@ -350,8 +350,9 @@ impl Engine {
             // It has been answered, or given up: nobody waits any more.
             return self.acknowledge(origin);
         }
-        let failed = |endpoint: &Endpoint| endpoint.report(Outcome::Failure);
-        forward.endpoint.as_ref().map(failed);
+        let of_request =
+            forward.request.and_then(|number| self.requests.get_mut(number)).map(|request| &request.endpoint);
+        of_request.or(forward.endpoint.as_ref()).into_iter().for_each(|endpoint| endpoint.report(Outcome::Failure));
         forward.tried.push(forward.code.clone());
         match self.routes.current(&forward.route).choose(self.topic_without_code(&message.topic), None, &forward.tried)
         {
@@ -362,10 +363,7 @@ impl Engine {
                 (message.dup, message.id) = (false, 0);
                 forward.code = code;
                 match forward.request.and_then(|number| self.requests.get_mut(number)) {
-                    Some(request) => {
-                        request.endpoint.report(Outcome::Failure);
-                        request.endpoint = endpoint;
-                    }
+                    Some(request) => request.endpoint = endpoint,
                     None => forward.endpoint = Some(endpoint),
                 }
                 if let Some(number) = forward.request {
@@ -426,6 +424,7 @@ impl Engine {
     /// Gives up what has waited for an answer too long.
     pub(crate) fn tick(&mut self, now: Instant) {
         while let Some(number) = self.requests.overdue(now) {
+            self.requests.get_mut(number).into_iter().for_each(|request| request.endpoint.report(Outcome::Failure));
             self.give_up(number, "no-answer", "no answer in time", now);
         }
     }
