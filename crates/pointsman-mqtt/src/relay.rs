@@ -9,7 +9,7 @@
 //! | which topic filters cover what routes can match | `prefix.rs` |
 //! | how topics name codes; go-micro-service's envelopes | `address.rs` |
 //! | which message is for whom | `routes.rs` |
-//! | what is done with a message | `engine.rs`: `forward.rs` there, `respond.rs` back, `letters.rs` nowhere |
+//! | what is done with a message | `engine.rs`: `forward.rs` there, `respond.rs` back, `dead_letter.rs` nowhere |
 //! | requests that wait for an answer | `requests.rs` |
 //! | reading and writing, connecting, leaving | `driver.rs` |
 //! | what survives the process | `journal.rs` |

@@ -151,7 +151,7 @@ impl Driver {
                 Some(Command::Figures(answer)) => {
                     let (flights, requests) = self.engine.under_way();
                     self.engine.metrics.levels(flights, requests);
-                    let _ = answer.send(self.engine.metrics.figures(self.engine.routes.lines()));
+                    let _ = answer.send(self.engine.metrics.figures(self.engine.routes.all()));
                 }
                 Some(Command::Metrics(answer)) => {
                     let mut text = String::new();

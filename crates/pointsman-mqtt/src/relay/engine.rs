@@ -4,8 +4,8 @@
 //! (sides 1 and up). A message that is to be passed on is a *flight* until the next broker has taken it over; only then is it
 //! acknowledged where it came from.
 
+mod dead_letter;
 mod forward;
-mod letters;
 mod respond;
 
 use std::sync::Arc;
@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use pointsman_core::Instance;
 use slab::Slab;
 
 use super::address;
 use super::journal::{Journal, Kept, Place};
 use super::metrics::Metrics;
 use super::requests::{Request, Requests};
-use super::routes::{Chosen, Line, Routes};
+use super::routes::{Endpoint, Route, Routes};
 use super::settings::{Settings, Topics};
 use crate::packet::{Malformed, Packet, Publish, Qos, Version};
 use crate::reason::Reason;
@@ -109,9 +108,9 @@ enum What {
 
 #[derive(Debug)]
 struct Forward {
-    line: Arc<Line>,
+    route: Arc<Route>,
     /// Without a request. With one, the request holds it.
-    chosen: Option<Chosen>,
+    endpoint: Option<Endpoint>,
     /// As the sender has called it.
     topic: Arc<str>,
     code: Arc<str>,
@@ -196,12 +195,11 @@ impl Engine {
     }
 
     fn request_of(&self, kept: Kept, times: (Instant, Instant)) -> Option<Request> {
-        let line = self.routes.lines().iter().find(|line| *line.route.service == *kept.service)?.clone();
-        let instance = Arc::new(Instance::new(kept.service).code(kept.code));
-        let chosen = Chosen { instance, claim: None };
+        let route = self.routes.all().iter().find(|route| *route.settings.service == *kept.service)?.clone();
+        let endpoint = Endpoint::unclaimed(&kept.service, &kept.code);
         let correlation = kept.correlation.map(Bytes::from);
         let reply = Reply { topic: kept.reply.into(), correlation, qos: Qos::of(kept.qos)? };
-        let mut request = Request::new(reply, line, chosen, kept.nonce, times);
+        let mut request = Request::new(reply, route, endpoint, kept.nonce, times);
         request.delivered = true;
         Some(request)
     }
@@ -481,11 +479,11 @@ impl Engine {
     }
 
     /// The side on which an instance is reached: the broker that its tag `broker` or its address names; else the first.
-    fn side_of(&self, chosen: &Chosen) -> usize {
+    fn side_of(&self, endpoint: &Endpoint) -> usize {
         if self.brokers.len() == 2 {
             return 1;
         }
-        let instance = &chosen.instance;
+        let instance = &endpoint.instance;
         let named = [instance.tags.get("broker").map(String::as_str), instance.address.as_deref()];
         let place = |name: &str| self.brokers[1..].iter().position(|broker| broker == name);
         named.into_iter().flatten().find_map(place).map_or(1, |place| place + 1)

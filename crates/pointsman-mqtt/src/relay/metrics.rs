@@ -173,7 +173,7 @@ impl Metrics {
         self.0.connected.get_or_create(&Broker { broker: broker.to_owned() }).set(i64::from(connected));
     }
 
-    pub(super) fn figures(&self, lines: &[Arc<super::routes::Line>]) -> Figures {
+    pub(super) fn figures(&self, all: &[Arc<super::routes::Route>]) -> Figures {
         let inner = &*self.0;
         let why = |family: &Family<Why, Count>| {
             REASONS.iter().map(|&reason| family.get_or_create(&Why { reason }).get()).sum()
@@ -181,8 +181,8 @@ impl Metrics {
         let routes = |value: fn(&RouteMetrics) -> u64| {
             // Two routes with one expression and one service share their counters.
             let mut seen = std::collections::HashSet::new();
-            let fresh = lines.iter().filter(|line| seen.insert((&line.route.pattern, &line.route.service)));
-            fresh.map(|line| value(&line.metrics)).sum()
+            let fresh = all.iter().filter(|route| seen.insert((&route.settings.pattern, &route.settings.service)));
+            fresh.map(|route| value(&route.metrics)).sum()
         };
         Figures {
             received: routes(|route| route.received.iter().map(Counter::get).sum()),

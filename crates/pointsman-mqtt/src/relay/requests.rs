@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::Reply;
-use super::routes::{Chosen, Line, Routes};
+use super::routes::{Endpoint, Route, Routes};
 use crate::packet::Publish;
 
 /// All of them, by their numbers.
@@ -20,9 +20,9 @@ pub(super) struct Requests {
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) reply: Reply,
-    pub(super) line: Arc<Line>,
+    pub(super) route: Arc<Route>,
     /// Who has it. In flight there until it is answered.
-    pub(super) chosen: Chosen,
+    pub(super) endpoint: Endpoint,
     pub(super) tried: Vec<Arc<str>>,
     pub(super) since: Instant,
     deadline: Instant,
@@ -41,15 +41,15 @@ pub(super) struct Request {
 impl Request {
     pub(super) fn new(
         reply: Reply,
-        line: Arc<Line>,
-        chosen: Chosen,
+        route: Arc<Route>,
+        endpoint: Endpoint,
         nonce: u64,
         (since, deadline): (Instant, Instant),
     ) -> Self {
         Self {
             reply,
-            line,
-            chosen,
+            route,
+            endpoint,
             tried: Vec::new(),
             since,
             deadline,
@@ -121,7 +121,7 @@ impl Requests {
 
     /// Those whose instance is not registered any more, in the order in which they came.
     pub(super) fn orphans(&self, routes: &Routes) -> Vec<u64> {
-        let orphaned = |request: &Request| request.delivered && !routes.has(&request.line, request.chosen.code());
+        let orphaned = |request: &Request| request.delivered && !routes.has(&request.route, request.endpoint.code());
         let mut numbers: Vec<u64> =
             self.by_number.iter().filter(|(_, request)| orphaned(request)).map(|(&number, _)| number).collect();
         numbers.sort_unstable();

@@ -9,7 +9,7 @@ use pointsman_core::{Instance, View};
 use regex::RegexSet;
 
 use super::metrics::{Metrics, RouteMetrics};
-use super::settings::{Invalid, Route, RouteRole, Settings, compile};
+use super::settings::{self, Invalid, Settings, compile};
 
 /// Where the instances of services are looked up.
 pub type Views = HashMap<Arc<str>, View>;
@@ -18,7 +18,7 @@ pub type Views = HashMap<Arc<str>, View>;
 #[derive(Debug)]
 pub(super) struct Routes {
     set: RegexSet,
-    routes: Vec<Arc<Line>>,
+    routes: Vec<Arc<Route>>,
     views: Views,
     /// One a service: its instances' claims in flight are counted over all routes, and outlive a reload.
     endpoints: HashMap<Arc<str>, Endpoints>,
@@ -29,8 +29,8 @@ pub(super) struct Routes {
 
 /// One route, with what it needs to be used.
 #[derive(Debug)]
-pub(super) struct Line {
-    pub(super) route: Route,
+pub(super) struct Route {
+    pub(super) settings: settings::Route,
     pub(super) metrics: RouteMetrics,
     view: View,
     balancer: Balancer,
@@ -40,12 +40,24 @@ pub(super) struct Line {
 
 /// An instance that is to take a message; counted as in flight while this is held.
 #[derive(Debug)]
-pub(super) struct Chosen {
+pub(super) struct Endpoint {
     pub(super) instance: Arc<Instance>,
-    pub(super) claim: Option<Claim>,
+    /// `None` for one that was chosen before a restart and may not be chosen any more.
+    claim: Option<Claim>,
 }
 
-impl Chosen {
+impl From<Claim> for Endpoint {
+    fn from(claim: Claim) -> Self {
+        Self { instance: claim.instance().clone(), claim: Some(claim) }
+    }
+}
+
+impl Endpoint {
+    /// An instance of which only the code is known.
+    pub(super) fn unclaimed(service: &str, code: &str) -> Self {
+        Self { instance: Arc::new(Instance::new(service).code(code)), claim: None }
+    }
+
     pub(super) fn code(&self) -> &Arc<str> {
         &self.instance.code
     }
@@ -75,10 +87,14 @@ impl Routes {
                 reason: format!("{:?} is not followed", route.service),
             })?;
             let endpoints = endpoints.entry(route.service.clone()).or_default().clone();
-            let balancer = Balancer::builder(view.clone()).algorithm(route.algorithm).endpoints(endpoints).build();
+            let balancer = Balancer::builder(view.clone())
+                .algorithm(route.algorithm)
+                .candidates(route.role.candidates())
+                .endpoints(endpoints)
+                .build();
             let metrics = metrics.route(route);
             let deserted = AtomicBool::new(false);
-            routes.push(Arc::new(Line { route: route.clone(), metrics, view, balancer, deserted }));
+            routes.push(Arc::new(Route { settings: route.clone(), metrics, view, balancer, deserted }));
         }
         endpoints.retain(|service, _| views.contains_key(service));
         let mut it = Self { set, routes, views, endpoints, known: HashSet::new(), generations: Vec::new() };
@@ -106,81 +122,112 @@ impl Routes {
     }
 
     /// The first route that matches.
-    pub(super) fn find(&self, topic: &str) -> Option<&Arc<Line>> {
+    pub(super) fn find(&self, topic: &str) -> Option<&Arc<Route>> {
         // A set has to try all expressions to the end; a few are tried faster one by one.
         self.set.matches(topic).iter().next().map(|index| &self.routes[index])
     }
 
     /// Whether the instance of a route's service with this code is registered. A route from before a reload may look at a
     /// service that is followed no longer, or anew.
-    pub(super) fn has(&self, line: &Line, code: &str) -> bool {
-        self.views.get(&line.route.service).unwrap_or(&line.view).load().find(code).is_some()
+    pub(super) fn has(&self, route: &Route, code: &str) -> bool {
+        self.views.get(&route.settings.service).unwrap_or(&route.view).load().find(code).is_some()
     }
 
     /// The same route as it is now; one that is gone as it was.
-    pub(super) fn current(&self, line: &Arc<Line>) -> Arc<Line> {
-        let same = |other: &&Arc<Line>| {
-            (&other.route.pattern, &other.route.service) == (&line.route.pattern, &line.route.service)
+    pub(super) fn current(&self, route: &Arc<Route>) -> Arc<Route> {
+        let same = |other: &&Arc<Route>| {
+            (&other.settings.pattern, &other.settings.service) == (&route.settings.pattern, &route.settings.service)
         };
-        self.routes.iter().find(same).unwrap_or(line).clone()
+        self.routes.iter().find(same).unwrap_or(route).clone()
     }
 
     /// All routes.
-    pub(super) fn lines(&self) -> &[Arc<Line>] {
+    pub(super) fn all(&self) -> &[Arc<Route>] {
         &self.routes
     }
 }
 
-impl Line {
-    /// Chooses who takes a message: `sticky` if that is a living instance of the service that takes work, otherwise by the
-    /// algorithm; never one of `tried`.
-    pub(super) fn choose(&self, key: &[u8], sticky: Option<&str>, tried: &[Arc<str>]) -> Result<Chosen, PickError> {
-        let chosen = sticky.and_then(|code| self.stay(code)).map_or_else(|| self.pick(key, tried), Ok);
-        let deserted = chosen.is_err();
+impl Route {
+    /// Chooses who takes a message, by the one ordered choice (`docs/choosing.md`): `sticky` if that instance serves as well as any
+    /// other, otherwise by the algorithm; never one of `tried`.
+    pub(super) fn choose(&self, key: &[u8], sticky: Option<&str>, tried: &[Arc<str>]) -> Result<Endpoint, PickError> {
+        let endpoint = sticky.and_then(|code| self.balancer.pick_code(code)).map_or_else(|| self.pick(key, tried), Ok);
+        let deserted = endpoint.is_err();
         // That all others have been tried says nothing of the route.
         let says_something = !deserted || tried.is_empty();
         if says_something && self.deserted.load(Ordering::Relaxed) != deserted {
             self.deserted.store(deserted, Ordering::Relaxed);
-            let (route, service) = (&self.route.pattern, &self.route.service);
-            match &chosen {
+            let (route, service) = (&self.settings.pattern, &self.settings.service);
+            match &endpoint {
                 Err(error) if deserted => tracing::warn!(route, %service, %error, "route without instance"),
                 _ => tracing::info!(route, %service, "route has an instance again"),
             }
         }
-        chosen
+        endpoint.map(Endpoint::from)
     }
 
     /// The instance that had been chosen before a restart: what has been sent to it cannot be taken back.
-    pub(super) fn again(&self, code: &str) -> Chosen {
-        self.stay(code).unwrap_or_else(|| {
-            let instance = Arc::new(Instance::new(self.route.service.clone()).code(code));
-            Chosen { instance, claim: None }
-        })
+    pub(super) fn again(&self, code: &str) -> Endpoint {
+        self.balancer.pick_code(code).map_or_else(|| Endpoint::unclaimed(&self.settings.service, code), Endpoint::from)
     }
 
-    fn stay(&self, code: &str) -> Option<Chosen> {
-        if let Some(claim) = self.balancer.pick_code(code) {
-            return Some(Chosen { instance: claim.instance().clone(), claim: Some(claim) });
-        }
-        // The master is no candidate as long as there are normals, and yet alive.
-        let instance = self.view.load().find(code).filter(|instance| instance.takes_work())?.clone();
-        Some(Chosen { instance, claim: None })
+    fn pick(&self, key: &[u8], tried: &[Arc<str>]) -> Result<Claim, PickError> {
+        if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_balance::{Algorithm, Outcome};
+    use pointsman_core::{Role, Snapshot, Term};
+
+    use super::super::settings::RouteRole;
+    use super::*;
+
+    /// The master `m` and the normal instance `n`; the first route asks for the master, the second for a normal instance.
+    fn routes() -> Routes {
+        let instances = [("m", Role::Master(Term(1))), ("n", Role::Normal)].map(|(code, role)| {
+            let mut instance = Instance::new("s").code(code);
+            instance.role = role;
+            Arc::new(instance)
+        });
+        let views = Views::from([("s".into(), View::fixed(Snapshot::new("s", 1, instances.to_vec())))]);
+        let mut settings = Settings::new();
+        settings.routes = ["^/master", "^/normal"].map(|pattern| settings::Route::new(pattern, "s")).to_vec();
+        settings.routes[0].role = RouteRole::Master;
+        settings.routes[0].algorithm = Algorithm::LeastConnections;
+        Routes::new(&settings, views, &Metrics::new(), None).unwrap()
     }
 
-    fn pick(&self, key: &[u8], tried: &[Arc<str>]) -> Result<Chosen, PickError> {
-        if self.route.role == RouteRole::Master {
-            let service = || self.route.service.clone();
-            let snapshot = self.view.load();
-            let master = snapshot.master().ok_or_else(|| PickError::NoInstance { service: service() })?;
-            if tried.contains(&master.code) {
-                return Err(PickError::AllExcluded { service: service(), candidates: 1 });
-            }
-            if !master.takes_work() {
-                return Err(PickError::AllDrained { service: service(), instances: 1 });
-            }
-            return Ok(Chosen { instance: master.clone(), claim: None });
+    #[test]
+    fn the_master_is_claimed_like_any_other() {
+        let routes = routes();
+        let (master, endpoints) = (routes.find("/master").unwrap(), &routes.endpoints["s"]);
+        let held: Vec<_> = (0..3).map(|_| master.choose(b"", None, &[]).unwrap()).collect();
+        assert!(held.iter().all(|endpoint| &**endpoint.code() == "m"));
+        assert_eq!((endpoints.in_flight("m"), endpoints.in_flight("n")), (3, 0));
+        drop(held);
+        assert_eq!(endpoints.in_flight("m"), 0);
+    }
+
+    #[test]
+    fn outcomes_of_a_route_to_the_master_count() {
+        let routes = routes();
+        let (master, normal) = (routes.find("/master").unwrap(), routes.find("/normal").unwrap());
+        assert_eq!(&**normal.choose(b"", Some("m"), &[]).unwrap().code(), "m");
+        for _ in 0..5 {
+            master.choose(b"", None, &[]).unwrap().report(Outcome::Failure);
         }
-        let claim = if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }?;
-        Ok(Chosen { instance: claim.instance().clone(), claim: Some(claim) })
+        assert_eq!(&**normal.choose(b"", Some("m"), &[]).unwrap().code(), "n", "the master is ejected");
+        assert_eq!(&**master.choose(b"", None, &[]).unwrap().code(), "m", "there is no other");
+    }
+
+    #[test]
+    fn where_all_normal_instances_have_been_tried_the_master_stands_in() {
+        let routes = routes();
+        let normal = routes.find("/normal").unwrap();
+        assert_eq!(&**normal.choose(b"", None, &[]).unwrap().code(), "n");
+        assert_eq!(&**normal.choose(b"", None, &["n".into()]).unwrap().code(), "m");
+        assert!(normal.choose(b"", None, &["n".into(), "m".into()]).is_err());
     }
 }

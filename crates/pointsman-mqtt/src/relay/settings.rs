@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_balance::Algorithm;
+use pointsman_balance::{Algorithm, Candidates};
 use pointsman_core::{check_address, check_name};
 use regex::{RegexSet, RegexSetBuilder};
 
@@ -87,7 +87,7 @@ pub struct Route {
 /// Which instances of a service a route leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum RouteRole {
-    /// The normal ones; the master where there is none.
+    /// The normal ones; the master where none of them can serve.
     #[default]
     Normal,
     /// The master.
@@ -318,6 +318,16 @@ impl FromStr for Topics {
 impl fmt::Display for Topics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+impl RouteRole {
+    /// Among which instances the route chooses.
+    pub(crate) const fn candidates(self) -> Candidates {
+        match self {
+            RouteRole::Normal => Candidates::Normals,
+            RouteRole::Master => Candidates::Master,
+        }
     }
 }
 

@@ -8,14 +8,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use bytestring::ByteString;
 use pointsman_balance::Outcome;
 
-use super::letters::Letter;
+use super::dead_letter::DeadLetter;
 use super::{Engine, Flight, Forward, Origin, Reply, SENDERS, What};
 use crate::packet::{Publish, Qos};
 use crate::reason::Reason;
 use crate::relay::address::{self, Envelope};
 use crate::relay::journal::{Kept, Place};
 use crate::relay::requests::Request;
-use crate::relay::routes::{Chosen, Line};
+use crate::relay::routes::{Endpoint, Route};
 use crate::relay::settings::Topics;
 use crate::topic::is_topic;
 
@@ -69,31 +69,31 @@ impl Engine {
             return self.acknowledge(origin);
         }
         let Some(inquiry) = self.inquire(&topic) else {
-            let letter = Letter::new("topic", "the topic is not /VERSION/SENDER/ACTION/ID/CODE/TOPIC/");
+            let letter = DeadLetter::new("topic", "the topic is not /VERSION/SENDER/ACTION/ID/CODE/TOPIC/");
             return self.dead_letter(origin, &topic, &publish, &letter, now);
         };
         if self.has_been_here(&topic, &publish) {
-            let letter = Letter::new("loop", "a relay has sent this message already");
+            let letter = DeadLetter::new("loop", "a relay has sent this message already");
             return self.dead_letter(origin, &topic, &publish, &letter, now);
         }
-        let Some(line) = self.routes.find(&inquiry.matched).cloned() else {
+        let Some(route) = self.routes.find(&inquiry.matched).cloned() else {
             self.restored(origin).into_iter().for_each(|(place, _)| self.release(place));
-            let letter = Letter::new("no-route", "no route matches the topic");
+            let letter = DeadLetter::new("no-route", "no route matches the topic");
             return self.undeliverable(origin, &inquiry, &publish, &letter, now);
         };
-        line.metrics.received(publish.qos);
+        route.metrics.received(publish.qos);
         let before = self.before(origin, &inquiry, &publish);
-        let chosen = match &before.code {
-            Some(code) => Ok(line.again(code)),
+        let endpoint = match &before.code {
+            Some(code) => Ok(route.again(code)),
             None => {
-                let key = key(&line, &inquiry, &publish);
-                line.choose(key, inquiry.code.filter(|_| line.route.sticky), &[])
+                let key = key(&route, &inquiry, &publish);
+                route.choose(key, inquiry.code.filter(|_| route.settings.sticky), &[])
             }
         };
-        match chosen {
-            Ok(chosen) => self.forward((origin, before), &inquiry, publish, line, chosen, now),
+        match endpoint {
+            Ok(endpoint) => self.forward((origin, before), &inquiry, publish, route, endpoint, now),
             Err(error) => {
-                let letter = Letter::new("no-instance", error.to_string());
+                let letter = DeadLetter::new("no-instance", error.to_string());
                 self.undeliverable(origin, &inquiry, &publish, &letter, now);
             }
         }
@@ -108,7 +108,7 @@ impl Engine {
         // sender from another.
         let reply = reply.filter(|reply| reply.correlation.is_some() || inquiry.envelope.is_some());
         let request = reply.and_then(|reply| self.requests.find(&reply));
-        let asked = request.and_then(|(number, _)| Some(self.requests.get_mut(number)?.chosen.code().to_string()));
+        let asked = request.and_then(|(number, _)| Some(self.requests.get_mut(number)?.endpoint.code().to_string()));
         Before { place, request, code: code.or(asked) }
     }
 
@@ -119,7 +119,7 @@ impl Engine {
             self.metrics.dropped("too-large", 1);
             return self.acknowledge(origin);
         }
-        let letter = Letter::new("too-large", "it is larger than max_packet; its payload is left out");
+        let letter = DeadLetter::new("too-large", "it is larger than max_packet; its payload is left out");
         match self.inquire(&publish.topic) {
             Some(inquiry) => self.undeliverable(origin, &inquiry, publish, &letter, now),
             None => self.dead_letter(origin, &publish.topic, publish, &letter, now),
@@ -179,17 +179,17 @@ impl Engine {
         (origin, before): (Option<Origin>, Before),
         inquiry: &Inquiry<'_>,
         publish: Publish,
-        line: Arc<Line>,
-        chosen: Chosen,
+        route: Arc<Route>,
+        endpoint: Endpoint,
         now: Instant,
     ) {
         let Before { place, request: known, .. } = before;
-        let side = place.map_or_else(|| self.side_of(&chosen), |place| place.0);
-        let code = chosen.code().clone();
+        let side = place.map_or_else(|| self.side_of(&endpoint), |place| place.0);
+        let code = endpoint.code().clone();
         let reply = Self::reply_of(inquiry, &publish);
         if reply.is_some() && inquiry.envelope.is_none() && !self.speaks_v5(side) {
             place.into_iter().for_each(|place| self.release(place));
-            let letter = Letter::new("refused", "the service's broker speaks MQTT 3.1.1, which has no requests");
+            let letter = DeadLetter::new("refused", "the service's broker speaks MQTT 3.1.1, which has no requests");
             return self.undeliverable(origin, inquiry, &publish, &letter, now);
         }
         let (number, nonce) = known.unwrap_or_else(|| (self.requests.next_number(), fastrand::u64(..)));
@@ -199,21 +199,21 @@ impl Engine {
         out.topic = self.outgoing_topic(inquiry, &code, id).into();
         self.address(&mut out, reply.as_ref().map(|_| id), inquiry.envelope.is_some());
         let request = reply.map(|reply| {
-            let timeout = line.route.response_timeout.unwrap_or(self.limits.response_timeout);
+            let timeout = route.settings.response_timeout.unwrap_or(self.limits.response_timeout);
             (reply, timeout)
         });
         let forward = match request {
-            None => Forward { line, chosen: Some(chosen), topic, code, tried: Vec::new(), request: None, qos },
+            None => Forward { route, endpoint: Some(endpoint), topic, code, tried: Vec::new(), request: None, qos },
             Some(_) if known.is_some() => {
-                Forward { line, chosen: None, topic, code, tried: Vec::new(), request: Some(number), qos }
+                Forward { route, endpoint: None, topic, code, tried: Vec::new(), request: Some(number), qos }
             }
             Some((reply, timeout)) => {
-                let mut request = Request::new(reply, line.clone(), chosen, nonce, (now, now + timeout));
+                let mut request = Request::new(reply, route.clone(), endpoint, nonce, (now, now + timeout));
                 request.bytes = out.payload.len() + out.topic.len();
-                request.copy = line.route.redispatch.then(|| (topic.clone(), Box::new(detached(&out))));
+                request.copy = route.settings.redispatch.then(|| (topic.clone(), Box::new(detached(&out))));
                 self.requests.insert(number, request);
                 self.keep(number);
-                Forward { line, chosen: None, topic, code, tried: Vec::new(), request: Some(number), qos }
+                Forward { route, endpoint: None, topic, code, tried: Vec::new(), request: Some(number), qos }
             }
         };
         self.send(side, Way { origin, place, since: now }, &out, forward, now);
@@ -261,7 +261,7 @@ impl Engine {
     pub(super) fn unsendable(&mut self, flight: Flight, out: &Publish, why: String, now: Instant) {
         match flight.what {
             What::Forward(forward) => {
-                let letter = Letter::new("too-large", why);
+                let letter = DeadLetter::new("too-large", why);
                 if let Some(request) = forward.request {
                     self.give_up(request, letter.reason, &letter.detail, now);
                 }
@@ -285,9 +285,9 @@ impl Engine {
     /// QoS 0 over a connection that is up: nothing will be heard of it.
     fn send_and_forget(&mut self, side: usize, out: &Publish, forward: &Forward, now: Instant) {
         match self.sessions[side].publish(out, u32::MAX, now) {
-            Ok(_) => forward.line.metrics.delivered(Qos::AtMostOnce),
+            Ok(_) => forward.route.metrics.delivered(Qos::AtMostOnce),
             Err(refusal) => {
-                self.dead_letter(None, &forward.topic, out, &Letter::new("too-large", refusal.to_string()), now);
+                self.dead_letter(None, &forward.topic, out, &DeadLetter::new("too-large", refusal.to_string()), now);
             }
         }
     }
@@ -306,21 +306,21 @@ impl Engine {
         if let (true, Some(message)) = (refused, message) {
             return self.try_another(origin, forward, reason, message, (since, now));
         }
-        forward.line.metrics.delivered(forward.qos);
+        forward.route.metrics.delivered(forward.qos);
         if forward.qos != Qos::AtMostOnce {
-            forward.line.metrics.delivery.observe(now.saturating_duration_since(since).as_secs_f64());
+            forward.route.metrics.delivery.observe(now.saturating_duration_since(since).as_secs_f64());
         }
         self.acknowledge(origin);
         let Some(number) = forward.request else {
-            if let (Some(chosen), true) = (&forward.chosen, forward.qos != Qos::AtMostOnce) {
-                chosen.report(Outcome::Success);
+            if let (Some(endpoint), true) = (&forward.endpoint, forward.qos != Qos::AtMostOnce) {
+                endpoint.report(Outcome::Success);
             }
             return;
         };
         if let Some(request) = self.requests.get_mut(number) {
             request.delivered = true;
             // It may have gone while the message was under way.
-            if !self.routes.has(&request.line, request.chosen.code()) {
+            if !self.routes.has(&request.route, request.endpoint.code()) {
                 self.orphaned(number, now);
             }
         }
@@ -350,22 +350,21 @@ impl Engine {
             // It has been answered, or given up: nobody waits any more.
             return self.acknowledge(origin);
         }
-        let failed = |chosen: &Chosen| chosen.report(Outcome::Failure);
-        forward.chosen.as_ref().map(failed);
+        let of_request =
+            forward.request.and_then(|number| self.requests.get_mut(number)).map(|request| &request.endpoint);
+        of_request.or(forward.endpoint.as_ref()).into_iter().for_each(|endpoint| endpoint.report(Outcome::Failure));
         forward.tried.push(forward.code.clone());
-        match self.routes.current(&forward.line).choose(self.topic_without_code(&message.topic), None, &forward.tried) {
-            Ok(chosen) => {
-                forward.line.metrics.redispatched.inc();
-                let (side, code) = (self.side_of(&chosen), chosen.code().clone());
+        match self.routes.current(&forward.route).choose(self.topic_without_code(&message.topic), None, &forward.tried)
+        {
+            Ok(endpoint) => {
+                forward.route.metrics.redispatched.inc();
+                let (side, code) = (self.side_of(&endpoint), endpoint.code().clone());
                 message.topic = self.topic_with_code(&message.topic, &code).into();
                 (message.dup, message.id) = (false, 0);
                 forward.code = code;
                 match forward.request.and_then(|number| self.requests.get_mut(number)) {
-                    Some(request) => {
-                        request.chosen.report(Outcome::Failure);
-                        request.chosen = chosen;
-                    }
-                    None => forward.chosen = Some(chosen),
+                    Some(request) => request.endpoint = endpoint,
+                    None => forward.endpoint = Some(endpoint),
                 }
                 if let Some(number) = forward.request {
                     self.keep(number);
@@ -374,7 +373,7 @@ impl Engine {
             }
             Err(error) => {
                 let letter =
-                    Letter::new("no-subscriber", format!("{reason} at the instances that were tried; {error}"));
+                    DeadLetter::new("no-subscriber", format!("{reason} at the instances that were tried; {error}"));
                 if let Some(number) = forward.request {
                     self.give_up(number, letter.reason, &letter.detail, now);
                 }
@@ -398,24 +397,25 @@ impl Engine {
 
     fn orphaned(&mut self, number: u64, now: Instant) {
         let Some(mut request) = self.requests.remove(number) else { return };
-        request.chosen.report(Outcome::Failure);
-        request.tried.push(request.chosen.code().clone());
+        request.endpoint.report(Outcome::Failure);
+        request.tried.push(request.endpoint.code().clone());
         let Some((topic, copy)) = request.copy.take() else {
-            let detail = format!("instance {} is gone; the route does not send requests again", request.chosen.code());
+            let detail =
+                format!("instance {} is gone; the route does not send requests again", request.endpoint.code());
             return self.tell((Some(number), None), &request.reply, "instance-gone", &detail, now);
         };
-        match self.routes.current(&request.line).choose(self.topic_without_code(&copy.topic), None, &request.tried) {
+        match self.routes.current(&request.route).choose(self.topic_without_code(&copy.topic), None, &request.tried) {
             Err(error) => self.tell((Some(number), None), &request.reply, "instance-gone", &error.to_string(), now),
-            Ok(chosen) => {
-                request.line.metrics.redispatched.inc();
-                let (side, code) = (self.side_of(&chosen), chosen.code().clone());
+            Ok(endpoint) => {
+                request.route.metrics.redispatched.inc();
+                let (side, code) = (self.side_of(&endpoint), endpoint.code().clone());
                 let mut out = (*copy).clone();
                 out.topic = self.topic_with_code(&copy.topic, &code).into();
-                let (line, tried, qos) = (request.line.clone(), request.tried.clone(), out.qos);
-                (request.chosen, request.copy, request.delivered) = (chosen, Some((topic.clone(), copy)), false);
+                let (route, tried, qos) = (request.route.clone(), request.tried.clone(), out.qos);
+                (request.endpoint, request.copy, request.delivered) = (endpoint, Some((topic.clone(), copy)), false);
                 self.requests.insert(number, request);
                 self.keep(number);
-                let forward = Forward { line, chosen: None, topic, code, tried, request: Some(number), qos };
+                let forward = Forward { route, endpoint: None, topic, code, tried, request: Some(number), qos };
                 self.send(side, Way { origin: None, place: None, since: now }, &out, forward, now);
             }
         }
@@ -424,6 +424,7 @@ impl Engine {
     /// Gives up what has waited for an answer too long.
     pub(crate) fn tick(&mut self, now: Instant) {
         while let Some(number) = self.requests.overdue(now) {
+            self.requests.get_mut(number).into_iter().for_each(|request| request.endpoint.report(Outcome::Failure));
             self.give_up(number, "no-answer", "no answer in time", now);
         }
     }
@@ -448,7 +449,7 @@ impl Engine {
         origin: Option<Origin>,
         inquiry: &Inquiry<'_>,
         publish: &Publish,
-        letter: &Letter,
+        letter: &DeadLetter,
         now: Instant,
     ) {
         if let Some(reply) = Self::reply_of(inquiry, publish) {
@@ -462,20 +463,20 @@ fn kept(request: &Request) -> Kept {
     Kept {
         nonce: request.nonce,
         qos: request.reply.qos.number(),
-        service: request.line.route.service.to_string(),
-        code: request.chosen.code().to_string(),
+        service: request.route.settings.service.to_string(),
+        code: request.endpoint.code().to_string(),
         correlation: request.reply.correlation.as_ref().map(|bytes| bytes.to_vec()),
         reply: request.reply.topic.to_string(),
     }
 }
 
 /// What the algorithm goes by: with `ip-hash` the sender, with everything else the topic.
-fn key<'a>(line: &Line, inquiry: &'a Inquiry<'a>, publish: &'a Publish) -> &'a [u8] {
-    if line.route.algorithm != pointsman_balance::Algorithm::IpHash {
+fn key<'a>(route: &Route, inquiry: &'a Inquiry<'a>, publish: &'a Publish) -> &'a [u8] {
+    if route.settings.algorithm != pointsman_balance::Algorithm::IpHash {
         return inquiry.topic.as_bytes();
     }
     let sender = publish.properties.user.iter().find(|(name, _)| *name == CLIENT_ID).map(|(_, id)| &**id);
-    let level = || line.route.key_level.and_then(|level| publish.topic.split('/').nth(level));
+    let level = || route.settings.key_level.and_then(|level| publish.topic.split('/').nth(level));
     let sender = sender.or_else(level).or_else(|| inquiry.envelope.map(|envelope| envelope.sender));
     sender.unwrap_or(inquiry.topic).as_bytes()
 }

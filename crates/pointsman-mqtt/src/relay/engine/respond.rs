@@ -26,9 +26,9 @@ impl Engine {
             }
             return self.acknowledge(origin);
         };
-        request.chosen.report(Outcome::Success);
-        request.line.metrics.responses.inc();
-        request.line.metrics.response.observe(now.saturating_duration_since(request.since).as_secs_f64());
+        request.endpoint.report(Outcome::Success);
+        request.route.metrics.responses.inc();
+        request.route.metrics.response.observe(now.saturating_duration_since(request.since).as_secs_f64());
         let mut out = publish;
         out.topic = request.reply.topic;
         (out.dup, out.id, out.retain) = (false, 0, false);

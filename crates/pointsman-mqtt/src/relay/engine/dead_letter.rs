@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use pointsman_balance::Outcome;
 
 use super::{Engine, Flight, Origin, Reply, SENDERS, What};
 use crate::packet::Publish;
@@ -20,12 +19,12 @@ const CUT: &str = "pointsman-left-out";
 
 /// Why a message cannot be delivered.
 #[derive(Debug)]
-pub(super) struct Letter {
+pub(super) struct DeadLetter {
     pub(super) reason: &'static str,
     pub(super) detail: String,
 }
 
-impl Letter {
+impl DeadLetter {
     pub(super) fn new(reason: &'static str, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
@@ -42,7 +41,7 @@ impl Engine {
         origin: Option<Origin>,
         topic: &str,
         publish: &Publish,
-        letter: &Letter,
+        letter: &DeadLetter,
         now: Instant,
     ) {
         self.metrics.dead_letter(letter.reason);
@@ -69,10 +68,10 @@ impl Engine {
         }
     }
 
-    /// Takes a request out, and tells its sender that there will be no answer.
+    /// Takes a request out, and tells its sender that there will be no answer. Whether that is its instance's fault, the caller
+    /// knows.
     pub(super) fn give_up(&mut self, number: u64, reason: &'static str, detail: &str, now: Instant) {
         let Some(request) = self.requests.remove(number) else { return };
-        request.chosen.report(Outcome::Failure);
         let origin = request.flight.and_then(|token| self.take_origin(token));
         self.tell((Some(number), origin), &request.reply, reason, detail, now);
     }
