@@ -207,9 +207,7 @@ impl Builder {
         });
         instance.as_ref().map_or(Ok(()), Instance::check)?;
         let followed = Followed::start(&self.registry, services(&self.settings)).await?;
-        let mut options = self.options;
-        options.changed = Some(followed.changed());
-        let proxy = pointsman_http::Proxy::start(self.settings, &followed.views(), options)?;
+        let proxy = pointsman_http::Proxy::start(self.settings, &followed.views(), self.options)?;
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
             let address = self.advertise.unwrap_or_else(|| proxy.address().to_string());
