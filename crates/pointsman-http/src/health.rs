@@ -47,7 +47,7 @@ pub(crate) struct Health {
     rule: Rule,
     states: Arc<States>,
     begin: Arc<Notify>,
-    _task: Ends,
+    task: Ends,
 }
 
 /// What the checks of a service go by.
@@ -146,12 +146,17 @@ impl Health {
             begun.notified().await;
             rounds.run(finds).await;
         });
-        Ok(Self { rule, states, begin, _task: Ends(task.abort_handle()) })
+        Ok(Self { rule, states, begin, task: Ends(task.abort_handle()) })
     }
 
     /// From now on it is checked; a second time, nothing happens.
     pub(crate) fn begin(&self) {
         self.begin.notify_one();
+    }
+
+    /// From now on it is not checked any more, whoever still holds this.
+    pub(crate) fn end(&self) {
+        self.task.0.abort();
     }
 
     /// Whether these checks can go on as they are. Certificates may be others under the same names.

@@ -275,7 +275,8 @@ impl Shared {
         let table = Table::new(settings, views, Some(&self.table.load()), slots, &self.checker)?;
         self.acceptor.store(acceptor);
         let table = Arc::new(table);
-        self.table.store(table.clone());
+        let before = self.table.swap(table.clone());
+        before.retire(&table);
         table.activate();
         Ok(())
     }

@@ -169,6 +169,18 @@ impl Table {
         self.lines.iter().filter_map(Line::passing).for_each(Passing::activate);
     }
 
+    /// Ends the checks that do not go on in the table that has taken this one's place, although requests may hold on to this for long:
+    /// two that ask differently would contradict each other.
+    pub(crate) fn retire(&self, next: &Table) {
+        for (name, service) in &self.services {
+            let Some(health) = &service.health else { continue };
+            let same = next.services.get(name).and_then(|service| service.health.as_ref());
+            if same.is_none_or(|same| !Arc::ptr_eq(same, health)) {
+                health.end();
+            }
+        }
+    }
+
     /// The routes by their names and their services.
     fn by_name(&self) -> HashMap<(&str, &str), &Line> {
         self.lines.iter().map(|line| ((&**line.metrics.name(), &**line.metrics.service()), line)).collect()

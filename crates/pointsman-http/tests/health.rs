@@ -169,6 +169,31 @@ async fn a_reload_forgets_nothing_and_whoever_joins_counts_as_well() {
 }
 
 #[tokio::test]
+async fn checks_of_a_table_that_a_request_holds_on_to_end_with_a_reload() {
+    let mut a = Origin::start(|seen: &Seen| match seen.line() {
+        "GET /held HTTP/1.1" => Play::Held(String::new()),
+        "GET /old HTTP/1.1" => status(503, ""),
+        _ => ok("a"),
+    })
+    .await;
+    let fleet = Fleet::new(&["ress"]);
+    fleet.set("ress", &[("a", a.address)]);
+    let proxy = fleet.proxy(checked(Some("/old"), |_| {}), Options::default());
+    until("a failing", || failing(&proxy) == 1).await;
+    let address = proxy.address();
+    let held = tokio::spawn(async move { get(address, "/held").await });
+    a.next_like("/held").await;
+    proxy.reload(checked(Some("/new"), |_| {}), &fleet.views()).unwrap();
+    until("a passing", || failing(&proxy) == 0).await;
+    let passed = || metric(&proxy, "pointsman_http_health_checks_total{service=\"ress\",result=\"passed\"}");
+    a.others();
+    let before = passed();
+    until("some more checks", || passed() > before + 5).await;
+    assert!(a.others().iter().all(|seen| seen.line().contains("/new")));
+    held.abort();
+}
+
+#[tokio::test]
 async fn the_master_is_checked_like_the_others() {
     let well = switch(true);
     let (a, m) = (origin("a", &switch(true)).await, origin("m", &well).await);
