@@ -88,7 +88,9 @@ impl Feed {
 
     fn take(&self, snapshot: Arc<Snapshot>) {
         let at = now_ms();
-        if let Some(group) = self.topic(snapshot.service()).advance(snapshot, at) {
+        let service = snapshot.service().clone();
+        let has_left = |code: &str| self.directory.has_left(&service, code);
+        if let Some(group) = self.topic(&service).advance(snapshot, has_left, at) {
             self.publish(group);
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pointsman_core::{Instance, Role};
 use pointsman_registry::check::Check;
-use pointsman_registry::{Registry, Roles};
+use pointsman_registry::{Departure, Registry, Roles};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -70,6 +70,8 @@ pub(crate) struct Status {
 pub(crate) enum End {
     Deregistered,
     Expired,
+    /// The connection that held it is gone.
+    Disconnected,
     Replaced,
     Closing,
     Failed(Problem),
@@ -80,9 +82,18 @@ impl End {
         match self {
             End::Deregistered => "deregistered",
             End::Expired => "expired",
+            End::Disconnected => "disconnected",
             End::Replaced => "replaced",
             End::Closing => "closing",
             End::Failed(_) => "failed",
+        }
+    }
+
+    /// Whether it has left, or its holder has vanished.
+    fn departure(&self) -> Departure {
+        match self {
+            End::Deregistered => Departure::Left,
+            _ => Departure::Lost,
         }
     }
 }
@@ -405,7 +416,7 @@ impl Drop for Bound {
         let bound = &self.registered.bound;
         // In one step: a newer connection either has it already, or finds it ending.
         if bound.compare_exchange(self.number, ENDING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            self.registered.end(End::Deregistered);
+            self.registered.end(End::Disconnected);
         }
     }
 }

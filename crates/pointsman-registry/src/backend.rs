@@ -76,4 +76,14 @@ pub(crate) struct ServiceState {
     pub(crate) revision: u64,
     pub(crate) instances: Vec<Arc<Instance>>,
     pub(crate) problems: Vec<Problem>,
+    /// The codes of which the backend knows that they left cleanly since it told the last state. What else is not there any more
+    /// was lost.
+    pub(crate) left: Vec<Arc<str>>,
+}
+
+impl ServiceState {
+    /// A service that holds nothing.
+    pub(crate) fn empty(service: impl Into<Arc<str>>) -> Self {
+        Self { service: service.into(), revision: 0, instances: vec![], problems: vec![], left: vec![] }
+    }
 }

@@ -79,6 +79,13 @@ impl Directory {
         snapshots
     }
 
+    /// Whether an instance that is gone left cleanly: it deregistered, or was deregistered. Otherwise the registry lost it, or
+    /// nobody knows: of each service the last thousand are remembered, until they come back.
+    #[must_use]
+    pub fn has_left(&self, service: &str, code: &str) -> bool {
+        self.inner.shared.has_left(service, code)
+    }
+
     /// A handle on one service. `None` if this directory does not follow it.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<Service> {

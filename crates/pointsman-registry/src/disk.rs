@@ -42,6 +42,8 @@ struct Entry {
     term: Option<u64>,
     #[serde(default)]
     drained: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    guarded_since_unix_ms: Option<u64>,
 }
 
 /// Writes each snapshot. What cannot be written is logged: the disk may be full, and nothing else depends on it.
@@ -133,9 +135,12 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+fn unix_ms(at: SystemTime) -> u64 {
+    u64::try_from(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or_default()
+}
+
 impl From<&Snapshot> for File {
     fn from(snapshot: &Snapshot) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let entry = |instance: &Arc<Instance>| Entry {
             code: instance.code.to_string(),
             address: instance.address.as_deref().map(str::to_owned),
@@ -143,11 +148,12 @@ impl From<&Snapshot> for File {
             tags: instance.tags.clone(),
             term: instance.role.term().map(|term| term.0),
             drained: instance.status == Status::Drained,
+            guarded_since_unix_ms: instance.guarded_since.map(unix_ms),
         };
         File {
             service: snapshot.service().to_string(),
             revision: snapshot.revision(),
-            saved_at_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
+            saved_at_unix_ms: unix_ms(SystemTime::now()),
             instances: snapshot.instances().iter().map(entry).collect(),
         }
     }
@@ -162,6 +168,7 @@ impl From<File> for Saved {
             instance.tags = entry.tags;
             instance.role = entry.term.map_or(Role::Normal, |term| Role::Master(Term(term)));
             instance.status = if entry.drained { Status::Drained } else { Status::Passing };
+            instance.guarded_since = entry.guarded_since_unix_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
             Arc::new(instance)
         });
         let snapshot = Snapshot::new(service.clone(), file.revision, instances.collect());
@@ -179,7 +186,10 @@ mod tests {
         let mut normal = Instance::new(service).code("b");
         normal.role = Role::Normal;
         normal.status = Status::Drained;
-        Snapshot::new(service, 5, vec![Arc::new(master), Arc::new(normal)])
+        let mut lost = Instance::new(service).code("c");
+        lost.role = Role::Normal;
+        lost.guarded_since = Some(UNIX_EPOCH + Duration::from_millis(1_234_567));
+        Snapshot::new(service, 5, vec![Arc::new(master), Arc::new(normal), Arc::new(lost)])
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use directory::{Directory, Freshness, Service};
 pub use error::Error;
 pub use guard::Guard;
 pub use pointsman_core::parse_duration;
-pub use registration::{Registration, Roles};
+pub use registration::{Departure, Registration, Roles};
 pub use registry::{Builder, Registry};
 
 /// What every fallible call of this crate returns.

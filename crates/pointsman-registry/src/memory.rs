@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use self::state::{MemberId, State};
 use crate::backend::{Backend, Event, Scope, ServiceState};
 use crate::overrides::OverrideChange;
-use crate::registration::{Command, End, Report, Task};
+use crate::registration::{Command, Departure, End, Report, Task};
 use crate::{Error, Result};
 
 /// A registry within one process. Those who connect by the same name share it; with the last of them it is gone.
@@ -61,14 +61,24 @@ impl Memory {
         result
     }
 
-    fn read(&self, service: &str) -> ServiceState {
-        lock(&self.state).read(service)
+    fn read(&self, service: &Arc<str>, seen: &mut Seen) -> ServiceState {
+        read(&lock(&self.state), service, seen)
     }
 
-    fn read_all(&self, scope: &Scope) -> Vec<ServiceState> {
+    fn read_all(&self, scope: &Scope, seen: &mut Seen) -> Vec<ServiceState> {
         let state = lock(&self.state);
-        state.services().filter(|service| scope.contains(service)).map(|service| state.read(service)).collect()
+        state.services().filter(|service| scope.contains(service)).map(|service| read(&state, service, seen)).collect()
     }
+}
+
+/// At which revision a follower has read each service last.
+type Seen = HashMap<Arc<str>, u64>;
+
+fn read(state: &State<Told>, service: &Arc<str>, seen: &mut Seen) -> ServiceState {
+    let seen = seen.entry(service.clone()).or_default();
+    let read = state.read(service, *seen);
+    *seen = read.revision;
+    read
 }
 
 #[async_trait]
@@ -97,14 +107,17 @@ impl Backend for Memory {
                 });
             }
         };
-        // Leaves also when this task is dropped with its runtime.
-        let member = Member { memory: self, service, id, report };
+        // Is gone also when this task is dropped with its runtime, or abandoned: then it has not left, but is lost.
+        let mut member = Member { memory: self, service, id, report, departure: Departure::Lost };
         loop {
             let command = tokio::select! {
                 command = commands.recv() => command,
-                () = replaced.notified() => None,
+                () = replaced.notified() => return End::Dropped,
             };
-            let Some(command) = command else { return End::Dropped };
+            let Some(command) = command else {
+                member.departure = Departure::Left;
+                return End::Dropped;
+            };
             match command {
                 Command::Update(instance, reply) => {
                     self.change(&member.service, |state| state.update(&member.service, member.id, *instance));
@@ -115,21 +128,24 @@ impl Backend for Memory {
                     let not_master = || Error::NotMaster { service: member.service.clone(), code: code.clone() };
                     let _ = reply.send(if resigned { Ok(()) } else { Err(not_master()) });
                 }
-                Command::Close(reply) => return End::Closed(reply, Ok(())),
+                Command::Close(departure, reply) => {
+                    member.departure = departure;
+                    return End::Closed(reply, Ok(()));
+                }
             }
         }
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
-        let mut changed = self.changed.subscribe();
-        if events.send(Event::Reset(self.read_all(&scope))).await.is_err() {
+        let (mut changed, mut seen) = (self.changed.subscribe(), Seen::new());
+        if events.send(Event::Reset(self.read_all(&scope, &mut seen))).await.is_err() {
             return;
         }
         loop {
             let event = match changed.recv().await {
                 Ok(service) if !scope.contains(&service) => continue,
-                Ok(service) => Event::Put(self.read(&service)),
-                Err(RecvError::Lagged(_)) => Event::Reset(self.read_all(&scope)),
+                Ok(service) => Event::Put(self.read(&service, &mut seen)),
+                Err(RecvError::Lagged(_)) => Event::Reset(self.read_all(&scope, &mut seen)),
                 Err(RecvError::Closed) => return,
             };
             if events.send(event).await.is_err() {
@@ -171,13 +187,14 @@ struct Member<'a> {
     service: Arc<str>,
     id: MemberId,
     report: Arc<Mutex<Report>>,
+    departure: Departure,
 }
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         // Before the next one is master.
         lock(&self.report).step_down("deregistering");
-        self.memory.change(&self.service, |state| state.leave(&self.service, self.id));
+        self.memory.change(&self.service, |state| state.leave(&self.service, self.id, self.departure));
     }
 }
 

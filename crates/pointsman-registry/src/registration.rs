@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Keeps one instance registered, for as long as it lives and whatever happens to the registry.
 ///
 /// A registration ends by [`close`](Registration::close), by drop, or with its process. Dropping it deregisters in the
-/// background; `close` waits until that is done.
+/// background; `close` waits until that is done. Both are a clean leave ([`Departure::Left`]); the end of the process is not.
 #[derive(Debug)]
 pub struct Registration {
     instance: Instance,
@@ -20,6 +20,16 @@ pub struct Registration {
     roles: Roles,
     /// Ends the backend's task without deregistering.
     cut: Arc<Notify>,
+}
+
+/// How a registration ends, as it is told to everybody who follows the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Departure {
+    /// The instance leaves, and everybody may know: it is gone at once, and never guarded.
+    Left,
+    /// The instance has vanished, as far as its keeper can tell: a lease has run out, a connection has broken. If many vanish
+    /// suddenly, they are guarded; see [`Guard`](crate::Guard).
+    Lost,
 }
 
 /// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
@@ -102,14 +112,25 @@ impl Registration {
         self.ask(Command::Resign).await
     }
 
-    /// Deregisters, and returns once the registry has carried it out.
+    /// Deregisters, and returns once the registry has carried it out. Whoever follows the registry is told that the instance has
+    /// left, and was not lost.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`] when the registry is away: the instance is then removed as soon as it is back, at the
     /// latest when the session expires.
     pub async fn close(self) -> Result<()> {
-        self.ask(Command::Close).await
+        self.close_as(Departure::Left).await
+    }
+
+    /// As [`close`](Registration::close), for whoever keeps a registration for another process and knows whether that has left, or
+    /// has vanished.
+    ///
+    /// # Errors
+    ///
+    /// As [`close`](Registration::close).
+    pub async fn close_as(self, departure: Departure) -> Result<()> {
+        self.ask(|reply| Command::Close(departure, reply)).await
     }
 
     /// Ends this guard without deregistering: the instance stays registered until the session of this process ends, so that
@@ -209,7 +230,7 @@ pub(crate) struct Task {
 pub(crate) enum Command {
     Update(Box<Instance>, Reply),
     Resign(Reply),
-    Close(Reply),
+    Close(Departure, Reply),
 }
 
 pub(crate) type Reply = oneshot::Sender<Result<()>>;

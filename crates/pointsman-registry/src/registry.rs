@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use pointsman_core::{Instance, MAX_WEIGHT, check_name};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::Agent;
 use crate::backend::{Backend, Event, Scope, ServiceState};
@@ -19,7 +19,7 @@ use crate::guard::Guard;
 use crate::hold::{Hold, Holds};
 use crate::memory::Memory;
 use crate::overrides::OverrideChange;
-use crate::registration::{self, End, Registration};
+use crate::registration::{self, Command, Departure, End, Registration};
 use crate::store::{Shared, Store};
 use crate::url::{Common, Url, redacted};
 use crate::zookeeper::ZooKeeper;
@@ -68,6 +68,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long reading snapshots from disk may take.
 const DISK: Duration = Duration::from_millis(500);
+/// Timeout for registrations to leave when their registry is closed: what takes longer is gone with its session.
+const LEAVE: Duration = Duration::from_secs(1);
 /// Events on their way from a backend to a directory's store, before the backend has to wait.
 const EVENTS: usize = 256;
 
@@ -133,13 +135,16 @@ impl Registry {
         let backend = self.inner.backend.clone();
         let (mut closed, alive) = (self.inner.closed.subscribe(), self.inner.tasks.subscribe());
         let cut = registration.cut();
+        let commands = registration.commands();
         tokio::spawn(async move {
+            let keeping = backend.keep(task);
+            tokio::pin!(keeping);
             let end = tokio::select! {
                 biased;
+                () = set(&mut closed) => leave(&mut keeping, &commands).await,
                 // The registration ends with what the backend's task held.
-                () = set(&mut closed) => End::Dropped,
                 () = cut.notified() => End::Dropped,
-                end = backend.keep(task) => end,
+                end = &mut keeping => end,
             };
             drop((hold, alive));
             end.tell();
@@ -452,7 +457,7 @@ fn known(directories: &HashMap<Scope, Weak<DirectoryInner>>, scope: &Scope) -> V
         let snapshot = snapshots.max_by_key(|snapshot| snapshot.revision())?;
         let (instances, problems) = (snapshot.instances().to_vec(), snapshot.problems().to_vec());
         // Older than whatever the registry tells.
-        Some(ServiceState { service: service.clone(), revision: 0, instances, problems })
+        Some(ServiceState { service: service.clone(), revision: 0, instances, problems, left: Vec::new() })
     };
     services.iter().filter_map(newest).collect()
 }
@@ -522,6 +527,20 @@ fn note_answer(
             Err(error) => tracing::warn!(registry, %error, "the registry gives no answer"),
         }
     });
+}
+
+/// Lets a registration leave because its registry is closed: cleanly, if that is possible in time. Otherwise it ends with the
+/// session.
+async fn leave(
+    keeping: &mut (impl Future<Output = End> + Unpin),
+    commands: &mpsc::WeakUnboundedSender<Command>,
+) -> End {
+    // Nobody waits for this answer. One that is being dropped leaves anyway.
+    let (reply, _) = oneshot::channel();
+    if let Some(commands) = commands.upgrade() {
+        let _ = commands.send(Command::Close(Departure::Left, reply));
+    }
+    tokio::time::timeout(LEAVE, keeping).await.unwrap_or(End::Dropped)
 }
 
 /// Returns when the flag is set. When its registry is gone it will never be: registrations outlive their registry.

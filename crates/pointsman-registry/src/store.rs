@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::backend::{Event, Scope, ServiceState};
 use crate::disk;
-use crate::guard::{Guard, GuardState};
+use crate::guard::{Guard, GuardState, Observation};
 
 /// What the writer and the readers of one directory share.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub(crate) enum Loaded {
 struct Cell {
     writer: ViewWriter,
     changed: watch::Sender<u64>,
+    /// The codes that left cleanly last and have not come back, the newest at the end.
+    left: VecDeque<Arc<str>>,
 }
 
 impl Shared {
@@ -78,6 +80,25 @@ impl Shared {
     pub(crate) fn snapshots(&self) -> Vec<Arc<Snapshot>> {
         let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
         cells.values().map(|cell| cell.writer.load()).filter(|snapshot| !snapshot.is_empty()).collect()
+    }
+
+    /// Whether an instance that is gone is known to have left cleanly, as far as that is remembered.
+    pub(crate) fn has_left(&self, service: &str, code: &str) -> bool {
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
+        cells.get(service).is_some_and(|cell| cell.left.iter().any(|left| **left == *code))
+    }
+
+    /// Remembers who has left cleanly, and forgets who is there, or was lost.
+    fn note_departures(&self, before: &Snapshot, after: &Snapshot, left: Vec<Arc<str>>) {
+        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(cell) = cells.get_mut(after.service()) else { return };
+        if !cell.left.is_empty() {
+            cell.left.retain(|code| after.find(code).is_none() && before.find(code).is_none() && !left.contains(code));
+        }
+        cell.left.extend(left.into_iter().filter(|code| after.find(code).is_none()));
+        while cell.left.len() > LEFT {
+            cell.left.pop_front();
+        }
     }
 
     fn store(&self, snapshot: Snapshot) {
@@ -124,7 +145,7 @@ impl Shared {
 
 impl Cell {
     fn new(snapshot: Snapshot) -> Self {
-        Self { writer: ViewWriter::new(snapshot), changed: watch::Sender::new(0) }
+        Self { writer: ViewWriter::new(snapshot), changed: watch::Sender::new(0), left: VecDeque::new() }
     }
 }
 
@@ -145,6 +166,15 @@ struct Held {
     guard: GuardState,
 }
 
+/// What the registry says of one service.
+struct News {
+    raw: Snapshot,
+    left: Vec<Arc<str>>,
+    is_emptied: bool,
+}
+
+/// Maximum number of clean leavers of one service that are remembered for those who compare snapshots later.
+const LEFT: usize = 1024;
 /// So many changes are remembered: whoever is further behind compares everything.
 const JOURNAL: usize = 4096;
 /// Changes that come in quick succession are written to disk together.
@@ -189,34 +219,48 @@ impl Store {
             Event::Stale => self.shared.link.send_modify(|link| {
                 link.stale_since.get_or_insert(now);
             }),
-            Event::Put(state) => self.put(state, now),
-            Event::Reset(states) => {
-                let named: HashSet<Arc<str>> = states.iter().map(|state| state.service.clone()).collect();
-                for state in states {
-                    self.put(state, now);
-                }
-                let gone: Vec<_> = self.held.keys().filter(|service| !named.contains(*service)).cloned().collect();
-                for service in gone {
-                    let revision = self.held[&service].raw.revision();
-                    let (instances, problems) = (vec![], vec![]);
-                    self.put(ServiceState { service, revision, instances, problems }, now);
-                }
-                self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
-            }
+            Event::Put(state) => self.put(state, false, now),
+            Event::Reset(states) => self.reset(states, now),
         }
     }
 
-    fn put(&mut self, state: ServiceState, now: Instant) {
-        let ServiceState { service, revision, instances, problems } = state;
+    fn reset(&mut self, states: Vec<ServiceState>, now: Instant) {
+        let is_emptied = self.is_emptied(&states);
+        let named: HashSet<Arc<str>> = states.iter().map(|state| state.service.clone()).collect();
+        for state in states {
+            self.put(state, is_emptied, now);
+        }
+        let gone: Vec<_> = self.held.keys().filter(|service| !named.contains(*service)).cloned().collect();
+        for service in gone {
+            let revision = self.held[&service].raw.revision();
+            self.put(ServiceState { revision, ..ServiceState::empty(service) }, is_emptied, now);
+        }
+        self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
+    }
+
+    /// Whether the registry holds nothing any more, or has lost most of what it held: all services taken together.
+    fn is_emptied(&self, states: &[ServiceState]) -> bool {
+        let Some(guard) = &self.guard else { return false };
+        let left: HashSet<(&str, &str)> =
+            states.iter().flat_map(|state| state.left.iter().map(|code| (&*state.service, &**code))).collect();
+        let held = self.held.iter().flat_map(|(service, held)| held.raw.instances().iter().map(move |i| (service, i)));
+        let before = held.filter(|(service, instance)| !left.contains(&(&***service, &*instance.code))).count();
+        let after = states.iter().map(|state| state.instances.len()).sum();
+        after == 0 && before > 0 || guard.is_mass_loss(before, after)
+    }
+
+    fn put(&mut self, state: ServiceState, is_emptied: bool, now: Instant) {
+        let ServiceState { service, revision, instances, problems, left } = state;
         let held = self.held.entry(service.clone()).or_insert_with(|| Held::new(Snapshot::empty(service.clone())));
         let raw = Snapshot::new(service, revision, instances).with_problems(problems);
-        Self::show(&self.shared, self.guard.as_ref(), held, raw, now, &mut self.unsaved);
+        let guard = self.guard.as_ref();
+        Self::show(&self.shared, guard, held, News { raw, left, is_emptied }, now, &mut self.unsaved);
     }
 
     fn end_guards(&mut self, now: Instant) {
         for held in self.held.values_mut().filter(|held| held.guard.until().is_some_and(|until| until <= now)) {
-            let raw = held.raw.clone();
-            Self::show(&self.shared, self.guard.as_ref(), held, raw, now, &mut self.unsaved);
+            let news = News { raw: held.raw.clone(), left: Vec::new(), is_emptied: false };
+            Self::show(&self.shared, self.guard.as_ref(), held, news, now, &mut self.unsaved);
         }
     }
 
@@ -224,12 +268,14 @@ impl Store {
         shared: &Shared,
         guard: Option<&Guard>,
         held: &mut Held,
-        raw: Snapshot,
+        News { raw, left, is_emptied }: News,
         now: Instant,
         unsaved: &mut HashSet<Arc<str>>,
     ) {
-        let lost = guard.map(|guard| held.guard.update(guard, &held.raw, &raw, now)).unwrap_or_default();
+        let seen = Observation { before: &held.raw, after: &raw, left: &left, is_emptied };
+        let lost = guard.map(|guard| held.guard.update(guard, &seen, now)).unwrap_or_default();
         let before = shared.snapshot(raw.service());
+        shared.note_departures(&before, &raw, left);
         // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
         let revision = raw.revision().max(before.revision() + 1).max(shared.base);
         let shown = raw.instances().iter().cloned().chain(lost.iter().cloned()).collect();
@@ -311,7 +357,7 @@ mod tests {
     fn state(service: &str, codes: &[&str]) -> ServiceState {
         let instance = |code: &&str| Arc::new(Instance::new(service).code(*code));
         let instances = codes.iter().map(instance).collect();
-        ServiceState { service: service.into(), revision: 1, instances, problems: vec![] }
+        ServiceState { revision: 1, instances, ..ServiceState::empty(service) }
     }
 
     fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {
@@ -355,12 +401,59 @@ mod tests {
         assert_eq!(shared.snapshot("few").instances().len(), 2);
         events.send(Event::Reset(vec![])).await.unwrap();
         link.wait_for(|link| link.loaded == Loaded::FromRegistry).await.unwrap();
-        assert!(shared.snapshot("few").is_empty());
-        let many = shared.snapshot("many");
-        assert!(many.is_guarded() && many.instances().len() == 20, "a mass loss like any other: {many:?}");
+        for (service, count) in [("few", 2), ("many", 20)] {
+            let snapshot = shared.snapshot(service);
+            assert!(snapshot.is_guarded() && snapshot.instances().len() == count, "an emptied registry: {snapshot:?}");
+        }
         drop(events);
         running.await.unwrap();
-        assert!(disk::load(folder.path(), &Scope::one("few")).is_empty());
+        let loaded = disk::load(folder.path(), &Scope::one("few")).pop().unwrap().snapshot;
+        assert_eq!(loaded, *shared.snapshot("few"), "who is guarded, and since when");
+    }
+
+    fn store(guard: Option<Guard>) -> (Arc<Shared>, Store) {
+        let shared = Arc::new(Shared::new(Scope::All));
+        (shared.clone(), Store::new(shared, guard, None))
+    }
+
+    #[tokio::test]
+    async fn nobody_sees_the_lost_missing_before_they_are_guarded() {
+        let (shared, mut store) = store(Some(Guard::default()));
+        let now = Instant::now();
+        store.take(Event::Reset(vec![state("a", &["1", "2"]), state("b", &["1", "2", "3"]), state("c", &["1"])]), now);
+        let (_, version) = shared.since(None);
+        store.take(Event::Stale, now);
+        store.take(Event::Reset(vec![state("a", &["1"]), state("c", &["1"])]), now);
+        assert_eq!(*shared.version.borrow(), version + 2, "one snapshot for each service that has lost anything");
+        let guarded = |service: &str| {
+            let snapshot = shared.snapshot(service);
+            let guarded = snapshot.instances().iter().filter(|instance| instance.is_guarded()).count();
+            (snapshot.instances().len(), guarded)
+        };
+        assert_eq!([guarded("a"), guarded("b"), guarded("c")], [(2, 1), (3, 3), (1, 0)]);
+        // They come back one by one, and the others stay.
+        store.take(Event::Put(state("b", &["1", "2"])), now);
+        assert_eq!(guarded("b"), (3, 1));
+        store.take(Event::Put(state("b", &["1", "2", "3"])), now);
+        assert_eq!(guarded("b"), (3, 0));
+        store.end_guards(now + Duration::from_secs(30));
+        assert_eq!([guarded("a"), guarded("c")], [(1, 0), (1, 0)]);
+    }
+
+    #[tokio::test]
+    async fn a_reset_after_clean_leaves_guards_nobody() {
+        let (shared, mut store) = store(Some(Guard::default()));
+        let now = Instant::now();
+        let ten = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+        store.take(Event::Reset(vec![state("s", &ten), state("t", &["1"])]), now);
+        let left: Vec<Arc<str>> = ten.iter().map(|code| (*code).into()).collect();
+        let gone = ServiceState { left, ..ServiceState::empty("s") };
+        store.take(Event::Reset(vec![gone, state("t", &["1"])]), now);
+        assert!(shared.snapshot("s").is_empty() && !shared.snapshot("t").is_guarded());
+        assert!(shared.has_left("s", "3") && !shared.has_left("t", "1"));
+        store.take(Event::Put(state("s", &["3"])), now);
+        store.take(Event::Put(state("s", &[])), now);
+        assert!(!shared.has_left("s", "3"), "it has come back, and was lost");
     }
 
     #[test]

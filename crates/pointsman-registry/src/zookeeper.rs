@@ -6,6 +6,7 @@ mod follow;
 mod heartbeat;
 mod keep;
 mod layout;
+mod leave;
 mod overrides;
 mod place;
 mod session;

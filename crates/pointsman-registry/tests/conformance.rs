@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::{Change, Instance, Role, Snapshot, Status, Term, TermGuard};
-use pointsman_registry::{Error, Freshness, Registration, Registry, Service};
+use pointsman_registry::{Departure, Error, Freshness, Registration, Registry, Service};
 
 /// Far longer than anything here takes: a deadline, not a wait.
 const SOON: Duration = Duration::from_secs(20);
@@ -334,6 +334,61 @@ async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: S
     until("c is left", &service, |s| codes(s) == ["c"]).await;
 }
 
+/// The same registry, with the guard on.
+fn guarding(url: &str) -> String {
+    if url.contains("guard=off") { url.replace("guard=off", "guard=on") } else { format!("{url}?guard=on") }
+}
+
+async fn ten(registry: &Registry, service: &Service) -> Vec<Registration> {
+    let registering = (0..10).map(|n| registry.register(Instance::new("s").code(format!("{n}"))));
+    let all = futures_util::future::try_join_all(registering).await.unwrap();
+    until("all", service, |s| s.instances().len() == 10 && s.master().is_some()).await;
+    all
+}
+
+async fn a_clean_leave_is_never_guarded(url: String) {
+    let watcher = Registry::connect(&guarding(&url)).await.unwrap();
+    let service = watcher.discover("s").await.unwrap();
+    let (fleet, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let mut all = ten(&fleet, &service).await;
+    let others = (10..13).map(|n| other.register(Instance::new("s").code(format!("{n}"))));
+    let others = futures_util::future::try_join_all(others).await.unwrap();
+    until("others", &service, |s| s.instances().len() == 13).await;
+    let mut changes = service.changes();
+    let closed = futures_util::future::join_all(all.drain(..5).map(Registration::close)).await;
+    assert!(closed.iter().all(Result::is_ok), "{closed:?}");
+    drop(all.split_off(1));
+    other.close().await;
+    let mut left = 0;
+    while left < 12 {
+        match soon("each leaves", changes.next()).await {
+            Change::Left(_) => left += 1,
+            Change::Guarded(instance) => panic!("{} has left, and is guarded", instance.code),
+            _ => {}
+        }
+    }
+    assert_eq!(codes(&service.snapshot()), ["5"]);
+    assert!(service.directory().has_left("s", "0") && !service.directory().has_left("s", "5"));
+    drop(others);
+}
+
+async fn who_is_lost_is_guarded_and_returns(url: String) {
+    let watcher = Registry::connect(&guarding(&url)).await.unwrap();
+    let service = watcher.discover("s").await.unwrap();
+    let fleet = Registry::connect(&url).await.unwrap();
+    let mut all = ten(&fleet, &service).await;
+    let closed = all.drain(1..).map(|registration| registration.close_as(Departure::Lost));
+    assert!(futures_util::future::join_all(closed).await.iter().all(Result::is_ok));
+    // They may be lost one by one; from the sixth on all of them are listed.
+    let guarded = |s: &Snapshot| s.instances().iter().filter(|instance| instance.is_guarded()).count();
+    until("all nine", &service, |s| guarded(s) == 9 && s.instances().len() == 10).await;
+    let again = (1..10).map(|n| fleet.register(Instance::new("s").code(format!("{n}"))));
+    let again = futures_util::future::try_join_all(again).await.unwrap();
+    until("all are back", &service, |s| s.instances().len() == 10 && !s.is_guarded()).await;
+    assert_eq!(service.freshness(), Freshness::Fresh);
+    drop(again);
+}
+
 macro_rules! conformance {
     ($($name:ident)*) => {
         mod memory {
@@ -379,4 +434,6 @@ conformance! {
     roles_end_with_their_registration
     a_role_says_how_long_it_is_certain
     the_same_holder_takes_its_registration_over_and_nobody_else_does
+    a_clean_leave_is_never_guarded
+    who_is_lost_is_guarded_and_returns
 }

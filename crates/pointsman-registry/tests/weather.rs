@@ -6,11 +6,11 @@ mod support;
 
 use std::time::Duration;
 
-use pointsman_core::{Instance, Role, TermGuard};
-use pointsman_registry::{Error, Freshness, Registry};
-use pointsman_testkit::ZooKeeper;
+use pointsman_core::{Change, Instance, Role, TermGuard};
+use pointsman_registry::{Error, Freshness, Registration, Registry};
+use pointsman_testkit::{CuttingProxy, ZooKeeper};
 use support::{EPHEMERAL, Fleet, OPEN, SEQUENTIAL, soon, until_role, url};
-use zookeeper_client::Client;
+use zookeeper_client::{Acls, Client, CreateMode};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_and_its_instance_comes_back() {
@@ -335,15 +335,124 @@ async fn a_mass_loss_is_guarded() {
     let url = format!("zookeeper://{}{prefix}?session_timeout=2s", server.address());
     let watcher = Registry::connect(&url).await.unwrap();
     let service = watcher.discover("s").await.unwrap();
-    let fleet = Registry::connect(&url).await.unwrap();
-    let registering = (0..8).map(|n| fleet.register(Instance::new("s").code(format!("{n}"))));
+    // Sessions expire although the processes live.
+    let proxy = CuttingProxy::start(server.socket_address());
+    let fleet = Registry::connect(&url.replace(&server.address(), &proxy.address())).await.unwrap();
+    let registering = (0..9).map(|n| fleet.register(Instance::new("s").code(format!("{n}"))));
     let all = futures_util::future::try_join_all(registering).await.unwrap();
-    soon("all", service.wait_for(|s| s.instances().len() == 8)).await;
-    fleet.close().await;
-    let guarded = soon("guarded", service.wait_for(pointsman_core::Snapshot::is_guarded)).await;
-    assert!(guarded.instances().len() >= 7, "{guarded:?}");
+    let _other = watcher.register(Instance::new("s").code("9")).await.unwrap();
+    soon("all", service.wait_for(|s| s.instances().len() == 10)).await;
+    // Read as they come: whoever asks late is told only what differs.
+    let mut changes = service.changes();
+    let watched = service.directory().clone();
+    let watching = tokio::spawn(async move {
+        let (mut guarded, mut returned) = (0, 0);
+        while returned < 9 {
+            match changes.next().await {
+                Change::Guarded(_) => guarded += 1,
+                Change::Returned(_) => returned += 1,
+                Change::Left(instance) if !watched.has_left("s", &instance.code) => {
+                    panic!("{} was lost, and not guarded", instance.code)
+                }
+                _ => {}
+            }
+        }
+        guarded
+    });
+    proxy.blackhole();
+    let guarded = soon("guarded", service.wait_for(|s| guarded(s) == 9)).await;
+    assert!(guarded.instances().len() == 10 && !guarded.find("9").unwrap().is_guarded(), "{guarded:?}");
     assert!(matches!(service.freshness(), Freshness::Guarded { .. }));
+    proxy.mend();
+    soon("all are back", service.wait_for(|s| s.instances().len() == 10 && !s.is_guarded())).await;
+    assert_eq!(soon("told", watching).await.unwrap(), 9);
     drop(all);
+}
+
+fn guarded(snapshot: &pointsman_core::Snapshot) -> usize {
+    snapshot.instances().iter().filter(|instance| instance.is_guarded()).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
+    let proxy = CuttingProxy::start(server.socket_address());
+    let watcher = Registry::connect(&url.replace(&server.address(), &proxy.address())).await.unwrap();
+    let (one, all) = (watcher.discover("s").await.unwrap(), watcher.discover_all().await.unwrap());
+    let fleet = Registry::connect(&url).await.unwrap();
+    let registering = (0..10).map(|n| fleet.register(Instance::new("s").code(format!("{n}"))));
+    let mut living = futures_util::future::try_join_all(registering).await.unwrap();
+    let all = all.service("s").unwrap();
+    for service in [&one, &all] {
+        soon("all", service.wait_for(|s| s.instances().len() == 10)).await;
+    }
+    let mut changes = [one.changes(), all.changes()];
+    proxy.cut();
+    soon("cut off", one.directory().stale()).await;
+    let last = living.pop();
+    let closed = futures_util::future::join_all(living.into_iter().map(Registration::close)).await;
+    assert!(closed.iter().all(Result::is_ok), "{closed:?}");
+    proxy.mend();
+    for (service, changes) in [&one, &all].into_iter().zip(&mut changes) {
+        soon("nine have left", service.wait_for(|s| s.instances().len() == 1)).await;
+        for _ in 0..9 {
+            let change = soon("told", changes.next()).await;
+            assert!(matches!(change, Change::Left(_)), "{change:?}");
+        }
+    }
+    // What go-micro-service takes for services and instances is as it was.
+    let raw = server.client().await;
+    assert_eq!(raw.list_children(&prefix).await.unwrap(), ["s"]);
+    assert_eq!(raw.list_children(&format!("{prefix}/s")).await.unwrap().len(), 1);
+    drop(last);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_comes_back_empty_has_lost_everybody() {
+    let mut server = ZooKeeper::start().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
+    let watcher = Registry::connect(&url).await.unwrap();
+    let all = watcher.discover_all().await.unwrap();
+    let fleet = Registry::connect(&url).await.unwrap();
+    // Each service is far too small to be guarded by itself.
+    let registering = (0..3).map(|n| fleet.register(Instance::new(format!("s{n}")).code("a")));
+    let living = futures_util::future::try_join_all(registering).await.unwrap();
+    let services = ["s0", "s1", "s2"].map(|service| all.service(service).unwrap());
+    for service in &services {
+        soon("all", service.wait_for(|s| s.master().is_some())).await;
+    }
+    let mut changes = all.changes();
+    server.wipe();
+    server.restart().await;
+    let mut back = 0;
+    while back < 3 {
+        match soon("guarded, and back", changes.next()).await {
+            Change::Left(instance) => panic!("{} has left", instance.service),
+            Change::Returned(_) => back += 1,
+            _ => {}
+        }
+    }
+    drop((living, services));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_markers_of_leaves_are_removed_and_where_there_can_be_none_the_instance_leaves_all_the_same() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let raw = server.client().await;
+    let left = format!("/pointsman{prefix}/left/s");
+    for _ in 0..3 {
+        registry.register(Instance::new("s").code("a")).await.unwrap().close().await.unwrap();
+    }
+    assert_eq!(raw.list_children(&left).await.unwrap().len(), 3, "none of them is old yet");
+    let read_only = CreateMode::Persistent.with_acls(Acls::anyone_read());
+    raw.create(&format!("/pointsman{prefix}/left/t"), b"", &read_only).await.unwrap();
+    registry.register(Instance::new("t").code("a")).await.unwrap().close().await.unwrap();
+    assert!(raw.list_children(&format!("{prefix}/t")).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

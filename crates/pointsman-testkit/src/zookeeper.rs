@@ -183,6 +183,14 @@ impl ZooKeeper {
         }
     }
 
+    /// Kills it, and removes all that it has stored: it starts again with an empty data folder.
+    pub fn wipe(&mut self) {
+        self.kill();
+        let data = self.config.folder.path().join("data");
+        fs::remove_dir_all(&data).unwrap();
+        fs::create_dir(&data).unwrap();
+    }
+
     /// SIGSTOP, and waits until it has taken effect: from now on the server accepts connections and answers nothing.
     pub fn pause(&self) {
         self.process.as_ref().expect("a running server").pause();

@@ -55,7 +55,7 @@ struct Data<'a> {
 enum What<'a> {
     Put { instance: Shown<'a>, before: Option<Shown<'a>> },
     Guarded { instance: Shown<'a> },
-    Delete { instance: Shown<'a> },
+    Delete { instance: Shown<'a>, reason: &'static str },
     Master { master: Option<Shown<'a>>, before: Option<Shown<'a>> },
     Service { guarded: bool, problems: Vec<ProblemJson<'a>> },
 }
@@ -77,8 +77,15 @@ impl<'a> Shown<'a> {
 }
 
 impl Group {
-    /// What has changed between two snapshots of a service; `None` if nothing has.
-    pub(crate) fn between(old: &Snapshot, new: &Snapshot, since: &HashMap<Arc<str>, u64>, at_ms: u64) -> Option<Self> {
+    /// What has changed between two snapshots of a service; `None` if nothing has. `has_left` tells of a code that is gone whether
+    /// it left cleanly.
+    pub(crate) fn between(
+        old: &Snapshot,
+        new: &Snapshot,
+        since: &HashMap<Arc<str>, u64>,
+        has_left: impl Fn(&str) -> bool,
+        at_ms: u64,
+    ) -> Option<Self> {
         let mut group = Builder::default();
         let (service, revision) = (new.service(), new.revision());
         let mut add = |name, what| group.add(name, &Data { service, revision, at_ms, what }, at_ms);
@@ -96,7 +103,10 @@ impl Group {
                     add("put", What::Put { instance: Shown::new(instance, since), before });
                 }
                 Change::Guarded(instance) => add("guarded", What::Guarded { instance: Shown::new(instance, since) }),
-                Change::Left(instance) => add("delete", What::Delete { instance: Shown::new(instance, since) }),
+                Change::Left(instance) => {
+                    let reason = if has_left(&instance.code) { "left" } else { "lost" };
+                    add("delete", What::Delete { instance: Shown::new(instance, since), reason });
+                }
                 Change::MasterChanged { old: before, new: master, .. } => {
                     // Who was master is shown as what it is now, so that whoever keeps a list can put it there.
                     let before = before.as_ref().map(|old| new.find(&old.code).unwrap_or(old));
@@ -178,7 +188,8 @@ mod tests {
         let mut instance = Instance::new("s").code("a");
         instance.role = Role::Master(Term(7));
         let new = Snapshot::new("s", 9, vec![Arc::new(instance)]);
-        let group = Group::between(&Snapshot::empty("s"), &new, &HashMap::from([("a".into(), 5)]), 77).unwrap();
+        let group =
+            Group::between(&Snapshot::empty("s"), &new, &HashMap::from([("a".into(), 5)]), |_| false, 77).unwrap();
         let mut text = BytesMut::new();
         group.write(&mut text, "9");
         let instance = r#"{"service":"s","code":"a","address":null,"weight":1,"role":"master","term":7,"tags":{},"status":"passing","since_ms":5}"#;
@@ -188,6 +199,6 @@ mod tests {
         let json =
             format!(r#"{{"event":"put","at_ms":77,"data":{put}}},{{"event":"master","at_ms":77,"data":{master}}}"#);
         assert_eq!(group.json, json);
-        assert!(Group::between(&new, &new, &HashMap::new(), 0).is_none());
+        assert!(Group::between(&new, &new, &HashMap::new(), |_| false, 0).is_none());
     }
 }

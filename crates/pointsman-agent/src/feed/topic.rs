@@ -104,8 +104,13 @@ impl Topic {
         self.revision.send_replace(revision);
     }
 
-    /// Takes a newer snapshot in; what has changed, if anything has.
-    pub(super) fn advance(&self, snapshot: Arc<Snapshot>, at: u64) -> Option<Arc<Group>> {
+    /// Takes a newer snapshot in; what has changed, if anything has. `has_left` tells of a code that is gone whether it left cleanly.
+    pub(super) fn advance(
+        &self,
+        snapshot: Arc<Snapshot>,
+        has_left: impl Fn(&str) -> bool,
+        at: u64,
+    ) -> Option<Arc<Group>> {
         let revision = snapshot.revision();
         let mut state = self.write();
         for instance in snapshot.instances() {
@@ -113,7 +118,7 @@ impl Topic {
                 state.since.insert(instance.code.clone(), at);
             }
         }
-        let group = Group::between(&state.snapshot, &snapshot, &state.since, at);
+        let group = Group::between(&state.snapshot, &snapshot, &state.since, has_left, at);
         if state.since.len() > snapshot.instances().len() {
             state.since.retain(|code, _| snapshot.find(code).is_some());
         }

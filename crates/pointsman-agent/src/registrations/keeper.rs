@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pointsman_core::Instance;
 use pointsman_registry::check::{Check, Checking};
-use pointsman_registry::{Error, Registration, Registry, Roles};
+use pointsman_registry::{Departure, Error, Registration, Registry, Roles};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Command, End, Registered, Status, Wish, lock};
@@ -93,7 +93,7 @@ impl Keeper {
             (End::Closing, Some(registration)) => registration.abandon(),
             (_, registration) => {
                 self.registration = registration;
-                self.deregister().await;
+                self.deregister(end.departure()).await;
             }
         }
         // Who has asked meanwhile is told by the end of the channel.
@@ -118,7 +118,8 @@ impl Keeper {
     async fn unhealthy(&mut self, why: &str) -> Option<End> {
         lock(&self.registered.roles).take();
         self.tell(Some(format!("the check fails: {why}").into()));
-        self.deregister().await;
+        // It has not left: where the checks of most fail at once, it may be the way to them.
+        self.deregister(Departure::Lost).await;
         // What is updated meanwhile counts from when it is registered again.
         for reply in self.updates.drain(..) {
             let _ = reply.send(Ok(()));
@@ -130,9 +131,9 @@ impl Keeper {
         }
     }
 
-    async fn deregister(&mut self) {
+    async fn deregister(&mut self, departure: Departure) {
         if let Some(registration) = self.registration.take()
-            && let Err(error) = registration.close().await
+            && let Err(error) = registration.close_as(departure).await
             // One that has ended by itself needs no end.
             && !matches!(error, Error::Closed { .. })
         {

@@ -205,15 +205,14 @@ async fn other_methods_and_other_paths_are_told_apart() {
 async fn a_mass_loss_is_not_believed_at_once_and_every_answer_says_so() {
     let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
     let names: Vec<String> = (0..9).map(|number| number.to_string()).collect();
+    let mut held = Vec::new();
     for name in &names {
-        server.put("s", name).await;
+        held.push(server.stream("POST", &format!("/v1/services/s/instances/{name}/hold"), "").await);
     }
     server.until_codes("s", &names.iter().map(|name| &**name).collect::<Vec<_>>()).await;
     let mut watcher = server.watch("/v1/services/s/watch").await;
     assert_eq!(watcher.event_named("snapshot").await.data["guarded"], false);
-    for name in &names {
-        assert_eq!(server.ask("DELETE", &format!("/v1/services/s/instances/{name}"), "").await.status, 204);
-    }
+    drop(held);
     until("it is guarded", async || {
         let answer = server.get("/v1/services/s/instances").await;
         let freshness = answer.header("x-pointsman-freshness").unwrap();

@@ -57,7 +57,8 @@ async fn a_lease_that_is_not_renewed_ends_and_says_so() {
     assert_eq!(roles.until_event("end").await.data, json!({"reason":"expired"}));
     assert_eq!(roles.next_event().await, None);
     watcher.until_event("put").await;
-    assert_eq!(watcher.until_event("delete").await.data["instance"]["code"], "a");
+    let gone = watcher.until_event("delete").await.data;
+    assert_eq!((&gone["instance"]["code"], &gone["reason"]), (&json!("a"), &json!("lost")));
     let detail = server.ask("PUT", A, "").await.is_problem(404, "not-registered");
     assert!(detail.contains("register again, with a body"), "{detail}");
     assert_eq!(server.ask("PUT", A, "{}").await.status, 201);
@@ -92,7 +93,8 @@ async fn who_holds_is_told_its_role_and_hands_over_by_vanishing() {
     watcher.event_named("snapshot").await;
     let vanished = std::time::Instant::now();
     drop(first);
-    assert_eq!(watcher.until_event("delete").await.data["instance"]["code"], "a");
+    let gone = watcher.until_event("delete").await.data;
+    assert_eq!((&gone["instance"]["code"], &gone["reason"]), (&json!("a"), &json!("lost")));
     assert!(vanished.elapsed() < Duration::from_millis(500), "{:?}", vanished.elapsed());
     let master = second.event_named("role").await.data;
     assert_eq!(master["role"], "master");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Server, soon, until};
+use crate::support::{Client, Server, registry_with, soon, until};
 
 const WATCH: &str = "/v1/services/s/watch";
 
@@ -40,8 +40,61 @@ async fn a_service_is_told_from_its_beginning_to_its_end() {
     let put = watcher.event_named("put").await.data;
     assert_eq!((&put["instance"]["weight"], &put["before"]["weight"]), (&json!(4), &json!(1)));
     assert_eq!(server.ask("DELETE", "/v1/services/s/instances/a", "").await.status, 204);
-    assert_eq!(watcher.event_named("delete").await.data["instance"]["weight"], 4);
+    let gone = watcher.event_named("delete").await.data;
+    assert_eq!((&gone["instance"]["weight"], &gone["reason"]), (&json!(4), &json!("left")));
     assert_eq!(watcher.event_named("master").await.data["master"], Value::Null);
+}
+
+#[tokio::test]
+async fn nine_of_ten_that_are_deregistered_are_gone_at_once() {
+    let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
+    for code in 0..10 {
+        server.put("s", &format!("{code}")).await;
+    }
+    let mut watcher = server.watch(WATCH).await;
+    watcher.until_event("freshness").await;
+    for code in 1..10 {
+        let answer = server.ask("DELETE", &format!("/v1/services/s/instances/{code}"), "").await;
+        assert_eq!(answer.status, 204);
+        let gone = watcher.event_named("delete").await.data;
+        assert_eq!((&gone["instance"]["code"], &gone["reason"]), (&json!(format!("{code}")), &json!("left")));
+    }
+    assert_eq!(server.codes("s").await, ["0"]);
+}
+
+#[tokio::test]
+async fn who_is_lost_is_told_to_be_guarded_once_and_keeps_its_age() {
+    let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
+    let mut held = Vec::new();
+    for code in 0..6 {
+        held.push(server.stream("POST", &format!("/v1/services/s/instances/{code}/hold"), r#"{"weight":2}"#).await);
+    }
+    server.until_codes("s", &["0", "1", "2", "3", "4", "5"]).await;
+    let since = |list: &Value, code: &str| {
+        let instance = list.as_array().unwrap().iter().find(|instance| instance["code"] == code).unwrap().clone();
+        (instance["since_ms"].clone(), instance["status"].clone())
+    };
+    let all = "/v1/services/s/instances?all";
+    let before = server.json(all).await;
+    let mut watcher = server.watch(WATCH).await;
+    watcher.until_event("freshness").await;
+    drop(held.drain(2..));
+    for code in 2..6 {
+        let event = watcher.event_named("guarded").await.data["instance"].clone();
+        assert_eq!((&event["code"], &event["status"]), (&json!(format!("{code}")), &json!("guarded")));
+    }
+    let guarded = server.json(all).await;
+    assert_eq!(since(&guarded, "0"), (since(&before, "0").0, json!("passing")));
+    for code in 2..6 {
+        let code = format!("{code}");
+        held.push(server.stream("POST", &format!("/v1/services/s/instances/{code}/hold"), r#"{"weight":2}"#).await);
+        until("it is back", async || (since(&server.json(all).await, &code).1 == "passing").then_some(())).await;
+    }
+    let back = server.json(all).await;
+    for code in ["2", "3", "4", "5"] {
+        assert_eq!(since(&back, code), since(&before, code), "it has never been away");
+    }
+    watcher.until_event("put").await;
 }
 
 #[tokio::test]

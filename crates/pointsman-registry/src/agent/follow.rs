@@ -17,6 +17,9 @@ use crate::backend::{Event, Scope, ServiceState};
 /// Beyond so many services all are followed, and the others left out.
 const NAMED: usize = 500;
 
+/// Why an instance is gone that has left cleanly, in the agent's word.
+const LEFT: &str = "left";
+
 /// Sends what `scope` holds, and every change of it, until `events` is closed.
 pub(super) async fn follow(agents: &Agents, scope: &Scope, events: &mpsc::Sender<Event>) {
     let path = path(scope);
@@ -106,6 +109,8 @@ struct Mirrored {
     revision: u64,
     instances: BTreeMap<Arc<str>, Arc<Instance>>,
     problems: Vec<Problem>,
+    /// Who has left cleanly, and has not been told of.
+    left: Vec<Arc<str>>,
 }
 
 impl Mirror {
@@ -150,19 +155,20 @@ impl Mirror {
         Ok(told)
     }
 
-    fn reset(&self) -> Event {
-        let present = self.services.iter().filter(|(_, mirrored)| !mirrored.is_empty());
-        Event::Reset(present.map(|(service, _)| self.state(service)).collect())
+    fn reset(&mut self) -> Event {
+        let present = self.services.iter().filter(|(_, mirrored)| !mirrored.is_empty() || !mirrored.left.is_empty());
+        let services: Vec<Arc<str>> = present.map(|(service, _)| service.clone()).collect();
+        Event::Reset(services.iter().map(|service| self.state(service)).collect())
     }
 
-    fn state(&self, service: &Arc<str>) -> ServiceState {
-        let nothing = Mirrored::default();
-        let Mirrored { revision, instances, problems } = self.services.get(service).unwrap_or(&nothing);
+    fn state(&mut self, service: &Arc<str>) -> ServiceState {
+        let Some(mirrored) = self.services.get_mut(service) else { return ServiceState::empty(service.clone()) };
         ServiceState {
             service: service.clone(),
-            revision: *revision,
-            instances: instances.values().cloned().collect(),
-            problems: problems.clone(),
+            revision: mirrored.revision,
+            instances: mirrored.instances.values().cloned().collect(),
+            problems: mirrored.problems.clone(),
+            left: std::mem::take(&mut mirrored.left),
         }
     }
 }
@@ -184,6 +190,9 @@ impl Mirrored {
             "delete" => {
                 if let Some(instance) = change.instance {
                     self.instances.remove(&instance.code);
+                    if change.reason.as_deref() == Some(LEFT) {
+                        self.left.push(instance.code);
+                    }
                 }
             }
             "put" | "guarded" => self.put(change.instance),
@@ -216,6 +225,7 @@ impl From<SnapshotJson> for Mirrored {
             revision: json.revision,
             instances: instances.map(|instance| (instance.code.clone(), instance)).collect(),
             problems: json.problems.into_iter().map(Problem::from).collect(),
+            left: Vec::new(),
         }
     }
 }

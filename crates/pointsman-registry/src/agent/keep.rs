@@ -18,7 +18,7 @@ use super::wire::{EndJson, RoleJson};
 use super::{Backoff, instance_path, segment, sse};
 use crate::Error;
 use crate::lease::Lease;
-use crate::registration::{Command, End, Reply, Report, Task};
+use crate::registration::{Command, Departure, End, Reply, Report, Task};
 
 /// Keeps the task's instance registered until its commands end.
 pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, patience: Duration, task: Task) -> End {
@@ -79,9 +79,12 @@ enum Out {
     Refused(Error),
     /// The same holder is registered elsewhere: that is for good.
     Replaced,
-    /// The registration is to end; with the reply if somebody waits for it.
-    Ending(Option<Reply>),
+    /// The registration is to end.
+    Ending(Ending),
 }
+
+/// How a registration is to end; with the reply if somebody waits for it.
+type Ending = (Departure, Option<Reply>);
 
 /// A call that is under way while events are read.
 type Asking<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
@@ -99,7 +102,7 @@ impl Keeper {
             let too_late = self.report.is_first() && deadline <= Instant::now();
             self.lease.end();
             match out {
-                Out::Ending(reply) => return self.end(reply).await,
+                Out::Ending(ending) => return self.end(ending).await,
                 Out::Replaced => return End::replaced(self.report),
                 Out::Refused(error) if too_late || self.report.is_first() && !error.is_retryable() => {
                     return End::Failed(self.report, error);
@@ -130,7 +133,7 @@ impl Keeper {
     }
 
     /// Waits before the next attempt; what is asked for meanwhile is taken in. `Some` if the registration is to end.
-    async fn pause(&mut self, time: Duration) -> Option<Option<Reply>> {
+    async fn pause(&mut self, time: Duration) -> Option<Ending> {
         let until = Instant::now() + time;
         loop {
             tokio::select! {
@@ -143,10 +146,10 @@ impl Keeper {
     }
 
     /// Takes a command in while there is no registration.
-    fn take_unregistered(&mut self, command: Option<Command>) -> Option<Option<Reply>> {
+    fn take_unregistered(&mut self, command: Option<Command>) -> Option<Ending> {
         match command {
-            None => return Some(None),
-            Some(Command::Close(reply)) => return Some(Some(reply)),
+            None => return Some((Departure::Left, None)),
+            Some(Command::Close(departure, reply)) => return Some((departure, Some(reply))),
             Some(Command::Update(instance, reply)) => {
                 self.instance = *instance;
                 self.updates.push(reply);
@@ -333,8 +336,8 @@ impl Keeper {
 
     async fn take(&mut self, command: Option<Command>) -> Result<(), Out> {
         match command {
-            None => Err(Out::Ending(None)),
-            Some(Command::Close(reply)) => Err(Out::Ending(Some(reply))),
+            None => Err(Out::Ending((Departure::Left, None))),
+            Some(Command::Close(departure, reply)) => Err(Out::Ending((departure, Some(reply)))),
             Some(Command::Update(instance, reply)) => {
                 self.instance = *instance;
                 self.updates.push(reply);
@@ -398,18 +401,26 @@ impl Keeper {
 
     /// Deregisters. The connection is closed only after that: it would end the registration as well, and the call would come
     /// when there is none any more, or one that is not ours.
-    async fn end(self, reply: Option<Reply>) -> End {
+    ///
+    /// What is lost is not deregistered: it ends with the connection, from which the agent sees that it is.
+    async fn end(self, (departure, reply): Ending) -> End {
         self.report.step_down("deregistering");
-        let path = self.own_path("");
-        let asking = self.agents.call_at(self.place, Method::DELETE, &path, None);
-        let result = match asking.await {
-            Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => Ok(()),
-            Ok(answer) => Err(self.refusal("deregister", &answer)),
-            Err(fault) => Err(fault.unavailable(|| self.step("deregister"))),
+        let result = match departure {
+            Departure::Left => self.deregister().await,
+            Departure::Lost => Ok(()),
         };
         match reply {
             Some(reply) => End::Closed(reply, result),
             None => End::Dropped,
+        }
+    }
+
+    async fn deregister(&self) -> Result<(), Error> {
+        let path = self.own_path("");
+        match self.agents.call_at(self.place, Method::DELETE, &path, None).await {
+            Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => Ok(()),
+            Ok(answer) => Err(self.refusal("deregister", &answer)),
+            Err(fault) => Err(fault.unavailable(|| self.step("deregister"))),
         }
     }
 

@@ -82,6 +82,8 @@ pub(super) struct ChangeJson {
     pub(super) master: Option<InstanceJson>,
     pub(super) before: Option<InstanceJson>,
     pub(super) problems: Option<Vec<ProblemJson>>,
+    /// Of one that is gone: how.
+    pub(super) reason: Option<String>,
 }
 
 /// Whether the agent's registry is there.

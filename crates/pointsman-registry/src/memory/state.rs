@@ -1,12 +1,13 @@
 //! Who is registered, and who is master: the memory registry's state, without tasks or channels.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use pointsman_core::{Instance, Role, Term};
 
 use crate::backend::ServiceState;
 use crate::overrides::{Override, OverrideChange};
+use crate::registration::Departure;
 
 /// The order in which instances have registered, over all services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +26,8 @@ pub(crate) struct State<R> {
 struct Service<R> {
     members: BTreeMap<MemberId, Member<R>>,
     overrides: HashMap<Arc<str>, Override>,
+    /// The codes that left cleanly and have not come back, and at which revision; the newest at the end.
+    left: VecDeque<(u64, Arc<str>)>,
     revision: u64,
 }
 
@@ -35,6 +38,9 @@ struct Member<R> {
     holder: Option<Arc<str>>,
     report: R,
 }
+
+/// Maximum number of clean leavers of one service that are remembered for followers who read later.
+const LEFT: usize = 4096;
 
 impl<R> Default for State<R> {
     fn default() -> Self {
@@ -51,7 +57,7 @@ impl<R> State<R> {
 
 impl<R> Default for Service<R> {
     fn default() -> Self {
-        Self { members: BTreeMap::new(), overrides: HashMap::new(), revision: 0 }
+        Self { members: BTreeMap::new(), overrides: HashMap::new(), left: VecDeque::new(), revision: 0 }
     }
 }
 
@@ -80,17 +86,24 @@ impl<R: Clone> State<R> {
         instance.role = if has_master { Role::Normal } else { Role::Master(Term(self.clock)) };
         self.new_roles.push((report.clone(), instance.role));
         service.revision = self.clock;
+        service.left.retain(|(_, code)| *code != instance.code);
         service.members.insert(id, Member { instance: Arc::new(instance), holder, report });
         Ok((id, before))
     }
 
     /// Removes an instance. If it was master, the one that has been registered for the longest takes over.
-    pub(crate) fn leave(&mut self, service: &str, id: MemberId) {
+    pub(crate) fn leave(&mut self, service: &str, id: MemberId, departure: Departure) {
         let Some(service) = self.services.get_mut(service) else { return };
         // Another may have taken its place.
         let Some(member) = service.members.remove(&id) else { return };
         self.clock += 1;
         service.revision = self.clock;
+        if departure == Departure::Left {
+            service.left.push_back((self.clock, member.instance.code.clone()));
+            if service.left.len() > LEFT {
+                service.left.pop_front();
+            }
+        }
         if member.instance.role.is_master() {
             self.new_roles.extend(service.promote(self.clock));
         }
@@ -143,16 +156,18 @@ impl<R: Clone> State<R> {
         self.services.keys()
     }
 
-    pub(crate) fn read(&self, service: &str) -> ServiceState {
+    /// One service as it is now, for a follower who has read it at revision `since`.
+    pub(crate) fn read(&self, service: &str, since: u64) -> ServiceState {
         let Some((name, service)) = self.services.get_key_value(service) else {
-            return ServiceState { service: service.into(), revision: 0, instances: vec![], problems: vec![] };
+            return ServiceState::empty(service);
         };
+        let left = service.left.iter().rev().take_while(|(at, _)| *at > since).map(|(_, code)| code.clone()).collect();
         let overridden = |member: &Member<R>| {
             let set = service.overrides.get(&member.instance.code).copied().unwrap_or_default();
             set.apply(member.instance.clone())
         };
         let instances = service.members.values().map(overridden).collect();
-        ServiceState { service: name.clone(), revision: service.revision, instances, problems: vec![] }
+        ServiceState { service: name.clone(), revision: service.revision, instances, problems: vec![], left }
     }
 }
 
@@ -190,11 +205,11 @@ mod tests {
             for (step, which) in steps {
                 match step {
                     0 | 1 => members.push(state.join(Instance::new("s"), None, ()).unwrap().0),
-                    2 if !members.is_empty() => state.leave("s", members.swap_remove(which % members.len())),
+                    2 if !members.is_empty() => state.leave("s", members.swap_remove(which % members.len()), Departure::Left),
                     3 if !members.is_empty() => { state.resign("s", members[which % members.len()]); }
                     _ => {}
                 }
-                let read = state.read("s");
+                let read = state.read("s", 0);
                 let terms: Vec<_> = read.instances.iter().filter_map(|i| i.role.term()).collect();
                 prop_assert_eq!(read.instances.len(), members.len());
                 prop_assert_eq!(terms.len(), usize::from(!members.is_empty()));
@@ -204,5 +219,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn who_leaves_cleanly_is_named_until_it_is_back() {
+        let mut state = State::default();
+        let join = |state: &mut State<()>| state.join(Instance::new("s").code("a"), None, ()).unwrap().0;
+        let left = |state: &State<()>, since| state.read("s", since).left.len();
+        let a = join(&mut state);
+        let seen = state.read("s", 0).revision;
+        state.leave("s", a, Departure::Left);
+        assert_eq!((left(&state, seen), left(&state, state.read("s", seen).revision)), (1, 0));
+        let a = join(&mut state);
+        assert_eq!(left(&state, seen), 0);
+        state.leave("s", a, Departure::Lost);
+        assert_eq!(left(&state, seen), 0);
     }
 }

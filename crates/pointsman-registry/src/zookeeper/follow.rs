@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, WatchedEvent};
 
 use super::fault::Fault;
-use super::layout::Layout;
+use super::layout::{Layout, marked};
 use super::session::{Link, Session, left, up};
 use super::tree::{BATCH, Dirty, Tree};
 use crate::backend::{Event, Scope};
@@ -22,10 +22,10 @@ pub(super) async fn follow(
     mut link: watch::Receiver<Link>,
     events: &mpsc::Sender<Event>,
 ) {
-    let mut watched: Option<Watched> = None;
+    let (mut watched, mut tree): (Option<Watched>, _) = (None, Tree::default());
     while let Some(session) = up(&mut link).await {
         let outcome = tokio::select! {
-            outcome = follow_connection(layout, scope, &session, &mut watched, events) => outcome,
+            outcome = follow_connection(layout, scope, &session, &mut watched, &mut tree, events) => outcome,
             () = left(&mut link, &session) => Ok(()),
             () = events.closed() => return,
         };
@@ -55,21 +55,24 @@ async fn follow_connection(
     scope: &Scope,
     session: &Session,
     watched: &mut Option<Watched>,
+    tree: &mut Tree,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), Fault> {
     // The old watches are dropped after the new ones are set, so that their removal cannot hit these.
     let watched = watched.insert(watch_all(layout, scope, session).await?);
     let reader = Reader { layout, session };
     // After the watches, so that nothing is missed; what is told twice does no harm.
-    let mut tree = reader.load(scope).await?;
+    let loaded = reader.load(scope).await?;
+    let gone = tree.follow_on(loaded);
+    reader.read_markers(tree, &gone).await?;
     let mut watched = watched.ready_chunks(BATCH);
-    reader.catch_up(&mut tree, &mut watched, Vec::new()).await?;
-    if events.send(Event::Reset(tree.states())).await.is_err() {
+    reader.catch_up(tree, &mut watched, Vec::new()).await?;
+    if events.send(Event::Reset(tree.take_states())).await.is_err() {
         return Ok(());
     }
     while let Some(batch) = watched.next().await {
-        for service in reader.catch_up(&mut tree, &mut watched, batch).await? {
-            if events.send(Event::Put(tree.state(&service))).await.is_err() {
+        for service in reader.catch_up(tree, &mut watched, batch).await? {
+            if events.send(Event::Put(tree.take_state(&service))).await.is_err() {
                 return Ok(());
             }
         }
@@ -79,9 +82,10 @@ async fn follow_connection(
 
 async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<Watched, Fault> {
     let paths = match scope {
-        Scope::All => vec![layout.services.clone(), layout.overrides.clone()],
+        Scope::All => vec![layout.services.clone(), layout.overrides.clone(), layout.left.clone()],
         Scope::Services(services) => {
-            services.iter().flat_map(|service| [layout.service(service), layout.overrides_of(service)]).collect()
+            let of = |service| [layout.service(service), layout.overrides_of(service), layout.left_of(service)];
+            services.iter().flat_map(|service| of(service)).collect()
         }
     };
     let watchers = paths.iter().map(|path| {
@@ -120,6 +124,8 @@ struct Reader<'a> {
 enum Subject<'p> {
     Node(&'p str, &'p str),
     Override(&'p str, &'p str),
+    /// The marker of a clean leave: which transaction created the node.
+    Marker(&'p str, i64),
 }
 
 impl Reader<'_> {
@@ -213,6 +219,16 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Reads which of the nodes of these services were left cleanly.
+    async fn read_markers(&self, tree: &mut Tree, services: &[Arc<str>]) -> Result<(), Fault> {
+        for (service, name) in self.children(services, |service| self.layout.left_of(service)).await? {
+            if let Some(czxid) = marked(&name) {
+                tree.leaves(&service, czxid);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads many paths in batches, all of them under way at once; the results are in the order of the paths.
     async fn read_many(&self, paths: impl Iterator<Item = String>, read: Read) -> Result<Vec<MultiReadResult>, Fault> {
         let (mut batches, mut reader, mut count) = (Vec::new(), self.session.client.new_multi_reader(), 0);
@@ -272,6 +288,13 @@ impl Reader<'_> {
             let (dirty, service, name) = match self.subject(&event.path) {
                 Some(Subject::Node(service, node)) => (&mut nodes, service, node),
                 Some(Subject::Override(service, code)) => (&mut overrides, service, code),
+                Some(Subject::Marker(service, czxid)) => {
+                    // Told before the node is: nothing is to be read.
+                    if event.event_type == EventType::NodeCreated {
+                        tree.leaves(service, czxid);
+                    }
+                    continue;
+                }
                 None => continue,
             };
             concerned.insert(Box::from(service));
@@ -287,6 +310,9 @@ impl Reader<'_> {
         let below = |folder: &str| path.strip_prefix(folder)?.strip_prefix('/')?.split_once('/');
         if let Some((service, node)) = below(&self.layout.services) {
             return (!node.contains('/')).then_some(Subject::Node(service, node));
+        }
+        if let Some((service, name)) = below(&self.layout.left) {
+            return marked(name).map(|czxid| Subject::Marker(service, czxid));
         }
         let (service, code) = below(&self.layout.overrides)?;
         (!code.contains('/')).then_some(Subject::Override(service, code))

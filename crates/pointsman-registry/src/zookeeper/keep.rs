@@ -17,11 +17,12 @@ use zookeeper_client::{EventType, OneshotWatcher};
 use self::backoff::{Backoff, RETRY_DELAY};
 use super::fault::Fault;
 use super::layout::{Layout, MASTER, before};
+use super::leave::leave;
 use super::place::{Folder, Place, Promotion};
 use super::session::{Link, Session, left, up};
 use super::wire::{self, MAX_BYTES};
 use crate::Error;
-use crate::registration::{Command, End, Reply, Report, Task};
+use crate::registration::{Command, Departure, End, Reply, Report, Task};
 use crate::url::{Acl, ZooKeeperUrl};
 
 /// Keeps the task's instance registered until its commands end.
@@ -36,6 +37,7 @@ pub(super) async fn keep(
     let holder = holder.map(wire::Holder::new);
     let keeper = Keeper {
         path: layout.service(&instance.service),
+        left: layout.left_of(&instance.service),
         acl: settings.acl,
         session_timeout: settings.session_timeout,
         // What nobody else can have need not be looked for, until a create may have been carried out unseen.
@@ -54,6 +56,7 @@ pub(super) async fn keep(
         outwaiting: None,
         just_created: false,
         ending: None,
+        departure: Departure::Left,
     };
     if let Err(error) = keeper.check_size(&keeper.instance) {
         return End::Failed(keeper.report, error);
@@ -63,6 +66,8 @@ pub(super) async fn keep(
 
 struct Keeper {
     path: String,
+    /// Where a marker is left when the instance leaves.
+    left: String,
     acl: Acl,
     session_timeout: Duration,
     /// What is to be registered.
@@ -91,6 +96,8 @@ struct Keeper {
     just_created: bool,
     /// Set when the registration is to end; with the reply if somebody waits for it.
     ending: Option<Option<Reply>>,
+    /// How it is to end.
+    departure: Departure,
 }
 
 /// Why a connection's round ended.
@@ -273,7 +280,10 @@ impl Keeper {
     fn take(&mut self, command: Option<Command>) {
         match command {
             None => self.ending = Some(None),
-            Some(Command::Close(reply)) => self.ending = Some(Some(reply)),
+            Some(Command::Close(departure, reply)) => {
+                self.departure = departure;
+                self.ending = Some(Some(reply));
+            }
             Some(Command::Update(instance, reply)) => match self.check_size(&instance) {
                 Ok(()) => {
                     self.instance = *instance;
@@ -501,16 +511,23 @@ impl Keeper {
         let path = self.path.clone();
         let folder = self.folder(session, &path);
         if let Some(place) = self.place.as_ref().filter(|place| place.session == session.id()) {
-            folder.delete_own(place).await?;
+            self.remove_node(&folder, place).await?;
         }
         if self.must_look && !self.sessions.is_empty() {
             for found in folder.find(&self.instance.service, &self.instance.code).await? {
                 if found.place.session == session.id() && self.is_mine(&found) {
-                    folder.delete(&found.place.name).await?;
+                    self.remove_node(&folder, &found.place).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    async fn remove_node(&self, folder: &Folder<'_>, place: &Place) -> Result<(), Fault> {
+        match self.departure {
+            Departure::Left => leave(folder, &self.left, place).await,
+            Departure::Lost => folder.delete_own(place).await,
+        }
     }
 
     /// Waits before the next attempt, unless the connection changes or a command comes.

@@ -8,6 +8,8 @@ pub(super) struct Layout {
     pub(super) services: String,
     /// `/pointsman/micro-service/overrides`
     pub(super) overrides: String,
+    /// `/pointsman/micro-service/left`
+    pub(super) left: String,
 }
 
 /// The name of the master's node.
@@ -16,7 +18,8 @@ const NORMAL: &str = "normal";
 
 impl Layout {
     pub(super) fn new(prefix: &str) -> Self {
-        Self { services: prefix.to_owned(), overrides: format!("/pointsman{prefix}/overrides") }
+        let own = |folder| format!("/pointsman{prefix}/{folder}");
+        Self { services: prefix.to_owned(), overrides: own("overrides"), left: own("left") }
     }
 
     pub(super) fn service(&self, service: &str) -> String {
@@ -26,6 +29,21 @@ impl Layout {
     pub(super) fn overrides_of(&self, service: &str) -> String {
         format!("{}/{service}", self.overrides)
     }
+
+    /// Where those who leave a service cleanly leave their markers.
+    pub(super) fn left_of(&self, service: &str) -> String {
+        format!("{}/{service}", self.left)
+    }
+}
+
+/// The marker of the clean leave of the instance whose node was created by transaction `czxid`.
+pub(super) fn marker(left: &str, czxid: i64) -> String {
+    format!("{left}/{czxid:x}")
+}
+
+/// The transaction that a marker is about, by its name.
+pub(super) fn marked(name: &str) -> Option<i64> {
+    i64::from_str_radix(name, 16).ok()
 }
 
 /// The path to create a normal node at; the server adds ten digits.

@@ -60,7 +60,7 @@ pub(super) enum Promotion {
 }
 
 impl Folder<'_> {
-    fn at(&self, name: &str) -> String {
+    pub(super) fn at(&self, name: &str) -> String {
         format!("{}/{name}", self.path)
     }
 
@@ -153,7 +153,7 @@ impl Folder<'_> {
     }
 
     /// Whether a place is still what it was: ours, or whoever's it is.
-    async fn is_ours(&self, place: &Place) -> Result<bool, Fault> {
+    pub(super) async fn is_ours(&self, place: &Place) -> Result<bool, Fault> {
         let path = self.at(&place.name);
         let stat = self.session.run(|| format!("look at {path}"), self.session.client.check_stat(&path)).await?;
         Ok(stat.is_some_and(|stat| stat.ephemeral_owner == place.session && stat.czxid == place.czxid))
@@ -239,7 +239,7 @@ impl Folder<'_> {
         }
     }
 
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         writer: Result<zookeeper_client::MultiWriter<'_>, ZkError>,
         what: &str,
@@ -251,7 +251,7 @@ impl Folder<'_> {
         }
     }
 
-    fn failed(&self, what: &str, error: MultiWriteError) -> Fault {
+    pub(super) fn failed(&self, what: &str, error: MultiWriteError) -> Fault {
         Fault::new(format!("{what} {}", self.path), error.into())
     }
 

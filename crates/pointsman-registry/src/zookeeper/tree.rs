@@ -1,6 +1,6 @@
 //! What a directory knows of the registry's nodes, and what it makes of them: without any I/O.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use pointsman_core::{Instance, Problem, Role, Term, check_name};
@@ -25,7 +25,14 @@ pub(super) struct Tree {
 struct Service {
     nodes: BTreeMap<Box<str>, Node>,
     overrides: HashMap<Box<str>, Override>,
+    /// The codes that went since the last state, and the newest node that each had.
+    gone: HashMap<Arc<str>, i64>,
+    /// The nodes whose instances left cleanly, as far as that is not told yet; the newest at the end.
+    left: VecDeque<i64>,
 }
+
+/// Maximum number of clean leaves of one service that are remembered until their nodes are seen to be gone.
+const LEFT: usize = 4096;
 
 #[derive(Debug)]
 struct Node {
@@ -55,10 +62,68 @@ impl Tree {
             (Arc::new(instance), parsed.clamped)
         });
         let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, content };
-        let is_other = |old: &Node| old.code().is_some() && old.code() != new.code();
-        let went = nodes.get(node).is_some_and(is_other);
-        nodes.insert(node.into(), new);
+        let (code, czxid) = (new.code().cloned(), new.czxid);
+        let Some(old) = nodes.insert(node.into(), new) else { return false };
+        let went = old.code().is_some() && old.code() != code.as_ref();
+        if old.czxid != czxid {
+            self.goes(service, &old);
+        }
         went
+    }
+
+    /// A node of a service is not there any more.
+    fn goes(&mut self, service: &str, node: &Node) {
+        if let (Some(known), Some(code)) = (self.services.get_mut(service), node.code()) {
+            let newest = known.gone.entry(code.clone()).or_insert(node.czxid);
+            *newest = node.czxid.max(*newest);
+        }
+    }
+
+    /// Takes in that the instance of a node, by the transaction that created it, leaves or has left cleanly.
+    pub(super) fn leaves(&mut self, service: &str, czxid: i64) {
+        if let Some(known) = self.services.get_mut(service) {
+            known.left.push_back(czxid);
+            if known.left.len() > LEFT {
+                known.left.pop_front();
+            }
+        }
+    }
+
+    /// Takes the place of what was known before a reconnection, and returns the services in which a node is gone since.
+    pub(super) fn follow_on(&mut self, loaded: Tree) -> Vec<Arc<str>> {
+        let before = std::mem::replace(self, loaded);
+        let mut concerned = Vec::new();
+        for (name, Service { nodes, gone, left, .. }) in before.services {
+            let service = self.services.entry(name.clone()).or_default();
+            (service.gone, service.left) = (gone, left);
+            let there: HashSet<i64> = service.nodes.values().map(|node| node.czxid).collect();
+            for node in nodes.values().filter(|node| !there.contains(&node.czxid)) {
+                self.goes(&name, node);
+            }
+            if self.services.get(&name).is_some_and(|service| !service.gone.is_empty()) {
+                concerned.push(name);
+            } else {
+                self.forget_empty(&name);
+            }
+        }
+        concerned
+    }
+
+    /// The codes that are gone since the last call, and left cleanly.
+    pub(super) fn take_left(&mut self, service: &str) -> Vec<Arc<str>> {
+        let Some(known) = self.services.get_mut(service) else { return Vec::new() };
+        let there: HashSet<&Arc<str>> = known.nodes.values().filter_map(Node::code).collect();
+        let mut gone = std::mem::take(&mut known.gone);
+        gone.retain(|code, _| !there.contains(code));
+        let mut left = Vec::new();
+        for (code, czxid) in gone {
+            if let Some(index) = known.left.iter().position(|marked| *marked == czxid) {
+                known.left.remove(index);
+                left.push(code);
+            }
+        }
+        self.forget_empty(service);
+        left
     }
 
     /// Takes in that there is a node of which nothing can be read, and why.
@@ -71,14 +136,17 @@ impl Tree {
     /// Takes in that a node of a service is gone.
     pub(super) fn remove(&mut self, service: &str, node: &str) {
         if let Some(known) = self.services.get_mut(service) {
-            known.nodes.remove(node);
+            if let Some(gone) = known.nodes.remove(node) {
+                self.goes(service, &gone);
+            }
             self.forget_empty(service);
         }
     }
 
     /// Services may be named anew with each start of something; whoever follows all must not remember all that ever were.
     fn forget_empty(&mut self, service: &str) {
-        if self.services.get(service).is_some_and(|known| known.nodes.is_empty() && known.overrides.is_empty()) {
+        let is_empty = |known: &Service| known.nodes.is_empty() && known.overrides.is_empty() && known.gone.is_empty();
+        if self.services.get(service).is_some_and(is_empty) {
             self.services.remove(service);
         }
     }
@@ -99,19 +167,24 @@ impl Tree {
         }
     }
 
-    /// Every service that has a node.
-    pub(super) fn states(&self) -> Vec<ServiceState> {
-        self.services
-            .iter()
-            .filter(|(_, service)| !service.nodes.is_empty())
-            .map(|(name, _)| self.state(name))
-            .collect()
+    /// Every service that has a node, or of which something has gone; with what has left since the last call.
+    pub(super) fn take_states(&mut self) -> Vec<ServiceState> {
+        let holds = |service: &Service| !service.nodes.is_empty() || !service.gone.is_empty();
+        let named = self.services.iter().filter(|(_, service)| holds(service));
+        let names: Vec<Arc<str>> = named.map(|(name, _)| name.clone()).collect();
+        names.iter().map(|name| self.take_state(name)).collect()
+    }
+
+    /// One service as it is now, with what has left since the last call.
+    pub(super) fn take_state(&mut self, service: &str) -> ServiceState {
+        let state = self.state(service);
+        ServiceState { left: self.take_left(service), ..state }
     }
 
     /// One service as it is now.
-    pub(super) fn state(&self, service: &str) -> ServiceState {
+    fn state(&self, service: &str) -> ServiceState {
         let name = self.name(service);
-        let mut state = ServiceState { service: name.clone(), revision: 0, instances: vec![], problems: vec![] };
+        let mut state = ServiceState::empty(name.clone());
         let Some(service) = self.services.get(&name) else { return state };
         state.revision = service.nodes.values().map(|node| node.mzxid.unsigned_abs()).max().unwrap_or(0);
         if let Err(error) = check_name("service", &name) {
@@ -127,8 +200,8 @@ impl Tree {
 
 impl Node {
     /// Of the instance that it is of.
-    fn code(&self) -> Option<&str> {
-        self.content.as_ref().ok().map(|(instance, _)| &*instance.code)
+    fn code(&self) -> Option<&Arc<str>> {
+        self.content.as_ref().ok().map(|(instance, _)| &instance.code)
     }
 }
 
@@ -198,6 +271,10 @@ mod tests {
         list
     }
 
+    fn left(tree: &mut Tree) -> Vec<String> {
+        tree.take_state("s").left.iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn an_instance_at_two_places_is_listed_once() {
         let mut tree = Tree::default();
@@ -239,6 +316,7 @@ mod tests {
         assert_eq!(tree.state("s").instances[0].weight, 2);
         tree.remove("s", "master");
         tree.set_override("s", "a", None);
+        assert_eq!(left(&mut tree), [""; 0]);
         assert!(tree.services.is_empty(), "nothing is left of a service that is gone");
     }
 
@@ -252,7 +330,58 @@ mod tests {
         tree.put("s", "master", &data("a", 1), &stat(5, 5));
         assert!(tree.state("s").problems.is_empty());
         tree.remove("s", "master");
+        assert_eq!(left(&mut tree), [""; 0]);
         assert!(tree.services.is_empty(), "nothing is left of a service that is gone");
+    }
+
+    #[test]
+    fn who_leaves_is_told_from_who_is_lost() {
+        let mut tree = Tree::default();
+        tree.leaves("s", 5);
+        for (number, code) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            let czxid = 5 + i64::try_from(number).unwrap();
+            tree.put("s", &format!("normal000000000{number}"), &data(code, 1), &stat(czxid, czxid));
+        }
+        tree.leaves("s", 6);
+        assert_eq!(left(&mut tree), [""; 0], "it is still there");
+        // One is lost, one has left, one moves, and one has left and comes back.
+        tree.remove("s", "normal0000000000");
+        tree.remove("s", "normal0000000001");
+        tree.remove("s", "normal0000000002");
+        tree.put("s", "master", &data("c", 1), &stat(9, 9));
+        tree.leaves("s", 8);
+        tree.remove("s", "normal0000000003");
+        tree.put("s", "normal0000000004", &data("d", 1), &stat(10, 10));
+        assert_eq!(left(&mut tree), ["b"]);
+        // And is lost afterwards.
+        tree.remove("s", "normal0000000004");
+        assert_eq!(left(&mut tree), [""; 0]);
+        tree.leaves("s", 9);
+        tree.put("s", "master", &data("e", 1), &stat(11, 11));
+        assert_eq!(left(&mut tree), ["c"], "another has the same place now");
+    }
+
+    #[test]
+    fn what_has_gone_while_nobody_watched_is_found_by_comparing() {
+        let mut before = Tree::default();
+        before.put("s", "master", &data("a", 1), &stat(5, 5));
+        before.put("s", "normal0000000001", &data("b", 1), &stat(6, 6));
+        before.put("t", "master", &data("a", 1), &stat(7, 7));
+        before.put("u", "master", &data("a", 1), &stat(8, 8));
+        let mut loaded = Tree::default();
+        loaded.put("s", "master", &data("b", 1), &stat(9, 9));
+        loaded.put("t", "master", &data("a", 1), &stat(7, 7));
+        let mut tree = before;
+        let mut concerned = tree.follow_on(loaded);
+        concerned.sort();
+        assert_eq!(concerned, ["s", "u"].map(Arc::from));
+        tree.leaves("s", 5);
+        tree.leaves("u", 8);
+        let mut states = tree.take_states();
+        states.sort_by(|a, b| a.service.cmp(&b.service));
+        let told: Vec<_> =
+            states.iter().map(|state| (&*state.service, state.instances.len(), state.left.len())).collect();
+        assert_eq!(told, [("s", 1, 1), ("t", 1, 0), ("u", 0, 1)]);
     }
 
     #[test]
