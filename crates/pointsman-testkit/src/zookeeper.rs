@@ -183,6 +183,17 @@ impl ZooKeeper {
         }
     }
 
+    /// Empties the data folder of a server that does not run: started again, it knows nothing.
+    ///
+    /// # Panics
+    /// When it runs.
+    pub fn wipe(&mut self) {
+        assert!(self.process.is_none(), "a running server is not wiped");
+        let data = self.config.folder.path().join("data");
+        fs::remove_dir_all(&data).unwrap();
+        fs::create_dir(&data).unwrap();
+    }
+
     /// SIGSTOP, and waits until it has taken effect: from now on the server accepts connections and answers nothing.
     pub fn pause(&self) {
         self.process.as_ref().expect("a running server").pause();
