@@ -247,7 +247,7 @@ async fn connect(address: SocketAddr) -> Result<Connection, String> {
 async fn send(sender: &mut Connection, what: &Ask, method: &str) -> Result<Answer, String> {
     sender.ready().await.map_err(|error| error.to_string())?;
     let body = if method == "POST" { Bytes::from(what.id.clone()) } else { Bytes::new() };
-    let request = hyper::Request::builder().method(method).uri(&what.target).header("host", "chaos.example");
+    let request = hyper::Request::builder().method(method).uri(&what.target).header("host", "127.0.0.1");
     let request = request.header(ID, &*what.id).body(Full::new(body)).unwrap();
     let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let (head, body) = answer.into_parts();

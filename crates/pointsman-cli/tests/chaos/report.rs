@@ -22,6 +22,12 @@ const AFTER: Duration = Duration::from_millis(500);
 /// Faults that follow one another within this time are shown with one timeline.
 const TOGETHER: Duration = Duration::from_secs(1);
 
+/// Longest time that one timeline is for.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Most requests of one kind that are shown with one timeline; more are counted.
+const REQUESTS: usize = 8;
+
 /// Most timelines shown of each kind of fault; more of the same are named without.
 const TIMELINES: usize = 3;
 
@@ -98,15 +104,22 @@ impl Evidence {
     /// Shows each fault, those that belong together with one timeline.
     fn timelines(&self, text: &mut String, faults: &[Fault<'_>]) {
         let mut shown = HashMap::<&str, usize>::new();
-        for incident in faults.chunk_by(|a, b| b.request.start < a.request.start + TOGETHER) {
+        for incident in incidents(faults) {
             let (first, last) = (&incident[0].request, &incident[incident.len() - 1].request);
             let _ = writeln!(text, "━━ {} avoidable from {} to {}", incident.len(), at(first.start), at(last.end));
+            let mut kinds = BTreeMap::<&str, usize>::new();
             for fault in incident {
-                self.show(text, fault);
+                let count = kinds.entry(&fault.kind).or_default();
+                *count += 1;
+                if *count <= REQUESTS {
+                    self.show(text, fault);
+                }
+            }
+            for (kind, count) in kinds.iter().filter(|(_, count)| **count > REQUESTS) {
+                let _ = writeln!(text, "   and {} more: {kind}", count - REQUESTS);
             }
             let is_new = incident.iter().any(|fault| shown.get(&*fault.kind).is_none_or(|count| *count < TIMELINES));
-            let kinds: std::collections::BTreeSet<&str> = incident.iter().map(|fault| &*fault.kind).collect();
-            kinds.into_iter().for_each(|kind| *shown.entry(kind).or_default() += 1);
+            kinds.into_keys().for_each(|kind| *shown.entry(kind).or_default() += 1);
             if is_new {
                 self.world(text, first);
                 self.timeline(text, first.start, last.end.min(first.start + BEFORE));
@@ -176,6 +189,22 @@ impl Evidence {
             }
         }
     }
+}
+
+/// Puts those together that one timeline is for.
+fn incidents<'a, 'b>(faults: &'b [Fault<'a>]) -> Vec<&'b [Fault<'a>]> {
+    let (mut incidents, mut first) = (Vec::new(), 0);
+    for next in 1..=faults.len() {
+        let ends = faults.get(next).is_none_or(|fault| {
+            let at = fault.request.start;
+            at > faults[next - 1].request.start + TOGETHER || at > faults[first].request.start + LONGEST
+        });
+        if ends {
+            incidents.push(&faults[first..next]);
+            first = next;
+        }
+    }
+    incidents
 }
 
 fn at(time: Time) -> String {
