@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use crate::director::{Director, Later};
 use crate::instance::{Mode, Part};
+use crate::judge::RETRIES;
 use crate::serves::{AGENT, HANDED_OVER};
 use crate::support::command;
 use crate::support::served::free_port;
@@ -65,9 +66,6 @@ pub(crate) const ACTIONS: &[(Action, u32)] = &[
 
 /// Time that dead instances take to start again.
 const RESTART: Range<u64> = 200..3000;
-
-/// Most instances that are dead or hang while they may still be listed: as many as a request has retries.
-const MOST_BAD: usize = 2;
 
 impl Action {
     pub(crate) fn name(self) -> String {
@@ -130,7 +128,7 @@ impl Director {
     /// Chooses one that is well and may be broken: not so many at a time that retries could not help.
     fn victim(&mut self, fits: impl Fn(&Self, LifeId) -> bool) -> Option<LifeId> {
         let now = self.recorder.now();
-        if self.available().len() < 4 || self.recorder.truth().bad_and_listed(now) >= MOST_BAD {
+        if self.available().len() < 4 || self.recorder.truth().bad_and_listed(now) >= RETRIES {
             return None;
         }
         self.choose(fits)
@@ -245,6 +243,9 @@ impl Director {
 
     /// Has an operator set something for an instance, and take it back later.
     fn operate(&mut self, fits: impl Fn(&Self, LifeId) -> bool, set: &[&str], back: &[&str]) -> bool {
+        if self.available().len() < 3 {
+            return false;
+        }
         let chosen = self.choose(|director, life| {
             let truth = director.recorder.truth();
             let is_open =

@@ -157,6 +157,9 @@ impl Instance {
     /// SIGTERM, as a supervisor does: the registration first, and when that has ended the origin, which goes on for a while.
     pub(crate) async fn leave(mut self) {
         self.recorder.registration(self.life, Registration::Leaving);
+        if self.mode == Mode::Around {
+            self.recorder.origin(self.life, Origin::Ending);
+        }
         self.signal(Part::Registration, Signal::TERM);
         let code = self.order.code.clone();
         if let Some(mut child) = self.registration.take() {
@@ -170,6 +173,7 @@ impl Instance {
             }
         }
         if self.mode == Mode::Beside {
+            self.recorder.origin(self.life, Origin::Ending);
             self.signal(Part::Origin, Signal::TERM);
             self.origin_ends().await;
         }

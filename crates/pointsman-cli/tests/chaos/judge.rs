@@ -13,6 +13,9 @@ use crate::truth::{DRAIN, ELECTION, Life, Origin, Override, Registration, SETTLE
 /// Time for which bytes may be on their way to an instance that has just been killed.
 const ON_THE_WAY: Duration = Duration::from_millis(100);
 
+/// How often a proxy tries a request again, by default.
+pub(crate) const RETRIES: usize = 2;
+
 /// What is to be said of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -57,9 +60,11 @@ fn unavoidable(truth: &Truth, request: &Request, logged: Option<&Logged>) -> Opt
         Way::Proxy { is_master: true, .. } if master_is_lost(truth, start, end) => {
             Some("the master was lost, and no other could be known yet")
         }
-        Way::Proxy { .. } if request.is_post => {
-            let asked = asked(truth, request, logged)?;
-            post_was_hit(truth, request, asked).then_some("a POST was with an instance that was killed or stopped")
+        Way::Proxy { .. } if post_was_hit(truth, request, logged) => {
+            Some("a POST was with an instance that was killed or stopped")
+        }
+        Way::Proxy { is_master: false, .. } if too_many_were_bad(truth, request, logged) => {
+            Some("more dead instances may have been listed than a request has retries")
         }
         Way::Proxy { .. } | Way::Agent { picked: None, .. } => None,
         Way::Agent { picked: Some((code, port)), .. } => {
@@ -95,32 +100,27 @@ fn master_is_lost(truth: &Truth, start: Time, end: Time) -> bool {
         !was_up
             && match truth.unlisted_by(master, end) {
                 None => true,
-                Some(_) if left(truth, master, end) => false,
+                Some(_) if truth.left_cleanly(master, end).is_some() => false,
                 Some(unlisted) => start < unlisted + ELECTION,
             }
     };
     masters.is_empty() || masters.iter().any(is_lost)
 }
 
-/// Whether an instance has deregistered before it went: then the next in line is master at once.
-fn left(truth: &Truth, life: &Life, time: Time) -> bool {
-    let at = life.states.at(time);
-    at.is_some_and(|(_, state)| state.registration == Registration::Left)
-        && life
-            .states
-            .intervals(|state| state.registration == Registration::Left)
-            .first()
-            .is_some_and(|(since, _)| truth.left_cleanly(life, *since))
-}
-
 /// Whether a POST was with this instance when that was killed, or was sent to it while it was stopped and nobody could know.
-fn post_was_hit(truth: &Truth, request: &Request, asked: &Life) -> bool {
+fn post_was_hit(truth: &Truth, request: &Request, logged: Option<&Logged>) -> bool {
+    let Some(asked) = asked(truth, request, logged).filter(|_| request.is_post) else { return false };
     let from = request.start.saturating_sub(ON_THE_WAY);
     let killed = asked.states.changes(from, request.end).any(|(_, state)| state.origin == Origin::Down)
         && asked.states.at(from).is_none_or(|(_, state)| state.origin != Origin::Down)
-        && !left(truth, asked, request.end);
+        && truth.left_cleanly(asked, request.end).is_none();
     let stopped = !asked.states.throughout(from, request.end, |state| state.origin != Origin::Stopped);
     killed || (stopped && truth.unlisted_by(asked, request.start).is_none_or(|unlisted| request.start < unlisted))
+}
+
+/// Whether a request has used all its retries, while more instances than that were bad and may still have been listed.
+fn too_many_were_bad(truth: &Truth, request: &Request, logged: Option<&Logged>) -> bool {
+    logged.is_some_and(|logged| logged.retries >= RETRIES as u64) && truth.bad_and_listed(request.start) > RETRIES
 }
 
 /// Whether an instance that the agent has picked was down or stopped when it was called, and the agent could not know.

@@ -11,8 +11,9 @@
 //! An instance is *available* for a request if, from the time that everybody must know until the end of the request, its
 //! origin is up, its registration runs and has reported a role, and no operator has drained it or given it weight 0. *The time that
 //! everybody must know* is the last at which the registry went on serving for [`SETTLE`](truth::SETTLE) before the request
-//! began. An instance must be *unlisted* [`SETTLE`](truth::SETTLE) after a registration that has ended well while the registry served; after
-//! any other end, or a stop, when the registry has served for the session timeout without a break, and two of these later.
+//! began. An instance must be *unlisted* [`SETTLE`](truth::SETTLE) after it was told to leave, if the registry served until it had;
+//! after any other end of its registration, or a stop, when the registry has served for the session timeout without a break, and two
+//! of these later.
 //!
 //! A failed request is a 4xx or a 5xx, a refused or broken connection, or no answer in time.
 //!
@@ -22,11 +23,13 @@
 //! | any | no instance was available throughout; this holds for the whole request, whatever it may wait for |
 //! | for the master | one who was master, for all that could be known, was down or stopped meanwhile, and may still have been listed, or was unlisted less than [`ELECTION`](truth::ELECTION) ago; but not if it had left well: then the next in line is master at once |
 //! | POST by a proxy | the instance it was sent to last was killed while it had it, or was stopped and may still have been listed |
+//! | by a proxy, not for the master | it was tried as often as it may be, and more instances than that were dead or stopped and may still have been listed |
 //! | the agent's pick | the picked instance was down or stopped meanwhile, and may still have been listed when it was picked |
 //!
 //! Every other failure is avoidable, in particular:
 //!
-//! - a GET that has met dead or hanging instances only: there are never more of these at a time than a request has retries;
+//! - a GET that has met dead or hanging instances only: while the registry serves, the director kills and stops no more at a time than
+//!   a request has retries;
 //! - any request while instances leave by SIGTERM: the registration ends first, and an origin goes on serving for a second;
 //! - any request while the registry is away, is wiped or comes back.
 //!

@@ -22,6 +22,8 @@ pub(crate) enum Origin {
     Up,
     /// By SIGSTOP: the kernel still accepts connections.
     Stopped,
+    /// It has been sent SIGTERM, or may have been by the registration around it: it goes on for a while.
+    Ending,
     /// Killed, or ended by itself.
     Down,
 }
@@ -134,27 +136,27 @@ impl Truth {
     /// Returns by when everybody must have known, at `time`, that an instance is not registered any more. `None`: it may
     /// still be registered, for all that anybody can know.
     pub(crate) fn unlisted_by(&self, life: &Life, time: Time) -> Option<Time> {
-        let history = life.states.intervals(|state| {
+        let over = |state: State| {
             matches!(state.registration, Registration::Stopped | Registration::Left | Registration::Lost)
-        });
-        let (since, until) = history.into_iter().rev().find(|(since, _)| *since <= time)?;
+        };
+        if let Some(left) = self.left_cleanly(life, time) {
+            return Some(left + SETTLE);
+        }
+        let (since, until) = life.states.intervals(over).into_iter().rev().find(|(since, _)| *since <= time)?;
         if until.is_some_and(|until| until <= time) {
             return None;
-        }
-        if self.left_cleanly(life, since) {
-            return Some(since + SETTLE);
         }
         self.served_for(since, self.session).map(|expired| expired + 2 * SETTLE)
     }
 
-    /// Whether a registration that has ended at this time has told the registry so.
-    pub(crate) fn left_cleanly(&self, life: &Life, ended: Time) -> bool {
-        let state = life.states.at(ended).map(|(_, state)| state.registration);
-        let leaving =
-            life.states.intervals(|state| matches!(state.registration, Registration::Leaving | Registration::Left));
-        let since = leaving.into_iter().rev().map(|(since, _)| since).find(|since| *since <= ended);
-        state == Some(Registration::Left)
-            && since.is_some_and(|since| self.registry.throughout(since, ended, |serves| serves))
+    /// Returns when an instance was told to leave, if it has by `time`, and could tell the registry so.
+    pub(crate) fn left_cleanly(&self, life: &Life, time: Time) -> Option<Time> {
+        let leaves = |state: State| matches!(state.registration, Registration::Leaving | Registration::Left);
+        let (since, until) = life.states.intervals(leaves).into_iter().rev().find(|(since, _)| *since <= time)?;
+        let left = life.states.changes(since, time).find(|(_, state)| state.registration == Registration::Left);
+        let told = left.map_or(time, |(at, _)| at);
+        let is_clean = until.is_none_or(|until| until > time) && self.registry.throughout(since, told, |serves| serves);
+        is_clean.then_some(since)
     }
 
     /// Returns those who were master, for all that anybody can know, at some time between the two.
@@ -168,14 +170,12 @@ impl Truth {
     /// Counts the instances that are dead or do not answer at `now`, and may still be listed.
     pub(crate) fn bad_and_listed(&self, now: Time) -> usize {
         let bad = |life: &&Life| {
+            let held = life.states.intervals(|state| state.registration == Registration::Held);
+            let was_listed = held.iter().any(|(since, _)| *since <= now);
             let origin = life.states.at(now).map(|(_, state)| state.origin);
             origin.is_some_and(|origin| origin != Origin::Up)
-                && match life.states.at(now).map(|(_, state)| state.registration) {
-                    Some(Registration::Stopped | Registration::Left | Registration::Lost) => {
-                        self.unlisted_by(life, now).is_none_or(|unlisted| now < unlisted)
-                    }
-                    _ => true,
-                }
+                && was_listed
+                && self.unlisted_by(life, now).is_none_or(|unlisted| now < unlisted)
         };
         self.lives.iter().filter(bad).count()
     }
