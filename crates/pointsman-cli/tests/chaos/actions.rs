@@ -67,6 +67,9 @@ pub(crate) const ACTIONS: &[(Action, u32)] = &[
 /// Time that dead instances take to start again.
 const RESTART: Range<u64> = 200..3000;
 
+/// Time for which the registry serves at least, before something happens to it again.
+const CALM: Duration = Duration::from_secs(5);
+
 impl Action {
     pub(crate) fn name(self) -> String {
         format!("{self:?}")
@@ -296,10 +299,15 @@ impl Director {
         });
     }
 
+    /// Whether the registry has been serving for this long.
+    fn registry_serves_for(&self, time: Duration) -> bool {
+        let now = self.recorder.now();
+        self.recorder.truth().registry.at(now).is_some_and(|(since, serves)| serves && since + time <= now)
+    }
+
     async fn kill_registry(&mut self, wipe: bool) -> bool {
-        let serves = self.recorder.truth().registry.last() == Some(true);
         let Ok(mut zookeeper) = self.zookeeper.clone().try_lock_owned() else { return false };
-        if !serves {
+        if !self.registry_serves_for(CALM) {
             return false;
         }
         self.recorder.registry(false, if wipe { "killed and wiped" } else { "killed" });
@@ -321,8 +329,7 @@ impl Director {
     }
 
     async fn pause_registry(&mut self) -> bool {
-        let serves = self.recorder.truth().registry.last() == Some(true);
-        if !serves {
+        if !self.registry_serves_for(CALM) {
             return false;
         }
         self.recorder.registry(false, "SIGSTOP");
@@ -345,7 +352,7 @@ impl Director {
 
     /// Only while the registry serves: the next process would not become ready otherwise.
     fn hand_over(&mut self) -> bool {
-        let serves = self.recorder.truth().registry.last() == Some(true);
+        let serves = self.registry_serves_for(SETTLE);
         let Ok(mut serve) = self.serves[HANDED_OVER].clone().try_lock_owned() else { return false };
         if !serves || self.recorder.truth().serves[HANDED_OVER].last() != Some(true) {
             return false;
@@ -358,8 +365,9 @@ impl Director {
         let number = if self.rng.bool() { AGENT } else { HANDED_OVER };
         let up = {
             let truth = self.recorder.truth();
-            truth.registry.last() == Some(true) && truth.serves[number].last() == Some(true)
+            truth.serves[number].last() == Some(true)
         };
+        let up = up && self.registry_serves_for(SETTLE);
         let Ok(mut serve) = self.serves[number].try_lock() else { return false };
         if !up {
             return false;

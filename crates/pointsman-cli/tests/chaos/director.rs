@@ -250,7 +250,16 @@ impl Director {
         self.start(code, free_port());
     }
 
+    /// Starts an instance, as soon as none of its code runs any more, nor any at its port.
     fn start(&mut self, code: String, port: u16) {
+        let runs = {
+            let truth = self.recorder.truth();
+            let mut others = truth.lives.iter().filter(|life| life.code == code || life.port == port);
+            others.any(|life| life.states.last().is_some_and(|state| state.origin != Origin::Down))
+        };
+        if runs {
+            return self.after(300..301, Later::Restart(code, port));
+        }
         let journal = self.folder.join(format!("origin-{}", self.orders.len()));
         let order = Order { code, port, journal };
         self.orders.push(order.clone());

@@ -68,7 +68,7 @@ fn unavoidable(truth: &Truth, request: &Request, logged: Option<&Logged>) -> Opt
         }
         Way::Proxy { .. } | Way::Agent { picked: None, .. } => None,
         Way::Agent { picked: Some((code, port)), .. } => {
-            let picked = truth.life(code, Some(*port), end)?;
+            let picked = truth.life(code, Some(*port), start, end)?;
             picked_was_hit(truth, request, picked)
                 .then_some("the picked instance had died, and that could not be known yet")
         }
@@ -86,8 +86,8 @@ fn serve_was_up(truth: &Truth, request: &Request) -> bool {
 /// Whom the request was sent to last.
 fn asked<'a>(truth: &'a Truth, request: &Request, logged: Option<&Logged>) -> Option<&'a Life> {
     match (&request.way, logged) {
-        (Way::Agent { picked: Some((code, port)), .. }, _) => truth.life(code, Some(*port), request.end),
-        (_, Some(Logged { code: Some(code), port, .. })) => truth.life(code, *port, request.end),
+        (Way::Agent { picked: Some((code, port)), .. }, _) => truth.life(code, Some(*port), request.start, request.end),
+        (_, Some(Logged { code: Some(code), port, .. })) => truth.life(code, *port, request.start, request.end),
         _ => None,
     }
 }
@@ -100,7 +100,10 @@ fn master_is_lost(truth: &Truth, start: Time, end: Time) -> bool {
         !was_up
             && match truth.unlisted_by(master, end) {
                 None => true,
-                Some(_) if truth.left_cleanly(master, end).is_some() => false,
+                // The registration around a program that has crashed deregisters it, once it has noticed.
+                Some(unlisted) if truth.left_cleanly(master, end).is_some() => {
+                    master.died(Time::ZERO, end).is_some() && start < unlisted
+                }
                 Some(unlisted) => start < unlisted + ELECTION,
             }
     };
@@ -111,11 +114,15 @@ fn master_is_lost(truth: &Truth, start: Time, end: Time) -> bool {
 fn post_was_hit(truth: &Truth, request: &Request, logged: Option<&Logged>) -> bool {
     let Some(asked) = asked(truth, request, logged).filter(|_| request.is_post) else { return false };
     let from = request.start.saturating_sub(ON_THE_WAY);
-    let killed = asked.states.changes(from, request.end).any(|(_, state)| state.origin == Origin::Down)
-        && asked.states.at(from).is_none_or(|(_, state)| state.origin != Origin::Down)
-        && truth.left_cleanly(asked, request.end).is_none();
-    let stopped = !asked.states.throughout(from, request.end, |state| state.origin != Origin::Stopped);
-    killed || (stopped && truth.unlisted_by(asked, request.start).is_none_or(|unlisted| request.start < unlisted))
+    let hangs = |state: crate::truth::State| match state.origin {
+        Origin::Stopped => true,
+        // It goes on serving for long enough if the registry knows.
+        Origin::Ending => truth.left_cleanly(asked, request.end).is_none(),
+        Origin::Starting | Origin::Up | Origin::Down => false,
+    };
+    let hung = !asked.states.throughout(from, request.end, |state| !hangs(state));
+    let may_be_listed = truth.unlisted_by(asked, request.start).is_none_or(|unlisted| request.start < unlisted);
+    asked.died(from, request.end).is_some() || (hung && may_be_listed)
 }
 
 /// Whether a request has used all its retries, while more instances than that were bad and may still have been listed.
@@ -131,9 +138,12 @@ fn picked_was_hit(truth: &Truth, request: &Request, picked: &Life) -> bool {
 
 fn answered(truth: &Truth, request: &Request, code: &str) -> Verdict {
     let Request { start, end, .. } = *request;
-    let Some(life) = truth.life(code, None, end) else {
+    let Some(life) = truth.life(code, None, start, end) else {
         return Verdict::Violation("an answer by an unknown instance".to_owned());
     };
+    if goes_by_another_code(truth, life, start) {
+        return Verdict::Good;
+    }
     if is_drained(truth, code, start, end) && truth.available(start, end).is_some() {
         return Verdict::Violation("a drained instance was picked although another was available".to_owned());
     }
@@ -141,6 +151,13 @@ fn answered(truth: &Truth, request: &Request, code: &str) -> Verdict {
         return Verdict::Violation("a request for the master was answered by one that is not".to_owned());
     }
     Verdict::Good
+}
+
+/// Whether an instance listens where another did that may still be listed: whoever meant that one has reached this one.
+fn goes_by_another_code(truth: &Truth, life: &Life, start: Time) -> bool {
+    let before = truth.lives.iter().filter(|other| other.port == life.port && other.code != life.code);
+    let mut begun = before.filter(|other| other.states.at(start).is_some());
+    begun.any(|other| truth.unlisted_by(other, start).is_none_or(|unlisted| start < unlisted))
 }
 
 /// Whether a code had been drained for so long that everybody must have known, and still was at the end.

@@ -46,7 +46,7 @@ impl Recorder {
         let mut truth = self.truth();
         let now = self.now();
         let mut life = Life { code: code.to_owned(), port, states: History::default() };
-        life.states.set(now, State { origin: Origin::Up, registration: Registration::Pending });
+        life.states.set(now, State { origin: Origin::Starting, registration: Registration::Pending });
         truth.lives.push(life);
         truth.log.push((now, format!("{code} starts at port {port}")));
         truth.lives.len() - 1
@@ -73,9 +73,14 @@ impl Recorder {
             truth.log.push((now, words));
         }
         if role != "detached" {
-            self.change(life, |state| match state.registration {
-                Registration::Pending | Registration::Resumed => State { registration: Registration::Held, ..state },
-                _ => state,
+            self.change(life, |state| {
+                let registration = match state.registration {
+                    Registration::Pending | Registration::Resumed => Registration::Held,
+                    other => other,
+                };
+                // Only one that has been checked is registered.
+                let origin = if state.origin == Origin::Starting { Origin::Up } else { state.origin };
+                State { origin, registration }
             });
         }
     }

@@ -28,8 +28,11 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// Most requests of one kind that are shown with one timeline; more are counted.
 const REQUESTS: usize = 8;
 
-/// Most timelines shown of each kind of fault; more of the same are named without.
+/// Number of whole timelines shown of each kind of fault; later ones begin [`SHORTLY_BEFORE`].
 const TIMELINES: usize = 3;
+
+/// How long before a failure a short timeline begins.
+const SHORTLY_BEFORE: Duration = Duration::from_secs(3);
 
 /// Everything that is needed to judge a run.
 pub(crate) struct Evidence {
@@ -120,12 +123,9 @@ impl Evidence {
             }
             let is_new = incident.iter().any(|fault| shown.get(&*fault.kind).is_none_or(|count| *count < TIMELINES));
             kinds.into_keys().for_each(|kind| *shown.entry(kind).or_default() += 1);
-            if is_new {
-                self.world(text, first);
-                self.timeline(text, first.start, last.end.min(first.start + BEFORE));
-            } else {
-                let _ = writeln!(text, "   (timelines of this kind are above)");
-            }
+            self.world(text, first);
+            let before = if is_new { BEFORE } else { SHORTLY_BEFORE };
+            self.timeline(text, first.start, last.end.min(first.start + BEFORE), before);
         }
     }
 
@@ -180,10 +180,10 @@ impl Evidence {
         let _ = writeln!(text, "     master: {}", masters.join(", then "));
     }
 
-    fn timeline(&self, text: &mut String, start: Time, end: Time) {
+    fn timeline(&self, text: &mut String, start: Time, end: Time, before: Duration) {
         let _ = writeln!(text, "   what happened:");
         for (time, words) in &self.truth.log {
-            if *time + BEFORE >= start && *time <= end + AFTER {
+            if *time + before >= start && *time <= end + AFTER {
                 let mark = if *time >= start && *time <= end { "*" } else { " " };
                 let _ = writeln!(text, "    {mark}{} {words}", at(*time));
             }

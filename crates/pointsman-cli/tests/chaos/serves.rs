@@ -161,11 +161,14 @@ impl Serve {
 
     fn text(&self) -> String {
         let Self { port, registry, .. } = self;
+        // So that a process that starts just after an outage knows those who have not registered again yet.
+        let snapshots = self.folder.join(format!("snapshots-{}", self.number));
         let agent = self.agent.map(|port| format!("[agent]\nlisten = '127.0.0.1:{port}'\n")).unwrap_or_default();
         let hand_over = if self.number == HANDED_OVER { "hand_over = 'serve.sock'\n" } else { "" };
         let mut text = format!(
-            "registry = '{registry}'\n{agent}[http]\nlisten = '127.0.0.1:{port}'\nworkers = 2\nregister_as = 'http-balancer'\n\
+            "registry = '{registry}&snapshots={}'\n{agent}[http]\nlisten = '127.0.0.1:{port}'\nworkers = 2\nregister_as = 'http-balancer'\n\
              access_log = 'json'\naccess_log_file = '{}'\ndrain_timeout = '5s'\n{hand_over}",
+            snapshots.display(),
             self.access_log().display(),
         );
         if self.reloads % 2 == 1 {

@@ -19,6 +19,8 @@ pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 /// The program that answers requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
+    /// It may not listen yet.
+    Starting,
     Up,
     /// By SIGSTOP: the kernel still accepts connections.
     Stopped,
@@ -71,6 +73,17 @@ pub(crate) struct Life {
     pub(crate) code: String,
     pub(crate) port: u16,
     pub(crate) states: History<State>,
+}
+
+impl Life {
+    /// Returns when the origin has gone down within these times without having been told to: killed, or crashed.
+    pub(crate) fn died(&self, from: Time, to: Time) -> Option<Time> {
+        let mut before = self.states.at(from).map(|(_, state)| state.origin);
+        self.states.changes(from, to).find_map(|(at, State { origin, .. })| {
+            let was = before.replace(origin);
+            (origin == Origin::Down && !matches!(was, Some(Origin::Ending | Origin::Down))).then_some(at)
+        })
+    }
 }
 
 /// Index into [`Truth::lives`].
@@ -127,10 +140,16 @@ impl Truth {
         self.lives.iter().find(|life| self.is_available(life, start, end))
     }
 
-    /// Returns the life with this code at this port, the latest that had begun by `time`.
-    pub(crate) fn life(&self, code: &str, port: Option<u16>, time: Time) -> Option<&Life> {
+    /// Returns the life with this code at this port, the latest that had been registered at `start`, or else one that had begun by `end`.
+    pub(crate) fn life(&self, code: &str, port: Option<u16>, start: Time, end: Time) -> Option<&Life> {
         let fits = |life: &&Life| life.code == code && port.is_none_or(|port| life.port == port);
-        self.lives.iter().rev().filter(fits).find(|life| life.states.at(time).is_some())
+        let was_registered = |life: &&Life| {
+            let held = life.states.intervals(|state| state.registration == Registration::Held);
+            held.first().is_some_and(|(since, _)| *since <= start)
+        };
+        let has_begun = |life: &&Life| life.states.at(end).is_some();
+        let mut lives = self.lives.iter().rev().filter(fits);
+        lives.clone().find(was_registered).or_else(|| lives.find(has_begun))
     }
 
     /// Returns by when everybody must have known, at `time`, that an instance is not registered any more. `None`: it may
@@ -140,7 +159,7 @@ impl Truth {
             matches!(state.registration, Registration::Stopped | Registration::Left | Registration::Lost)
         };
         if let Some(left) = self.left_cleanly(life, time) {
-            return Some(left + SETTLE);
+            return self.served_for(left, SETTLE);
         }
         let (since, until) = life.states.intervals(over).into_iter().rev().find(|(since, _)| *since <= time)?;
         if until.is_some_and(|until| until <= time) {
@@ -154,8 +173,10 @@ impl Truth {
         let leaves = |state: State| matches!(state.registration, Registration::Leaving | Registration::Left);
         let (since, until) = life.states.intervals(leaves).into_iter().rev().find(|(since, _)| *since <= time)?;
         let left = life.states.changes(since, time).find(|(_, state)| state.registration == Registration::Left);
-        let told = left.map_or(time, |(at, _)| at);
-        let is_clean = until.is_none_or(|until| until > time) && self.registry.throughout(since, told, |serves| serves);
+        // That takes no time to speak of, where the registry is there.
+        let told = left.map_or(time, |(at, _)| at).min(since + SETTLE);
+        let lasts = until.is_none_or(|until| until > time);
+        let is_clean = lasts && self.registry.throughout(since, told, |serves| serves);
         is_clean.then_some(since)
     }
 

@@ -85,7 +85,6 @@ fn a_failure_is_avoidable_while_another_instance_is_available() {
 fn an_instance_counts_as_available_only_when_everybody_must_know() {
     let mut truth = world(2);
     set(&mut truth, 0, 4000, Origin::Down, Registration::Lost);
-    set(&mut truth, 1, 0, Origin::Up, Registration::Pending);
     truth.lives[1].states = History::default();
     set(&mut truth, 1, 4000, Origin::Up, Registration::Pending);
     set(&mut truth, 1, 5000, Origin::Up, Registration::Held);
