@@ -101,8 +101,8 @@ impl Director {
             Action::DrainMaster => self.operate(Self::is_master, &["drain"], &["undrain"]),
             Action::WeightZero => self.operate(|_, _| true, &["weight", "0"], &["weight", "--reset"]),
             Action::Weight => self.operate(|_, _| true, &["weight", "5"], &["weight", "--reset"]),
-            Action::KillRegistry => self.kill_registry(false).await,
-            Action::WipeRegistry => self.kill_registry(true).await,
+            Action::KillRegistry => self.kill_registry(false),
+            Action::WipeRegistry => self.kill_registry(true),
             Action::PauseRegistry => self.pause_registry().await,
             Action::Reload => self.reload(),
             Action::HandOver => self.hand_over(),
@@ -305,7 +305,7 @@ impl Director {
         self.recorder.truth().registry.at(now).is_some_and(|(since, serves)| serves && since + time <= now)
     }
 
-    async fn kill_registry(&mut self, wipe: bool) -> bool {
+    fn kill_registry(&mut self, wipe: bool) -> bool {
         let Ok(mut zookeeper) = self.zookeeper.clone().try_lock_owned() else { return false };
         if !self.registry_serves_for(CALM) {
             return false;

@@ -218,7 +218,7 @@ impl Drop for Instance {
 }
 
 /// Records each role that a registration reports, and skips what its origin writes.
-async fn read_roles(lines: ChildStdout, life: LifeId, recorder: Recorder) {
+pub(crate) async fn read_roles(lines: ChildStdout, life: LifeId, recorder: Recorder) {
     let mut lines = BufReader::new(lines).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let Ok(line) = serde_json::from_str::<Value>(&line) else { continue };

@@ -53,6 +53,7 @@ mod history;
 mod instance;
 mod judge;
 mod load;
+mod mqtt;
 mod origin;
 mod recorder;
 mod report;
@@ -80,11 +81,25 @@ const SHORT: (u64, Duration) = (1, Duration::from_secs(20));
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_request_fails_that_could_have_been_answered() {
+    let (seed, length) = asked_for();
+    check(&run(seed, length).await, seed, length);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_message_is_lost_that_could_have_been_taken() {
+    let (seed, length) = asked_for();
+    check(&mqtt::run(seed, length).await, seed, length);
+}
+
+/// The seed and the length of a run.
+fn asked_for() -> (u64, Duration) {
     let variable = |name: &str| std::env::var(name).ok();
     let seed = variable("CHAOS_SEED").map_or(SHORT.0, |seed| seed.parse().expect("CHAOS_SEED: a number"));
-    let length =
-        variable("CHAOS_FOR").map_or(SHORT.1, |length| pointsman::parse_duration(&length).expect("CHAOS_FOR: a time"));
-    let report = run(seed, length).await;
+    let length = variable("CHAOS_FOR").map(|length| pointsman::parse_duration(&length).expect("CHAOS_FOR: a time"));
+    (seed, length.unwrap_or(SHORT.1))
+}
+
+fn check(report: &Report, seed: u64, length: Duration) {
     println!("{}  again: cargo xtask soak chaos --seed {seed} --for {}s", report.text, length.as_secs());
     assert!(report.answered > 0, "nothing was answered");
     assert_eq!(report.faults, 0, "avoidable failures, see above");
@@ -123,7 +138,7 @@ fn arrivals(orders: &[Order], recorder: &Recorder) -> HashMap<String, Vec<(Durat
     let mut arrivals = HashMap::<_, Vec<_>>::new();
     for order in orders {
         for arrival in order.arrivals() {
-            let arrived = (recorder.from_wall(arrival.at), order.code.clone(), arrival.clone());
+            let arrived = (recorder.time_of(arrival.at), order.code.clone(), arrival.clone());
             arrivals.entry(arrival.id).or_default().push(arrived);
         }
     }
@@ -135,4 +150,11 @@ fn arrivals(orders: &[Order], recorder: &Recorder) -> HashMap<String, Vec<(Durat
 #[ignore = "an origin in a process of its own"]
 async fn origin() {
     origin::run().await;
+}
+
+/// No test: a service behind the broker.
+#[tokio::test]
+#[ignore = "a service in a process of its own"]
+async fn service_behind_a_broker() {
+    mqtt::run_service().await;
 }

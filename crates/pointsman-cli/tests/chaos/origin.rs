@@ -129,7 +129,7 @@ async fn listen(port: u16) -> TcpListener {
 }
 
 /// Ends this process if that of the run has ended.
-fn end_with(run: i32) {
+pub(crate) fn end_with(run: i32) {
     if Pid::from_raw(run).is_none_or(|run| test_kill_process(run).is_err()) {
         std::process::exit(1);
     }

@@ -26,7 +26,7 @@ impl Recorder {
     }
 
     /// Converts a time since 1970.
-    pub(crate) fn from_wall(&self, since_1970: Duration) -> Time {
+    pub(crate) fn time_of(&self, since_1970: Duration) -> Time {
         (SystemTime::UNIX_EPOCH + since_1970).duration_since(self.wall).unwrap_or_default()
     }
 

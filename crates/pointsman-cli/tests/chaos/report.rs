@@ -125,7 +125,7 @@ impl Evidence {
             kinds.into_keys().for_each(|kind| *shown.entry(kind).or_default() += 1);
             self.world(text, first);
             let before = if is_new { BEFORE } else { SHORTLY_BEFORE };
-            self.timeline(text, first.start, last.end.min(first.start + BEFORE), before);
+            timeline(&self.truth, text, first.start, last.end.min(first.start + BEFORE), before);
         }
     }
 
@@ -179,14 +179,15 @@ impl Evidence {
         let masters: Vec<&str> = masters.into_iter().map(|life| &*life.code).collect();
         let _ = writeln!(text, "     master: {}", masters.join(", then "));
     }
+}
 
-    fn timeline(&self, text: &mut String, start: Time, end: Time, before: Duration) {
-        let _ = writeln!(text, "   what happened:");
-        for (time, words) in &self.truth.log {
-            if *time + before >= start && *time <= end + AFTER {
-                let mark = if *time >= start && *time <= end { "*" } else { " " };
-                let _ = writeln!(text, "    {mark}{} {words}", at(*time));
-            }
+/// Shows what happened around a time.
+pub(crate) fn timeline(truth: &Truth, text: &mut String, start: Time, end: Time, before: Duration) {
+    let _ = writeln!(text, "   what happened:");
+    for (time, words) in &truth.log {
+        if *time + before >= start && *time <= end + AFTER {
+            let mark = if *time >= start && *time <= end { "*" } else { " " };
+            let _ = writeln!(text, "    {mark}{} {words}", at(*time));
         }
     }
 }
