@@ -5,6 +5,7 @@
 mod needs;
 mod run;
 
+use std::hash::BuildHasher as _;
 use std::process::ExitCode;
 
 use run::{Failure, cargo, cargo_with};
@@ -27,11 +28,16 @@ Tasks:
   bench all                    all of them
   soak [http] [--requests N]   the long runs, in release: the proxy under reloads, hand-overs, killed origins and more, with N requests
                                each (default 1000000); any that fails fails it. The tests have the short form
+  soak chaos [--seed N] [--for T]
+                               a fleet under load, in release, while its processes, its registry and its proxies are killed, stopped,
+                               drained and restarted for T (such as 90s or 5m; default 5m); each request that fails although it could
+                               have been answered is shown with what had happened, and fails it. The tests have the short form
   fuzz [TARGET] [SECONDS]      look for failures with cargo-fuzz, which has to be installed; see fuzz/README.md
 ";
 
 const BENCHES: [&str; 5] = ["pick", "registry", "mqtt", "agent", "http"];
 const SOAK_REQUESTS: &str = "1000000";
+const CHAOS_FOR: &str = "5m";
 const FUZZ_TARGETS: [&str; 3] = ["http", "packets", "session"];
 const FUZZ_SECONDS: &str = "180";
 
@@ -48,6 +54,7 @@ fn main() -> ExitCode {
         ["soak", "--requests", count] | ["soak", "http", "--requests", count] if count.parse::<u64>().is_ok() => {
             soak(count)
         }
+        ["soak", "chaos", ref rest @ ..] => chaos(rest),
         ["fuzz"] => FUZZ_TARGETS.into_iter().try_for_each(|target| fuzz(target, FUZZ_SECONDS)),
         ["fuzz", target] if FUZZ_TARGETS.contains(&target) => fuzz(target, FUZZ_SECONDS),
         ["fuzz", target, seconds] if FUZZ_TARGETS.contains(&target) && seconds.parse::<u32>().is_ok() => {
@@ -99,11 +106,34 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
 }
 
 fn soak(requests: &str) -> Result<(), Failure> {
+    long_run("soak", &[("SOAK_REQUESTS", requests)])
+}
+
+fn chaos(arguments: &[&str]) -> Result<(), Failure> {
+    let wrong = |message: String| Failure { message: format!("{message}\n\n{}", USAGE.trim_end()), code: 2 };
+    let mut seed = std::collections::hash_map::RandomState::new().hash_one(()) % 1_000_000;
+    let mut length = CHAOS_FOR;
+    for pair in arguments.chunks(2) {
+        match pair {
+            ["--seed", text] => seed = text.parse().map_err(|_| wrong(format!("--seed {text}: not a number")))?,
+            ["--for", time] if is_time(time) => length = time,
+            _ => return Err(wrong(format!("soak chaos: what is {}?", pair.join(" ")))),
+        }
+    }
+    long_run("chaos", &[("CHAOS_SEED", &seed.to_string()), ("CHAOS_FOR", length)])
+}
+
+fn is_time(text: &str) -> bool {
+    let number = text.strip_suffix("ms").or_else(|| text.strip_suffix(['s', 'm', 'h']));
+    number.is_some_and(|number| number.parse::<u64>().is_ok())
+}
+
+fn long_run(test: &str, environment: &[(&str, &str)]) -> Result<(), Failure> {
     needs::install_missing()?;
-    let test = ["test", "--release", "--all-features", "--package", "pointsman-cli", "--test", "soak"];
+    let test = ["test", "--release", "--all-features", "--package", "pointsman-cli", "--test", test];
     // One after the other, each with the machine for itself.
     let run = ["--no-fail-fast", "--", "--nocapture", "--test-threads", "1"];
-    cargo_with(&[("SOAK_REQUESTS", requests)], &[&test[..], &run].concat())
+    cargo_with(environment, &[&test[..], &run].concat())
 }
 
 fn fuzz(target: &str, seconds: &str) -> Result<(), Failure> {

@@ -1,0 +1,160 @@
+//! Chaos: real processes, random actions, and a checker that judges every failed request.
+//!
+//! A run starts ZooKeeper, a fleet of instances (an origin with `pointsman register` each), a process `serve` with an agent and a
+//! proxy, and one with a proxy that is handed over. Clients ask all the time, while a director kills, stops, drains and restarts
+//! whatever there is. What runs here with the other tests is the short form, always with the same seed;
+//! `cargo xtask soak chaos --seed N --for T` runs the same for as long as wanted. The same seed makes the same decisions, as far
+//! as the machine keeps the same pace.
+//!
+//! # Rules
+//!
+//! An instance is *available* for a request if, from the time that everybody must know until the end of the request, its
+//! origin is up, its registration runs and has reported a role, and no operator has drained it or given it weight 0. *The time that
+//! everybody must know* is the last at which the registry went on serving for [`SETTLE`](truth::SETTLE) before the request
+//! began. An instance must be *unlisted* [`SETTLE`](truth::SETTLE) after it was told to leave, if the registry served until it had;
+//! after any other end of its registration, or a stop, when the registry has served for the session timeout without a break, and two
+//! of these later.
+//!
+//! A failed request is a 4xx or a 5xx, a refused or broken connection, or no answer in time.
+//!
+//! | request | is unavoidable if |
+//! |---|---|
+//! | any | the process `serve` that it asked was killed, or not ready yet, meanwhile |
+//! | any | no instance was available throughout; this holds for the whole request, whatever it may wait for |
+//! | for the master | one who was master, for all that could be known, was down or stopped meanwhile, and may still have been listed, or was unlisted less than [`ELECTION`](truth::ELECTION) ago; but not if it had left well: then the next in line is master at once |
+//! | POST by a proxy | the instance it was sent to last was killed while it had it, or was stopped and may still have been listed |
+//! | by a proxy, not for the master | it was tried as often as it may be, and more instances than that were dead or stopped and may still have been listed |
+//! | the agent's pick | the picked instance was down or stopped meanwhile, and may still have been listed when it was picked |
+//!
+//! Every other failure is avoidable, in particular:
+//!
+//! - a GET that has met dead or hanging instances only: while the registry serves, the director kills and stops no more at a time than
+//!   a request has retries;
+//! - any request while instances leave by SIGTERM: the registration ends first, and an origin goes on serving for a second;
+//! - any request while the registry is away, is wiped or comes back.
+//!
+//! Answered requests are faults as well if
+//!
+//! | request | is a fault if |
+//! |---|---|
+//! | any | its answer is that of another request |
+//! | any | it was answered by an instance drained [`DRAIN`](truth::DRAIN) ago or longer, while the registry served, although another was available |
+//! | for the master | it was answered by another instance, although the master had been master for long enough to be known |
+//! | POST | it has arrived twice, and the process `serve` was not killed meanwhile |
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod actions;
+mod director;
+mod history;
+mod instance;
+mod judge;
+mod load;
+mod mqtt;
+mod origin;
+mod recorder;
+mod report;
+mod request;
+mod serves;
+mod truth;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pointsman_testkit::{ZooKeeper, unique_prefix};
+
+use crate::director::Director;
+use crate::load::{Load, Targets};
+use crate::origin::{Arrival, Order};
+use crate::recorder::Recorder;
+use crate::report::{Evidence, Report, read_access_log};
+use crate::serves::{AGENT, HANDED_OVER, Serve};
+
+/// Timeout of every session with the registry.
+const SESSION: Duration = Duration::from_secs(3);
+
+/// The seed and the length of the short form.
+const SHORT: (u64, Duration) = (1, Duration::from_secs(20));
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_request_fails_that_could_have_been_answered() {
+    let (seed, length) = asked_for();
+    check(&run(seed, length).await, seed, length);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_message_is_lost_that_could_have_been_taken() {
+    let (seed, length) = asked_for();
+    check(&mqtt::run(seed, length).await, seed, length);
+}
+
+/// The seed and the length of a run.
+fn asked_for() -> (u64, Duration) {
+    let variable = |name: &str| std::env::var(name).ok();
+    let seed = variable("CHAOS_SEED").map_or(SHORT.0, |seed| seed.parse().expect("CHAOS_SEED: a number"));
+    let length = variable("CHAOS_FOR").map(|length| pointsman::parse_duration(&length).expect("CHAOS_FOR: a time"));
+    (seed, length.unwrap_or(SHORT.1))
+}
+
+fn check(report: &Report, seed: u64, length: Duration) {
+    println!("{}  again: cargo xtask soak chaos --seed {seed} --for {}s", report.text, length.as_secs());
+    assert!(report.answered > 0, "nothing was answered");
+    assert_eq!(report.faults, 0, "avoidable failures, see above");
+}
+
+/// A run from beginning to end.
+async fn run(seed: u64, length: Duration) -> Report {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let (folder, zookeeper) = (tempfile::tempdir().unwrap(), ZooKeeper::start().await);
+    let registry =
+        format!("zookeeper://{}{}?session_timeout={}s", zookeeper.address(), unique_prefix(), SESSION.as_secs());
+    let recorder = Recorder::new(SESSION, 2);
+    recorder.registry(true, "serves");
+    let mut serves = Vec::new();
+    for number in [AGENT, HANDED_OVER] {
+        serves.push(Serve::start(number, folder.path(), &registry, &recorder).await);
+    }
+    let targets =
+        Targets { proxies: serves.iter().map(|serve| serve.port).collect(), agent: serves[AGENT].agent.unwrap() };
+    let access_logs: Vec<_> = serves.iter().map(Serve::access_log).collect();
+    let mut director = Director::new(rng.fork(), &recorder, &registry, zookeeper, serves, folder.path());
+    director.fill(rng.usize(5..=10)).await;
+    let load = Load::start(targets, recorder.clone(), &mut rng);
+    director.run(length).await;
+    let requests = load.end().await;
+    let (orders, counts) = (std::mem::take(&mut director.orders), std::mem::take(&mut director.counts));
+    director.end().await;
+    let mut logged = HashMap::new();
+    access_logs.iter().for_each(|path| read_access_log(path, &mut logged));
+    let truth = recorder.truth().clone();
+    Evidence { truth, requests, logged, arrivals: arrivals(&orders, &recorder), counts }.report()
+}
+
+/// Everything that has arrived, by the id of the request.
+fn arrivals(orders: &[Order], recorder: &Recorder) -> HashMap<String, Vec<(Duration, String, Arrival)>> {
+    let mut arrivals = HashMap::<_, Vec<_>>::new();
+    for order in orders {
+        for arrival in order.arrivals() {
+            let arrived = (recorder.time_of(arrival.at), order.code.clone(), arrival.clone());
+            arrivals.entry(arrival.id).or_default().push(arrived);
+        }
+    }
+    arrivals
+}
+
+/// No test: what an instance runs.
+#[tokio::test]
+#[ignore = "an origin in a process of its own"]
+async fn origin() {
+    origin::run().await;
+}
+
+/// No test: a service behind the broker.
+#[tokio::test]
+#[ignore = "a service in a process of its own"]
+async fn service_behind_a_broker() {
+    mqtt::run_service().await;
+}

@@ -1,0 +1,69 @@
+//! A service behind the broker, in a process of its own.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman::mqtt::{Reply, Request, Service};
+use pointsman::{Instance, Registry, Role};
+use serde_json::json;
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+/// Where the process finds what it is to be.
+const VARIABLE: &str = "CHAOS_SERVICE";
+
+/// This very program again, as a service with this code, which writes the payload of each message into a journal.
+pub(super) fn command(code: &str, registry: &str, broker: &str, journal: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["service_behind_a_broker", "--exact", "--ignored", "--nocapture"]);
+    let words = format!("{} {code} {registry} {broker} {}", std::process::id(), journal.display());
+    command.env(VARIABLE, words);
+    command
+}
+
+/// What the process does, if it is one. It tells its roles as `pointsman register -o json` does.
+pub(crate) async fn run() {
+    let Ok(told) = std::env::var(VARIABLE) else { return };
+    let words: Vec<&str> = told.splitn(5, ' ').collect();
+    let (run, code) = (words[0].parse::<i32>().unwrap(), words[1]);
+    let journal = Arc::new(File::options().create(true).append(true).open(words[4]).unwrap());
+    let mut term = signal(SignalKind::terminate()).unwrap();
+    // Like everything that a supervisor keeps running, it ends when it cannot start, and is started again.
+    let registry = Registry::connect(words[2]).await.unwrap();
+    let service = Service::builder(&registry, Instance::new("cfgs").code(code)).broker(words[3].parse().unwrap());
+    let service = service.on("/ask/#", move |request: Request| answer(journal.clone(), request)).start().await.unwrap();
+    let mut roles = service.roles();
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            role = roles.changed() => match role {
+                Some(role) => tell(role),
+                None => break,
+            },
+            () = sleep(Duration::from_secs(1)) => crate::origin::end_with(run),
+        }
+    }
+    let _ = service.close().await;
+    std::process::exit(0);
+}
+
+#[allow(clippy::print_stdout, reason = "for the process that has started this one")]
+fn tell(role: Role) {
+    let line = match role {
+        Role::Master(term) => json!({ "role": "master", "term": term.0 }),
+        Role::Normal => json!({ "role": "normal" }),
+        _ => json!({ "role": "detached" }),
+    };
+    println!("{line}");
+}
+
+async fn answer(journal: Arc<File>, request: Request) -> Result<Reply, Box<dyn std::error::Error + Send + Sync>> {
+    let id = String::from_utf8_lossy(request.payload()).into_owned();
+    (&*journal).write_all(format!("{id}\n").as_bytes())?;
+    sleep(Duration::from_millis(fastrand::u64(0..10))).await;
+    Ok(Reply::new(id))
+}
