@@ -1,6 +1,6 @@
 //! An adapter to [`tower::discover`]: the instances of a service as they come and go.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::Service;
 
 /// A stream of changes that [`tower::discover::Discover`] accepts: instances that may be given work are inserted under
 /// their code, instances that may not any more (gone, drained, weight 0) are removed, and changed ones are inserted anew.
+/// Guarded instances count only while there is no other.
 ///
 /// `connect` makes a tower service of an instance.
 ///
@@ -32,14 +33,17 @@ where
     F: FnMut(&Arc<Instance>) -> S + Unpin,
 {
     let changes = Box::pin(service.changes().from_nothing().into_stream());
-    DiscoverStream { changes, connect, inserted: HashSet::new() }
+    DiscoverStream { service: service.clone(), changes, connect, inserted: HashMap::new(), ready: VecDeque::new() }
 }
 
 /// See [`discover`].
 pub struct DiscoverStream<F> {
+    service: Service,
     changes: Pin<Box<dyn Stream<Item = Difference> + Send>>,
     connect: F,
-    inserted: HashSet<Arc<str>>,
+    inserted: HashMap<Arc<str>, Arc<Instance>>,
+    /// Instances to be inserted, and codes to be removed, that have not been told yet.
+    ready: VecDeque<Result<Arc<Instance>, Arc<str>>>,
 }
 
 impl<S, F: FnMut(&Arc<Instance>) -> S + Unpin> Stream for DiscoverStream<F> {
@@ -47,23 +51,41 @@ impl<S, F: FnMut(&Arc<Instance>) -> S + Unpin> Stream for DiscoverStream<F> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            let difference = match self.changes.poll_next_unpin(context) {
-                Poll::Ready(Some(difference)) => difference,
+            match self.ready.pop_front() {
+                Some(Ok(instance)) => {
+                    let service = (self.connect)(&instance);
+                    return Poll::Ready(Some(Ok(Change::Insert(instance.code.clone(), service))));
+                }
+                Some(Err(code)) => return Poll::Ready(Some(Ok(Change::Remove(code)))),
+                None => {}
+            }
+            match self.changes.poll_next_unpin(context) {
+                // Which change it was does not matter: whether a guarded instance counts depends on the others.
+                Poll::Ready(Some(_)) => self.compare(),
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
-            };
-            let change = match difference {
-                Difference::Joined(new) | Difference::Updated { new, .. } if new.takes_work() => {
-                    self.inserted.insert(new.code.clone());
-                    let service = (self.connect)(&new);
-                    Change::Insert(new.code.clone(), service)
-                }
-                Difference::Updated { new: gone, .. } | Difference::Left(gone) if self.inserted.remove(&gone.code) => {
-                    Change::Remove(gone.code.clone())
-                }
-                _ => continue,
-            };
-            return Poll::Ready(Some(Ok(change)));
+            }
         }
+    }
+}
+
+impl<F> DiscoverStream<F> {
+    /// Notes what differs between the newest snapshot and what has been inserted.
+    fn compare(&mut self) {
+        let snapshot = self.service.snapshot();
+        let working = || snapshot.instances().iter().filter(|instance| instance.takes_work());
+        let is_any_registered = working().any(|instance| !instance.is_guarded());
+        let wanted: HashMap<Arc<str>, Arc<Instance>> = working()
+            .filter(|instance| !is_any_registered || !instance.is_guarded())
+            .map(|instance| (instance.code.clone(), instance.clone()))
+            .collect();
+        let gone = self.inserted.keys().filter(|code| !wanted.contains_key(*code)).cloned().map(Err);
+        let same = |a: &Instance, b: &Instance| {
+            a.address == b.address && a.weight == b.weight && a.tags == b.tags && a.is_guarded() == b.is_guarded()
+        };
+        let is_new = |one: &&Arc<Instance>| self.inserted.get(&one.code).is_none_or(|before| !same(before, one));
+        let new = wanted.values().filter(is_new).cloned().map(Ok);
+        self.ready.extend(gone.chain(new).collect::<Vec<_>>());
+        self.inserted = wanted;
     }
 }
