@@ -34,7 +34,7 @@ pub(crate) struct Entries {
     pub(crate) ejection: Option<Ejection>,
     /// The results of active checks; `None` where the service is not checked.
     checks: Option<HashMap<Arc<str>, Checked>>,
-    /// Since when there has been no master, where there was one before.
+    /// Since when there has been no master that takes work, where there was one before.
     pub(crate) masterless_since: Option<Instant>,
     had_master: bool,
     by_code: HashMap<Arc<str>, Record>,
@@ -198,7 +198,7 @@ impl Entries {
                 self.by_code.insert(instance.code.clone(), entry);
             }
         }
-        let has_master = snapshot.master().is_some();
+        let has_master = snapshot.master().is_some_and(|master| master.takes_work());
         if has_master {
             self.masterless_since = None;
         } else if self.had_master {

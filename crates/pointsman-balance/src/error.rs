@@ -29,6 +29,9 @@ pub enum PickError {
     MasterDrained {
         /// The service.
         service: Arc<str>,
+        /// When the balancer first found that; `None` if it has never seen a master that takes work. Where this is a moment ago, another is
+        /// about to take its place.
+        since: Option<Instant>,
     },
     /// Instances are registered, but none may be given work: each is drained, or has the weight 0.
     #[error("pick an instance of {service}: all {instances} are drained")]
@@ -67,7 +70,7 @@ impl PickError {
         match self {
             PickError::NoInstance { service }
             | PickError::NoMaster { service, .. }
-            | PickError::MasterDrained { service }
+            | PickError::MasterDrained { service, .. }
             | PickError::AllDrained { service, .. }
             | PickError::OnlyMaster { service }
             | PickError::NoRoom { service }

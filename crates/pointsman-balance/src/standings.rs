@@ -114,7 +114,7 @@ impl Standings {
             (Candidates::Master, Some(Member { standing: Standing::Guarded { .. }, .. }) | None) => {
                 PickError::NoMaster { service, since: self.masterless_since }
             }
-            (Candidates::Master, Some(_)) => PickError::MasterDrained { service },
+            (Candidates::Master, Some(_)) => PickError::MasterDrained { service, since: self.masterless_since },
             (Candidates::Normals, Some(master)) if !is_out_of_work(master) => PickError::OnlyMaster { service },
             _ => PickError::AllDrained { service, instances: self.members.len() },
         })

@@ -219,10 +219,8 @@ fn a_refusal_says_what_is_the_matter() {
     assert_eq!(refusal([none; 3], master, true), no_instance);
     assert_eq!(refusal([drained; 3], normals, true), PickError::AllDrained { service: service.clone(), instances: 3 });
     assert_eq!(refusal([passing, drained, none], normals, false), PickError::OnlyMaster { service: service.clone() });
-    assert_eq!(
-        refusal([drained, passing, passing], master, true),
-        PickError::MasterDrained { service: service.clone() }
-    );
+    let is_drained = refusal([drained, passing, passing], master, true);
+    assert!(matches!(is_drained, PickError::MasterDrained { since: Some(_), .. }), "a moment ago it was not");
     let no_master = PickError::NoMaster { service: service.clone(), since: None };
     assert_eq!(refusal([none, passing, passing], master, true), no_master);
     assert_eq!(refusal([Is::GuardedFailed, passing, passing], master, true), no_master);

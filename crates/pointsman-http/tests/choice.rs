@@ -252,6 +252,25 @@ async fn a_master_that_is_gone_before_it_was_registered_away_is_waited_past() {
 }
 
 #[tokio::test]
+async fn a_master_that_is_drained_is_waited_past() {
+    let (m, next) = (origin("m").await, origin("next").await);
+    let fleet = Fleet::new(&["ress"]);
+    fleet.set("ress", &[("m", m.address), ("n", next.address)]);
+    let mut settings = settings(|pass| pass.queue_timeout = SOON);
+    to_master(&mut settings);
+    let proxy = fleet.proxy(settings, Options::default());
+    let address = proxy.address();
+    assert_eq!(answers(&proxy, 1).await, "m");
+    fleet.put("ress", [drained(instance("ress", "m", m.address)), instance("ress", "n", next.address)]);
+    let waiting = tokio::spawn(async move { get(address, "/").await });
+    until("it waits", || queued(&proxy) == 1).await;
+    let mut promoted = instance("ress", "n", next.address);
+    promoted.role = pointsman_core::Role::Master(pointsman_core::Term(2));
+    fleet.put("ress", [drained(instance("ress", "a", m.address)), promoted]);
+    assert_eq!(waiting.await.unwrap(), (200, "next".to_owned()));
+}
+
+#[tokio::test]
 async fn where_there_was_no_master_for_long_nothing_is_waited_for() {
     let n = origin("n").await;
     let fleet = Fleet::new(&["ress"]);

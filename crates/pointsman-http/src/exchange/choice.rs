@@ -45,7 +45,7 @@ pub(super) enum Unavailable {
 enum Refused {
     /// All have as much as they may.
     Full,
-    /// The master has gone a moment ago, or cannot be reached: another may be about to be elected.
+    /// The master has gone or been drained a moment ago, or cannot be reached: another may be about to be elected.
     Masterless(PickError),
     /// There is nothing to wait for.
     Finally(PickError),
@@ -110,7 +110,11 @@ impl Choice<'_> {
         let timeout = self.passing.pass.queue_timeout;
         match error {
             PickError::NoRoom { .. } => Refused::Full,
-            PickError::NoMaster { since: Some(since), .. } if since.elapsed() < timeout => Refused::Masterless(error),
+            PickError::NoMaster { since: Some(since), .. } | PickError::MasterDrained { since: Some(since), .. }
+                if since.elapsed() < timeout =>
+            {
+                Refused::Masterless(error)
+            }
             PickError::AllExcluded { .. } if self.target.wants_master() => Refused::Masterless(error),
             error => Refused::Finally(error),
         }
