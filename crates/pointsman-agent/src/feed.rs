@@ -34,7 +34,7 @@ pub(crate) struct Feed {
     /// The number of the last group of `all`.
     last: watch::Sender<u64>,
     /// What those who watch all services were shown first, the last time, and the number at which it was.
-    reset: Mutex<Option<(u64, Bytes)>>,
+    reset: Mutex<Option<(u64, String, Bytes)>>,
     /// Since when the registry is away.
     stale: watch::Sender<bool>,
     /// Tells this agent's groups from those of another, or of this one before it was started again.
@@ -196,10 +196,10 @@ impl Feed {
         // Those who come one after the other are shown the same, which is in memory once.
         let mut last = self.reset.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*last {
-            Some((there, text)) if *there == number => vec![text.clone()],
+            Some((there, is, text)) if *there == number && is == about => vec![text.clone()],
             _ => {
                 let text = Bytes::from(self.reset_of(&self.topics(), about, number).concat());
-                *last = Some((number, text.clone()));
+                *last = Some((number, about.to_owned(), text.clone()));
                 vec![text]
             }
         }

@@ -200,14 +200,18 @@ impl Agent {
     /// What is returned is how many registrations are left so. If there are any, end the process without closing the registry
     /// ([`Registry::abandon`]): closing it would deregister them.
     pub async fn close(self) -> usize {
-        let left = self.state.registrations.close().await;
-        self.state.go_micro_service.close().await;
+        let left = self.state.registrations.close();
+        // Before they have ended: those who watch must not be told that instances are gone, where it is only the agent that ends.
         self.state.closing.send_replace(true);
+        for registered in &left {
+            registered.ended().await;
+        }
+        self.state.go_micro_service.close().await;
         // What is being answered just now is answered, if whoever asked takes it.
         if tokio::time::timeout(FAREWELL, self.state.open.closed()).await.is_err() {
             tracing::debug!("connections are still open");
         }
-        left
+        left.len()
     }
 }
 

@@ -255,16 +255,14 @@ impl Registrations {
         (held.len(), held.values().filter(|registered| registered.answer().role == Role::Detached).count())
     }
 
-    /// Ends all of them here, without deregistering where the registry keeps them without us: another agent may take over.
-    pub(crate) async fn close(&self) -> usize {
+    /// Begins to end all of them here, without deregistering where the registry keeps them without us: another agent may take
+    /// over. What is returned is to be [waited for](Registered::ended).
+    pub(crate) fn close(&self) -> Vec<Arc<Registered>> {
         let all = self.shut();
         for registered in &all {
             registered.end(End::Closing);
         }
-        for registered in &all {
-            registered.ended().await;
-        }
-        all.len()
+        all
     }
 }
 
@@ -441,7 +439,7 @@ mod tests {
         let registrations = Registrations::new(registry, 10);
         let patience = Duration::from_secs(10);
         let _bound = registrations.hold(&wish(None), patience).await.unwrap();
-        assert_eq!(registrations.close().await, 1);
+        assert_eq!(registrations.close().len(), 1);
         assert_eq!(registrations.hold(&wish(None), patience).await.unwrap_err().kind, Kind::Closing);
         assert_eq!(registrations.put(&wish(None), patience).await.unwrap_err().kind, Kind::Closing);
     }

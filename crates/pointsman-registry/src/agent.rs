@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use self::connect::{Agents, Answer, Fault};
 use crate::backend::{Backend, Event, Scope};
-use crate::overrides::OverrideChange;
+use crate::overrides::{Override, OverrideChange};
 use crate::registration::{End, Task};
 use crate::url::AgentUrl;
 use crate::{Error, Result};
@@ -91,6 +91,11 @@ impl Backend for Agent {
             Ok(answer) => Err(answer.refusal(step)),
             Err(fault) => Err(fault.unavailable(step)),
         }
+    }
+
+    async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
+        // All that is known through an agent is who is drained; and the agent has told that this one is not.
+        if set.drained { self.set_override(service, code, OverrideChange::Drain).await } else { Ok(()) }
     }
 
     async fn close(&self) {

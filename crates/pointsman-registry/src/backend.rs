@@ -9,7 +9,7 @@ use pointsman_core::{Instance, Problem};
 use tokio::sync::mpsc;
 
 use crate::Result;
-use crate::overrides::OverrideChange;
+use crate::overrides::{Identity, Override, OverrideChange, Overrides};
 use crate::registration::{End, Task};
 
 /// Where registrations live. Behind the concrete [`Registry`](crate::Registry); chosen by the URL's scheme.
@@ -26,6 +26,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Changes what an operator has set for an instance.
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()>;
+
+    /// Sets what an operator had set for an instance before the registry lost its data, unless something is set for it already.
+    async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()>;
 
     /// Ends everything. What is still registered is gone afterwards.
     async fn close(&self);
@@ -63,19 +66,27 @@ pub(crate) enum Event {
     /// The connection is lost: what is known may be out of date from now on.
     Stale,
     /// All services of the scope that hold anything. Services that are not named hold nothing. Everything is fresh.
-    Reset(Vec<ServiceState>),
+    Reset {
+        states: Vec<ServiceState>,
+        /// Which data the registry holds, where it can tell.
+        identity: Option<Identity>,
+    },
     /// One service, whole, as it is now.
     Put(ServiceState),
+    /// Which data the registry holds, if it could not tell when everything was told. It is not other data for that.
+    Identity(Identity),
 }
 
-/// One service as the registry holds it, with the operator's overrides applied.
+/// One service as the registry holds it.
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     pub(crate) service: Arc<str>,
     /// The registry's own revision of it: must not fall, or it was read from a server that lags behind.
     pub(crate) revision: u64,
+    /// As they have registered: what operators have set is applied by whoever shows them.
     pub(crate) instances: Vec<Arc<Instance>>,
     pub(crate) problems: Vec<Problem>,
+    pub(crate) overrides: Overrides,
     /// The codes of which the backend knows that they left cleanly since it told the last state. What else is not there any more
     /// was lost.
     pub(crate) left: Vec<Arc<str>>,
@@ -84,6 +95,13 @@ pub(crate) struct ServiceState {
 impl ServiceState {
     /// A service that holds nothing.
     pub(crate) fn empty(service: impl Into<Arc<str>>) -> Self {
-        Self { service: service.into(), revision: 0, instances: vec![], problems: vec![], left: vec![] }
+        Self {
+            service: service.into(),
+            revision: 0,
+            instances: vec![],
+            problems: vec![],
+            overrides: Overrides::new(),
+            left: vec![],
+        }
     }
 }

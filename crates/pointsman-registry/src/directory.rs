@@ -86,6 +86,13 @@ impl Directory {
         self.inner.shared.has_left(service, code)
     }
 
+    /// Which data the registry holds, where it can tell: another word after it has lost all of it, and begun anew. The same for
+    /// everybody who follows it.
+    #[must_use]
+    pub fn registry_id(&self) -> Option<String> {
+        self.inner.shared.identity().map(|identity| identity.id)
+    }
+
     /// A handle on one service. `None` if this directory does not follow it.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<Service> {

@@ -14,11 +14,14 @@ use pointsman_core::{Instance, Role, Snapshot, Status, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Scope;
+use crate::overrides::{Identity, Overrides};
 
 /// A snapshot as it was read from disk.
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) snapshot: Snapshot,
+    /// What operators have set, also for codes that are not in the snapshot.
+    pub(crate) overrides: Overrides,
     pub(crate) at: SystemTime,
 }
 
@@ -28,6 +31,8 @@ struct File {
     revision: u64,
     saved_at_unix_ms: u64,
     instances: Vec<Entry>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    overrides: Overrides,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,26 +52,52 @@ struct Entry {
 }
 
 /// Writes each snapshot. What cannot be written is logged: the disk may be full, and nothing else depends on it.
-pub(crate) fn save(folder: &Path, snapshots: &[Arc<Snapshot>]) {
-    for snapshot in snapshots {
+pub(crate) fn save(folder: &Path, services: &[(Arc<Snapshot>, Overrides)]) {
+    for (snapshot, overrides) in services {
         let path = folder.join(file_name(snapshot.service()));
-        if let Err(error) = save_one(folder, &path, snapshot) {
+        if let Err(error) = save_one(folder, &path, snapshot, overrides) {
             tracing::warn!(path = %path.display(), %error, "snapshot not saved");
         }
     }
 }
 
-fn save_one(folder: &Path, path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
-    if snapshot.is_empty() {
+fn save_one(folder: &Path, path: &Path, snapshot: &Snapshot, overrides: &Overrides) -> std::io::Result<()> {
+    if snapshot.is_empty() && overrides.is_empty() {
         return match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         };
     }
+    write(folder, path, &File { overrides: overrides.clone(), ..File::from(snapshot) })
+}
+
+/// Writes the whole file or nothing.
+fn write(folder: &Path, path: &Path, content: &impl Serialize) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let aside = aside(path);
-    std::fs::write(&aside, serde_json::to_vec(&File::from(snapshot))?)?;
+    std::fs::write(&aside, serde_json::to_vec(content)?)?;
     std::fs::rename(&aside, path)
+}
+
+/// The name of no service's file: those end in `.json`.
+const IDENTITY: &str = "registry";
+
+/// Writes down which data the registry holds from which the snapshots are.
+pub(crate) fn save_identity(folder: &Path, identity: Option<&Identity>) {
+    let path = folder.join(IDENTITY);
+    if let Err(error) = write(folder, &path, &identity) {
+        tracing::warn!(path = %path.display(), %error, "the registry's identity is not saved");
+    }
+}
+
+/// Which data the registry held from which the snapshots are.
+pub(crate) fn load_identity(folder: &Path) -> Option<Identity> {
+    serde_json::from_slice(&std::fs::read(folder.join(IDENTITY)).ok()?).ok()?
+}
+
+/// What operators had set, by service.
+pub(crate) fn load_overrides(folder: &Path) -> Vec<(Arc<str>, Overrides)> {
+    load(folder, &Scope::All).into_iter().map(|saved| (saved.snapshot.service().clone(), saved.overrides)).collect()
 }
 
 /// Another one for each write: two directories of a process may save the same service at the same time.
@@ -155,6 +186,7 @@ impl From<&Snapshot> for File {
             revision: snapshot.revision(),
             saved_at_unix_ms: unix_ms(SystemTime::now()),
             instances: snapshot.instances().iter().map(entry).collect(),
+            overrides: Overrides::new(),
         }
     }
 }
@@ -172,13 +204,14 @@ impl From<File> for Saved {
             Arc::new(instance)
         });
         let snapshot = Snapshot::new(service.clone(), file.revision, instances.collect());
-        Saved { snapshot, at: UNIX_EPOCH + Duration::from_millis(file.saved_at_unix_ms) }
+        Saved { snapshot, overrides: file.overrides, at: UNIX_EPOCH + Duration::from_millis(file.saved_at_unix_ms) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overrides::Override;
 
     fn snapshot(service: &str) -> Snapshot {
         let mut master = Instance::new(service).code("a").address("h:1").tag("zone", "eu").weight(3);
@@ -198,15 +231,28 @@ mod tests {
         let long = "长".repeat(80);
         for service in ["a.b", "A:b", &long] {
             let saved = snapshot(service);
-            save(folder.path(), &[Arc::new(saved.clone())]);
+            save(folder.path(), &[(Arc::new(saved.clone()), Overrides::new())]);
             let loaded = load(folder.path(), &Scope::one(service)).pop().unwrap();
             assert!(loaded.snapshot.same_content(&saved), "{loaded:?}");
             assert!(loaded.at.elapsed().unwrap() < Duration::from_secs(60));
         }
         assert_eq!(load(folder.path(), &Scope::All).len(), 3);
         assert_eq!((highest(folder.path()), highest(Path::new("/does/not/exist"))), (9, 0));
-        save(folder.path(), &[Arc::new(Snapshot::empty("a.b"))]);
+        save(folder.path(), &[(Arc::new(Snapshot::empty("a.b")), Overrides::new())]);
         assert_eq!(load(folder.path(), &Scope::All).len(), 2);
+    }
+
+    #[test]
+    fn what_operators_have_set_is_saved_also_for_who_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let overrides = Overrides::from([("z".into(), Override { drained: true, weight: Some(3) })]);
+        save(folder.path(), &[(Arc::new(Snapshot::empty("s")), overrides.clone())]);
+        assert_eq!(load_overrides(folder.path()), [("s".into(), overrides)]);
+        assert_eq!(load_identity(folder.path()), None);
+        let identity = Identity { id: "x".to_owned(), since_unix_ms: Some(7) };
+        save_identity(folder.path(), Some(&identity));
+        assert_eq!(load_identity(folder.path()), Some(identity));
+        assert_eq!(load(folder.path(), &Scope::All).len(), 1);
     }
 
     #[test]

@@ -37,6 +37,16 @@ impl Default for Guard {
 }
 
 impl Guard {
+    /// For a registry that guards what it tells: guarded here is only what it holds no more because it has lost its data.
+    pub(crate) fn against_lost_data() -> Self {
+        Self { at_least: usize::MAX, ..Self::default() }
+    }
+
+    /// Whether an empty list is suspicious although the registry holds the same data as before.
+    pub(crate) fn doubts_an_empty_list(&self) -> bool {
+        self.at_least != usize::MAX
+    }
+
     /// Whether a fall from `peak` instances to `present` is a mass loss.
     pub(crate) fn is_mass_loss(&self, peak: usize, present: usize) -> bool {
         peak >= self.at_least && self.is_most(peak, present)

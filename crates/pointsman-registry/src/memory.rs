@@ -3,6 +3,7 @@
 mod state;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 
 use self::state::{MemberId, State};
 use crate::backend::{Backend, Event, Scope, ServiceState};
-use crate::overrides::OverrideChange;
+use crate::overrides::{Identity, Override, OverrideChange, Overrides};
 use crate::registration::{Command, Departure, End, Report, Task};
 use crate::{Error, Result};
 
@@ -21,6 +22,8 @@ pub(crate) struct Memory {
     name: String,
     state: Mutex<State<Told>>,
     changed: broadcast::Sender<Arc<str>>,
+    identity: Identity,
+    is_restored: AtomicBool,
 }
 
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Memory>>>> = LazyLock::new(Mutex::default);
@@ -35,8 +38,13 @@ impl Memory {
         if let Some(existing) = named.get(name).and_then(Weak::upgrade) {
             return existing;
         }
-        let memory =
-            Arc::new(Self { name: name.to_owned(), state: Mutex::default(), changed: broadcast::channel(CHANGES).0 });
+        let memory = Arc::new(Self {
+            name: name.to_owned(),
+            state: Mutex::default(),
+            changed: broadcast::channel(CHANGES).0,
+            identity: Identity { id: format!("{:032x}", fastrand::u128(..)), since_unix_ms: Some(now_us() / 1000) },
+            is_restored: AtomicBool::new(false),
+        });
         memory.rise_above(now_us());
         named.insert(name.to_owned(), Arc::downgrade(&memory));
         memory
@@ -46,6 +54,20 @@ impl Memory {
     /// longer than this one lives: a master of ours must not be taken for a deposed one.
     pub(crate) fn rise_above(&self, clock: u64) {
         lock(&self.state).rise_above(clock);
+    }
+
+    /// Lets operators' settings be what they were in a process before this one. Only the first time: what is undone here must not
+    /// come back with the next who connects.
+    pub(crate) fn restore(&self, overrides: Vec<(Arc<str>, Overrides)>) -> &Identity {
+        if !self.is_restored.swap(true, Ordering::Relaxed) {
+            for (service, overrides) in overrides {
+                for (code, set) in overrides {
+                    tracing::info!(%service, %code, ?set, "override restored from disk");
+                    self.change(&service, |state| state.restore_override(&service, &code, set));
+                }
+            }
+        }
+        &self.identity
     }
 
     /// Carries out one change of a service: tells whose role is another now, and wakes the followers.
@@ -138,14 +160,18 @@ impl Backend for Memory {
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
         let (mut changed, mut seen) = (self.changed.subscribe(), Seen::new());
-        if events.send(Event::Reset(self.read_all(&scope, &mut seen))).await.is_err() {
+        let reset = |seen: &mut Seen| Event::Reset {
+            states: self.read_all(&scope, seen),
+            identity: Some(self.identity.clone()),
+        };
+        if events.send(reset(&mut seen)).await.is_err() {
             return;
         }
         loop {
             let event = match changed.recv().await {
                 Ok(service) if !scope.contains(&service) => continue,
                 Ok(service) => Event::Put(self.read(&service, &mut seen)),
-                Err(RecvError::Lagged(_)) => Event::Reset(self.read_all(&scope, &mut seen)),
+                Err(RecvError::Lagged(_)) => reset(&mut seen),
                 Err(RecvError::Closed) => return,
             };
             if events.send(event).await.is_err() {
@@ -157,6 +183,12 @@ impl Backend for Memory {
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
         let service: Arc<str> = service.into();
         self.change(&service, |state| state.set_override(&service, code, change));
+        Ok(())
+    }
+
+    async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
+        let service: Arc<str> = service.into();
+        self.change(&service, |state| state.restore_override(&service, code, set));
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! What an operator sets for an instance: stored apart from the registration, so that an instance that registers again
 //! cannot undo it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Instance, Status};
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,29 @@ pub(crate) struct Override {
     /// Instead of the weight that the instance has registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) weight: Option<u32>,
+}
+
+/// What operators have set for the instances of one service, by code; also of those that are not registered.
+pub(crate) type Overrides = BTreeMap<Arc<str>, Override>;
+
+/// Which data a registry holds: another one after it has lost all of it, and begun anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) id: String,
+    /// Since when it has been holding this data, where it can tell; in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since_unix_ms: Option<u64>,
+}
+
+/// Data that a registry has held for longer than this is believed to be what operators want, whatever was known before.
+const SETTLED: Duration = Duration::from_secs(600);
+
+impl Identity {
+    /// Whether the registry has held this data for so long that an override that is missing in it was cleared on purpose.
+    pub(crate) fn is_settled(&self, now: SystemTime) -> bool {
+        let since = self.since_unix_ms.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+        since.is_some_and(|since| now.duration_since(since).is_ok_and(|age| age > SETTLED))
+    }
 }
 
 /// One change of an [`Override`].

@@ -20,7 +20,7 @@ use crate::hold::{Hold, Holds};
 use crate::memory::Memory;
 use crate::overrides::OverrideChange;
 use crate::registration::{self, Command, Departure, End, Registration};
-use crate::store::{Shared, Store};
+use crate::store::{Restore, Shared, Store};
 use crate::url::{Common, Url, redacted};
 use crate::zookeeper::ZooKeeper;
 use crate::{Error, Result};
@@ -307,8 +307,10 @@ impl Registry {
         let known = known(&directories, &scope);
         let shared = Arc::new(Shared::new(scope.clone()));
         let (events, receiver) = mpsc::channel(EVENTS);
-        let store = Store::new(shared.clone(), inner.guard, inner.snapshots.clone());
+        let (restores, restored) = mpsc::unbounded_channel();
+        let store = Store::new(shared.clone(), inner.guard, inner.snapshots.clone(), restores);
         let (backend, followed) = (inner.backend.clone(), scope.clone());
+        let restoring = restore(backend.clone(), restored);
         // On one task: what the backend sends, the store takes in without another thread being woken.
         let (alive, mut ended) = watch::channel(());
         let (mut closed, task) = (inner.closed.subscribe(), inner.tasks.subscribe());
@@ -330,7 +332,7 @@ impl Registry {
                     } => {}
                 }
             };
-            tokio::join!(following, store.run(receiver));
+            tokio::join!(following, store.run(receiver), restoring);
         });
         let directory = Arc::new(DirectoryInner::new(shared, alive));
         directories.retain(|_, directory| directory.strong_count() > 0);
@@ -403,15 +405,24 @@ impl Builder {
                 if let Some(folder) = &folder {
                     // The clock may have jumped back since.
                     let folder = folder.join(memory.label());
-                    let highest = tokio::task::spawn_blocking(move || disk::highest(&folder)).await;
-                    memory.rise_above(highest.unwrap_or_default());
+                    let memory = memory.clone();
+                    let restoring = tokio::task::spawn_blocking(move || {
+                        memory.rise_above(disk::highest(&folder));
+                        // From here on the snapshots are of this registry.
+                        disk::save_identity(&folder, Some(memory.restore(disk::load_overrides(&folder))));
+                    });
+                    let _ = restoring.await;
                 }
                 memory
             }
             Url::ZooKeeper(settings) => Arc::new(ZooKeeper::new(*settings)?),
             Url::Agent(settings) => Arc::new(Agent::new(*settings, connect_timeout)?),
         };
-        let guard_of_url = || if guard.unwrap_or(guards) { Some(Guard::default()) } else { None };
+        let guard_of_url = || match guard {
+            None if !guards => Some(Guard::against_lost_data()),
+            Some(false) => None,
+            _ => Some(Guard::default()),
+        };
         let snapshots = folder.map(|folder| folder.join(backend.label()));
         let (shown, closed) = (redacted(&self.url), watch::Sender::new(false));
         let limit = (!self.wait).then_some(connect_timeout);
@@ -457,7 +468,7 @@ fn known(directories: &HashMap<Scope, Weak<DirectoryInner>>, scope: &Scope) -> V
         let snapshot = snapshots.max_by_key(|snapshot| snapshot.revision())?;
         let (instances, problems) = (snapshot.instances().to_vec(), snapshot.problems().to_vec());
         // Older than whatever the registry tells.
-        Some(ServiceState { service: service.clone(), revision: 0, instances, problems, left: Vec::new() })
+        Some(ServiceState { instances, problems, ..ServiceState::empty(service.clone()) })
     };
     services.iter().filter_map(newest).collect()
 }
@@ -497,6 +508,16 @@ async fn reach(backend: &dyn Backend, limit: Option<Duration>, patience: Duratio
         _ => {
             tracing::warn!(reason, folder = %folder.display(), "the registry is away, and there is no snapshot on disk");
             Ok(false)
+        }
+    }
+}
+
+/// Sets again, in a registry that has lost its data, what operators had set there.
+async fn restore(backend: Arc<dyn Backend>, mut restores: mpsc::UnboundedReceiver<Restore>) {
+    while let Some(Restore { service, code, set }) = restores.recv().await {
+        match backend.restore_override(&service, &code, set).await {
+            Ok(()) => tracing::warn!(%service, %code, ?set, "override restored: the registry had lost it"),
+            Err(error) => tracing::warn!(%service, %code, ?set, %error, "override kept here, but not restored"),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Snapshot, View, ViewWriter};
+use pointsman_core::{Instance, Snapshot, Status, View, ViewWriter};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::backend::{Event, Scope, ServiceState};
 use crate::disk;
 use crate::guard::{Guard, GuardState, Observation};
+use crate::overrides::{Identity, Override, Overrides};
 
 /// What the writer and the readers of one directory share.
 #[derive(Debug)]
@@ -27,6 +28,16 @@ pub(crate) struct Shared {
     /// Which service it was, of the last changes: the one of the newest version is the last.
     journal: RwLock<VecDeque<Arc<str>>>,
     pub(crate) link: watch::Sender<Link>,
+    /// Which data the registry holds, where it can tell.
+    identity: RwLock<Option<Identity>>,
+}
+
+/// An override of which a registry that has lost its data knows nothing: to be set there again.
+#[derive(Debug)]
+pub(crate) struct Restore {
+    pub(crate) service: Arc<str>,
+    pub(crate) code: Arc<str>,
+    pub(crate) set: Override,
 }
 
 /// Whether the directory is connected to its registry.
@@ -60,7 +71,20 @@ impl Shared {
         let (version, link) = (watch::Sender::new(0), watch::Sender::new(link));
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let base = u64::try_from(since.as_micros()).unwrap_or_default();
-        Self { scope, base, cells: RwLock::default(), version, journal: RwLock::default(), link }
+        Self {
+            scope,
+            base,
+            cells: RwLock::default(),
+            version,
+            journal: RwLock::default(),
+            link,
+            identity: RwLock::default(),
+        }
+    }
+
+    /// Which data the registry holds.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Follows one service, whether it exists or not.
@@ -158,12 +182,18 @@ pub(crate) struct Store {
     /// What the registry holds, without what a guard adds.
     held: HashMap<Arc<str>, Held>,
     unsaved: HashSet<Arc<str>>,
+    restores: mpsc::UnboundedSender<Restore>,
 }
 
 #[derive(Debug)]
 struct Held {
+    /// As the instances have registered.
     raw: Snapshot,
     guard: GuardState,
+    /// What operators have set, as the registry says.
+    overrides: Overrides,
+    /// What operators had set before the registry lost its data: in force until it says something else of the same code.
+    kept: Overrides,
 }
 
 /// What the registry says of one service.
@@ -181,8 +211,14 @@ const JOURNAL: usize = 4096;
 const SAVE_AFTER: Duration = Duration::from_millis(250);
 
 impl Store {
-    pub(crate) fn new(shared: Arc<Shared>, guard: Option<Guard>, folder: Option<PathBuf>) -> Self {
-        Self { shared, guard, folder, held: HashMap::new(), unsaved: HashSet::new() }
+    /// What is to be set again in the registry is sent to `restores`.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        guard: Option<Guard>,
+        folder: Option<PathBuf>,
+        restores: mpsc::UnboundedSender<Restore>,
+    ) -> Self {
+        Self { shared, guard, folder, held: HashMap::new(), unsaved: HashSet::new(), restores }
     }
 
     /// Runs until the backend's end of `events` is dropped.
@@ -220,12 +256,15 @@ impl Store {
                 link.stale_since.get_or_insert(now);
             }),
             Event::Put(state) => self.put(state, false, now),
-            Event::Reset(states) => self.reset(states, now),
+            Event::Identity(identity) => self.note_identity(Some(identity)),
+            Event::Reset { states, identity } => self.reset(states, identity, now),
         }
     }
 
-    fn reset(&mut self, states: Vec<ServiceState>, now: Instant) {
-        let is_emptied = self.is_emptied(&states);
+    fn reset(&mut self, states: Vec<ServiceState>, identity: Option<Identity>, now: Instant) {
+        let is_empty = self.is_emptied(&states);
+        let is_other = self.keep_overrides(identity, is_empty);
+        let is_emptied = is_other || is_empty && self.guard.is_some_and(|guard| guard.doubts_an_empty_list());
         let named: HashSet<Arc<str>> = states.iter().map(|state| state.service.clone()).collect();
         for state in states {
             self.put(state, is_emptied, now);
@@ -235,12 +274,59 @@ impl Store {
             let revision = self.held[&service].raw.revision();
             self.put(ServiceState { revision, ..ServiceState::empty(service) }, is_emptied, now);
         }
+        self.restore_overrides();
         self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
+    }
+
+    /// What operators have set stays in force if the registry has lost it. Returns whether the registry has lost its data.
+    fn keep_overrides(&mut self, identity: Option<Identity>, is_emptied: bool) -> bool {
+        let before = self.shared.identity();
+        let is_other = match (&before, &identity) {
+            (Some(before), Some(now)) => before.id != now.id,
+            (Some(_), None) => true,
+            // It cannot tell.
+            (None, None) => is_emptied,
+            // Something has been set there for the first time, or this is the first that is heard of it.
+            (None, Some(_)) => false,
+        };
+        if is_other {
+            let is_settled = identity.as_ref().is_some_and(|identity| identity.is_settled(SystemTime::now()));
+            for held in self.held.values_mut() {
+                if is_settled {
+                    held.kept.clear();
+                } else {
+                    held.kept.append(&mut held.overrides);
+                }
+            }
+            tracing::warn!(?before, now = ?identity, is_settled, "the registry holds other data than before");
+        }
+        self.note_identity(identity);
+        is_other
+    }
+
+    fn note_identity(&self, identity: Option<Identity>) {
+        if self.shared.identity() != identity {
+            if let Some(folder) = self.folder.clone() {
+                let identity = identity.clone();
+                tokio::task::spawn_blocking(move || disk::save_identity(&folder, identity.as_ref()));
+            }
+            *self.shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        }
+    }
+
+    /// Asks for what the registry has lost to be set there again. Where that fails it is asked for again with the next reset.
+    fn restore_overrides(&self) {
+        for (service, held) in &self.held {
+            for (code, set) in &held.kept {
+                // Whoever receives them ends after this.
+                let _ = self.restores.send(Restore { service: service.clone(), code: code.clone(), set: *set });
+            }
+        }
     }
 
     /// Whether the registry holds nothing any more, or has lost most of what it held: all services taken together.
     fn is_emptied(&self, states: &[ServiceState]) -> bool {
-        let Some(guard) = &self.guard else { return false };
+        let guard = self.guard.unwrap_or_default();
         let left: HashSet<(&str, &str)> =
             states.iter().flat_map(|state| state.left.iter().map(|code| (&*state.service, &**code))).collect();
         let held = self.held.iter().flat_map(|(service, held)| held.raw.instances().iter().map(move |i| (service, i)));
@@ -250,8 +336,13 @@ impl Store {
     }
 
     fn put(&mut self, state: ServiceState, is_emptied: bool, now: Instant) {
-        let ServiceState { service, revision, instances, problems, left } = state;
+        let ServiceState { service, revision, instances, problems, overrides, left } = state;
         let held = self.held.entry(service.clone()).or_insert_with(|| Held::new(Snapshot::empty(service.clone())));
+        held.kept.retain(|code, _| !overrides.contains_key(code));
+        if held.overrides != overrides {
+            self.unsaved.insert(service.clone());
+        }
+        held.overrides = overrides;
         let raw = Snapshot::new(service, revision, instances).with_problems(problems);
         let guard = self.guard.as_ref();
         Self::show(&self.shared, guard, held, News { raw, left, is_emptied }, now, &mut self.unsaved);
@@ -278,7 +369,8 @@ impl Store {
         shared.note_departures(&before, &raw, left);
         // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
         let revision = raw.revision().max(before.revision() + 1).max(shared.base);
-        let shown = raw.instances().iter().cloned().chain(lost.iter().cloned()).collect();
+        let all = raw.instances().iter().cloned().chain(lost.iter().cloned());
+        let shown = all.map(|instance| held.in_force(&instance.code).apply(instance)).collect();
         let next = Snapshot::new(raw.service().clone(), revision, shown).with_problems(raw.problems().to_vec());
         held.raw = raw;
         if next.same_content(&before) {
@@ -297,12 +389,18 @@ impl Store {
     async fn load_from_disk(&mut self) {
         let Some(folder) = self.folder.clone() else { return };
         let scope = self.shared.scope.clone();
-        let saved = tokio::task::spawn_blocking(move || disk::load(&folder, &scope)).await.unwrap_or_default();
+        let loading = tokio::task::spawn_blocking(move || (disk::load(&folder, &scope), disk::load_identity(&folder)));
+        let (saved, identity) = loading.await.unwrap_or_default();
+        *self.shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
         let Some(oldest) = saved.iter().map(|saved| saved.at).min() else { return };
         for saved in saved {
             // Held as if the registry had told it: what its first word does not name is gone, after the guard's time.
-            self.held.insert(saved.snapshot.service().clone(), Held::new(saved.snapshot.clone()));
-            self.shared.store(saved.snapshot);
+            let raw = registered(&saved.snapshot, &saved.overrides);
+            let held = Held { overrides: saved.overrides, ..Held::new(raw) };
+            self.held.insert(saved.snapshot.service().clone(), held);
+            if !saved.snapshot.is_empty() {
+                self.shared.store(saved.snapshot);
+            }
         }
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
         let now = Instant::now();
@@ -314,15 +412,43 @@ impl Store {
     fn save_to_disk(&mut self) -> Option<JoinHandle<()>> {
         let unsaved: Vec<_> = self.unsaved.drain().collect();
         let folder = self.folder.clone().filter(|_| !unsaved.is_empty())?;
-        let snapshots: Vec<_> = unsaved.iter().map(|service| self.shared.snapshot(service)).collect();
-        Some(tokio::task::spawn_blocking(move || disk::save(&folder, &snapshots)))
+        let with_overrides = |service: &Arc<str>| {
+            let overrides = self.held.get(service).map(Held::all_overrides).unwrap_or_default();
+            (self.shared.snapshot(service), overrides)
+        };
+        let services: Vec<_> = unsaved.iter().map(with_overrides).collect();
+        Some(tokio::task::spawn_blocking(move || disk::save(&folder, &services)))
     }
 }
 
 impl Held {
     fn new(raw: Snapshot) -> Self {
-        Self { raw, guard: GuardState::default() }
+        Self { raw, guard: GuardState::default(), overrides: Overrides::new(), kept: Overrides::new() }
     }
+
+    /// What an operator has set for an instance.
+    fn in_force(&self, code: &str) -> Override {
+        self.overrides.get(code).or_else(|| self.kept.get(code)).copied().unwrap_or_default()
+    }
+
+    fn all_overrides(&self) -> Overrides {
+        let mut all = self.kept.clone();
+        all.extend(self.overrides.iter().map(|(code, set)| (code.clone(), *set)));
+        all
+    }
+}
+
+/// What a snapshot would be without drains. What a weight was before an operator set it is not known: the registry will tell.
+fn registered(shown: &Snapshot, overrides: &Overrides) -> Snapshot {
+    let without_drain = |instance: &Arc<Instance>| {
+        let mut instance = instance.clone();
+        if overrides.get(&instance.code).is_some_and(|set| set.drained) {
+            Arc::make_mut(&mut instance).status = Status::Passing;
+        }
+        instance
+    };
+    let instances = shown.instances().iter().map(without_drain).collect();
+    Snapshot::new(shown.service().clone(), shown.revision(), instances).with_problems(shown.problems().to_vec())
 }
 
 async fn at(when: Option<Instant>) {
@@ -350,8 +476,6 @@ async fn done_or_idle(task: &mut Option<JoinHandle<()>>) {
 
 #[cfg(test)]
 mod tests {
-    use pointsman_core::Instance;
-
     use super::*;
 
     fn state(service: &str, codes: &[&str]) -> ServiceState {
@@ -360,9 +484,17 @@ mod tests {
         ServiceState { revision: 1, instances, ..ServiceState::empty(service) }
     }
 
+    fn reset(states: Vec<ServiceState>) -> Event {
+        Event::Reset { states, identity: None }
+    }
+
+    fn restores() -> mpsc::UnboundedSender<Restore> {
+        mpsc::unbounded_channel().0
+    }
+
     fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {
         let instances = codes.map(|code| Arc::new(Instance::new(service).code(code.to_string()))).collect();
-        disk::save(folder, &[Arc::new(Snapshot::new(service, 7, instances))]);
+        disk::save(folder, &[(Arc::new(Snapshot::new(service, 7, instances)), Overrides::new())]);
     }
 
     #[tokio::test]
@@ -394,12 +526,12 @@ mod tests {
         saved(folder.path(), "many", 0..20);
         let shared = Arc::new(Shared::new(Scope::All));
         let (events, receiver) = mpsc::channel(1);
-        let store = Store::new(shared.clone(), Some(Guard::default()), Some(folder.path().to_owned()));
+        let store = Store::new(shared.clone(), Some(Guard::default()), Some(folder.path().to_owned()), restores());
         let running = tokio::spawn(store.run(receiver));
         let mut link = shared.link.subscribe();
         link.wait_for(|link| link.loaded == Loaded::FromDisk).await.unwrap();
         assert_eq!(shared.snapshot("few").instances().len(), 2);
-        events.send(Event::Reset(vec![])).await.unwrap();
+        events.send(reset(vec![])).await.unwrap();
         link.wait_for(|link| link.loaded == Loaded::FromRegistry).await.unwrap();
         for (service, count) in [("few", 2), ("many", 20)] {
             let snapshot = shared.snapshot(service);
@@ -413,17 +545,17 @@ mod tests {
 
     fn store(guard: Option<Guard>) -> (Arc<Shared>, Store) {
         let shared = Arc::new(Shared::new(Scope::All));
-        (shared.clone(), Store::new(shared, guard, None))
+        (shared.clone(), Store::new(shared, guard, None, restores()))
     }
 
     #[tokio::test]
     async fn nobody_sees_the_lost_missing_before_they_are_guarded() {
         let (shared, mut store) = store(Some(Guard::default()));
         let now = Instant::now();
-        store.take(Event::Reset(vec![state("a", &["1", "2"]), state("b", &["1", "2", "3"]), state("c", &["1"])]), now);
+        store.take(reset(vec![state("a", &["1", "2"]), state("b", &["1", "2", "3"]), state("c", &["1"])]), now);
         let (_, version) = shared.since(None);
         store.take(Event::Stale, now);
-        store.take(Event::Reset(vec![state("a", &["1"]), state("c", &["1"])]), now);
+        store.take(reset(vec![state("a", &["1"]), state("c", &["1"])]), now);
         assert_eq!(*shared.version.borrow(), version + 2, "one snapshot for each service that has lost anything");
         let guarded = |service: &str| {
             let snapshot = shared.snapshot(service);
@@ -441,14 +573,56 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn overrides_outlive_the_loss_of_the_registrys_data() {
+        let shared = Arc::new(Shared::new(Scope::All));
+        let (restores, mut restored) = mpsc::unbounded_channel();
+        let mut store = Store::new(shared.clone(), Some(Guard::default()), None, restores);
+        let (now, drained) = (Instant::now(), Override { drained: true, weight: Some(7) });
+        let identity = |id: &str, age: u64| {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() - Duration::from_secs(age);
+            Some(Identity { id: id.to_owned(), since_unix_ms: u64::try_from(since.as_millis()).ok() })
+        };
+        let with = |overrides: &[(&str, Override)]| {
+            let overrides = overrides.iter().map(|(code, set)| ((*code).into(), *set)).collect();
+            vec![ServiceState { overrides, ..state("s", &["a", "b"]) }]
+        };
+        let status = |code: &str| {
+            let snapshot = shared.snapshot("s");
+            let instance = snapshot.find(code).unwrap();
+            (instance.status, instance.weight, instance.is_guarded())
+        };
+        store
+            .take(Event::Reset { states: with(&[("a", drained), ("gone", drained)]), identity: identity("1", 5) }, now);
+        assert_eq!((status("a"), status("b")), ((Status::Drained, 7, false), (Status::Passing, 1, false)));
+        // Nobody is registered in the new one yet.
+        store.take(Event::Reset { states: vec![], identity: identity("2", 0) }, now);
+        assert_eq!((status("a"), status("b")), ((Status::Drained, 7, true), (Status::Passing, 1, true)));
+        let codes = [restored.try_recv().unwrap().code, restored.try_recv().unwrap().code];
+        assert_eq!(codes, ["a", "gone"].map(Arc::from));
+        store.take(Event::Put(with(&[]).remove(0)), now);
+        assert_eq!(status("a"), (Status::Drained, 7, false), "it has said nothing of it");
+        let weight = Override { drained: false, weight: Some(3) };
+        store.take(Event::Put(with(&[("a", weight)]).remove(0)), now);
+        store.take(Event::Put(with(&[]).remove(0)), now);
+        assert_eq!(status("a"), (Status::Passing, 1, false), "it has said something, and then nothing");
+        // Of the same registry, and of one that is as it is for long, everything is believed.
+        for (id, age) in [("2", 0), ("3", 601)] {
+            store.take(Event::Put(with(&[("a", drained)]).remove(0)), now);
+            assert_eq!(status("a"), (Status::Drained, 7, false));
+            store.take(Event::Reset { states: with(&[]), identity: identity(id, age) }, now);
+            assert_eq!(status("a"), (Status::Passing, 1, false), "{id}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_reset_after_clean_leaves_guards_nobody() {
         let (shared, mut store) = store(Some(Guard::default()));
         let now = Instant::now();
         let ten = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-        store.take(Event::Reset(vec![state("s", &ten), state("t", &["1"])]), now);
+        store.take(reset(vec![state("s", &ten), state("t", &["1"])]), now);
         let left: Vec<Arc<str>> = ten.iter().map(|code| (*code).into()).collect();
         let gone = ServiceState { left, ..ServiceState::empty("s") };
-        store.take(Event::Reset(vec![gone, state("t", &["1"])]), now);
+        store.take(reset(vec![gone, state("t", &["1"])]), now);
         assert!(shared.snapshot("s").is_empty() && !shared.snapshot("t").is_guarded());
         assert!(shared.has_left("s", "3") && !shared.has_left("t", "1"));
         store.take(Event::Put(state("s", &["3"])), now);
@@ -465,7 +639,9 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let shared = Arc::new(Shared::new(Scope::All));
             let (events, receiver) = mpsc::channel(1);
-            let running = tokio::spawn(Store::new(shared.clone(), None, Some(folder.path().to_owned())).run(receiver));
+            let running = tokio::spawn(
+                Store::new(shared.clone(), None, Some(folder.path().to_owned()), restores()).run(receiver),
+            );
             events.send(Event::Put(state("s", &["a"]))).await.unwrap();
             shared.version.subscribe().wait_for(|version| *version == 1).await.unwrap();
             let (give_back, taken) = std::sync::mpsc::channel::<()>();

@@ -22,9 +22,9 @@ use tokio::time::Instant;
 use zookeeper_client::{Acl, Acls, CreateMode, CreateOptions, Permission};
 
 use self::layout::Layout;
-use self::session::Sessions;
+use self::session::{Session, Sessions};
 use crate::backend::{Backend, Event, Scope};
-use crate::overrides::OverrideChange;
+use crate::overrides::{Override, OverrideChange};
 use crate::registration::{End, Task};
 use crate::url::{Acl as AclSetting, ZooKeeperUrl};
 use crate::{Error, Result};
@@ -71,6 +71,17 @@ impl ZooKeeper {
         match self.registrations.get().or_else(|| self.directories.get()) {
             Some(sessions) => Ok(sessions),
             None => self.directories().await,
+        }
+    }
+
+    /// A connection for something that is done once.
+    async fn session(&self, step: impl FnOnce() -> String) -> Result<Session> {
+        let sessions = self.any().await?;
+        let wait = self.patience.get().copied().flatten().unwrap_or(Duration::MAX);
+        match tokio::time::timeout(wait, sessions.up()).await {
+            Ok(Ok(session)) => Ok(session),
+            Ok(Err(reason)) => Err(Error::Unavailable { step: step(), reason }),
+            Err(_) => Err(Error::Unavailable { step: step(), reason: sessions.trouble() }),
         }
     }
 
@@ -132,15 +143,13 @@ impl Backend for ZooKeeper {
     }
 
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
-        let sessions = self.any().await?;
-        let step = format!("override {service}/{code}");
-        let wait = self.patience.get().copied().flatten().unwrap_or(Duration::MAX);
-        let session = match tokio::time::timeout(wait, sessions.up()).await {
-            Ok(Ok(session)) => session,
-            Ok(Err(reason)) => return Err(Error::Unavailable { step, reason }),
-            Err(_) => return Err(Error::Unavailable { step, reason: sessions.trouble() }),
-        };
+        let session = self.session(|| format!("override {service}/{code}")).await?;
         Ok(overrides::change(&session, &self.layout, self.settings.acl, service, code, change).await?)
+    }
+
+    async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
+        let session = self.session(|| format!("restore override {service}/{code}")).await?;
+        Ok(overrides::restore(&session, &self.layout, self.settings.acl, service, code, set).await?)
     }
 
     async fn close(&self) {

@@ -253,7 +253,9 @@ impl OfAll {
         // Before what it is the place of: what happens meanwhile is told once more, and changes nothing.
         self.place = *self.last.borrow();
         let about = json!({ "version": env!("CARGO_PKG_VERSION"), "started_ms": self.state.started_ms });
-        let about = format!("\"registry\":{},\"agent\":{about}", json!(self.state.registry.url()));
+        let registry_id = json!(self.state.feed.directory().registry_id());
+        let registry = json!(self.state.registry.url());
+        let about = format!("\"registry\":{registry},\"registry_id\":{registry_id},\"agent\":{about}");
         self.next.extend(self.state.feed.reset_event(&self.services, &about, self.place));
     }
 

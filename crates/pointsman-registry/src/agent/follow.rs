@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use hyper::Method;
-use pointsman_core::{Instance, Problem};
+use pointsman_core::{Instance, Problem, Status};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
@@ -13,6 +13,7 @@ use super::sse;
 use super::wire::{ChangeJson, FreshnessJson, ResetJson, SnapshotJson};
 use super::{Backoff, segment};
 use crate::backend::{Event, Scope, ServiceState};
+use crate::overrides::{Identity, Override, Overrides};
 
 /// Beyond so many services all are followed, and the others left out.
 const NAMED: usize = 500;
@@ -100,6 +101,8 @@ async fn by(
 #[derive(Debug, Default)]
 struct Mirror {
     services: HashMap<Arc<str>, Mirrored>,
+    /// Which data the agent's registry holds, as the last agent said that could tell.
+    identity: Option<Identity>,
     /// Where to go on.
     last_id: Option<String>,
 }
@@ -122,6 +125,9 @@ impl Mirror {
                 let reset: ResetJson = read(&data)?;
                 let wanted = reset.services.into_iter().filter(|service| scope.contains(&service.service));
                 self.services = wanted.map(|json| (json.service.clone(), Mirrored::from(json))).collect();
+                // One agent may not know yet what another has told: that is no other registry.
+                let told = reset.registry_id.map(|id| Identity { id, since_unix_ms: None });
+                self.identity = told.or(self.identity.take());
                 *is_stale = false;
                 Some(self.reset())
             }
@@ -158,7 +164,10 @@ impl Mirror {
     fn reset(&mut self) -> Event {
         let present = self.services.iter().filter(|(_, mirrored)| !mirrored.is_empty() || !mirrored.left.is_empty());
         let services: Vec<Arc<str>> = present.map(|(service, _)| service.clone()).collect();
-        Event::Reset(services.iter().map(|service| self.state(service)).collect())
+        Event::Reset {
+            states: services.iter().map(|service| self.state(service)).collect(),
+            identity: self.identity.clone(),
+        }
     }
 
     fn state(&mut self, service: &Arc<str>) -> ServiceState {
@@ -168,12 +177,20 @@ impl Mirror {
             revision: mirrored.revision,
             instances: mirrored.instances.values().cloned().collect(),
             problems: mirrored.problems.clone(),
+            overrides: mirrored.drains(),
             left: std::mem::take(&mut mirrored.left),
         }
     }
 }
 
 impl Mirrored {
+    /// What is known of operators' settings: an instance of weight 0 is told to be drained as well, whoever has set that.
+    fn drains(&self) -> Overrides {
+        let drained = |instance: &&Arc<Instance>| instance.status == Status::Drained && instance.weight > 0;
+        let drained = self.instances.values().filter(drained);
+        drained.map(|instance| (instance.code.clone(), Override { drained: true, weight: None })).collect()
+    }
+
     fn is_empty(&self) -> bool {
         self.instances.is_empty() && self.problems.is_empty()
     }

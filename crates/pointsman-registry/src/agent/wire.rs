@@ -71,6 +71,8 @@ pub(super) struct SnapshotJson {
 #[derive(Debug, Deserialize)]
 pub(super) struct ResetJson {
     pub(super) services: Vec<SnapshotJson>,
+    /// Which data the agent's registry holds.
+    pub(super) registry_id: Option<String>,
 }
 
 /// A change of a service: which fields are there depends on the event.

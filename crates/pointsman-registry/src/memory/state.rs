@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pointsman_core::{Instance, Role, Term};
 
 use crate::backend::ServiceState;
-use crate::overrides::{Override, OverrideChange};
+use crate::overrides::{Override, OverrideChange, Overrides};
 use crate::registration::Departure;
 
 /// The order in which instances have registered, over all services.
@@ -25,7 +25,7 @@ pub(crate) struct State<R> {
 #[derive(Debug)]
 struct Service<R> {
     members: BTreeMap<MemberId, Member<R>>,
-    overrides: HashMap<Arc<str>, Override>,
+    overrides: Overrides,
     /// The codes that left cleanly and have not come back, and at which revision; the newest at the end.
     left: VecDeque<(u64, Arc<str>)>,
     revision: u64,
@@ -57,7 +57,7 @@ impl<R> State<R> {
 
 impl<R> Default for Service<R> {
     fn default() -> Self {
-        Self { members: BTreeMap::new(), overrides: HashMap::new(), left: VecDeque::new(), revision: 0 }
+        Self { members: BTreeMap::new(), overrides: Overrides::new(), left: VecDeque::new(), revision: 0 }
     }
 }
 
@@ -147,6 +147,14 @@ impl<R: Clone> State<R> {
         }
     }
 
+    /// Sets what was set in a registry before this one, unless something is set already.
+    pub(crate) fn restore_override(&mut self, service: &Arc<str>, code: &str, set: Override) {
+        let service = self.services.entry(service.clone()).or_default();
+        self.clock += 1;
+        service.revision = self.clock;
+        service.overrides.entry(code.into()).or_insert(set);
+    }
+
     /// Who has a new role since the last call, in order.
     pub(crate) fn take_new_roles(&mut self) -> Vec<(R, Role)> {
         std::mem::take(&mut self.new_roles)
@@ -162,12 +170,13 @@ impl<R: Clone> State<R> {
             return ServiceState::empty(service);
         };
         let left = service.left.iter().rev().take_while(|(at, _)| *at > since).map(|(_, code)| code.clone()).collect();
-        let overridden = |member: &Member<R>| {
-            let set = service.overrides.get(&member.instance.code).copied().unwrap_or_default();
-            set.apply(member.instance.clone())
-        };
-        let instances = service.members.values().map(overridden).collect();
-        ServiceState { service: name.clone(), revision: service.revision, instances, problems: vec![], left }
+        ServiceState {
+            revision: service.revision,
+            instances: service.members.values().map(|member| member.instance.clone()).collect(),
+            overrides: service.overrides.clone(),
+            left,
+            ..ServiceState::empty(name.clone())
+        }
     }
 }
 

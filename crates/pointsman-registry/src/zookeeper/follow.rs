@@ -11,6 +11,7 @@ use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResul
 
 use super::fault::Fault;
 use super::layout::{Layout, marked};
+use super::overrides;
 use super::session::{Link, Session, left, up};
 use super::tree::{BATCH, Dirty, Tree};
 use crate::backend::{Event, Scope};
@@ -67,11 +68,23 @@ async fn follow_connection(
     reader.read_markers(tree, &gone).await?;
     let mut watched = watched.ready_chunks(BATCH);
     reader.catch_up(tree, &mut watched, Vec::new()).await?;
-    if events.send(Event::Reset(tree.take_states())).await.is_err() {
+    let identity = overrides::identity(session, layout).await?;
+    let mut is_identified = identity.is_some();
+    if events.send(Event::Reset { states: tree.take_states(), identity }).await.is_err() {
         return Ok(());
     }
     while let Some(batch) = watched.next().await {
-        for service in reader.catch_up(tree, &mut watched, batch).await? {
+        let concerned = reader.catch_up(tree, &mut watched, batch).await?;
+        if !is_identified && tree.has_overrides() {
+            // Something is set for the first time. Told before what it is: whoever knows of it must be able to miss it.
+            if let Some(identity) = overrides::identity(session, layout).await? {
+                is_identified = true;
+                if events.send(Event::Identity(identity)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        for service in concerned {
             if events.send(Event::Put(tree.take_state(&service))).await.is_err() {
                 return Ok(());
             }

@@ -6,8 +6,38 @@ use super::fault::Fault;
 use super::layout::Layout;
 use super::options;
 use super::session::Session;
-use crate::overrides::{Override, OverrideChange};
+use crate::overrides::{Identity, Override, OverrideChange};
 use crate::url::Acl;
+
+/// Which data the registry holds: that of another overrides' folder than before is not the same registry any more. `None` while
+/// nothing has ever been set.
+pub(super) async fn identity(session: &Session, layout: &Layout) -> Result<Option<Identity>, Fault> {
+    let path = &layout.overrides;
+    let stat = session.run(|| format!("look at {path}"), session.client.check_stat(path)).await?;
+    Ok(stat.map(|stat| Identity {
+        id: format!("{:x}-{:x}", stat.czxid, stat.ctime),
+        since_unix_ms: u64::try_from(stat.ctime).ok(),
+    }))
+}
+
+/// Sets what was set before the registry lost its data, unless something is set already.
+pub(super) async fn restore(
+    session: &Session,
+    layout: &Layout,
+    acl: Acl,
+    service: &str,
+    code: &str,
+    set: Override,
+) -> Result<(), Fault> {
+    let folder = layout.overrides_of(service);
+    let (path, persistent) = (format!("{folder}/{code}"), options(CreateMode::Persistent, acl));
+    let data = serde_json::to_vec(&set).unwrap_or_default();
+    session.run(|| format!("create {folder}"), session.client.mkdir(&folder, &persistent)).await?;
+    match session.run(|| format!("write {path}"), session.client.create(&path, &data, &persistent)).await {
+        Err(fault) if fault.error != ZkError::NodeExists => Err(fault),
+        _ => Ok(()),
+    }
+}
 
 /// Changes what is set, however many operators do so at once: read, change, write if nobody else has.
 pub(super) async fn change(

@@ -9,7 +9,7 @@ use zookeeper_client::Stat;
 use super::layout::MASTER;
 use super::wire;
 use crate::backend::ServiceState;
-use crate::overrides::Override;
+use crate::overrides::Overrides;
 
 /// Nodes read in one request. Bounds what the server must put together for one reply, were every node of the greatest
 /// size that ZooKeeper allows.
@@ -24,7 +24,7 @@ pub(super) struct Tree {
 #[derive(Debug, Default)]
 struct Service {
     nodes: BTreeMap<Box<str>, Node>,
-    overrides: HashMap<Box<str>, Override>,
+    overrides: Overrides,
     /// The codes that went since the last state, and the newest node that each had.
     gone: HashMap<Arc<str>, i64>,
     /// The nodes whose instances left cleanly, as far as that is not told yet; the newest at the end.
@@ -167,11 +167,14 @@ impl Tree {
         }
     }
 
-    /// Every service that has a node, or of which something has gone; with what has left since the last call.
+    /// Whether anything is set for any instance.
+    pub(super) fn has_overrides(&self) -> bool {
+        self.services.values().any(|service| !service.overrides.is_empty())
+    }
+
+    /// Every service that has a node, or of which something is set or has gone; with what has left since the last call.
     pub(super) fn take_states(&mut self) -> Vec<ServiceState> {
-        let holds = |service: &Service| !service.nodes.is_empty() || !service.gone.is_empty();
-        let named = self.services.iter().filter(|(_, service)| holds(service));
-        let names: Vec<Arc<str>> = named.map(|(name, _)| name.clone()).collect();
+        let names: Vec<Arc<str>> = self.services.keys().cloned().collect();
         names.iter().map(|name| self.take_state(name)).collect()
     }
 
@@ -186,6 +189,7 @@ impl Tree {
         let name = self.name(service);
         let mut state = ServiceState::empty(name.clone());
         let Some(service) = self.services.get(&name) else { return state };
+        state.overrides = service.overrides.clone();
         state.revision = service.nodes.values().map(|node| node.mzxid.unsigned_abs()).max().unwrap_or(0);
         if let Err(error) = check_name("service", &name) {
             // Nobody can ask for it by this name; but it is there, and an operator wants to know.
@@ -229,8 +233,7 @@ impl Service {
             if let Some(master) = master.filter(|master| *master.code == *code && !instance.role.is_master()) {
                 Arc::make_mut(&mut instance).role = master.role;
             }
-            let set = self.overrides.get(code).copied().unwrap_or_default();
-            state.instances.push(set.apply(instance));
+            state.instances.push(instance);
         }
     }
 }
@@ -240,9 +243,8 @@ pub(super) type Dirty = HashSet<(Box<str>, Box<str>)>;
 
 #[cfg(test)]
 mod tests {
-    use pointsman_core::Status;
-
     use super::*;
+    use crate::overrides::Override;
 
     fn stat(czxid: i64, mzxid: i64) -> Stat {
         Stat {
@@ -308,12 +310,12 @@ mod tests {
         let mut tree = Tree::default();
         tree.set_override("s", "a", Some(br#"{"drained":true,"weight":9}"#));
         tree.put("s", "master", &data("a", 2), &stat(5, 5));
-        let state = tree.state("s");
-        assert_eq!((state.instances[0].weight, state.instances[0].status), (9, Status::Drained));
+        let set = Override { drained: true, weight: Some(9) };
+        assert_eq!((tree.state("s").instances[0].weight, tree.state("s").overrides["a"]), (2, set));
         tree.set_override("s", "a", Some(b"nonsense"));
-        assert_eq!(tree.state("s").instances[0].status, Status::Drained);
+        assert_eq!(tree.state("s").overrides["a"], set);
         tree.set_override("s", "a", None);
-        assert_eq!(tree.state("s").instances[0].weight, 2);
+        assert!(tree.state("s").overrides.is_empty());
         tree.remove("s", "master");
         tree.set_override("s", "a", None);
         assert_eq!(left(&mut tree), [""; 0]);

@@ -1,0 +1,143 @@
+//! What operators have set is not forgotten because a registry was emptied.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::sync::Arc;
+
+use pointsman_agent::{Agent, Settings};
+use pointsman_core::{Instance, Snapshot, Status};
+use pointsman_registry::{Registry, Service};
+use pointsman_testkit::{ZooKeeper, unique_prefix};
+use support::soon;
+
+fn is_drained(snapshot: &Snapshot, code: &str) -> bool {
+    snapshot.find(code).is_some_and(|instance| instance.status == Status::Drained)
+}
+
+async fn until_drained(service: &Service, code: &str, wanted: bool) -> Arc<Snapshot> {
+    let there = |s: &Snapshot| s.find(code).is_some_and(|i| !i.is_guarded()) && is_drained(s, code) == wanted;
+    soon("drained, or not any more", service.wait_for(there)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_in_memory_takes_them_up_from_its_snapshots() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("memory://overrides-on-disk?guard=off&snapshots={}", folder.path().display());
+    for round in 0..3 {
+        let registry = Registry::connect(&url).await.unwrap();
+        let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+        let service = registry.discover("s").await.unwrap();
+        if round == 0 {
+            registry.drain("s", "a").await.unwrap();
+            registry.set_weight("s", "elsewhere", Some(9)).await.unwrap();
+        }
+        until_drained(&service, "a", round < 2).await;
+        let elsewhere = registry.register(Instance::new("s").code("elsewhere")).await.unwrap();
+        let shown = soon("elsewhere", service.wait_for(|s| s.find("elsewhere").is_some())).await;
+        assert_eq!(shown.find("elsewhere").unwrap().weight, 9, "round {round}");
+        if round == 1 {
+            registry.undrain("s", "a").await.unwrap();
+            until_drained(&service, "a", false).await;
+        }
+        a.close().await.unwrap();
+        elsewhere.close().await.unwrap();
+        soon("all are gone", service.wait_for(|s| s.instances().is_empty())).await;
+        drop(service);
+        registry.close().await;
+        // The directory's last word is written when nobody follows it any more.
+        let file = folder.path().join("memory-overrides-on-disk").join("s.json");
+        let saved = async {
+            loop {
+                let text = std::fs::read_to_string(&file).unwrap_or_default();
+                let is_saved = text.contains("\"instances\":[]") && text.contains("\"drained\":true") == (round == 0);
+                if is_saved {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("saved", saved).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zookeeper_that_has_lost_its_data_is_given_them_back() {
+    support::log();
+    let mut server = ZooKeeper::start().await;
+    let prefix = unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let _a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let _b = registry.register(Instance::new("s").code("b").weight(2)).await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    registry.set_weight("s", "b", Some(7)).await.unwrap();
+    registry.drain("s", "absent").await.unwrap();
+    let ready = |s: &Snapshot| is_drained(s, "a") && s.find("b").is_some_and(|b| b.weight == 7);
+    soon("set", service.wait_for(ready)).await;
+    let mut changes = service.changes();
+    let watching = tokio::spawn(async move {
+        loop {
+            match changes.next().await {
+                pointsman_core::Change::Updated { new, .. } => {
+                    panic!("{} is {:?}, {}", new.code, new.status, new.weight)
+                }
+                pointsman_core::Change::Left(instance) => panic!("{} has left", instance.code),
+                pointsman_core::Change::Joined(instance) if &*instance.code == "absent" => return instance,
+                _ => {}
+            }
+        }
+    });
+    server.wipe();
+    server.restart().await;
+    let raw = server.client().await;
+    let path = format!("/pointsman{prefix}/overrides/s");
+    let restored = async {
+        while raw.list_children(&path).await.map_or(0, |codes| codes.len()) < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("restored", restored).await;
+    let _absent = registry.register(Instance::new("s").code("absent")).await.unwrap();
+    assert_eq!(soon("watched", watching).await.unwrap().status, Status::Drained);
+    // Now it is the new registry's.
+    registry.undrain("s", "a").await.unwrap();
+    until_drained(&service, "a", false).await;
+    assert!(raw.check_stat(&format!("{path}/a")).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_begins_anew_is_told_who_was_drained() {
+    let below = Registry::connect("memory://overrides-first?guard=off").await.unwrap();
+    let agent = Agent::start(below.clone(), Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let address = agent.address();
+    let registry = Registry::connect(&format!("http://{address}")).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let _a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let _b = registry.register(Instance::new("s").code("b")).await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    until_drained(&service, "a", true).await;
+    let mut changes = service.changes();
+    let watching = tokio::spawn(async move {
+        loop {
+            match changes.next().await {
+                pointsman_core::Change::Updated { new, .. } => return new,
+                pointsman_core::Change::Left(instance) => panic!("{} has left", instance.code),
+                _ => {}
+            }
+        }
+    });
+    agent.close().await;
+    drop(below);
+    let below = Registry::connect("memory://overrides-second?guard=off").await.unwrap();
+    let _agent = Agent::start(below.clone(), Settings::new(address)).await.unwrap();
+    let own = below.discover("s").await.unwrap();
+    until_drained(&own, "a", true).await;
+    until_drained(&service, "a", true).await;
+    soon("both are back", service.wait_for(|s| s.instances().len() == 2 && !s.is_guarded())).await;
+    assert!(!watching.is_finished(), "it was drained all the time");
+    registry.undrain("s", "a").await.unwrap();
+    assert_eq!(soon("undrained", watching).await.unwrap().status, Status::Passing);
+}
