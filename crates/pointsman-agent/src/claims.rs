@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pointsman_balance::{Algorithm, Balancer, Claim, Endpoints, Outcome};
+use pointsman_balance::{Algorithm, Balancer, Candidates, Claim, Endpoints, Explanation, Outcome};
+use pointsman_core::Instance;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -21,11 +22,35 @@ pub(crate) struct Claims {
     limit: usize,
 }
 
-/// The balancers over one service: one an algorithm, with their endpoints in common.
+/// The balancers over one service, by what they choose: they have their endpoints in common, so that each knows the claims and the
+/// failures of all.
 #[derive(Debug, Default)]
 struct Service {
     endpoints: Endpoints,
-    balancers: HashMap<Algorithm, Balancer>,
+    balancers: HashMap<(Algorithm, Candidates), Balancer>,
+}
+
+/// What a client wants to pick.
+#[derive(Debug)]
+pub(crate) struct PickRequest<'a> {
+    pub(crate) service: &'a str,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) candidates: Candidates,
+    pub(crate) key: Option<&'a str>,
+    /// When the claim expires.
+    pub(crate) ttl: Duration,
+    /// Whether the choice is to be explained.
+    pub(crate) explain: bool,
+}
+
+/// What was picked.
+#[derive(Debug)]
+pub(crate) struct Picked {
+    /// The id by which the claim is given back.
+    pub(crate) claim: String,
+    pub(crate) instance: Arc<Instance>,
+    /// What was known of all instances just before.
+    pub(crate) explanation: Option<Explanation>,
 }
 
 #[derive(Debug, Default)]
@@ -44,27 +69,28 @@ impl Claims {
         Self { services: Mutex::default(), out: Mutex::default(), earlier: Notify::new(), limit }
     }
 
-    /// Picks an instance. What is returned first is the claim's id.
-    pub(crate) fn pick(
-        &self,
-        feed: &Feed,
-        service: &str,
-        algorithm: Algorithm,
-        key: Option<&str>,
-        ttl: Duration,
-    ) -> Result<(String, Arc<pointsman_core::Instance>), Problem> {
+    /// Picks an instance.
+    pub(crate) fn pick(&self, feed: &Feed, request: &PickRequest<'_>) -> Result<Picked, Problem> {
+        let service = request.service;
         let none = |reason: String| Problem::new(Kind::NoInstance, reason);
         // Nothing is kept for services that nobody has heard of.
         let Some(topic) = feed.find(service).filter(|topic| !topic.is_empty()) else {
             return Err(none(format!("service {service} has no instance")));
         };
-        let balancer = self.balancer(feed, topic.service(), algorithm)?;
-        let claim = match key {
+        let balancer = self.balancer(feed, topic.service(), (request.algorithm, request.candidates))?;
+        let explanation = request.explain.then(|| balancer.explain(request.key.unwrap_or_default()));
+        let claim = match request.key {
             Some(key) => balancer.pick(key),
             None => balancer.pick_any(),
         };
         let claim = claim.map_err(|error| none(format!("service {service}: {error}")))?;
         let instance = claim.instance().clone();
+        let claim_id = self.hold(claim, request.ttl)?;
+        Ok(Picked { claim: claim_id, instance, explanation })
+    }
+
+    /// Keeps a claim for as long as `ttl`, and returns its id.
+    fn hold(&self, claim: Claim, ttl: Duration) -> Result<String, Problem> {
         let (id, end) = (fastrand::u128(..), Instant::now() + ttl);
         let mut out = lock(&self.out);
         if out.claims.len() >= self.limit {
@@ -78,24 +104,29 @@ impl Claims {
         if is_first {
             self.earlier.notify_one();
         }
-        Ok((format!("{id:032x}"), instance))
+        Ok(format!("{id:032x}"))
     }
 
-    fn balancer(&self, feed: &Feed, service: &Arc<str>, algorithm: Algorithm) -> Result<Balancer, Problem> {
+    fn balancer(
+        &self,
+        feed: &Feed,
+        service: &Arc<str>,
+        (algorithm, candidates): (Algorithm, Candidates),
+    ) -> Result<Balancer, Problem> {
         let mut services = lock(&self.services);
         // Only for a new one: not with each pick, where there are so many.
         if services.len() >= SERVICES && !services.contains_key(service) {
             services.retain(|service, _| feed.find(service).is_some_and(|topic| !topic.is_empty()));
         }
         let Service { endpoints, balancers } = services.entry(service.clone()).or_default();
-        if let Some(balancer) = balancers.get(&algorithm) {
+        if let Some(balancer) = balancers.get(&(algorithm, candidates)) {
             return Ok(balancer.clone());
         }
         let of_all = feed.directory().service(service);
         let view =
             of_all.ok_or_else(|| Problem::new(Kind::Internal, "the directory does not follow this service"))?.view();
-        let balancer = Balancer::builder(view).algorithm(algorithm).endpoints(endpoints.clone()).build();
-        Ok(balancers.entry(algorithm).or_insert(balancer).clone())
+        let builder = Balancer::builder(view).algorithm(algorithm).candidates(candidates).endpoints(endpoints.clone());
+        Ok(balancers.entry((algorithm, candidates)).or_insert(builder.build()).clone())
     }
 
     /// Gives a claim back, and says how the call went.

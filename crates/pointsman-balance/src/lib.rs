@@ -37,4 +37,4 @@ pub use ejection::{Ejection, Outcome};
 pub use endpoints::Endpoints;
 pub use error::PickError;
 pub use explanation::{Considered, Explanation};
-pub use rules::{Candidates, Standing, Tier};
+pub use rules::{Candidates, Standing, Tier, UnknownRole};

@@ -6,6 +6,7 @@
 //! ejection, panic, checks, drain and the fallback to the master are one list and cannot contradict each other.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Instant;
 
 use pointsman_core::{Instance, Status};
@@ -26,6 +27,9 @@ pub enum Candidates {
 }
 
 impl Candidates {
+    /// All of them, in the order in which they are documented.
+    pub const ALL: [Candidates; 3] = [Candidates::Normals, Candidates::Master, Candidates::All];
+
     /// `normal`, `master` or `all`: the word that configurations and tables use.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -35,6 +39,23 @@ impl Candidates {
             Candidates::All => "all",
         }
     }
+}
+
+impl FromStr for Candidates {
+    type Err = UnknownRole;
+
+    fn from_str(name: &str) -> Result<Self, UnknownRole> {
+        let known = Candidates::ALL.into_iter().find(|candidates| candidates.name() == name);
+        known.ok_or_else(|| UnknownRole { name: name.chars().take(64).collect() })
+    }
+}
+
+/// A word that is no role to pick for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown role {name:?}: it may be normal, master, all")]
+pub struct UnknownRole {
+    /// The word as it was given, cut after 64 characters.
+    pub name: String,
 }
 
 /// What is known of an instance at one moment. Where several hold, the one that is listed first counts.
@@ -177,6 +198,21 @@ pub(crate) enum CheckState {
 }
 
 impl Standing {
+    /// The word for it in `docs/choosing.md`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Standing::Drained => "drained",
+            Standing::Weightless => "weight 0",
+            Standing::Guarded { has_failed: false } => "guarded",
+            Standing::Guarded { has_failed: true } => "guarded, has failed",
+            Standing::Failing => "failing",
+            Standing::Ejected { .. } => "ejected",
+            Standing::Unknown => "unknown",
+            Standing::Passing => "passing",
+        }
+    }
+
     pub(crate) fn of(instance: &Instance, evidence: Evidence) -> Self {
         let fails = evidence.check == Some(CheckState::Failing);
         match evidence {
@@ -224,6 +260,15 @@ mod tests {
 
     fn numbers(candidates: Candidates, falls_back: bool, is_master: bool) -> [Option<u8>; 8] {
         every_standing().map(|standing| Tier::of(candidates, falls_back, is_master, standing).map(Tier::number))
+    }
+
+    #[test]
+    fn every_role_is_read_back_and_an_unknown_one_names_the_three() {
+        for candidates in Candidates::ALL {
+            assert_eq!(candidates.name().parse(), Ok(candidates));
+        }
+        let error = "Master".parse::<Candidates>().unwrap_err().to_string();
+        assert_eq!(error, "unknown role \"Master\": it may be normal, master, all");
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use pointsman::{Algorithm, MAX_WEIGHT};
+use pointsman::{Algorithm, Candidates, MAX_WEIGHT};
 
 /// Service registration, master election and load balancing.
 #[derive(Debug, Parser)]
@@ -253,6 +253,9 @@ pub(crate) struct Pick {
     /// How to choose
     #[arg(long, short, env = "POINTSMAN_ALGORITHM", default_value = "round-robin", value_parser = algorithm())]
     pub(crate) algorithm: Algorithm,
+    /// Among which instances: the normal ones (the master where none of them can serve), the master alone, or all
+    #[arg(long, env = "POINTSMAN_ROLE", default_value = "normal", value_parser = role())]
+    pub(crate) role: Candidates,
     /// What a hash is taken of: a client's address, a path
     #[arg(long, short, env = "POINTSMAN_KEY", default_value = "")]
     pub(crate) key: String,
@@ -328,15 +331,20 @@ fn weight() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(0..=i64::from(MAX_WEIGHT))
 }
 
+/// Among which instances to pick, by the words of the table in `docs/choosing.md`.
+fn role() -> impl TypedValueParser<Value = Candidates> {
+    PossibleValuesParser::new(Candidates::ALL.map(Candidates::name)).try_map(|name| name.parse::<Candidates>())
+}
+
 /// Shows the names in the help and in completions, and takes every other spelling that the library takes.
-fn algorithm() -> impl clap::builder::TypedValueParser<Value = Algorithm> {
+fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
     AlgorithmParser
 }
 
 #[derive(Clone)]
 struct AlgorithmParser;
 
-impl clap::builder::TypedValueParser for AlgorithmParser {
+impl TypedValueParser for AlgorithmParser {
     type Value = Algorithm;
 
     fn parse_ref(
@@ -346,7 +354,7 @@ impl clap::builder::TypedValueParser for AlgorithmParser {
         value: &std::ffi::OsStr,
     ) -> Result<Algorithm, clap::Error> {
         let parser = |text: &str| text.parse::<Algorithm>();
-        clap::builder::TypedValueParser::parse_ref(&parser, command, arg, value)
+        TypedValueParser::parse_ref(&parser, command, arg, value)
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = clap::builder::PossibleValue> + '_>> {

@@ -15,7 +15,7 @@ use crate::{Outcome, output, session, table};
 pub(crate) async fn run(args: &Pick, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
     let service = session::discover(&registry, &args.service).await?;
-    let balancer = service.balancer(args.algorithm);
+    let balancer = Balancer::builder(service.view()).algorithm(args.algorithm).candidates(args.role).build();
     let explanation = args.explain.then(|| balancer.explain(&args.key));
     let claims = picks(&balancer, args);
     drop(service);

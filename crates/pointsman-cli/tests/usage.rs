@@ -50,6 +50,7 @@ async fn wrong_usage_exits_with_2_and_says_so_on_stderr() {
         (&["register", "s", "--check", "udp://h:1"], "tcp://host:port"),
         (&["register", "s", "--check", "tcp"], "needs an address"),
         (&["pick", "s", "--algorithm", "best"], "peak-ewma"),
+        (&["pick", "s", "--role", "slave"], "normal, master, all"),
         (&["services", "-o", "xml"], "json"),
         (&["weight", "s", "c", "1000001"], "1000000"),
         (&["completions", "cmd"], "bash"),

@@ -41,8 +41,8 @@ mod registry;
 pub mod tower;
 
 pub use pointsman_balance::{
-    Algorithm, Balancer, Builder as BalancerBuilder, Claim, Considered, Ejection, Endpoints, Explanation, Outcome,
-    PickError, Standing, UnknownAlgorithm,
+    Algorithm, Balancer, Builder as BalancerBuilder, Candidates, Claim, Considered, Ejection, Endpoints, Explanation,
+    Outcome, PickError, Standing, Tier, UnknownAlgorithm, UnknownRole,
 };
 pub use pointsman_core::{
     Change, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot, StaleTerm,

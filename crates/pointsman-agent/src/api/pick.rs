@@ -6,13 +6,14 @@ use std::time::Duration;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use hyper::{StatusCode, Uri};
-use pointsman_balance::{Algorithm, Outcome};
+use pointsman_balance::{Algorithm, Candidates, Considered, Explanation, Outcome};
 use pointsman_registry::wire::InstanceJson;
 use serde::Serialize;
 
 use super::input::{Last, OfService, Query, short};
 use super::json;
 use crate::State;
+use crate::claims::{PickRequest, Picked};
 use crate::problem::Problem;
 
 /// How long a claim is held when nobody says.
@@ -23,10 +24,58 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const KEY: usize = 8 << 10;
 
 #[derive(Serialize)]
-struct Picked<'a> {
+struct PickedJson<'a> {
     claim: &'a str,
     instance: InstanceJson<'a>,
     expires_in_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation: Option<ExplanationJson<'a>>,
+}
+
+/// From which row of `docs/choosing.md` was picked, and where each instance stands.
+#[derive(Serialize)]
+struct ExplanationJson<'a> {
+    revision: u64,
+    algorithm: &'static str,
+    role: &'static str,
+    tier: Option<u8>,
+    reason: Option<String>,
+    panic: bool,
+    instances: Vec<ConsideredJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ConsideredJson<'a> {
+    code: &'a str,
+    role: &'static str,
+    standing: &'static str,
+    tier: Option<u8>,
+    excluded: bool,
+    in_flight: usize,
+    weight: f64,
+}
+
+impl<'a> ExplanationJson<'a> {
+    fn new(explanation: &'a Explanation) -> Self {
+        let considered = |one: &'a Considered| ConsideredJson {
+            code: &one.instance.code,
+            role: one.instance.role.name(),
+            standing: one.standing.name(),
+            tier: one.tier.map(pointsman_balance::Tier::number),
+            excluded: one.excluded,
+            in_flight: one.in_flight,
+            weight: one.weight,
+        };
+        Self {
+            revision: explanation.revision,
+            algorithm: explanation.algorithm.name(),
+            role: explanation.candidates.name(),
+            tier: explanation.tier.map(pointsman_balance::Tier::number),
+            reason: explanation.tier.map(|tier| tier.to_string()),
+            panic: explanation.panic,
+            instances: explanation.instances.iter().map(considered).collect(),
+        }
+    }
 }
 
 /// `GET /v1/services/{service}/pick`.
@@ -35,19 +84,30 @@ pub(super) async fn pick(
     OfService(service): OfService,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    let query = Query::read(&uri, &["algorithm", "key", "ttl"], None)?;
+    let query = Query::read(&uri, &["algorithm", "role", "key", "ttl", "explain"], None)?;
     let algorithm = match query.get("algorithm") {
         None => Algorithm::default(),
         Some(name) => name.parse().map_err(|error| Problem::bad(format!("query: {error}")))?,
     };
+    let candidates = match query.get("role") {
+        None => Candidates::default(),
+        Some(name) => name.parse().map_err(|error| Problem::bad(format!("query: {error}")))?,
+    };
+    let explain = query.is_on("explain")?;
     let ttl = query.duration("ttl", SHORTEST, LONGEST)?.unwrap_or(TTL);
     let key = query.get("key");
     if key.is_some_and(|key| key.len() > KEY) {
         return Err(Problem::bad(format!("query: key has more than {KEY} bytes")));
     }
-    let (claim, instance) = state.claims.pick(&state.feed, &service, algorithm, key, ttl)?;
-    let expires_in_ms = u64::try_from(ttl.as_millis()).unwrap_or_default();
-    Ok(json(StatusCode::OK, &Picked { claim: &claim, instance: InstanceJson::new(&instance), expires_in_ms }))
+    let request = PickRequest { service: &service, algorithm, candidates, key, ttl, explain };
+    let Picked { claim, instance, explanation } = state.claims.pick(&state.feed, &request)?;
+    let picked = PickedJson {
+        claim: &claim,
+        instance: InstanceJson::new(&instance),
+        expires_in_ms: u64::try_from(ttl.as_millis()).unwrap_or_default(),
+        explanation: explanation.as_ref().map(ExplanationJson::new),
+    };
+    Ok(json(StatusCode::OK, &picked))
 }
 
 /// `DELETE /v1/claims/{claim}`.

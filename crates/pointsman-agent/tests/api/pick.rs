@@ -1,10 +1,10 @@
 //! Whom to call: claims that are given back, expire, or are too many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::support::{Server, until};
+use crate::support::{Client, Server, registry_with, until};
 
 const PICK: &str = "/v1/services/s/pick";
 
@@ -151,4 +151,190 @@ async fn where_nobody_can_take_work_nobody_is_picked() {
         .is_problem(503, "no-instance");
     assert_eq!(server.ask("POST", "/v1/services/s/instances/a/undrain", "").await.status, 204);
     until("it takes work again", async || (server.get(PICK).await.status == 200).then_some(())).await;
+}
+
+/// A pick with its explanation.
+async fn explained(client: &mut Client, role: &str) -> Picked {
+    let answer = client.ask("GET", &format!("{PICK}?role={role}&explain"), "").await;
+    assert_eq!(answer.status, 200, "{role}: {}", answer.text());
+    let json = answer.json();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    Picked {
+        code: text(&json["instance"]["code"]),
+        claim: text(&json["claim"]),
+        tier: json["explanation"]["tier"].as_u64().unwrap(),
+        explanation: json["explanation"].clone(),
+    }
+}
+
+struct Picked {
+    code: String,
+    claim: String,
+    tier: u64,
+    explanation: serde_json::Value,
+}
+
+/// Says of so many picks that the call has failed; returns whom they were of.
+async fn fail(client: &mut Client, role: &str, times: usize) -> BTreeSet<String> {
+    let mut failed = BTreeSet::new();
+    for _ in 0..times {
+        let picked = explained(client, role).await;
+        assert_eq!(client.ask("DELETE", &format!("/v1/claims/{}?outcome=failure", picked.claim), "").await.status, 204);
+        failed.insert(picked.code);
+    }
+    failed
+}
+
+async fn drain(server: &Server, verb: &str, code: &str) {
+    assert_eq!(server.ask("POST", &format!("/v1/services/s/instances/{code}/{verb}"), "").await.status, 204);
+    let drained = if verb == "drain" { "drained" } else { "passing" };
+    until(verb, async || {
+        let all = server.json("/v1/services/s/instances?all").await;
+        all.as_array().unwrap().iter().any(|one| one["code"] == code && one["status"] == drained).then_some(())
+    })
+    .await;
+}
+
+/// A process that registers instances and dies without a word.
+struct Doomed {
+    runtime: tokio::runtime::Runtime,
+    registrations: Vec<pointsman_registry::Registration>,
+}
+
+impl Doomed {
+    /// Registers instances of `s`, with their weights, in this order.
+    fn register(registry: &pointsman_registry::Registry, instances: &[(&str, u32)]) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let mut registrations = Vec::new();
+        for (code, weight) in instances {
+            let instance = pointsman_core::Instance::new("s").code(*code).weight(*weight);
+            let registry = registry.clone();
+            let registering = runtime.spawn(async move { registry.register(instance).await });
+            let registered = std::thread::scope(|scope| {
+                scope.spawn(|| runtime.block_on(registering)).join().expect("the registering thread")
+            });
+            registrations.push(registered.unwrap().unwrap());
+        }
+        Self { runtime, registrations }
+    }
+
+    /// The tasks end first: nothing is deregistered.
+    async fn die(self) {
+        self.runtime.shutdown_background();
+        tokio::task::yield_now().await;
+        drop(self.registrations);
+    }
+}
+
+/// Waits until so many are shown as guarded.
+async fn until_lost(server: &Server, count: usize) {
+    until("they are guarded", async || {
+        let all = server.json("/v1/services/s/instances?all").await;
+        let since = all.as_array().unwrap().iter().filter(|one| one["guarded_since_ms"].is_u64());
+        (since.count() == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_role_picks_among_its_own() {
+    let server = three().await;
+    let mut client = server.client().await;
+    let mut seen = BTreeSet::new();
+    for _ in 0..3 {
+        seen.insert(explained(&mut client, "all").await.code);
+        assert_eq!(explained(&mut client, "master").await.code, "m");
+    }
+    assert_eq!(seen, BTreeSet::from(["a", "b", "m"].map(str::to_owned)));
+    // The claims of all roles count together.
+    let explanation = explained(&mut client, "master").await.explanation;
+    assert_eq!((&explanation["role"], &explanation["algorithm"]), (&json!("master"), &json!("round-robin")));
+    let of_m = explanation["instances"].as_array().unwrap().iter().find(|one| one["code"] == "m").unwrap();
+    let expected =
+        json!({"code":"m","role":"master","standing":"passing","tier":1,"excluded":false,"in_flight":4,"weight":1.0});
+    assert_eq!(of_m, &expected);
+    for role in ["Master", "", "normals"] {
+        let detail = client.ask("GET", &format!("{PICK}?role={role}"), "").await.is_problem(400, "bad-request");
+        assert!(detail.ends_with("it may be normal, master, all"), "{detail}");
+    }
+    client.ask("GET", &format!("{PICK}?explain=yes"), "").await.is_problem(400, "bad-request");
+}
+
+/// The rows of `docs/choosing.md`, but for 3 and 4 (unknown) and 9 and 10 (failing): an agent does not check whom it picks from.
+#[tokio::test]
+async fn the_rows_of_the_table() {
+    let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
+    for code in ["m", "a", "b"] {
+        server.put("s", code).await;
+    }
+    let lost = ["g1", "g2", "g3", "g4", "g5"];
+    let doomed = Doomed::register(&server.registry, &lost.map(|code| (code, 1)));
+    server.until_codes("s", &["a", "b", "g1", "g2", "g3", "g4", "g5", "m"]).await;
+    doomed.die().await;
+    until_lost(&server, 5).await;
+    let mut client = server.client().await;
+    let row = async |client: &mut Client, role: &str, tier: u64, codes: &[&str]| {
+        let mut seen = BTreeSet::new();
+        for _ in codes {
+            let picked = explained(client, role).await;
+            assert_eq!(picked.tier, tier, "{}: {}", picked.code, picked.explanation);
+            seen.insert(picked.code);
+        }
+        assert_eq!(seen, codes.iter().map(|code| (*code).to_owned()).collect());
+    };
+    row(&mut client, "normal", 1, &["a", "b"]).await;
+    row(&mut client, "all", 1, &["a", "b", "m"]).await;
+    row(&mut client, "master", 1, &["m"]).await;
+    // `a` is ejected by the failures that its callers tell.
+    drain(&server, "drain", "b").await;
+    assert_eq!(fail(&mut client, "normal", 5).await.len(), 1);
+    row(&mut client, "normal", 2, &["m"]).await;
+    drain(&server, "drain", "m").await;
+    row(&mut client, "normal", 5, &["a"]).await;
+    client.ask("GET", &format!("{PICK}?role=master"), "").await.is_problem(503, "no-instance");
+    drain(&server, "undrain", "m").await;
+    assert_eq!(fail(&mut client, "master", 5).await.len(), 1);
+    row(&mut client, "master", 5, &["m"]).await;
+    row(&mut client, "normal", 5, &["a"]).await;
+    drain(&server, "drain", "a").await;
+    row(&mut client, "normal", 6, &["m"]).await;
+    drain(&server, "drain", "m").await;
+    row(&mut client, "normal", 7, &lost).await;
+    // One failure is enough for a guarded one.
+    assert_eq!(fail(&mut client, "normal", 5).await.len(), 5);
+    row(&mut client, "normal", 11, &lost).await;
+    // What has come back is used first, and comes from the weight too.
+    drain(&server, "undrain", "b").await;
+    row(&mut client, "normal", 1, &["b"]).await;
+    let path = "/v1/services/s/instances/b/weight";
+    assert_eq!(server.ask("PUT", path, r#"{"weight":0}"#).await.status, 204);
+    until("b has no weight", async || (explained(&mut client, "normal").await.tier == 11).then_some(())).await;
+}
+
+/// The rows in which the master is guarded: nobody is left who could take its place.
+#[tokio::test]
+async fn a_guarded_master_is_used_until_a_call_to_it_fails() {
+    let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
+    let last = Doomed::register(&server.registry, &[("m", 1)]);
+    let first = Doomed::register(&server.registry, &["w1", "w2", "w3", "w4", "w5"].map(|code| (code, 0)));
+    server.until_codes("s", &["m", "w1", "w2", "w3", "w4", "w5"]).await;
+    // The master dies last: otherwise another would be elected.
+    first.die().await;
+    until_lost(&server, 5).await;
+    last.die().await;
+    let master = until("the master is guarded", async || {
+        let answer = server.get("/v1/services/s/master").await;
+        (answer.status == 200 && answer.json()["status"] == "guarded").then(|| answer.json())
+    })
+    .await;
+    assert_eq!((&master["code"], &master["role"]), (&json!("m"), &json!("master")));
+    let mut client = server.client().await;
+    for (role, tier) in [("normal", 8), ("master", 7), ("all", 7)] {
+        let picked = explained(&mut client, role).await;
+        assert_eq!((&*picked.code, picked.tier), ("m", tier), "{role}");
+    }
+    fail(&mut client, "master", 1).await;
+    let detail = client.ask("GET", &format!("{PICK}?role=master"), "").await.is_problem(503, "no-instance");
+    assert!(detail.contains("there is none now"), "{detail}");
+    assert_eq!(explained(&mut client, "normal").await.tier, 12);
 }

@@ -171,6 +171,9 @@ fn limits(section: &mut Section<'_>, settings: &mut Settings) {
     if let Some(time) = section.positive_duration("response_timeout", "30s") {
         settings.response_timeout = time;
     }
+    if let Some(time) = section.duration("queue_timeout", "1s") {
+        settings.queue_timeout = time;
+    }
     if let Some(time) = section.duration("drain_timeout", "10s") {
         settings.drain_timeout = time;
     }

@@ -89,6 +89,7 @@ filters = ["/login/#", "/x/#"]
 max_in_flight = 1_000
 max_packet = "256KiB"
 response_timeout = "5s"
+queue_timeout = "250ms"
 drain_timeout = "0s"
 session_expiry = "10m"
 state = "state"
@@ -111,7 +112,7 @@ response_timeout = "100ms"
     assert_eq!((&*settings.group, settings.filters.len()), ("g", 2));
     assert_eq!((settings.max_in_flight, settings.max_packet), (1000, 256 << 10));
     assert_eq!((settings.response_timeout, settings.drain_timeout), (Duration::from_secs(5), Duration::ZERO));
-    assert_eq!(settings.session_expiry, Duration::from_secs(600));
+    assert_eq!((settings.queue_timeout.as_millis(), settings.session_expiry.as_secs()), (250, 600));
     assert_eq!(settings.state.as_deref(), Some(Path::new("/tmp/state")));
     let route = &settings.routes[0];
     assert_eq!((route.algorithm, route.role), (Algorithm::IpHash, RouteRole::Master));
@@ -143,6 +144,7 @@ fn a_value_of_a_wrong_type_is_told_with_what_is_expected() {
         ("max_in_flight = '10'", 17, "must be a whole number"),
         ("max_packet = true", 14, "\"1MiB\""),
         ("response_timeout = 30", 20, "\"30s\""),
+        ("queue_timeout = 10", 17, "\"1s\""),
         ("drain_timeout = 10", 17, "\"10s\""),
         ("session_expiry = 1", 18, "\"1h\""),
         ("state = 1", 9, "a folder"),

@@ -7,6 +7,7 @@
 mod dead_letter;
 mod forward;
 mod respond;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use crate::packet::{Malformed, Packet, Publish, Qos, Version};
 use crate::reason::Reason;
 use crate::session::{Event, Peer, Session};
 use crate::url::BrokerUrl;
+use waiting::Waiting;
 
 /// The side of the senders.
 pub(super) const SENDERS: usize = 0;
@@ -56,6 +58,8 @@ pub(super) struct Engine {
     forwards: usize,
     forward_bytes: usize,
     pub(super) requests: Requests,
+    /// Messages for masters that are to come.
+    waiting: Waiting,
     pub(super) metrics: Metrics,
     pub(super) journal: Journal,
     /// Sides whose broker may hold messages of QoS 2 from an earlier life that are not known here.
@@ -68,6 +72,7 @@ pub(super) struct Engine {
 struct Limits {
     max_in_flight: usize,
     response_timeout: Duration,
+    queue_timeout: Duration,
 }
 
 /// A message on its way from one session to another.
@@ -164,6 +169,7 @@ impl Engine {
             forwards: 0,
             forward_bytes: 0,
             requests: Requests::default(),
+            waiting: Waiting::default(),
             metrics,
             journal,
             unknown_past,
@@ -230,6 +236,7 @@ impl Engine {
         self.limits = Limits::of(settings);
         self.routes = routes;
         self.look_for_orphans(now);
+        self.release_waiting(now);
     }
 
     /// A connection is up. These packets go first: what is sent again may lead to answers at once.
@@ -271,6 +278,7 @@ impl Engine {
         match self.take_in(side, packet, now)? {
             Event::Message(publish) if side == SENDERS => {
                 self.arrivals += 1;
+                self.let_waiting_go_first(now);
                 self.take_from_sender(publish, now);
             }
             Event::Message(publish) => self.take_from_service(side, publish, now),
@@ -326,12 +334,12 @@ impl Engine {
 
     /// Messages and requests under way.
     pub(super) fn under_way(&self) -> (usize, usize) {
-        (self.flights.len(), self.requests.len())
+        (self.flights.len() + self.waiting.len(), self.requests.len())
     }
 
     /// When something is to be done although nothing comes.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.requests.next_deadline()
+        self.requests.next_deadline().into_iter().chain(self.waiting.next_deadline()).min()
     }
 
     /// Messages that had to wait may have gone out, or be worth nothing any more.
@@ -508,6 +516,10 @@ pub(super) fn window(settings: &Settings, side: usize) -> u16 {
 
 impl Limits {
     fn of(settings: &Settings) -> Self {
-        Self { max_in_flight: settings.max_in_flight, response_timeout: settings.response_timeout }
+        Self {
+            max_in_flight: settings.max_in_flight,
+            response_timeout: settings.response_timeout,
+            queue_timeout: settings.queue_timeout,
+        }
     }
 }

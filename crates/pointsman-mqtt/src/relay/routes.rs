@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use pointsman_balance::{Balancer, Claim, Endpoints, PickError};
 use pointsman_core::{Instance, View};
 use regex::RegexSet;
 
 use super::metrics::{Metrics, RouteMetrics};
-use super::settings::{self, Invalid, Settings, compile};
+use super::settings::{self, Invalid, RouteRole, Settings, compile};
 
 /// Where the instances of services are looked up.
 pub type Views = HashMap<Arc<str>, View>;
@@ -171,6 +172,17 @@ impl Route {
         self.balancer.pick_code(code).map_or_else(|| Endpoint::unclaimed(&self.settings.service, code), Endpoint::from)
     }
 
+    /// Whether a message that cannot be given to an instance waits for one: it wants the master, and there was one until not longer
+    /// ago than `timeout`; or the master has not taken this very message, and so is probably about to be replaced.
+    pub(super) fn awaits_master(&self, error: &PickError, timeout: Duration, now: Instant) -> bool {
+        match error {
+            _ if self.settings.role != RouteRole::Master || timeout.is_zero() => false,
+            PickError::NoMaster { since: Some(since), .. } => now.saturating_duration_since(*since) < timeout,
+            PickError::AllExcluded { .. } => true,
+            _ => false,
+        }
+    }
+
     fn pick(&self, key: &[u8], tried: &[Arc<str>]) -> Result<Claim, PickError> {
         if tried.is_empty() { self.balancer.pick(key) } else { self.balancer.pick_excluding(key, tried) }
     }
@@ -181,7 +193,6 @@ mod tests {
     use pointsman_balance::{Algorithm, Outcome};
     use pointsman_core::{Role, Snapshot, Term};
 
-    use super::super::settings::RouteRole;
     use super::*;
 
     /// The master `m` and the normal instance `n`; the first route asks for the master, the second for a normal instance.

@@ -41,6 +41,8 @@ pub struct Settings {
     pub max_packet: usize,
     /// How long a request may take; then its sender is told so. Default 30 s.
     pub response_timeout: Duration,
+    /// How long a message for a master waits for the next one where there was one a moment ago; zero: not at all. Default 1 s.
+    pub queue_timeout: Duration,
     /// How long messages under way may take when the relay leaves. Default 10 s.
     pub drain_timeout: Duration,
     /// How long the brokers keep the relay's sessions while it is away. Default 1 h.
@@ -104,6 +106,8 @@ pub struct Invalid {
     pub reason: String,
 }
 
+/// Maximum of `queue_timeout`: what waits takes the place of what could be delivered.
+const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The memory that all expressions together may take when compiled.
 const PATTERNS_BYTES: usize = 16 << 20;
 /// The longest expression.
@@ -125,6 +129,7 @@ impl Settings {
             max_in_flight: 10_000,
             max_packet: 1 << 20,
             response_timeout: Duration::from_secs(30),
+            queue_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(10),
             session_expiry: Duration::from_secs(3600),
             state: None,
@@ -150,6 +155,9 @@ impl Settings {
         }
         if self.max_packet < 1024 {
             wrong("max_packet".to_owned(), "is below 1024 bytes".to_owned());
+        }
+        if self.queue_timeout > LONGEST_QUEUE_TIMEOUT {
+            wrong("queue_timeout".to_owned(), "is longer than an hour".to_owned());
         }
         if self.routes.is_empty() {
             wrong("route".to_owned(), "is missing: without a [[mqtt.route]] there is nothing to do".to_owned());
@@ -375,7 +383,8 @@ mod tests {
         bad.routes[0].service = "a/b".into();
         bad.code = "x+".into();
         bad.max_in_flight = 0;
-        assert_eq!(keys(&bad), ["code", "max_in_flight", "route.0.service"]);
+        bad.queue_timeout = Duration::from_secs(3601);
+        assert_eq!(keys(&bad), ["code", "max_in_flight", "queue_timeout", "route.0.service"]);
         let mut bad = settings(&["^/a"]);
         bad.filters = ["a/#", "a#", "a/b", "$SYS/#"].map(str::to_owned).to_vec();
         assert_eq!(keys(&bad), ["filters.1", "filters.2", "filters.3"]);

@@ -140,8 +140,8 @@ impl Service {
         self.counters.figures()
     }
 
-    /// Leaves without losing a message, in this order: tells the registry that it takes no more work (weight 0; where an
-    /// operator has set the weight, that stays), lets handlers finish (no longer than the drain timeout; what is not finished by
+    /// Leaves without losing a message, in this order: hands the mastership over, if it has it, tells the registry that it takes no
+    /// more work (weight 0; where an operator has set the weight, that stays), lets handlers finish (no longer than the drain timeout; what is not finished by
     /// then is not acknowledged), unsubscribes, deregisters, disconnects.
     ///
     /// Cancelled, all that goes on in the background.

@@ -4,5 +4,6 @@
 
 mod client;
 mod embedded;
+mod handover;
 mod service;
 mod support;

@@ -9,6 +9,7 @@ use bytestring::ByteString;
 use pointsman_balance::Outcome;
 
 use super::dead_letter::DeadLetter;
+use super::waiting::Deadline;
 use super::{Engine, Flight, Forward, Origin, Reply, SENDERS, What};
 use crate::packet::{Publish, Qos};
 use crate::reason::Reason;
@@ -26,8 +27,27 @@ const RELAY: &str = "pointsman-relay";
 /// So many relays may pass a message on to one another.
 const HOPS: usize = 8;
 
-/// What is known of a message that comes again.
+/// A message of a sender, as it has come.
 #[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) origin: Option<Origin>,
+    pub(super) publish: Publish,
+    pub(super) since: Instant,
+}
+
+/// A message that an instance did not take.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) origin: Option<Origin>,
+    pub(super) forward: Forward,
+    pub(super) reason: Reason,
+    pub(super) message: Publish,
+    /// When it came from its sender.
+    pub(super) since: Instant,
+}
+
+/// What is known of a message that comes again.
+#[derive(Debug, Default)]
 struct Before {
     place: Option<Place>,
     /// Number and nonce.
@@ -45,11 +65,11 @@ struct Way {
 }
 
 /// What a sender's topic says.
-struct Inquiry<'a> {
+pub(super) struct Inquiry<'a> {
     /// What routes are matched against.
     matched: Cow<'a, str>,
     /// The code that the sender names.
-    code: Option<&'a str>,
+    pub(super) code: Option<&'a str>,
     envelope: Option<Envelope<'a>>,
     /// Without the code.
     topic: &'a str,
@@ -68,7 +88,7 @@ impl Engine {
         if Self::is_reserved(&topic) {
             return self.acknowledge(origin);
         }
-        let Some(inquiry) = self.inquire(&topic) else {
+        let Some(inquiry) = self.inquire(&topic, |code| self.names(code)) else {
             let letter = DeadLetter::new("topic", "the topic is not /VERSION/SENDER/ACTION/ID/CODE/TOPIC/");
             return self.dead_letter(origin, &topic, &publish, &letter, now);
         };
@@ -83,19 +103,35 @@ impl Engine {
         };
         route.metrics.received(publish.qos);
         let before = self.before(origin, &inquiry, &publish);
-        let endpoint = match &before.code {
-            Some(code) => Ok(route.again(code)),
-            None => {
-                let key = key(&route, &inquiry, &publish);
-                route.choose(key, inquiry.code.filter(|_| route.settings.sticky), &[])
+        let arrival = Arrival { origin, publish, since: now };
+        match &before.code {
+            Some(code) => {
+                let endpoint = route.again(code);
+                self.forward(arrival, &before, &inquiry, route, endpoint, now);
             }
-        };
-        match endpoint {
-            Ok(endpoint) => self.forward((origin, before), &inquiry, publish, route, endpoint, now),
-            Err(error) => {
-                let letter = DeadLetter::new("no-instance", error.to_string());
-                self.undeliverable(origin, &inquiry, &publish, &letter, now);
-            }
+            None => self.dispatch(arrival, &inquiry, route, None, now),
+        }
+    }
+
+    /// Gives a message to an instance of its route; `waits` is until when it waits for one, if it does already.
+    pub(super) fn dispatch(
+        &mut self,
+        arrival: Arrival,
+        inquiry: &Inquiry<'_>,
+        route: Arc<Route>,
+        waits: Option<Deadline>,
+        now: Instant,
+    ) {
+        let key = key(&route, inquiry, &arrival.publish);
+        match route.choose(key, inquiry.code.filter(|_| route.settings.sticky), &[]) {
+            Ok(endpoint) => self.forward(arrival, &Before::default(), inquiry, route, endpoint, now),
+            Err(error) => match self.may_wait(&route, &error, waits, now) {
+                Some(waits) => self.hold_arrival(arrival, inquiry.code, route, waits),
+                None => {
+                    let letter = DeadLetter::new("no-instance", error.to_string());
+                    self.undeliverable(arrival.origin, inquiry, &arrival.publish, &letter, now);
+                }
+            },
         }
     }
 
@@ -120,16 +156,21 @@ impl Engine {
             return self.acknowledge(origin);
         }
         let letter = DeadLetter::new("too-large", "it is larger than max_packet; its payload is left out");
-        match self.inquire(&publish.topic) {
+        match self.inquire(&publish.topic, |code| self.names(code)) {
             Some(inquiry) => self.undeliverable(origin, &inquiry, publish, &letter, now),
             None => self.dead_letter(origin, &publish.topic, publish, &letter, now),
         }
     }
 
-    fn inquire<'a>(&self, topic: &'a str) -> Option<Inquiry<'a>> {
+    /// Whether a level at the end of a topic is the code of an instance, or of this relay.
+    fn names(&self, code: &str) -> bool {
+        code == &*self.code || self.routes.knows(code)
+    }
+
+    /// Reads a topic, at the end of which there may be a code that is `known`.
+    pub(super) fn inquire<'a>(&self, topic: &'a str, known: impl Fn(&str) -> bool) -> Option<Inquiry<'a>> {
         match self.topics {
             Topics::CodeLast => {
-                let known = |code: &str| code == &*self.code || self.routes.knows(code);
                 let (rest, code) = address::split_code(topic, known);
                 Some(Inquiry { matched: Cow::Borrowed(rest), code, envelope: None, topic: rest })
             }
@@ -160,7 +201,7 @@ impl Engine {
     }
 
     /// Where the sender waits for an answer, if it does.
-    fn reply_of(inquiry: &Inquiry<'_>, publish: &Publish) -> Option<Reply> {
+    pub(super) fn reply_of(inquiry: &Inquiry<'_>, publish: &Publish) -> Option<Reply> {
         let (topic, correlation) = match inquiry.envelope {
             Some(envelope) if envelope.waits() => (ByteString::from(envelope.response_topic()), None),
             Some(_) => return None,
@@ -176,14 +217,15 @@ impl Engine {
 
     fn forward(
         &mut self,
-        (origin, before): (Option<Origin>, Before),
+        arrival: Arrival,
+        before: &Before,
         inquiry: &Inquiry<'_>,
-        publish: Publish,
         route: Arc<Route>,
         endpoint: Endpoint,
         now: Instant,
     ) {
-        let Before { place, request: known, .. } = before;
+        let Arrival { origin, publish, since } = arrival;
+        let (place, known) = (before.place, before.request);
         let side = place.map_or_else(|| self.side_of(&endpoint), |place| place.0);
         let code = endpoint.code().clone();
         let reply = Self::reply_of(inquiry, &publish);
@@ -208,7 +250,7 @@ impl Engine {
                 Forward { route, endpoint: None, topic, code, tried: Vec::new(), request: Some(number), qos }
             }
             Some((reply, timeout)) => {
-                let mut request = Request::new(reply, route.clone(), endpoint, nonce, (now, now + timeout));
+                let mut request = Request::new(reply, route.clone(), endpoint, nonce, (since, now + timeout));
                 request.bytes = out.payload.len() + out.topic.len();
                 request.copy = route.settings.redispatch.then(|| (topic.clone(), Box::new(detached(&out))));
                 self.requests.insert(number, request);
@@ -216,7 +258,7 @@ impl Engine {
                 Forward { route, endpoint: None, topic, code, tried: Vec::new(), request: Some(number), qos }
             }
         };
-        self.send(side, Way { origin, place, since: now }, &out, forward, now);
+        self.send(side, Way { origin, place, since }, &out, forward, now);
     }
 
     fn outgoing_topic(&self, inquiry: &Inquiry<'_>, code: &str, (number, nonce): (u64, u64)) -> String {
@@ -304,7 +346,7 @@ impl Engine {
     ) {
         let refused = reason.is_error() || reason == Reason::NO_MATCHING_SUBSCRIBERS;
         if let (true, Some(message)) = (refused, message) {
-            return self.try_another(origin, forward, reason, message, (since, now));
+            return self.try_another(Refused { origin, forward, reason, message, since }, now);
         }
         forward.route.metrics.delivered(forward.qos);
         if forward.qos != Qos::AtMostOnce {
@@ -336,56 +378,62 @@ impl Engine {
     }
 
     /// Nobody listens under the instance's code, or its broker refuses the message: another instance is tried, each once.
-    fn try_another(
-        &mut self,
-        origin: Option<Origin>,
-        mut forward: Forward,
-        reason: Reason,
-        mut message: Publish,
-        (since, now): (Instant, Instant),
-    ) {
-        if let Some(number) = forward.request
-            && self.requests.get_mut(number).is_none()
-        {
-            // It has been answered, or given up: nobody waits any more.
-            return self.acknowledge(origin);
-        }
-        let of_request =
-            forward.request.and_then(|number| self.requests.get_mut(number)).map(|request| &request.endpoint);
-        of_request.or(forward.endpoint.as_ref()).into_iter().for_each(|endpoint| endpoint.report(Outcome::Failure));
+    fn try_another(&mut self, mut refused: Refused, now: Instant) {
+        let forward = &mut refused.forward;
+        let request = forward.request.and_then(|number| self.requests.get_mut(number));
+        let failed = request.map(|request| &request.endpoint).or(forward.endpoint.as_ref());
+        failed.into_iter().for_each(|endpoint| endpoint.report(Outcome::Failure));
         forward.tried.push(forward.code.clone());
-        match self.routes.current(&forward.route).choose(self.topic_without_code(&message.topic), None, &forward.tried)
-        {
-            Ok(endpoint) => {
-                forward.route.metrics.redispatched.inc();
-                let (side, code) = (self.side_of(&endpoint), endpoint.code().clone());
-                message.topic = self.topic_with_code(&message.topic, &code).into();
-                (message.dup, message.id) = (false, 0);
-                forward.code = code;
-                match forward.request.and_then(|number| self.requests.get_mut(number)) {
-                    Some(request) => request.endpoint = endpoint,
-                    None => forward.endpoint = Some(endpoint),
-                }
-                if let Some(number) = forward.request {
-                    self.keep(number);
-                }
-                self.send(side, Way { origin, place: None, since }, &message, forward, now);
-            }
+        self.send_to_another(refused, None, now);
+    }
+
+    /// Sends a message to an instance that has not been tried; `waits` is until when it waits for one, if it does already.
+    pub(super) fn send_to_another(&mut self, mut refused: Refused, waits: Option<Deadline>, now: Instant) {
+        let forward = &refused.forward;
+        if forward.request.is_some_and(|number| self.requests.get_mut(number).is_none()) {
+            // It has been answered, or given up: nobody waits any more.
+            return self.acknowledge(refused.origin);
+        }
+        let route = self.routes.current(&forward.route);
+        match route.choose(self.topic_without_code(&refused.message.topic), None, &forward.tried) {
+            Ok(endpoint) => self.resend(refused, endpoint, now),
             Err(error) => {
+                if let Some(waits) = self.may_wait(&route, &error, waits, now) {
+                    return self.hold_refused(refused, waits);
+                }
+                let Refused { origin, forward, reason, ref mut message, .. } = refused;
                 let letter =
                     DeadLetter::new("no-subscriber", format!("{reason} at the instances that were tried; {error}"));
                 if let Some(number) = forward.request {
                     self.give_up(number, letter.reason, &letter.detail, now);
                 }
-                self.dead_letter(origin, &forward.topic, &message, &letter, now);
+                self.dead_letter(origin, &forward.topic, message, &letter, now);
             }
         }
     }
 
-    /// The instances have changed: who has taken requests with it into the grave?
+    fn resend(&mut self, refused: Refused, endpoint: Endpoint, now: Instant) {
+        let Refused { origin, mut forward, mut message, since, .. } = refused;
+        forward.route.metrics.redispatched.inc();
+        let (side, code) = (self.side_of(&endpoint), endpoint.code().clone());
+        message.topic = self.topic_with_code(&message.topic, &code).into();
+        (message.dup, message.id) = (false, 0);
+        forward.code = code;
+        match forward.request.and_then(|number| self.requests.get_mut(number)) {
+            Some(request) => request.endpoint = endpoint,
+            None => forward.endpoint = Some(endpoint),
+        }
+        if let Some(number) = forward.request {
+            self.keep(number);
+        }
+        self.send(side, Way { origin, place: None, since }, &message, forward, now);
+    }
+
+    /// The instances have changed: which have gone with requests that they had, and has a master come?
     pub(crate) fn instances_changed(&mut self, now: Instant) {
         if self.routes.refresh() {
             self.look_for_orphans(now);
+            self.release_waiting(now);
         }
     }
 
@@ -395,17 +443,33 @@ impl Engine {
         }
     }
 
+    /// The instance that has a request is gone.
     fn orphaned(&mut self, number: u64, now: Instant) {
-        let Some(mut request) = self.requests.remove(number) else { return };
+        let Some(request) = self.requests.get_mut(number) else { return };
         request.endpoint.report(Outcome::Failure);
         request.tried.push(request.endpoint.code().clone());
+        self.ask_another(number, None, now);
+    }
+
+    /// Sends a request whose instance is gone to another one, if its route allows that; `waits` is until when it waits for one, if it does already.
+    pub(super) fn ask_another(&mut self, number: u64, waits: Option<Deadline>, now: Instant) {
+        let Some(mut request) = self.requests.remove(number) else { return };
         let Some((topic, copy)) = request.copy.take() else {
             let detail =
                 format!("instance {} is gone; the route does not send requests again", request.endpoint.code());
             return self.tell((Some(number), None), &request.reply, "instance-gone", &detail, now);
         };
-        match self.routes.current(&request.route).choose(self.topic_without_code(&copy.topic), None, &request.tried) {
-            Err(error) => self.tell((Some(number), None), &request.reply, "instance-gone", &error.to_string(), now),
+        let route = self.routes.current(&request.route);
+        match route.choose(self.topic_without_code(&copy.topic), None, &request.tried) {
+            Err(error) => match self.may_wait(&route, &error, waits, now) {
+                Some(waits) => {
+                    // It is looked after here, not as one whose instance is gone.
+                    (request.copy, request.delivered) = (Some((topic, copy)), false);
+                    self.requests.insert(number, request);
+                    self.hold_request(number, route, waits);
+                }
+                None => self.tell((Some(number), None), &request.reply, "instance-gone", &error.to_string(), now),
+            },
             Ok(endpoint) => {
                 request.route.metrics.redispatched.inc();
                 let (side, code) = (self.side_of(&endpoint), endpoint.code().clone());
@@ -421,8 +485,9 @@ impl Engine {
         }
     }
 
-    /// Gives up what has waited for an answer too long.
+    /// Gives up what has waited too long, for an answer or for a master.
     pub(crate) fn tick(&mut self, now: Instant) {
+        self.give_up_waiting(now);
         while let Some(number) = self.requests.overdue(now) {
             self.requests.get_mut(number).into_iter().for_each(|request| request.endpoint.report(Outcome::Failure));
             self.give_up(number, "no-answer", "no answer in time", now);
@@ -444,7 +509,7 @@ impl Engine {
         }
     }
 
-    fn undeliverable(
+    pub(super) fn undeliverable(
         &mut self,
         origin: Option<Origin>,
         inquiry: &Inquiry<'_>,
@@ -482,7 +547,7 @@ fn key<'a>(route: &Route, inquiry: &'a Inquiry<'a>, publish: &'a Publish) -> &'a
 }
 
 /// The same message in memory of its own, so that what it was read from can be let go.
-fn detached(publish: &Publish) -> Publish {
+pub(super) fn detached(publish: &Publish) -> Publish {
     let properties = &publish.properties;
     let mut memory = BytesMut::with_capacity(publish.payload.len() + publish.topic.len());
     memory.put_slice(&publish.payload);

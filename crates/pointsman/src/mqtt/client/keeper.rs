@@ -3,8 +3,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use pointsman_balance::Balancer;
-use pointsman_core::{Instance, Role, Snapshot, ViewWriter};
+use pointsman_balance::{Balancer, Candidates};
+use pointsman_core::Instance;
 use pointsman_mqtt::client::{Settings, Status};
 use pointsman_mqtt::packet::Version;
 use pointsman_mqtt::relay::Topics;
@@ -30,8 +30,7 @@ const SESSION_EXPIRY: Duration = Duration::from_secs(300);
 pub(super) struct Keeper {
     plan: Arc<Plan>,
     relays: Service,
-    /// The relays as the balancer sees them: to a sender the master is one like the others.
-    mirror: ViewWriter,
+    /// Over all of them: to a sender the master is a relay like the others.
     balancer: Balancer,
     waiting: Arc<Waiting>,
     current: watch::Sender<Current>,
@@ -54,10 +53,10 @@ impl Keeper {
         waiting: Arc<Waiting>,
         current: watch::Sender<Current>,
     ) -> Self {
-        let mirror = ViewWriter::new(alike(&relays.snapshot()));
-        let balancer = Balancer::builder(mirror.view()).algorithm(algorithm).ejection(None).build();
+        let balancer = Balancer::builder(relays.view()).algorithm(algorithm).candidates(Candidates::All);
+        let balancer = balancer.ejection(None).build();
         let (stations, avoided) = (Vec::new(), Vec::new());
-        Self { plan, relays, mirror, balancer, waiting, current, status: None, stations, avoided, away_since: None }
+        Self { plan, relays, balancer, waiting, current, status: None, stations, avoided, away_since: None }
     }
 
     /// Runs until it is dropped.
@@ -87,7 +86,6 @@ impl Keeper {
     /// Looks whether the link is right, and makes another one if not. When to look again, although nothing has happened.
     async fn round(&mut self) -> Option<Instant> {
         let snapshot = self.relays.snapshot();
-        self.mirror.store(Arc::new(alike(&snapshot)));
         let Some(link) = self.link() else { return self.find(None).await };
         let address = Some(&link.station.address);
         let is_there = |relay: &&Arc<Instance>| relay.takes_work() && relay.address.as_ref() == address;
@@ -211,17 +209,6 @@ impl Plan {
         }
         Ok(url)
     }
-}
-
-/// The same relays, none of them master.
-fn alike(snapshot: &Snapshot) -> Snapshot {
-    let alike = |relay: &Arc<Instance>| {
-        let mut relay = Instance::clone(relay);
-        relay.role = Role::Normal;
-        Arc::new(relay)
-    };
-    let instances = snapshot.instances().iter().map(alike).collect();
-    Snapshot::new(snapshot.service().clone(), snapshot.revision(), instances)
 }
 
 async fn wait_until(wake: Option<Instant>) {

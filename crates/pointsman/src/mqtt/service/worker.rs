@@ -52,7 +52,16 @@ impl Worker {
         let Self { mut serving, mut registration, drain_timeout, .. } = self;
         let deadline = Instant::now() + drain_timeout;
         tracing::info!(code = &*serving.shared.code, "leaving: no more work is taken, handlers finish");
-        let told = timeout(REGISTRY_PATIENCE.min(drain_timeout), registration.update(|instance| instance.weight = 0));
+        let patience = REGISTRY_PATIENCE.min(drain_timeout);
+        if registration.role().is_master() {
+            // First: a master that takes no work would keep what is meant for the master from everybody.
+            let resigned = serving.until(timeout(patience, registration.resign())).await;
+            if let Some(Ok(Err(error))) = resigned.filter(|result| !matches!(result, Ok(Err(Error::NotMaster { .. }))))
+            {
+                tracing::warn!(%error, "the mastership could not be handed over before the service leaves");
+            }
+        }
+        let told = timeout(patience, registration.update(|instance| instance.weight = 0));
         if let Some(Ok(Err(error))) = serving.until(told).await {
             tracing::warn!(%error, "the registry could not be told that the service leaves");
         }
