@@ -1,7 +1,7 @@
 //! Why there is no claim.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Why no instance could be picked.
 ///
@@ -64,6 +64,18 @@ pub enum PickError {
 }
 
 impl PickError {
+    /// Whether the master has gone, or been drained, no longer than `within` ago, so that another is about to take its place: then it is
+    /// worth waiting for. Proxy and relay do, for their `queue_timeout`.
+    #[must_use]
+    pub fn awaits_master(&self, within: Duration, now: Instant) -> bool {
+        match self {
+            PickError::NoMaster { since: Some(since), .. } | PickError::MasterDrained { since: Some(since), .. } => {
+                now.saturating_duration_since(*since) < within
+            }
+            _ => false,
+        }
+    }
+
     /// The service of which an instance was wanted.
     #[must_use]
     pub fn service(&self) -> &Arc<str> {

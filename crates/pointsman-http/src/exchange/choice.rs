@@ -110,11 +110,7 @@ impl Choice<'_> {
         let timeout = self.passing.pass.queue_timeout;
         match error {
             PickError::NoRoom { .. } => Refused::Full,
-            PickError::NoMaster { since: Some(since), .. } | PickError::MasterDrained { since: Some(since), .. }
-                if since.elapsed() < timeout =>
-            {
-                Refused::Masterless(error)
-            }
+            _ if error.awaits_master(timeout, std::time::Instant::now()) => Refused::Masterless(error),
             PickError::AllExcluded { .. } if self.target.wants_master() => Refused::Masterless(error),
             error => Refused::Finally(error),
         }

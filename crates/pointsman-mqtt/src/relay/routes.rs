@@ -172,15 +172,11 @@ impl Route {
         self.balancer.pick_code(code).map_or_else(|| Endpoint::unclaimed(&self.settings.service, code), Endpoint::from)
     }
 
-    /// Whether a message that cannot be given to an instance waits for one: it wants the master, and there was one until not longer
-    /// ago than `timeout`; or the master has not taken this very message, and so is probably about to be replaced.
+    /// Whether a message that cannot be given to an instance waits for one: it wants the master, and there was one that takes work
+    /// until not longer ago than `timeout`; or the master has not taken this very message, and so is probably about to be replaced.
     pub(super) fn awaits_master(&self, error: &PickError, timeout: Duration, now: Instant) -> bool {
-        match error {
-            _ if self.settings.role != RouteRole::Master || timeout.is_zero() => false,
-            PickError::NoMaster { since: Some(since), .. } => now.saturating_duration_since(*since) < timeout,
-            PickError::AllExcluded { .. } => true,
-            _ => false,
-        }
+        let wants_master = self.settings.role == RouteRole::Master && !timeout.is_zero();
+        wants_master && (matches!(error, PickError::AllExcluded { .. }) || error.awaits_master(timeout, now))
     }
 
     fn pick(&self, key: &[u8], tried: &[Arc<str>]) -> Result<Claim, PickError> {
