@@ -389,6 +389,69 @@ async fn who_is_lost_is_guarded_and_returns(url: String) {
     drop(again);
 }
 
+/// Whoever is master as the directory has it, once its registration knows.
+async fn master_of(service: &Service, all: &[Registration], wanted: impl Fn(&str) -> bool) -> String {
+    let is_wanted = |s: &Snapshot| s.master().is_some_and(|master| wanted(&master.code));
+    let snapshot = until("the wanted master", service, is_wanted).await;
+    let code = snapshot.master().unwrap().code.clone();
+    for registration in all {
+        let is_master = registration.instance().code == code;
+        let is_so = |role: Role| if is_master { role.is_master() } else { role == Role::Normal };
+        let mut roles = registration.roles();
+        let knows = async { while !is_so(roles.changed().await.expect("the registration lives")) {} };
+        soon("one is master, the others are normal", knows).await;
+    }
+    code.to_string()
+}
+
+async fn three(registry: &Registry, service: &Service) -> Vec<Registration> {
+    let mut all = Vec::new();
+    for code in ["a", "b", "c"] {
+        all.push(registry.register(Instance::new("s").code(code)).await.unwrap());
+    }
+    assert_eq!(master_of(service, &all, |_| true).await, "a");
+    all
+}
+
+async fn a_drained_heir_is_passed_over(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let mut all = three(&registry, &service).await;
+    registry.drain("s", "b").await.unwrap();
+    until("drained", &service, |s| s.find("b").is_some_and(|b| b.status == Status::Drained)).await;
+    all.remove(0).close().await.unwrap();
+    assert_eq!(master_of(&service, &all, |code| code != "a").await, "c");
+    // Nobody else is left.
+    all.remove(1).close().await.unwrap();
+    assert_eq!(master_of(&service, &all, |code| code != "c").await, "b");
+    // Until somebody is.
+    all.push(registry.register(Instance::new("s").code("d")).await.unwrap());
+    assert_eq!(master_of(&service, &all, |code| code == "d").await, "d");
+}
+
+async fn draining_a_master_hands_the_mastership_on(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let all = three(&registry, &service).await;
+    let mut terms = vec![term(all[0].role())];
+    for (drained, next) in [("a", "b"), ("b", "c")] {
+        registry.drain("s", drained).await.unwrap();
+        assert_eq!(master_of(&service, &all, |code| code == next).await, next);
+        terms.push(term(service.master().unwrap().role));
+    }
+    // The weight says the same; and with all of them drained somebody is master all the same.
+    registry.set_weight("s", "c", Some(0)).await.unwrap();
+    until("drained", &service, |s| s.find("c").is_some_and(|c| c.weight == 0)).await;
+    master_of(&service, &all, |_| true).await;
+    for code in ["b", "a"] {
+        registry.undrain("s", code).await.unwrap();
+        let master = master_of(&service, &all, |master| master == "b").await;
+        assert_eq!(master, "b", "who is master stays it");
+    }
+    terms.push(term(service.master().unwrap().role));
+    assert!(terms.is_sorted_by(|a, b| a < b), "{terms:?}");
+}
+
 macro_rules! conformance {
     ($($name:ident)*) => {
         mod memory {
@@ -434,6 +497,8 @@ conformance! {
     roles_end_with_their_registration
     a_role_says_how_long_it_is_certain
     the_same_holder_takes_its_registration_over_and_nobody_else_does
+    a_drained_heir_is_passed_over
+    draining_a_master_hands_the_mastership_on
     a_clean_leave_is_never_guarded
     who_is_lost_is_guarded_and_returns
 }

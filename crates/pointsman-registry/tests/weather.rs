@@ -439,6 +439,44 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_nobody_serves_gets_one_chance_from_whoever_is_drained() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let mut all = Vec::new();
+    for code in ["a", "b"] {
+        all.push(registry.register(Instance::new("s").code(code)).await.unwrap());
+    }
+    let stranger = server.client().await;
+    let data = br#"{"serverip":"h","serverport":1,"serveruniquecode":"go","weight":1}"#;
+    stranger.create(&format!("{prefix}/s/normal"), data, &SEQUENTIAL).await.unwrap();
+    let before = all[0].role().term().unwrap();
+    registry.drain("s", "b").await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    // Each of the two has let it go first at most once when one of them is master again.
+    let [first, second] = &mut *all else { unreachable!() };
+    let is_next = |role: Role| role.term().is_some_and(|term| term > before);
+    tokio::select! {
+        _ = until_role("one of them", first, is_next) => {}
+        _ = until_role("one of them", second, is_next) => {}
+    }
+    // From now on it stays as it is, through several audits.
+    let service = registry.discover("s").await.unwrap();
+    let settled = |s: &pointsman_core::Snapshot| s.master().is_some();
+    soon("a master", service.wait_for(settled)).await;
+    let mut last = service.snapshot().master().unwrap().role;
+    for _ in 0..2 {
+        let other = service.wait_for(|s| s.master().is_none_or(|master| master.role != last));
+        match tokio::time::timeout(Duration::from_secs(10), other).await {
+            Err(_) => return,
+            Ok(_) => last = soon("a master", service.wait_for(settled)).await.master().unwrap().role,
+        }
+    }
+    let other = service.wait_for(|s| s.master().is_none_or(|master| master.role != last));
+    assert!(tokio::time::timeout(Duration::from_secs(10), other).await.is_err(), "it goes round and round");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn old_markers_of_leaves_are_removed_and_where_there_can_be_none_the_instance_leaves_all_the_same() {
     let server = ZooKeeper::shared().await;
     let prefix = pointsman_testkit::unique_prefix();

@@ -88,6 +88,7 @@ impl<R: Clone> State<R> {
         service.revision = self.clock;
         service.left.retain(|(_, code)| *code != instance.code);
         service.members.insert(id, Member { instance: Arc::new(instance), holder, report });
+        self.new_roles.extend(service.hand_on(self.clock));
         Ok((id, before))
     }
 
@@ -117,6 +118,7 @@ impl<R: Clone> State<R> {
         service.revision = self.clock;
         instance.role = member.instance.role;
         member.instance = Arc::new(instance);
+        self.new_roles.extend(service.hand_on(self.clock));
     }
 
     /// Hands the mastership over; the old master queues up behind the others. `false` if it is not master.
@@ -129,12 +131,17 @@ impl<R: Clone> State<R> {
         service.revision = self.clock;
         set_role(member, Role::Normal);
         self.new_roles.push((member.report.clone(), Role::Normal));
-        let successor = service.members.keys().copied().find(|other| *other != id).unwrap_or(id);
+        // The drained come last: also after the one that resigns.
+        let others = || service.members.iter().filter(|(other, _)| **other != id);
+        let undrained = others().find(|(_, member)| !service.is_drained(member));
+        let anybody =
+            || others().next().filter(|_| service.members.get(&id).is_some_and(|own| service.is_drained(own)));
+        let successor = undrained.or_else(anybody).map_or(id, |(other, _)| *other);
         self.new_roles.extend(service.promote_one(successor, self.clock));
         true
     }
 
-    /// Changes what an operator has set.
+    /// Changes what an operator has set. A master that is drained hands over, where another can take it.
     pub(crate) fn set_override(&mut self, service: &Arc<str>, code: &str, change: OverrideChange) {
         let service = self.services.entry(service.clone()).or_default();
         self.clock += 1;
@@ -145,6 +152,7 @@ impl<R: Clone> State<R> {
         } else {
             service.overrides.insert(code.into(), set);
         }
+        self.new_roles.extend(service.hand_on(self.clock));
     }
 
     /// Sets what was set in a registry before this one, unless something is set already.
@@ -153,6 +161,7 @@ impl<R: Clone> State<R> {
         self.clock += 1;
         service.revision = self.clock;
         service.overrides.entry(code.into()).or_insert(set);
+        self.new_roles.extend(service.hand_on(self.clock));
     }
 
     /// Who has a new role since the last call, in order.
@@ -182,8 +191,31 @@ impl<R: Clone> State<R> {
 
 impl<R: Clone> Service<R> {
     fn promote(&mut self, term: u64) -> Option<(R, Role)> {
-        let first = *self.members.keys().next()?;
+        let first = self.first_undrained().or_else(|| self.members.keys().next().copied())?;
         self.promote_one(first, term)
+    }
+
+    /// Lets another be master if the one who is, is drained, and the other is not.
+    fn hand_on(&mut self, term: u64) -> Vec<(R, Role)> {
+        let master = self.members.iter().find(|(_, member)| member.instance.role.is_master());
+        let drained = master.filter(|(_, member)| self.is_drained(member)).map(|(id, _)| *id);
+        let (Some(drained), Some(next)) = (drained, self.first_undrained()) else { return Vec::new() };
+        let mut roles = Vec::new();
+        if let Some(member) = self.members.get_mut(&drained) {
+            set_role(member, Role::Normal);
+            roles.push((member.report.clone(), Role::Normal));
+        }
+        roles.extend(self.promote_one(next, term));
+        roles
+    }
+
+    fn first_undrained(&self) -> Option<MemberId> {
+        self.members.iter().find(|(_, member)| !self.is_drained(member)).map(|(id, _)| *id)
+    }
+
+    fn is_drained(&self, member: &Member<R>) -> bool {
+        let set = self.overrides.get(&member.instance.code).copied().unwrap_or_default();
+        !set.apply(member.instance.clone()).takes_work()
     }
 
     fn promote_one(&mut self, id: MemberId, term: u64) -> Option<(R, Role)> {
@@ -207,13 +239,21 @@ mod tests {
     proptest! {
         /// Whatever happens, a service with members has exactly one master, and terms only rise.
         #[test]
-        fn one_master_and_rising_terms(steps in proptest::collection::vec((0..4_u8, 0..8_usize), 1..60)) {
+        fn one_master_and_rising_terms(steps in proptest::collection::vec((0..7_u8, 0..8_usize), 1..60)) {
             let mut state = State::default();
-            let mut members = Vec::new();
+            let (mut members, mut codes) = (Vec::new(), Vec::new());
             let mut highest = 0;
             for (step, which) in steps {
                 match step {
-                    0 | 1 => members.push(state.join(Instance::new("s"), None, ()).unwrap().0),
+                    0 | 1 => {
+                        let instance = Instance::new("s").weight(u32::from(step));
+                        codes.push(instance.code.clone());
+                        members.push(state.join(instance, None, ()).unwrap().0);
+                    }
+                    4..=6 if !codes.is_empty() => {
+                        let change = [OverrideChange::Drain, OverrideChange::Undrain, OverrideChange::Weight(Some(1))];
+                        state.set_override(&"s".into(), &codes[which % codes.len()], change[usize::from(step) - 4]);
+                    }
                     2 if !members.is_empty() => state.leave("s", members.swap_remove(which % members.len()), Departure::Left),
                     3 if !members.is_empty() => { state.resign("s", members[which % members.len()]); }
                     _ => {}
@@ -222,6 +262,11 @@ mod tests {
                 let terms: Vec<_> = read.instances.iter().filter_map(|i| i.role.term()).collect();
                 prop_assert_eq!(read.instances.len(), members.len());
                 prop_assert_eq!(terms.len(), usize::from(!members.is_empty()));
+                let set = |instance: &Arc<Instance>| read.overrides.get(&instance.code).copied().unwrap_or_default();
+                let takes_work = |i: &&Arc<Instance>| set(i).apply(Arc::clone(i)).takes_work();
+                let working: Vec<_> = read.instances.iter().filter(takes_work).collect();
+                let has_working_master = working.iter().any(|instance| instance.role.is_master());
+                prop_assert_eq!(has_working_master, !working.is_empty(), "no drained master where another could be");
                 if let Some(term) = terms.first() {
                     prop_assert!(term.0 >= highest);
                     highest = term.0;

@@ -4,11 +4,14 @@
 //! to wait for next. So the audit is nothing but another round, and an event nothing but a reason for one.
 
 mod backoff;
+mod drain;
 mod enter;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use pointsman_core::{Instance, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -38,6 +41,7 @@ pub(super) async fn keep(
     let keeper = Keeper {
         path: layout.service(&instance.service),
         left: layout.left_of(&instance.service),
+        overrides: layout.overrides_of(&instance.service),
         acl: settings.acl,
         session_timeout: settings.session_timeout,
         // What nobody else can have need not be looked for, until a create may have been carried out unseen.
@@ -54,6 +58,7 @@ pub(super) async fn keep(
         sessions: HashSet::new(),
         vacant_since: None,
         outwaiting: None,
+        passed: HashSet::new(),
         just_created: false,
         ending: None,
         departure: Departure::Left,
@@ -68,6 +73,8 @@ struct Keeper {
     path: String,
     /// Where a marker is left when the instance leaves.
     left: String,
+    /// Where operators' settings for the service's instances are.
+    overrides: String,
     acl: Acl,
     session_timeout: Duration,
     /// What is to be registered.
@@ -92,6 +99,8 @@ struct Keeper {
     vacant_since: Option<Instant>,
     /// The session of a stranger that has our code, and until when to wait for its end.
     outwaiting: Option<(i64, Instant)>,
+    /// The nodes of others who have been let go first because this instance is drained.
+    passed: HashSet<String>,
     /// The watches are still to be set for the first time.
     just_created: bool,
     /// Set when the registration is to end; with the reply if somebody waits for it.
@@ -348,20 +357,38 @@ impl Keeper {
     async fn stay(&mut self, folder: &Folder<'_>) -> Result<(), Out> {
         let Some(place) = self.place.clone() else { return Err(Out::Gone("the own node is not known")) };
         let round = folder.session.round(std::mem::take(&mut self.just_created)).await;
-        let own = self.own(folder, &place).await?;
+        let overridden = format!("{}/{}", self.overrides, self.instance.code);
+        let looking = drain::watch_override(folder.session, &overridden);
+        let (own, overridden) = tokio::join!(self.own(folder, &place), looking);
+        let (own, (set, watch)) = (own?, overridden?);
+        let mut watches = Vec::from_iter(watch);
+        let is_drained = drain::is_drained(&self.instance, set);
+        if !is_drained {
+            self.passed.clear();
+        }
         let ahead = match place.role() {
             Role::Normal => self.ahead(folder, &place).await?,
+            Role::Master(_) if is_drained && self.let_others_go_first(folder, &place, &mut watches).await? => {
+                return Ok(());
+            }
             Role::Master(_) | Role::Detached => None,
         };
-        let ahead = match ahead {
+        match ahead {
             Some(Ahead::Moved) => return Ok(()),
-            Some(Ahead::Nobody) => return self.promote(folder, &place).await,
-            Some(Ahead::Watch(watcher)) => Some(watcher),
-            None => None,
-        };
+            Some(Ahead::Nobody) => {
+                // Whoever passes others over has waited for long enough.
+                let may_yield = is_drained && self.vacant_since.is_none();
+                if may_yield && self.let_others_go_first(folder, &place, &mut watches).await? {
+                    return Ok(());
+                }
+                return self.promote(folder, &place).await;
+            }
+            Some(Ahead::Watch(watch)) => watches.push(watch),
+            None => {}
+        }
         drop(round);
         self.report.registered(place.role(), Some(folder.session.lease.clone()));
-        self.wait(folder, &place, own, ahead).await
+        self.wait(folder, &place, own, watches).await
     }
 
     /// Checks that the own node is there, is ours, and says what it should; mends it if it does not.
@@ -428,22 +455,17 @@ impl Keeper {
         folder: &Folder<'_>,
         place: &Place,
         own: OneshotWatcher,
-        ahead: Option<OneshotWatcher>,
+        watches: Vec<OneshotWatcher>,
     ) -> Result<(), Out> {
         let session = folder.session;
         let next_audit = self.next_audit(session);
-        let ahead = async {
-            match ahead {
-                Some(watcher) => watcher.changed().await,
-                None => std::future::pending().await,
-            }
-        };
+        let mut watches: FuturesUnordered<_> = watches.into_iter().map(OneshotWatcher::changed).collect();
         tokio::select! {
             event = own.changed() => match event.event_type {
                 EventType::NodeDeleted => Err(Out::Gone("the own node was deleted")),
                 _ => Ok(()),
             },
-            _ = ahead => Ok(()),
+            Some(_) = watches.next() => Ok(()),
             () = left(&mut self.link, session) => Err(Out::Disconnected),
             () = session.lease.ended() => self.lapsed(session).await,
             () = tokio::time::sleep(next_audit) => Ok(()),
@@ -484,23 +506,28 @@ impl Keeper {
     async fn resign(&mut self, folder: &Folder<'_>, place: &Place, reply: Reply) -> Result<(), Out> {
         // Before it is asked for: the next one may be master before we have the answer.
         self.report.step_down("resigning");
+        let moved = self.move_back(folder, place).await;
+        let _ = reply.send(match &moved {
+            Err(Out::Failed(error)) => Err(error.clone()),
+            Err(_) => Err(self.not_master()),
+            Ok(()) => Ok(()),
+        });
+        moved
+    }
+
+    /// Moves to the end of the queue.
+    async fn move_back(&mut self, folder: &Folder<'_>, place: &Place) -> Result<(), Out> {
         match folder.demote(place, &self.data()).await {
             Ok(Some(place)) => {
                 self.report.registered(place.role(), Some(folder.session.lease.clone()));
                 self.place = Some(place);
-                let _ = reply.send(Ok(()));
                 Ok(())
             }
-            Ok(None) => {
-                let _ = reply.send(Err(self.not_master()));
-                Err(Out::Gone("the own node was deleted"))
-            }
+            Ok(None) => Err(Out::Gone("the own node was deleted")),
             Err(fault) => {
-                let error = Error::from(fault);
-                let _ = reply.send(Err(error.clone()));
                 // The transaction may have been carried out: look for the place anew.
                 self.place = None;
-                Err(Out::Failed(error))
+                Err(Out::Failed(fault.into()))
             }
         }
     }

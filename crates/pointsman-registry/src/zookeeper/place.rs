@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::{Role, Term};
+use pointsman_core::{Instance, Role, Term};
 use zookeeper_client::{
     CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, OneshotWatcher, Stat,
 };
@@ -70,6 +70,16 @@ impl Folder<'_> {
         match self.session.run(|| format!("list {}", self.path), listing).await {
             Err(fault) if fault.error == ZkError::NoNode => Ok(Vec::new()),
             result => result,
+        }
+    }
+
+    /// A watch on who comes and goes; `None` if the folder does not exist.
+    pub(super) async fn watch_names(&self) -> Result<Option<OneshotWatcher>, Fault> {
+        let listing = self.session.client.list_and_watch_children(self.path);
+        match self.session.run(|| format!("watch {}", self.path), listing).await {
+            Ok((_, watcher)) => Ok(Some(watcher)),
+            Err(fault) if fault.error == ZkError::NoNode => Ok(None),
+            Err(fault) => Err(fault),
         }
     }
 
@@ -188,7 +198,7 @@ impl Folder<'_> {
         }
     }
 
-    /// From master to the end of the queue, in one transaction. `None` if the own node is gone.
+    /// From wherever it is to the end of the queue, in one transaction. `None` if the own node is gone.
     pub(super) async fn demote(&self, own: &Place, data: &[u8]) -> Result<Option<Place>, Fault> {
         if !self.is_ours(own).await? {
             return Ok(None);
@@ -196,12 +206,12 @@ impl Folder<'_> {
         let sequential = options(CreateMode::EphemeralSequential, self.acl);
         let mut writer = self.session.client.new_multi_writer();
         let built = writer
-            .add_delete(&self.at(MASTER), None)
+            .add_delete(&self.at(&own.name), None)
             .and_then(|()| writer.add_create(&normal_prefix(self.path), data, &sequential));
-        match self.commit(built.map(|()| writer), "resign from").await? {
+        match self.commit(built.map(|()| writer), "move back in").await? {
             Ok(results) => Ok(Some(self.created_somewhere(&results).await?)),
             Err(MultiWriteError::OperationFailed { source: ZkError::NoNode, .. }) => Ok(None),
-            Err(error) => Err(self.failed("resign from", error)),
+            Err(error) => Err(self.failed("move back in", error)),
         }
     }
 
@@ -287,9 +297,35 @@ impl Folder<'_> {
         }
     }
 
+    /// All instances, by their nodes.
+    pub(super) async fn instances(&self, service: &Arc<str>) -> Result<Vec<(String, Instance)>, Fault> {
+        let read = self.read_all().await?.into_iter();
+        Ok(read.filter_map(|(name, data, _)| Some((name, wire::decode(service, &data).ok()?.instance))).collect())
+    }
+
     /// All nodes that carry the code.
     pub(super) async fn find(&self, service: &Arc<str>, code: &str) -> Result<Vec<Found>, Fault> {
         let mut found = Vec::new();
+        for (name, data, stat) in self.read_all().await? {
+            let Ok(parsed) = wire::decode(service, &data) else { continue };
+            if *parsed.instance.code != *code {
+                continue;
+            }
+            let address = parsed.instance.address.as_deref().unwrap_or("an instance without address");
+            let owner = stat.ephemeral_owner;
+            found.push(Found {
+                who: format!("{address} (node {}, session {owner:#x})", self.at(&name)),
+                place: Place { session: owner, name, czxid: stat.czxid },
+                holder: parsed.holder,
+                session_timeout: parsed.session_timeout,
+            });
+        }
+        Ok(found)
+    }
+
+    /// What each node says.
+    async fn read_all(&self) -> Result<Vec<(String, Vec<u8>, Stat)>, Fault> {
+        let mut all = Vec::new();
         for names in self.names().await?.chunks(super::tree::BATCH) {
             let mut reader = self.session.client.new_multi_reader();
             for name in names {
@@ -298,22 +334,12 @@ impl Folder<'_> {
             }
             let results = self.session.run(|| format!("read {}", self.path), reader.commit()).await?;
             for (name, result) in names.iter().zip(results) {
-                let MultiReadResult::Data { data, stat } = result else { continue };
-                let Ok(parsed) = wire::decode(service, &data) else { continue };
-                if *parsed.instance.code != *code {
-                    continue;
+                if let MultiReadResult::Data { data, stat } = result {
+                    all.push((name.clone(), data, stat));
                 }
-                let address = parsed.instance.address.as_deref().unwrap_or("an instance without address");
-                let owner = stat.ephemeral_owner;
-                found.push(Found {
-                    place: Place { session: owner, name: name.clone(), czxid: stat.czxid },
-                    who: format!("{address} (node {}, session {owner:#x})", self.at(name)),
-                    holder: parsed.holder,
-                    session_timeout: parsed.session_timeout,
-                });
             }
         }
-        Ok(found)
+        Ok(all)
     }
 }
 
