@@ -9,7 +9,7 @@ use pointsman_core::{Instance, Snapshot};
 use crate::ejection::{Ejection, Ejections, Epoch};
 use crate::endpoint::{Endpoint, EndpointStats, Keep, Shared};
 use crate::ranking::Ranking;
-use crate::rules::{CheckState, Evidence};
+use crate::rules::{CheckState, Evidence, Standing};
 
 /// The claims in flight, the latencies and the health of one service's instances.
 ///
@@ -198,7 +198,8 @@ impl Entries {
                 self.by_code.insert(instance.code.clone(), entry);
             }
         }
-        let has_master = snapshot.master().is_some_and(|master| master.takes_work());
+        let has_master =
+            snapshot.master().is_some_and(|master| master.takes_work() && !self.is_given_up(master, now));
         if has_master {
             self.masterless_since = None;
         } else if self.had_master {
@@ -207,6 +208,12 @@ impl Entries {
         self.had_master = has_master;
         self.started |= !snapshot.instances().is_empty();
         self.by_code.retain(|_, entry| entry.seen == round || entry.endpoint.in_flight() > 0);
+    }
+
+    /// Whether it is taken for dead: a master of which that is known is about to be replaced.
+    fn is_given_up(&self, instance: &Instance, now: Instant) -> bool {
+        let standing = |record| Standing::of(instance, self.evidence(instance, record, now));
+        self.get(&instance.code).is_some_and(|record| standing(record) == Standing::Guarded { has_failed: true })
     }
 
     pub(crate) fn get(&self, code: &str) -> Option<&Record> {

@@ -20,7 +20,8 @@ pub enum PickError {
     NoMaster {
         /// The service.
         service: Arc<str>,
-        /// When the balancer first found that there was no master any more; `None` if it has never seen one. Where this is a moment
+        /// When the balancer first found that there was no master any more, or only one that is guarded and has failed; `None` if it has
+        /// never seen one. Where this is a moment
         /// ago, another is about to be elected.
         since: Option<Instant>,
     },
