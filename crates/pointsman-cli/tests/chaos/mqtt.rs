@@ -200,6 +200,7 @@ fn report(truth: &Truth, sent: &[Sent], arrived: &HashSet<String>, counts: &BTre
             }
         }
     }
+    report.faults += crate::report::recovery(truth, &mut report.text);
     let total = |counts: &BTreeMap<String, usize>| counts.values().sum::<usize>();
     let _ = writeln!(report.text, "chaos behind a broker: {} messages", sent.len());
     for (words, counts) in [("unavoidable", &unavoidable), ("avoidable", &avoidable)] {
