@@ -12,6 +12,8 @@
 //! A relay is available while its process runs and is ready; what has been dealt to one that is killed waits for it to come back.
 
 mod service;
+#[cfg(test)]
+mod tests;
 mod world;
 
 use std::collections::{BTreeMap, HashSet};
