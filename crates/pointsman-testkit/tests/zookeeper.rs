@@ -27,6 +27,10 @@ async fn starts_and_restarts_with_its_data() {
     assert_eq!(server.address(), address);
     assert_eq!(server.mode().await.as_deref(), Some("standalone"));
     assert_eq!(server.client().await.get_data("/kept").await.unwrap().0, b"data");
+    server.kill();
+    server.wipe();
+    server.restart().await;
+    assert!(server.client().await.get_data("/kept").await.is_err(), "nothing is left");
     let pid = server.pid().unwrap();
     drop(server);
     assert!(gone(pid));

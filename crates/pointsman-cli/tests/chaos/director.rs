@@ -284,6 +284,6 @@ impl Director {
             }
             sleep(TICK).await;
         }
-        self.recorder.note("not everything has recovered in time");
+        self.recorder.unrecovered();
     }
 }

@@ -156,6 +156,8 @@ impl Instance {
 
     /// SIGTERM, as a supervisor does: the registration first, and when that has ended the origin, which goes on for a while.
     pub(crate) async fn leave(mut self) {
+        // One that is stopped would not hear of it.
+        self.resume(Part::Both);
         self.recorder.registration(self.life, Registration::Leaving);
         if self.mode == Mode::Around {
             self.recorder.origin(self.life, Origin::Ending);
@@ -168,7 +170,7 @@ impl Instance {
                 Err(_) => {
                     self.recorder.note(format!("{code} registration does not end after SIGTERM; it is killed"));
                     self.registration = Some(child);
-                    self.kill(Part::Both).await;
+                    return self.kill(Part::Both).await;
                 }
             }
         }

@@ -12,6 +12,8 @@
 //! A relay is available while its process runs and is ready; what has been dealt to one that is killed waits for it to come back.
 
 mod service;
+#[cfg(test)]
+mod tests;
 mod world;
 
 use std::collections::{BTreeMap, HashSet};
@@ -200,6 +202,7 @@ fn report(truth: &Truth, sent: &[Sent], arrived: &HashSet<String>, counts: &BTre
             }
         }
     }
+    report.faults += crate::report::recovery(truth, &mut report.text);
     let total = |counts: &BTreeMap<String, usize>| counts.values().sum::<usize>();
     let _ = writeln!(report.text, "chaos behind a broker: {} messages", sent.len());
     for (words, counts) in [("unavoidable", &unavoidable), ("avoidable", &avoidable)] {

@@ -41,6 +41,12 @@ impl Recorder {
         truth.log.push((now, words.into()));
     }
 
+    /// Notes that not everything is well in time.
+    pub(crate) fn unrecovered(&self) {
+        self.note("not everything has recovered in time");
+        self.truth().unrecovered = Some(self.now());
+    }
+
     /// Begins a life: its origin is up as soon as its registration says so.
     pub(crate) fn begin(&self, code: &str, port: u16) -> LifeId {
         let mut truth = self.truth();

@@ -11,7 +11,7 @@ use crate::history::Time;
 use crate::judge::{Verdict, condition, judge, twice};
 use crate::origin::Arrival;
 use crate::request::{Logged, Outcome, Request, Way};
-use crate::truth::Truth;
+use crate::truth::{Origin, Truth};
 
 /// How long before a failure its timeline begins.
 const BEFORE: Duration = Duration::from_secs(10);
@@ -81,6 +81,7 @@ impl Evidence {
         report.faults = faults.len();
         self.timelines(&mut report.text, &faults);
         self.statistics(&mut report.text, &reasons, &faults);
+        report.faults += recovery(&self.truth, &mut report.text);
         report
     }
 
@@ -167,7 +168,7 @@ impl Evidence {
         let _ = writeln!(text, "   instances at {}:", at(request.start));
         for life in &self.truth.lives {
             let Some((since, state)) = life.states.at(request.start) else { continue };
-            let is_long_gone = state.origin == crate::truth::Origin::Down && since + BEFORE < request.start;
+            let is_long_gone = state.origin == Origin::Down && since + BEFORE < request.start;
             if !is_long_gone {
                 let available = self.truth.is_available(life, request.start, request.end);
                 let mark = if available { "available" } else { "" };
@@ -179,6 +180,20 @@ impl Evidence {
         let masters: Vec<&str> = masters.into_iter().map(|life| &*life.code).collect();
         let _ = writeln!(text, "     master: {}", masters.join(", then "));
     }
+}
+
+/// Says so if not everything was well in time after the last action: that is one fault.
+pub(crate) fn recovery(truth: &Truth, text: &mut String) -> usize {
+    let Some(time) = truth.unrecovered else { return 0 };
+    let _ = writeln!(text, "━━ not all instances were up and registered again in time:");
+    for life in &truth.lives {
+        let Some((since, state)) = life.states.at(time).filter(|(_, state)| state.origin != Origin::Down) else {
+            continue;
+        };
+        let _ = writeln!(text, "     {} {:?} since {}", life.code, state, at(since));
+    }
+    timeline(truth, text, time.saturating_sub(BEFORE), time, 2 * BEFORE);
+    1
 }
 
 /// Shows what happened around a time.

@@ -102,6 +102,8 @@ pub(crate) struct Truth {
     pub(crate) serves: Vec<History<bool>>,
     /// Every report of a mastership, with its term, oldest first.
     pub(crate) masters: Vec<(Time, LifeId, u64)>,
+    /// When the time was over within which all instances had to be up and registered after the last action, if they were not.
+    pub(crate) unrecovered: Option<Time>,
     /// Actions and changes in words, for timelines.
     pub(crate) log: Vec<(Time, String)>,
 }

@@ -132,11 +132,15 @@ impl World {
         self.folder.path().join(format!("service-{number}"))
     }
 
+    fn errors(&self, number: usize) -> PathBuf {
+        self.journal(number).with_extension("errors")
+    }
+
     fn start_service(&self, number: usize) -> Member {
         let code = format!("s{number}");
         let life = self.recorder.begin(&code, 0);
         let mut command = service::command(&code, &self.registry, &self.broker.url(), &self.journal(number));
-        let errors = File::create(self.folder.path().join(format!("service-{number}.errors"))).unwrap();
+        let errors = File::create(self.errors(number)).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         tokio::spawn(read_roles(child.stdout.take().unwrap(), life, self.recorder.clone()));
@@ -283,7 +287,9 @@ impl World {
             let Some(Ok(Some(status))) = child.as_mut().map(Child::try_wait) else { continue };
             *child = None;
             let life = *life;
-            self.recorder.note(format!("s{number} has ended: {status}"));
+            let errors = std::fs::read_to_string(self.errors(number)).unwrap_or_default();
+            let last = errors.lines().find(|line| line.contains("Err")).unwrap_or_default();
+            self.recorder.note(format!("s{number} has ended: {status} {last}"));
             self.recorder.registration(life, Registration::Left);
             self.recorder.origin(life, Origin::Down);
             self.after(200..2000, Later::StartService(number));
@@ -322,7 +328,7 @@ impl World {
             }
             sleep(TICK).await;
         }
-        self.recorder.note("not everything has recovered in time");
+        self.recorder.unrecovered();
     }
 }
 
