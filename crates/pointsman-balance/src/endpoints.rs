@@ -198,8 +198,7 @@ impl Entries {
                 self.by_code.insert(instance.code.clone(), entry);
             }
         }
-        let has_master =
-            snapshot.master().is_some_and(|master| master.takes_work() && !self.is_given_up(master, now));
+        let has_master = snapshot.master().is_some_and(|master| master.takes_work() && !self.is_given_up(master, now));
         if has_master {
             self.masterless_since = None;
         } else if self.had_master {
