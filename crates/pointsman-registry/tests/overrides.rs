@@ -133,7 +133,17 @@ async fn an_agent_that_begins_anew_is_told_who_was_drained() {
     agent.close().await;
     drop(below);
     let below = Registry::connect("memory://overrides-second?guard=off").await.unwrap();
-    let _agent = Agent::start(below.clone(), Settings::new(address)).await.unwrap();
+    // Its port may be taken for a moment yet, by a connection of the one before.
+    let starting = async {
+        loop {
+            match Agent::start(below.clone(), Settings::new(address)).await {
+                Ok(agent) => return agent,
+                Err(pointsman_agent::Error::Listen { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let _agent = soon("it listens again", starting).await;
     let own = below.discover("s").await.unwrap();
     until_drained(&own, "a", true).await;
     until_drained(&service, "a", true).await;
