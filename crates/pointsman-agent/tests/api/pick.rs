@@ -59,7 +59,7 @@ async fn turns_are_taken_and_keys_are_kept_together() {
         *counts.entry(picked["instance"]["code"].as_str().unwrap().to_owned()).or_insert(0) += 1;
     }
     assert_eq!(counts, BTreeMap::from([("a".to_owned(), 50), ("b".to_owned(), 50)]));
-    let by_key = async |client: &mut crate::support::Client, key: usize| {
+    let by_key = async |client: &mut Client, key: usize| {
         let path = format!("{PICK}?algorithm=url-hash&key=%2Fvideo%2F{key}");
         client.ask("GET", &path, "").await.json()["instance"]["code"].clone()
     };
