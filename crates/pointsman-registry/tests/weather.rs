@@ -230,6 +230,24 @@ async fn a_predecessor_that_does_not_act_is_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_second_in_line_does_not_wait_for_the_session_of_a_dead_first() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=30s", server.address());
+    let registry = Registry::connect(&url).await.unwrap();
+    let master = registry.register(Instance::new("s").code("a")).await.unwrap();
+    // It died a moment ago: its session stands.
+    let dead: Client = server.client().await;
+    let data = br#"{"serveruniquecode":"dead","weight":1}"#;
+    dead.create(&format!("{prefix}/s/normal"), data, &SEQUENTIAL).await.unwrap();
+    let mut second = registry.register(Instance::new("s").code("b")).await.unwrap();
+    master.close().await.unwrap();
+    let promoted = until_role("b is master", &mut second, Role::is_master);
+    let in_time = Duration::from_secs(5);
+    tokio::time::timeout(in_time, promoted).await.expect("long before a session ends, or half of one is over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_zombies_write_is_refused() {
     let server = ZooKeeper::shared().await;
     let mut fleet = Fleet::start(&server.address(), server, 2).await;

@@ -19,7 +19,7 @@ use zookeeper_client::{EventType, OneshotWatcher};
 
 use self::backoff::{Backoff, RETRY_DELAY};
 use super::fault::Fault;
-use super::layout::{Layout, MASTER, before};
+use super::layout::{Layout, MASTER, before, position};
 use super::leave::leave;
 use super::place::{Folder, Place, Promotion};
 use super::session::{Link, Session, left, up};
@@ -57,6 +57,7 @@ pub(super) async fn keep(
         created_at: None,
         sessions: HashSet::new(),
         vacant_since: None,
+        patience: Duration::ZERO,
         outwaiting: None,
         passed: HashSet::new(),
         just_created: false,
@@ -97,6 +98,8 @@ struct Keeper {
     sessions: HashSet<i64>,
     /// Since when this normal instance, not being the first, has seen no master.
     vacant_since: Option<Instant>,
+    /// How long those that are ahead may leave it vacant.
+    patience: Duration,
     /// The session of a stranger that has our code, and until when to wait for its end.
     outwaiting: Option<(i64, Instant)>,
     /// The nodes of others who have been let go first because this instance is drained.
@@ -131,8 +134,8 @@ impl From<Fault> for Out {
 
 /// What to wait for in order to become master.
 enum Ahead {
-    /// Somebody's node, or the master's: when it goes, look again.
-    Watch(OneshotWatcher),
+    /// The node before the own one, the master's, or both: when one of them goes, look again.
+    Watch(Vec<OneshotWatcher>),
     /// Nobody: the mastership is vacant, and it is for this instance to take it.
     Nobody,
     /// The queue is not what it was a moment ago: look again at once.
@@ -367,7 +370,7 @@ impl Keeper {
             self.passed.clear();
         }
         let ahead = match place.role() {
-            Role::Normal => self.ahead(folder, &place).await?,
+            Role::Normal => self.ahead(folder, &place, is_drained).await?,
             Role::Master(_) if is_drained && self.let_others_go_first(folder, &place, &mut watches).await? => {
                 return Ok(());
             }
@@ -383,7 +386,7 @@ impl Keeper {
                 }
                 return self.promote(folder, &place).await;
             }
-            Some(Ahead::Watch(watch)) => watches.push(watch),
+            Some(Ahead::Watch(more)) => watches.extend(more),
             None => {}
         }
         drop(round);
@@ -417,24 +420,36 @@ impl Keeper {
         }
     }
 
-    async fn ahead(&mut self, folder: &Folder<'_>, place: &Place) -> Result<Option<Ahead>, Out> {
+    async fn ahead(&mut self, folder: &Folder<'_>, place: &Place, is_drained: bool) -> Result<Option<Ahead>, Out> {
         let names = folder.names().await?;
         let vacant = !names.iter().any(|name| name == MASTER);
         let Some(ahead) = before(&names, &place.name) else {
             self.vacant_since = None;
             let (taken, watcher) = folder.watch(MASTER).await?;
-            return Ok(Some(if taken { Ahead::Watch(watcher) } else { Ahead::Nobody }));
+            return Ok(Some(if taken { Ahead::Watch(vec![watcher]) } else { Ahead::Nobody }));
         };
+        let mut watches = Vec::new();
+        let mut vacant = vacant;
+        self.patience = grace(folder.session);
+        let position = position(&names, &place.name);
+        if position <= STAND_BYS && !is_drained {
+            // The first in line may have died a moment ago: then nobody would act before its session ends.
+            let (taken, watcher) = folder.watch(MASTER).await?;
+            vacant = !taken;
+            watches.push(watcher);
+            self.patience = self.patience.min(STAND_BY * u32::try_from(position).unwrap_or(u32::MAX));
+        }
         // Not ours to take, unless whoever is ahead has had its time and done nothing: a process that hangs, or a node
         // that nobody serves. Safe, because the create decides.
         match (vacant, self.vacant_since) {
             (false, _) => self.vacant_since = None,
             (true, None) => self.vacant_since = Some(Instant::now()),
-            (true, Some(since)) if since.elapsed() >= grace(folder.session) => return Ok(Some(Ahead::Nobody)),
+            (true, Some(since)) if since.elapsed() >= self.patience => return Ok(Some(Ahead::Nobody)),
             (true, Some(_)) => {}
         }
         let (exists, watcher) = folder.watch(ahead).await?;
-        Ok(Some(if exists { Ahead::Watch(watcher) } else { Ahead::Moved }))
+        watches.push(watcher);
+        Ok(Some(if exists { Ahead::Watch(watches) } else { Ahead::Moved }))
     }
 
     async fn promote(&mut self, folder: &Folder<'_>, place: &Place) -> Result<(), Out> {
@@ -495,9 +510,11 @@ impl Keeper {
     /// When to look at everything again although nothing has happened; sooner while the mastership is vacant.
     fn next_audit(&self, session: &Session) -> Duration {
         match self.vacant_since {
-            // Spread, so that those who wait do not all try at once.
+            // Spread, so that those who wait do not all try at once; stand-bys wait for different times anyway.
             Some(since) => {
-                (grace(session) + session.timeout().mul_f64(fastrand::f64() / 4.0)).saturating_sub(since.elapsed())
+                let spread = session.timeout().mul_f64(fastrand::f64() / 4.0);
+                let spread = if self.patience < grace(session) { Duration::ZERO } else { spread };
+                (self.patience + spread).saturating_sub(since.elapsed())
             }
             None => session.timeout() + session.timeout().mul_f64(fastrand::f64()),
         }
@@ -572,7 +589,13 @@ fn is_shared(instance: &Instance, holder: Option<&wire::Holder>) -> bool {
     holder.is_some() || !instance.has_generated_code()
 }
 
-/// How long whoever is ahead in the queue may leave the mastership vacant.
+/// Number of instances behind the first in line that watch the master as well. Not all do, as each change would wake them all.
+const STAND_BYS: usize = 3;
+/// Time that the second in line leaves to the first, the third to both, and so on, before it takes a vacant mastership. Safe at any length,
+/// because the create decides; the first in line takes some milliseconds.
+const STAND_BY: Duration = Duration::from_millis(250);
+
+/// How long whoever is ahead in the queue may leave the mastership vacant, before any other than a stand-by takes it.
 fn grace(session: &Session) -> Duration {
     session.timeout() / 2
 }

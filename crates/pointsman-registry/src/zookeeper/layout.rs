@@ -63,6 +63,12 @@ pub(super) fn before<'a>(names: &'a [String], name: &str) -> Option<&'a str> {
     names.iter().filter_map(|other| Some((number(other)?, &**other))).filter(|(n, _)| *n < own).max().map(|(_, n)| n)
 }
 
+/// Number of normal nodes before `name` in the queue.
+pub(super) fn position(names: &[String], name: &str) -> usize {
+    let own = number(name);
+    names.iter().filter_map(|other| number(other)).filter(|other| Some(*other) < own).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +79,7 @@ mod tests {
         assert_eq!(before(&names, "normal0000000010"), Some("normal0000000002"));
         assert_eq!(before(&names, "normal0000000002"), None);
         assert_eq!(before(&names, "normal0000000011"), Some("normal0000000010"));
+        let positions = ["normal0000000002", "normal0000000010", "normal0000000011"].map(|name| position(&names, name));
+        assert_eq!(positions, [0, 1, 2]);
     }
 }
