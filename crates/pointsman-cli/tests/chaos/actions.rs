@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::SESSION;
 use crate::director::{Director, Later};
 use crate::instance::{Mode, Part};
 use crate::judge::RETRIES;
@@ -316,14 +317,20 @@ impl Director {
             zookeeper.wipe();
         }
         drop(zookeeper);
-        self.after(10..5000, Later::StartRegistry);
+        self.after(10..5000, Later::StartRegistry { was_wiped: wipe });
         true
     }
 
-    pub(crate) fn start_registry(&mut self) {
+    pub(crate) fn start_registry(&mut self, was_wiped: bool) {
         let (zookeeper, recorder) = (Arc::clone(&self.zookeeper), self.recorder.clone());
         self.tasks.spawn(async move {
             zookeeper.lock().await.restart().await;
+            if was_wiped {
+                recorder.note("registry: there again, but takes nobody back who has seen more".to_owned());
+                // A server refuses clients that have seen higher numbers than its own; they begin anew when their client gives the
+                // session up, after 7/5 of its timeout.
+                tokio::time::sleep(SESSION * 7 / 5).await;
+            }
             recorder.registry(true, "serves again");
         });
     }

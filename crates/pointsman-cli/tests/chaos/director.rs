@@ -37,7 +37,9 @@ pub(crate) enum Later {
     Settle(LifeId, Time),
     /// What an operator has set for a code is taken back by these arguments.
     TakeBack(String, Vec<String>),
-    StartRegistry,
+    StartRegistry {
+        was_wiped: bool,
+    },
     ResumeRegistry,
     RestartServe(usize),
     /// The fleet has this many instances again.
@@ -201,7 +203,7 @@ impl Director {
             Later::Resume(life, part) => self.resume(life, part),
             Later::Settle(life, since) => self.settle(life, since),
             Later::TakeBack(code, arguments) => self.take_back(code, arguments),
-            Later::StartRegistry => self.start_registry(),
+            Later::StartRegistry { was_wiped } => self.start_registry(was_wiped),
             Later::ResumeRegistry => self.resume_registry().await,
             Later::RestartServe(number) => {
                 let serve = self.serves[number].clone();

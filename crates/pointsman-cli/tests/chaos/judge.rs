@@ -56,6 +56,9 @@ fn unavoidable(truth: &Truth, request: &Request, logged: Option<&Logged>) -> Opt
     if truth.available(start, end).is_none() {
         return Some("no instance was available throughout");
     }
+    if truth.sessions_of_few_expired(end) {
+        return Some("the sessions of fewer instances than are guarded expired while the registry was away");
+    }
     match &request.way {
         Way::Proxy { is_master: true, .. } if master_is_lost(truth, start, end) => {
             Some("the master was lost, and no other could be known yet")

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::history::{History, Time};
 
+/// Number of instances from which on a service is guarded.
+const GUARDED: usize = 5;
 /// Time that a change in the registry may take to reach those who follow it, while the registry serves.
 pub(crate) const SETTLE: Duration = Duration::from_secs(1);
 
@@ -121,6 +123,18 @@ impl Truth {
         let up = self.registry.intervals(|serves| serves);
         let ends = up.into_iter().rev().map(|(since, until)| (since, until.map_or(now, |until| until.min(now))));
         ends.filter(|(since, end)| *end >= *since + SETTLE).map(|(_, end)| end - SETTLE).next()
+    }
+
+    /// Whether the registry was away for as long as a session lasts until a moment before `end`, and so few instances were registered then that
+    /// a loss of them all is believed.
+    pub(crate) fn sessions_of_few_expired(&self, end: Time) -> bool {
+        let away = self.registry.intervals(|serves| !serves);
+        away.into_iter().filter_map(|(since, until)| Some((since, until?))).any(|(since, until)| {
+            let held =
+                |life: &&Life| life.states.at(since).is_some_and(|(_, state)| state.registration == Registration::Held);
+            let is_just_over = until <= end && end < until + SETTLE;
+            is_just_over && until >= since + self.session && self.lives.iter().filter(held).count() < GUARDED
+        })
     }
 
     /// Whether an instance could have answered anything that was asked within these times: it was up, registered and open for
