@@ -152,7 +152,9 @@ impl Table {
     ) -> Result<Claimed, PickError> {
         let Some(tier) = self.tier_of(passes) else { return Err(self.refusal()) };
         let passes: Passes<'_> = &|endpoint| passes(endpoint) && has_room(endpoint);
-        self.claim_in(tier, from, ask, passes).ok_or_else(|| self.no_room())
+        // A call may have failed between the look at the others and the choice: then it is chosen among all.
+        let claimed = self.claim_in(tier, from, ask, passes).or_else(|| self.claim_in(tier, from, ask, passes));
+        claimed.ok_or_else(|| self.no_room())
     }
 
     /// The first tier in which one passes.

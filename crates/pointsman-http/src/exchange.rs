@@ -166,10 +166,10 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
         self.begin_mirroring(passing);
         let path = self.path(passing);
-        let (mut tried, mut refused, mut fresh, mut resent) = (Vec::new(), None, false, 0);
+        let (mut tried, mut refused, mut fresh, mut attempts) = (Vec::new(), None, false, Attempts::default());
         loop {
             let (key, sticky, tried_now) = (key.as_deref(), sticky.as_deref(), &tried);
-            let choice = Choice { passing, target, key, sticky, tried: tried_now };
+            let choice = Choice { passing, target, key, sticky, tried: tried_now, whole };
             let Chosen { endpoint, permit, keeps_cookie } = match choice.choose(shard).await {
                 Ok(chosen) => chosen,
                 // Nobody can serve its share there: it goes home.
@@ -208,7 +208,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             endpoint.report(Outcome::Failure);
             let (problem, again) = unfit;
             tracing::debug!(service = %target.service.name, code = %endpoint.code(), reason = %problem.detail, "no answer");
-            if !may_try_again(passing, again, &mut resent) {
+            if !may_try_again(passing, again, &mut attempts) {
                 return Err(problem.into());
             }
             count(&shard.retries);
@@ -369,17 +369,36 @@ fn crowded(crowded: Crowded) -> Problem {
     )
 }
 
+/// How often a request has been tried again.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// As counts against `retries`.
+    counted: u32,
+    free: u32,
+}
+
+/// Maximum number of times that a request of which nothing was sent is tried again: so many dead instances in a row are not to be expected
+/// even while most of a large service is dead, as those whose last call has failed come last.
+const FREE_RETRIES: u32 = 100;
+
 /// Whether a request that an instance has not answered may go to another. What may have arrived counts against the limits of retries;
-/// where nothing of it has been sent, each instance is asked once if need be: while many have died and are registered still, two or three in
-/// a row may be dead.
-fn may_try_again(passing: &Passing, again: Again, resent: &mut u32) -> bool {
+/// where an instance has refused the connection, each is asked once if need be: while many have died and are registered still, several in a row
+/// may be dead. One that has not accepted in time has cost time, and counts.
+fn may_try_again(passing: &Passing, again: Again, tried: &mut Attempts) -> bool {
     match again {
         Again::Never => false,
         Again::InBudget => {
-            *resent += 1;
-            *resent <= passing.pass.retries && passing.budget.withdraw(Instant::now())
+            tried.counted += 1;
+            tried.counted <= passing.pass.retries && passing.budget.withdraw(Instant::now())
         }
-        Again::Free => passing.pass.retries > 0,
+        Again::Counted => {
+            tried.counted += 1;
+            tried.counted <= passing.pass.retries
+        }
+        Again::Free => {
+            tried.free += 1;
+            passing.pass.retries > 0 && tried.free <= FREE_RETRIES
+        }
     }
 }
 

@@ -199,6 +199,7 @@ impl Rounds {
         let mut seen = self.source.generation();
         let first_within = FIRST_WITHIN.min(self.means.check.interval);
         self.take_in();
+        self.tell_known();
         self.ask_each(first_within);
         loop {
             tokio::select! {
@@ -229,6 +230,15 @@ impl Rounds {
         }
         self.tasks.retain(|code, _| states.contains_key(code));
         before.keys().for_each(|code| self.endpoints.forget_check(code));
+    }
+
+    /// Tells what is known from the checks before. These may have gone on until now, and have told something that is not known here.
+    fn tell_known(&self) {
+        for (code, state) in lock(&self.states).iter() {
+            if let Some(passes) = state.passes {
+                self.endpoints.set_check(code, state.address.as_ref(), passes);
+            }
+        }
     }
 
     /// Sees to it that each instance is checked.

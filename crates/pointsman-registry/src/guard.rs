@@ -135,7 +135,10 @@ impl GuardState {
         let may_be_more = |lost: &&Lost| !lost.is_told && self.peak() >= guard.at_least && now < lost.at + SETTLE;
         let settling: Vec<&Lost> = self.lost.values().filter(may_be_more).collect();
         self.settles = settling.iter().map(|lost| lost.at + SETTLE).min();
-        settling.into_iter().map(|lost| beside(&lost.was, master_is_known)).collect()
+        // One that was master, and has been replaced, would be a normal instance like any other, which it never was.
+        let is_replaced = |lost: &Lost| master_is_known && lost.was.role.is_master();
+        let shown = |lost: &Lost| if is_replaced(lost) { beside(&lost.guarded, true) } else { lost.was.clone() };
+        settling.into_iter().map(shown).collect()
     }
 
     /// When lost instances are to be given up, or something else is to be decided.
@@ -444,6 +447,16 @@ mod tests {
         assert!(kept.iter().any(|instance| instance.role.is_master()));
         let kept = watched.becomes(with_master(0..2, Some(0)), &[], false);
         assert!(kept.len() == 8 && kept.iter().all(|instance| !instance.role.is_master()));
+    }
+
+    #[test]
+    fn a_lost_master_that_has_been_replaced_is_no_normal_instance_while_more_losses_are_awaited() {
+        let mut watched = Watched::new([]);
+        watched.present = with_master(0..10, Some(9));
+        assert!(watched.becomes(some(0..9), &[], false).is_empty(), "it is listed as it was");
+        let kept = watched.becomes(with_master(0..9, Some(0)), &[], false);
+        assert_eq!(kept.iter().map(|one| (&*one.code, one.role)).collect::<Vec<_>>(), [("009", Role::Normal)]);
+        assert_eq!(watched.listed, 10);
     }
 
     /// What may happen to a service of up to twelve instances within a moment.

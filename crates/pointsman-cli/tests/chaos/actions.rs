@@ -255,13 +255,16 @@ impl Director {
             let is_open =
                 truth.overrides.get(&truth.lives[life].code).is_none_or(|set| set.last() == Some(Override::Open));
             drop(truth);
-            is_open && fits(director, life)
+            let code = director.recorder.truth().lives[life].code.clone();
+            // What is set has been taken back: a weight that is taken back ends no drain.
+            is_open && !director.operated.contains(&code) && fits(director, life)
         });
         let Some(life) = chosen else { return false };
         let code = self.recorder.truth().lives[life].code.clone();
         let drains = set != ["weight", "5"];
         self.command(&code, set, if drains { Override::Drained } else { Override::Open }, false);
         let back = back.iter().copied().chain(["--force"]).map(str::to_owned).collect();
+        self.operated.insert(code.clone());
         self.after(3500..8000, Later::TakeBack(code, back));
         true
     }
@@ -277,6 +280,8 @@ impl Director {
         }
         if !serves || last == Some(Override::Changing) {
             self.after(1000..1500, Later::TakeBack(code, arguments));
+        } else {
+            self.operated.remove(&code);
         }
     }
 

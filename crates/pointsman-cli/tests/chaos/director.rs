@@ -1,6 +1,6 @@
 //! Decides by a seeded random source what happens when, and looks after the instances as a supervisor does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +61,8 @@ pub(crate) struct Director {
     /// What runs beside: an instance that leaves, a command, a registry that starts.
     pub(crate) tasks: JoinSet<()>,
     pub(crate) counts: BTreeMap<String, usize>,
+    /// The codes of instances for which something is set that is still to be taken back.
+    pub(crate) operated: HashSet<String>,
     /// Every origin that has been started, for its journal.
     pub(crate) orders: Vec<Order>,
     later: Vec<(Time, Later)>,
@@ -87,6 +89,7 @@ impl Director {
             target: 0,
             tasks: JoinSet::new(),
             counts: BTreeMap::new(),
+            operated: HashSet::new(),
             orders: Vec::new(),
             later: Vec::new(),
             folder: folder.to_owned(),

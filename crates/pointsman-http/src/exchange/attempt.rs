@@ -71,6 +71,8 @@ pub(super) enum Again {
     Never,
     /// An instance may have had its work with it: it is one of those that the budget allows.
     InBudget,
+    /// Nothing of it has been sent, but time has passed: as often as it may be sent again.
+    Counted,
     /// Nothing of it has been sent: to try the next instance costs nobody anything.
     Free,
 }
@@ -228,7 +230,11 @@ impl<C: Client> Exchange<'_, C> {
             count(&metrics.unreachable);
             // Once the whole time is over, the next instance could only be blamed for it as well.
             let has_time = whole.is_none_or(|whole| Instant::now() < whole);
-            let again = if has_time { Again::Free } else { Again::Never };
+            let again = match kind {
+                _ if !has_time => Again::Never,
+                Kind::GatewayTimeout => Again::Counted,
+                _ => Again::Free,
+            };
             Unfit::Failed { problem: Problem::new(kind, detail), again }
         };
         let name = &service.name;

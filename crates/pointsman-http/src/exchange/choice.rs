@@ -23,6 +23,8 @@ pub(super) struct Choice<'a> {
     pub(super) sticky: Option<&'a str>,
     /// The codes of those that have been asked in vain.
     pub(super) tried: &'a [Arc<str>],
+    /// When the request has to be answered.
+    pub(super) whole: Option<Instant>,
 }
 
 /// An instance, and the place at it.
@@ -118,7 +120,8 @@ impl Choice<'_> {
 
     /// Looks again whenever a place is free or the service has changed.
     async fn wait(&self) -> Result<Chosen, Unavailable> {
-        let deadline = Instant::now() + self.passing.pass.queue_timeout;
+        let timeout = Instant::now() + self.passing.pass.queue_timeout;
+        let deadline = self.whole.map_or(timeout, |whole| whole.min(timeout));
         let waiting: &Waiting = &self.passing.waiting;
         let _joined = waiting.join(self.passing.pass.queue).map_err(Unavailable::Crowded)?;
         let service = &self.target.service;
