@@ -32,7 +32,10 @@ pub(crate) struct Identity {
 }
 
 /// Data that a registry has held for longer than this is believed to be what operators want, whatever was known before.
-const SETTLED: Duration = Duration::from_secs(600);
+pub(crate) const SETTLED: Duration = Duration::from_secs(600);
+
+/// What was saved longer ago than this is not set again in a registry that has lost its data: nobody knows what operators have done since.
+pub(crate) const TOO_OLD: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Identity {
     /// Whether the registry has held this data for so long that an override that is missing in it was cleared on purpose.

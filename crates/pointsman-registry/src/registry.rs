@@ -326,7 +326,7 @@ impl Registry {
                     _ = ended.changed() => {}
                     () = async {
                         for state in known {
-                            let _ = events.send(Event::Put(state)).await;
+                            let _ = events.send(Event::Known(state)).await;
                         }
                         backend.follow(followed, events.clone()).await;
                     } => {}

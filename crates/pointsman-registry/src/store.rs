@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::backend::{Event, Scope, ServiceState};
 use crate::disk;
 use crate::guard::{Guard, GuardState, Observation};
-use crate::overrides::{Identity, Override, Overrides};
+use crate::overrides::{Identity, Override, Overrides, SETTLED, TOO_OLD};
 
 /// What the writer and the readers of one directory share.
 #[derive(Debug)]
@@ -194,6 +194,10 @@ struct Held {
     overrides: Overrides,
     /// What operators had set before the registry lost its data: in force until it says something else of the same code.
     kept: Overrides,
+    /// Until when these are in force, if the registry says nothing: by then operators have seen what it has lost.
+    kept_until: Option<Instant>,
+    /// The overrides are of a file that is too old for them to be set again.
+    are_too_old: bool,
 }
 
 /// What the registry says of one service.
@@ -229,7 +233,7 @@ impl Store {
         // events: a slow disk must not make the directory slow.
         let mut saving: Option<JoinHandle<()>> = None;
         loop {
-            let guard_ends = self.held.values().filter_map(|held| held.guard.until()).min();
+            let guard_ends = self.held.values().filter_map(Held::until).min();
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.take(event, Instant::now()),
@@ -256,6 +260,9 @@ impl Store {
                 link.stale_since.get_or_insert(now);
             }),
             Event::Put(state) => self.put(state, false, now),
+            // What is on disk says more: what operators have set, apart.
+            Event::Known(state) if self.held.contains_key(&state.service) => {}
+            Event::Known(state) => self.put(state, false, now),
             Event::Identity(identity) => self.note_identity(Some(identity)),
             Event::Reset { states, identity } => self.reset(states, identity, now),
         }
@@ -263,7 +270,7 @@ impl Store {
 
     fn reset(&mut self, states: Vec<ServiceState>, identity: Option<Identity>, now: Instant) {
         let is_empty = self.is_emptied(&states);
-        let is_other = self.keep_overrides(identity, is_empty);
+        let is_other = self.keep_overrides(identity, is_empty, now);
         let is_emptied = is_other || is_empty && self.guard.is_some_and(|guard| guard.doubts_an_empty_list());
         let named: HashSet<Arc<str>> = states.iter().map(|state| state.service.clone()).collect();
         for state in states {
@@ -279,10 +286,10 @@ impl Store {
     }
 
     /// What operators have set stays in force if the registry has lost it. Returns whether the registry has lost its data.
-    fn keep_overrides(&mut self, identity: Option<Identity>, is_emptied: bool) -> bool {
+    fn keep_overrides(&mut self, identity: Option<Identity>, is_emptied: bool, now: Instant) -> bool {
         let before = self.shared.identity();
         let is_other = match (&before, &identity) {
-            (Some(before), Some(now)) => before.id != now.id,
+            (Some(before), Some(after)) => before.id != after.id,
             (Some(_), None) => true,
             // It cannot tell.
             (None, None) => is_emptied,
@@ -292,13 +299,14 @@ impl Store {
         if is_other {
             let is_settled = identity.as_ref().is_some_and(|identity| identity.is_settled(SystemTime::now()));
             for held in self.held.values_mut() {
-                if is_settled {
+                if is_settled || held.are_too_old {
                     held.kept.clear();
                 } else {
                     held.kept.append(&mut held.overrides);
+                    held.kept_until = Some(now + SETTLED);
                 }
             }
-            tracing::warn!(?before, now = ?identity, is_settled, "the registry holds other data than before");
+            tracing::warn!(?before, after = ?identity, is_settled, "the registry holds other data than before");
         }
         self.note_identity(identity);
         is_other
@@ -343,13 +351,17 @@ impl Store {
             self.unsaved.insert(service.clone());
         }
         held.overrides = overrides;
+        held.are_too_old = false;
         let raw = Snapshot::new(service, revision, instances).with_problems(problems);
         let guard = self.guard.as_ref();
         Self::show(&self.shared, guard, held, News { raw, left, is_emptied }, now, &mut self.unsaved);
     }
 
     fn end_guards(&mut self, now: Instant) {
-        for held in self.held.values_mut().filter(|held| held.guard.until().is_some_and(|until| until <= now)) {
+        for held in self.held.values_mut().filter(|held| held.until().is_some_and(|until| until <= now)) {
+            if held.kept_until.is_some_and(|until| until <= now) {
+                (held.kept_until, held.kept) = (None, Overrides::new());
+            }
             let news = News { raw: held.raw.clone(), left: Vec::new(), is_emptied: false };
             Self::show(&self.shared, self.guard.as_ref(), held, news, now, &mut self.unsaved);
         }
@@ -396,7 +408,8 @@ impl Store {
         for saved in saved {
             // Held as if the registry had told it: what its first word does not name is gone, after the guard's time.
             let raw = registered(&saved.snapshot, &saved.overrides);
-            let held = Held { overrides: saved.overrides, ..Held::new(raw) };
+            let are_too_old = saved.at.elapsed().is_ok_and(|age| age > TOO_OLD);
+            let held = Held { overrides: saved.overrides, are_too_old, ..Held::new(raw) };
             self.held.insert(saved.snapshot.service().clone(), held);
             if !saved.snapshot.is_empty() {
                 self.shared.store(saved.snapshot);
@@ -423,7 +436,13 @@ impl Store {
 
 impl Held {
     fn new(raw: Snapshot) -> Self {
-        Self { raw, guard: GuardState::default(), overrides: Overrides::new(), kept: Overrides::new() }
+        let (overrides, kept) = (Overrides::new(), Overrides::new());
+        Self { raw, guard: GuardState::default(), overrides, kept, kept_until: None, are_too_old: false }
+    }
+
+    /// When something is to be decided although nothing is told.
+    fn until(&self) -> Option<Instant> {
+        self.guard.until().into_iter().chain(self.kept_until).min()
     }
 
     /// What an operator has set for an instance.
@@ -612,6 +631,17 @@ mod tests {
             store.take(Event::Reset { states: with(&[]), identity: identity(id, age) }, now);
             assert_eq!(status("a"), (Status::Passing, 1, false), "{id}");
         }
+        // What a registry that cannot tell its age never mentions again ends by itself.
+        store.take(Event::Put(with(&[("a", drained)]).remove(0)), now);
+        let ageless = Some(Identity { id: "4".to_owned(), since_unix_ms: None });
+        store.take(Event::Reset { states: with(&[]), identity: ageless }, now);
+        assert_eq!(status("a"), (Status::Drained, 7, false));
+        assert_eq!(store.held["s"].until(), Some(now + SETTLED));
+        store.end_guards(now + SETTLED);
+        assert_eq!(status("a"), (Status::Passing, 1, false));
+        // A directory of the same process says nothing that is not known better.
+        store.take(Event::Known(with(&[("a", drained)]).remove(0)), now);
+        assert_eq!(status("a"), (Status::Passing, 1, false));
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! Where an operator's settings lie: `/pointsman/<prefix>/overrides/<service>/<code>`, persistent.
 
+use std::time::SystemTime;
+
 use zookeeper_client::{CreateMode, Error as ZkError};
 
 use super::fault::Fault;
@@ -60,8 +62,12 @@ pub(super) async fn change(
         let set = read.map(|(set, _)| set).unwrap_or_default().changed(change);
         let data = serde_json::to_vec(&set).unwrap_or_default();
         let step = || format!("write {path}");
+        // Whoever remembers what young data has lost sets it again where nothing is said: so that something is.
+        let is_settled =
+            async { Ok(identity(session, layout).await?.is_some_and(|id| id.is_settled(SystemTime::now()))) };
+        let may_be_deleted = set.is_empty() && is_settled.await?;
         let written = match read {
-            None if set.is_empty() => return Ok(()),
+            None if may_be_deleted => return Ok(()),
             None => {
                 let persistent = options(CreateMode::Persistent, acl);
                 match session.run(step, client.create(&path, &data, &persistent)).await {
@@ -72,7 +78,7 @@ pub(super) async fn change(
                     result => result.map(|_| ()),
                 }
             }
-            Some((_, version)) if set.is_empty() => session.run(step, client.delete(&path, Some(version))).await,
+            Some((_, version)) if may_be_deleted => session.run(step, client.delete(&path, Some(version))).await,
             Some((_, version)) => session.run(step, client.set_data(&path, &data, Some(version))).await.map(|_| ()),
         };
         match written {
