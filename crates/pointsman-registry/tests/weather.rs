@@ -428,6 +428,48 @@ async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_becomes_master_and_leaves_while_nobody_watches_has_left() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
+    let proxy = CuttingProxy::start(server.socket_address());
+    let watcher = Registry::connect(&url.replace(&server.address(), &proxy.address())).await.unwrap();
+    let service = watcher.discover("s").await.unwrap();
+    let fleet = Registry::connect(&url).await.unwrap();
+    let mut living = Vec::new();
+    for number in 0..10 {
+        living.push(fleet.register(Instance::new("s").code(format!("{number}"))).await.unwrap());
+    }
+    soon("all", service.wait_for(|s| s.instances().len() == 10)).await;
+    let mut changes = service.changes();
+    proxy.cut();
+    soon("cut off", service.directory().stale()).await;
+    let last = living.pop();
+    for mut registration in living {
+        if !registration.role().is_master() {
+            until_role("its turn", &mut registration, Role::is_master).await;
+        }
+        registration.close().await.unwrap();
+    }
+    proxy.mend();
+    let nine_left = service.wait_for(|s| s.instances().len() == 1);
+    tokio::time::timeout(Duration::from_secs(15), nine_left)
+        .await
+        .expect("nine have left: far sooner than a guard gives them up");
+    for _ in 0..9 {
+        loop {
+            match soon("told", changes.next()).await {
+                Change::Left(_) => break,
+                change => {
+                    assert!(matches!(change, Change::Updated { .. } | Change::MasterChanged { .. }), "{change:?}");
+                }
+            }
+        }
+    }
+    drop(last);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     let mut server = ZooKeeper::start().await;
     let prefix = pointsman_testkit::unique_prefix();

@@ -577,7 +577,7 @@ impl Keeper {
 
     async fn remove_node(&self, folder: &Folder<'_>, place: &Place) -> Result<(), Fault> {
         match self.departure {
-            Departure::Left => leave(folder, &self.left, place).await,
+            Departure::Left => leave(folder, &self.left, place, &self.instance.code).await,
             Departure::Lost => folder.delete_own(place).await,
         }
     }
