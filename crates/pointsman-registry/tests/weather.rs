@@ -428,6 +428,48 @@ async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_becomes_master_and_leaves_while_nobody_watches_has_left() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
+    let proxy = CuttingProxy::start(server.socket_address());
+    let watcher = Registry::connect(&url.replace(&server.address(), &proxy.address())).await.unwrap();
+    let service = watcher.discover("s").await.unwrap();
+    let fleet = Registry::connect(&url).await.unwrap();
+    let mut living = Vec::new();
+    for number in 0..10 {
+        living.push(fleet.register(Instance::new("s").code(format!("{number}"))).await.unwrap());
+    }
+    soon("all", service.wait_for(|s| s.instances().len() == 10)).await;
+    let mut changes = service.changes();
+    proxy.cut();
+    soon("cut off", service.directory().stale()).await;
+    let last = living.pop();
+    for mut registration in living {
+        if !registration.role().is_master() {
+            until_role("its turn", &mut registration, Role::is_master).await;
+        }
+        registration.close().await.unwrap();
+    }
+    proxy.mend();
+    let nine_left = service.wait_for(|s| s.instances().len() == 1);
+    tokio::time::timeout(Duration::from_secs(15), nine_left)
+        .await
+        .expect("nine have left: far sooner than a guard gives them up");
+    for _ in 0..9 {
+        loop {
+            match soon("told", changes.next()).await {
+                Change::Left(_) => break,
+                change => {
+                    assert!(matches!(change, Change::Updated { .. } | Change::MasterChanged { .. }), "{change:?}");
+                }
+            }
+        }
+    }
+    drop(last);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     let mut server = ZooKeeper::start().await;
     let prefix = pointsman_testkit::unique_prefix();
@@ -460,7 +502,9 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
 async fn a_node_that_nobody_serves_gets_one_chance_from_whoever_is_drained() {
     let server = ZooKeeper::shared().await;
     let prefix = pointsman_testkit::unique_prefix();
-    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    // The next chance comes after four session timeouts: long after the end of the test.
+    let url = format!("zookeeper://{}{prefix}?session_timeout=10s&guard=off", server.address());
+    let registry = Registry::connect(&url).await.unwrap();
     let mut all = Vec::new();
     for code in ["a", "b"] {
         all.push(registry.register(Instance::new("s").code(code)).await.unwrap());
@@ -492,6 +536,60 @@ async fn a_node_that_nobody_serves_gets_one_chance_from_whoever_is_drained() {
     }
     let other = service.wait_for(|s| s.master().is_none_or(|master| master.role != last));
     assert!(tokio::time::timeout(Duration::from_secs(10), other).await.is_err(), "it goes round and round");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_missed_its_chance_gets_another_one_from_a_drained_master() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let before = a.role().term().unwrap();
+    // Cut off for longer than it is waited for, while its session stands.
+    let cut_off = server.client().await;
+    let data = br#"{"serverip":"h","serverport":1,"serveruniquecode":"c","weight":1}"#;
+    cut_off.create(&format!("{prefix}/s/normal"), data, &SEQUENTIAL).await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    until_role("a is master again", &mut a, |role| role.term().is_some_and(|term| term > before)).await;
+    until_role("a lets the other go first again", &mut a, |role| role == Role::Normal).await;
+    cut_off.create(&format!("{prefix}/s/master"), data, &EPHEMERAL).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_master_sees_that_another_is_drained_no_longer_however_that_is_said() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    // No audit of any kind but the one of a drained master comes in time.
+    let url = format!("zookeeper://{}{prefix}?session_timeout=30s&guard=off", server.address());
+    let registry = Registry::connect(&url).await.unwrap();
+    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let mut b = registry.register(Instance::new("s").code("b").weight(0)).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let in_time = Duration::from_secs(10);
+    registry.drain("s", "a").await.unwrap();
+    let drained = |s: &pointsman_core::Snapshot| s.find("a").is_some_and(|a| !a.takes_work());
+    soon("a is drained", service.wait_for(drained)).await;
+    // It is right at any length: the master has most probably looked at the other before that changes.
+    let looked = Duration::from_millis(500);
+    tokio::time::sleep(looked).await;
+    assert!(a.role().is_master(), "the other takes no work either");
+    // It says so itself.
+    b.update(|instance| instance.weight = 1).await.unwrap();
+    let handed_on = until_role("b is master", &mut a, |role| role == Role::Normal);
+    tokio::time::timeout(in_time, handed_on).await.expect("before an audit");
+    // An operator changes what is set.
+    registry.undrain("s", "a").await.unwrap();
+    b.close().await.unwrap();
+    until_role("a is master", &mut a, Role::is_master).await;
+    let _b = registry.register(Instance::new("s").code("b")).await.unwrap();
+    registry.set_weight("s", "b", Some(3)).await.unwrap();
+    registry.drain("s", "b").await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    soon("a is drained", service.wait_for(drained)).await;
+    tokio::time::sleep(looked).await;
+    registry.undrain("s", "b").await.unwrap();
+    let handed_on = until_role("b is master", &mut a, |role| role == Role::Normal);
+    tokio::time::timeout(in_time, handed_on).await.expect("before an audit");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -234,10 +234,17 @@ impl Reader<'_> {
 
     /// Reads which of the nodes of these services were left cleanly.
     async fn read_markers(&self, tree: &mut Tree, services: &[Arc<str>]) -> Result<(), Fault> {
-        for (service, name) in self.children(services, |service| self.layout.left_of(service)).await? {
-            if let Some(czxid) = marked(&name) {
-                tree.leaves(&service, czxid);
-            }
+        let listed = self.children(services, |service| self.layout.left_of(service)).await?;
+        let markers = Vec::from_iter(listed.into_iter().filter_map(|(service, name)| {
+            let czxid = marked(&name)?;
+            (tree.oldest_gone(&service)? <= czxid).then_some((service, czxid, name))
+        }));
+        let paths = markers.iter().map(|(service, _, name)| format!("{}/{name}", self.layout.left_of(service)));
+        let read = self.read_many(paths, Read::Data).await?;
+        for ((service, czxid, _), read) in markers.iter().zip(read) {
+            // One that has been removed since, or cannot be read, was there all the same.
+            let data = if let MultiReadResult::Data { data, .. } = read { data } else { Vec::new() };
+            tree.has_left(service, *czxid, &data);
         }
         Ok(())
     }

@@ -59,7 +59,8 @@ pub(super) async fn keep(
         vacant_since: None,
         patience: Duration::ZERO,
         outwaiting: None,
-        passed: HashSet::new(),
+        chances: drain::Chances::default(),
+        look_again: None,
         just_created: false,
         ending: None,
         departure: Departure::Left,
@@ -102,8 +103,10 @@ struct Keeper {
     patience: Duration,
     /// The session of a stranger that has our code, and until when to wait for its end.
     outwaiting: Option<(i64, Instant)>,
-    /// The nodes of others who have been let go first because this instance is drained.
-    passed: HashSet<String>,
+    /// The nodes of others that have been let go first because this instance is drained.
+    chances: drain::Chances,
+    /// When to look again, before the next audit: another may be let go first then.
+    look_again: Option<Instant>,
     /// The watches are still to be set for the first time.
     just_created: bool,
     /// Set when the registration is to end; with the reply if somebody waits for it.
@@ -367,8 +370,9 @@ impl Keeper {
         let mut watches = Vec::from_iter(watch);
         let is_drained = drain::is_drained(&self.instance, set);
         if !is_drained {
-            self.passed.clear();
+            self.chances.clear();
         }
+        self.look_again = None;
         let ahead = match place.role() {
             Role::Normal => self.ahead(folder, &place, is_drained).await?,
             Role::Master(_) if is_drained && self.let_others_go_first(folder, &place, &mut watches).await? => {
@@ -380,8 +384,10 @@ impl Keeper {
             Some(Ahead::Moved) => return Ok(()),
             Some(Ahead::Nobody) => {
                 // Whoever passes others over has waited for long enough.
-                let may_yield = is_drained && self.vacant_since.is_none();
-                if may_yield && self.let_others_go_first(folder, &place, &mut watches).await? {
+                let passes_over = self.vacant_since.is_some();
+                if passes_over {
+                    self.chances.missed(Instant::now());
+                } else if is_drained && self.let_others_go_first(folder, &place, &mut watches).await? {
                     return Ok(());
                 }
                 return self.promote(folder, &place).await;
@@ -507,9 +513,9 @@ impl Keeper {
         }
     }
 
-    /// When to look at everything again although nothing has happened; sooner while the mastership is vacant.
+    /// When to look at everything again although nothing has happened; sooner while the mastership is vacant, or may be handed on.
     fn next_audit(&self, session: &Session) -> Duration {
-        match self.vacant_since {
+        let audit = match self.vacant_since {
             // Spread, so that those who wait do not all try at once; stand-bys wait for different times anyway.
             Some(since) => {
                 let spread = session.timeout().mul_f64(fastrand::f64() / 4.0);
@@ -517,7 +523,9 @@ impl Keeper {
                 (self.patience + spread).saturating_sub(since.elapsed())
             }
             None => session.timeout() + session.timeout().mul_f64(fastrand::f64()),
-        }
+        };
+        let look = self.look_again.map(|at| at.saturating_duration_since(Instant::now()));
+        look.map_or(audit, |look| look.min(audit))
     }
 
     async fn resign(&mut self, folder: &Folder<'_>, place: &Place, reply: Reply) -> Result<(), Out> {
@@ -569,7 +577,7 @@ impl Keeper {
 
     async fn remove_node(&self, folder: &Folder<'_>, place: &Place) -> Result<(), Fault> {
         match self.departure {
-            Departure::Left => leave(folder, &self.left, place).await,
+            Departure::Left => leave(folder, &self.left, place, &self.instance.code).await,
             Departure::Lost => folder.delete_own(place).await,
         }
     }

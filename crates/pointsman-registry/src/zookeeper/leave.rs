@@ -1,9 +1,10 @@
 //! A clean leave, and the marker by which whoever follows the registry knows it from a loss.
 //!
 //! A node vanishes alike whether its instance leaves or its session expires. So an instance that leaves creates, in the transaction
-//! that deletes its node and before the deletion, an empty persistent node
-//! `/pointsman/<prefix>/left/<service>/<creation transaction of the node, in hex>`. A watch tells of the marker before it tells of the
-//! deletion, and whoever was disconnected lists the markers. Each leaver removes a few that are older than a minute.
+//! that deletes its node and before the deletion, a persistent node
+//! `/pointsman/<prefix>/left/<service>/<creation transaction of the node, in hex>`, whose data is the instance's code. A watch tells of the marker before it tells of the
+//! deletion, and whoever was disconnected reads the markers: by the code it knows an instance whose node it has never seen, because that moved
+//! meanwhile. Each leaver removes a few that are older than a minute.
 
 use std::time::Duration;
 
@@ -25,16 +26,16 @@ const MOST_SWEPT: usize = 128;
 
 /// Deletes our own node, and leaves a marker of that in the folder `left`. Where the marker cannot be created, the node is deleted
 /// without.
-pub(super) async fn leave(folder: &Folder<'_>, left: &str, place: &Place) -> Result<(), Fault> {
+pub(super) async fn leave(folder: &Folder<'_>, left: &str, place: &Place, code: &str) -> Result<(), Fault> {
     if !folder.is_ours(place).await? {
         return Ok(());
     }
-    let mut outcome = leave_marked(folder, left, place).await?;
+    let mut outcome = leave_marked(folder, left, place, code).await?;
     if outcome == Outcome::NoFolder {
         let persistent = options(CreateMode::Persistent, folder.acl);
         let making = folder.session.client.mkdir(left, &persistent);
         outcome = match folder.session.run(|| format!("create {left}"), making).await {
-            Ok(()) => leave_marked(folder, left, place).await?,
+            Ok(()) => leave_marked(folder, left, place, code).await?,
             Err(fault) => Outcome::NoMarker(fault.error),
         };
     }
@@ -63,11 +64,11 @@ enum Outcome {
     NoMarker(ZkError),
 }
 
-async fn leave_marked(folder: &Folder<'_>, left: &str, place: &Place) -> Result<Outcome, Fault> {
+async fn leave_marked(folder: &Folder<'_>, left: &str, place: &Place, code: &str) -> Result<Outcome, Fault> {
     let (marker, node) = (layout::marker(left, place.czxid), folder.at(&place.name));
     let persistent = options(CreateMode::Persistent, folder.acl);
     let mut writer = folder.session.client.new_multi_writer();
-    let built = writer.add_create(&marker, &[], &persistent).and_then(|()| writer.add_delete(&node, None));
+    let built = writer.add_create(&marker, code.as_bytes(), &persistent).and_then(|()| writer.add_delete(&node, None));
     match folder.commit(built.map(|()| writer), "leave").await? {
         Ok(_) | Err(MultiWriteError::OperationFailed { index: 1, source: ZkError::NoNode }) => Ok(Outcome::Left),
         Err(MultiWriteError::OperationFailed { index: 0, source: ZkError::NoNode }) => Ok(Outcome::NoFolder),

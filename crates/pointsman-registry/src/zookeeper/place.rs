@@ -325,22 +325,33 @@ impl Folder<'_> {
 
     /// What each node says.
     async fn read_all(&self) -> Result<Vec<(String, Vec<u8>, Stat)>, Fault> {
-        let mut all = Vec::new();
-        for names in self.names().await?.chunks(super::tree::BATCH) {
-            let mut reader = self.session.client.new_multi_reader();
-            for name in names {
-                let path = self.at(name);
-                reader.add_get_data(&path).map_err(|error| Fault::new(format!("read {path}"), error))?;
-            }
-            let results = self.session.run(|| format!("read {}", self.path), reader.commit()).await?;
-            for (name, result) in names.iter().zip(results) {
-                if let MultiReadResult::Data { data, stat } = result {
-                    all.push((name.clone(), data, stat));
-                }
-            }
-        }
-        Ok(all)
+        let names = self.names().await?;
+        let paths = Vec::from_iter(names.iter().map(|name| self.at(name)));
+        let read = read_many(self.session, self.path, &paths).await?;
+        Ok(names.into_iter().zip(read).filter_map(|(name, read)| read.map(|(data, stat)| (name, data, stat))).collect())
     }
+}
+
+/// Reads many nodes under one folder, in batches; `None` for each that is gone or cannot be read. The results are in the order of the
+/// paths.
+pub(super) async fn read_many(
+    session: &Session,
+    folder: &str,
+    paths: &[String],
+) -> Result<Vec<Option<(Vec<u8>, Stat)>>, Fault> {
+    let mut all = Vec::with_capacity(paths.len());
+    for paths in paths.chunks(super::tree::BATCH) {
+        let mut reader = session.client.new_multi_reader();
+        for path in paths {
+            reader.add_get_data(path).map_err(|error| Fault::new(format!("read {path}"), error))?;
+        }
+        let results = session.run(|| format!("read {folder}"), reader.commit()).await?;
+        all.extend(results.into_iter().map(|result| match result {
+            MultiReadResult::Data { data, stat } => Some((data, stat)),
+            _ => None,
+        }));
+    }
+    Ok(all)
 }
 
 /// Whether any of the names is a normal node that takes part in the election.

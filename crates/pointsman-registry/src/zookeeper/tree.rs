@@ -28,7 +28,16 @@ struct Service {
     /// The codes that went since the last state, and the newest node that each had.
     gone: HashMap<Arc<str>, i64>,
     /// The nodes whose instances left cleanly, as far as that is not told yet; the newest at the end.
-    left: VecDeque<i64>,
+    left: VecDeque<Marker>,
+}
+
+/// The marker of a clean leave.
+#[derive(Debug)]
+struct Marker {
+    /// The transaction that created the node.
+    czxid: i64,
+    /// Whose node it was, where that has been read, and until the next state is taken.
+    code: Option<Arc<str>>,
 }
 
 /// Maximum number of clean leaves of one service that are remembered until their nodes are seen to be gone.
@@ -82,11 +91,27 @@ impl Tree {
     /// Takes in that the instance of a node, by the transaction that created it, leaves or has left cleanly.
     pub(super) fn leaves(&mut self, service: &str, czxid: i64) {
         if let Some(known) = self.services.get_mut(service) {
-            known.left.push_back(czxid);
+            known.left.push_back(Marker { czxid, code: None });
             if known.left.len() > LEFT {
                 known.left.pop_front();
             }
         }
+    }
+
+    /// Takes in what a marker says that was found after a reconnection. The instance may have moved to the marked node unseen, so this
+    /// counts for any older node of the same code as well.
+    pub(super) fn has_left(&mut self, service: &str, czxid: i64, data: &[u8]) {
+        self.leaves(service, czxid);
+        // Earlier versions leave it empty.
+        let code = std::str::from_utf8(data).ok().filter(|code| !code.is_empty());
+        if let Some(marker) = self.services.get_mut(service).and_then(|known| known.left.back_mut()) {
+            marker.code = code.map(Arc::from);
+        }
+    }
+
+    /// The oldest node of those that are gone: markers of older ones are of no interest.
+    pub(super) fn oldest_gone(&self, service: &str) -> Option<i64> {
+        self.services.get(service)?.gone.values().min().copied()
     }
 
     /// Takes the place of what was known before a reconnection, and returns the services in which a node is gone since.
@@ -117,11 +142,16 @@ impl Tree {
         gone.retain(|code, _| !there.contains(code));
         let mut left = Vec::new();
         for (code, czxid) in gone {
-            if let Some(index) = known.left.iter().position(|marked| *marked == czxid) {
+            let is_of = |marker: &Marker| {
+                marker.czxid == czxid || (marker.czxid > czxid && marker.code.as_ref() == Some(&code))
+            };
+            if let Some(index) = known.left.iter().position(is_of) {
                 known.left.remove(index);
                 left.push(code);
             }
         }
+        // From now on each node is seen: a registry that was rebuilt may count anew, and what was read before says nothing of its nodes.
+        known.left.iter_mut().for_each(|marker| marker.code = None);
         self.forget_empty(service);
         left
     }
@@ -384,6 +414,30 @@ mod tests {
         let told: Vec<_> =
             states.iter().map(|state| (&*state.service, state.instances.len(), state.left.len())).collect();
         assert_eq!(told, [("s", 1, 1), ("t", 1, 0), ("u", 0, 1)]);
+    }
+
+    #[test]
+    fn who_moved_and_left_while_nobody_watched_has_left() {
+        let mut before = Tree::default();
+        for (czxid, code) in [(5, "a"), (6, "b"), (7, "c"), (8, "d")] {
+            before.put("s", &format!("normal000000000{czxid}"), &data(code, 1), &stat(czxid, czxid));
+        }
+        let mut tree = before;
+        assert_eq!(tree.follow_on(Tree::default()), [Arc::from("s")]);
+        assert_eq!(tree.oldest_gone("s"), Some(5));
+        // One has moved and left, one left before and came back, one is of an earlier version, and one is lost.
+        tree.has_left("s", 9, b"a");
+        tree.has_left("s", 4, b"b");
+        tree.has_left("s", 7, b"");
+        let mut gone = left(&mut tree);
+        gone.sort();
+        assert_eq!(gone, ["a", "c"]);
+        // What was read then says nothing of what is seen to go later.
+        tree.has_left("s", 20, b"e");
+        tree.put("s", "master", &data("e", 1), &stat(11, 11));
+        assert_eq!(left(&mut tree), [""; 0]);
+        tree.remove("s", "master");
+        assert_eq!(left(&mut tree), [""; 0]);
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! The drained stand last in line for the mastership: they let others go first, and hand it on where another can take it.
 //!
-//! Each normal node of an instance that is not drained gets one chance from each that is: a process that hangs, or a node that nobody
-//! serves, must not let the mastership go round for ever.
+//! Each normal node of an instance that is not drained gets a chance from each that is, and another one after a while: a process that
+//! hangs, or a node that nobody serves, must not let the mastership go round for ever; and an instance that was cut off when it had its
+//! chance must not be passed over for ever. See [`Chances`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_core::{Instance, Role};
+use tokio::time::Instant;
 use zookeeper_client::{Error as ZkError, OneshotWatcher};
 
 use super::super::fault::Fault;
 use super::super::layout::number;
-use super::super::place::{Folder, Place};
+use super::super::place::{Folder, Place, read_many};
 use super::super::session::Session;
 use super::{Keeper, Out};
 use crate::overrides::Override;
@@ -38,20 +41,83 @@ pub(super) async fn watch_override(session: &Session, path: &str) -> Result<(Ove
     }
 }
 
+/// Session timeouts until a node that has done nothing with its first chance gets the second one. Each chance that is not taken leaves the
+/// service without a master for half a session timeout or a little more.
+const FIRST_PAUSE: u32 = 4;
+/// Maximum number of session timeouts between two chances of one node.
+const LONGEST_PAUSE: u32 = 64;
+/// Interval at which a drained master looks whether another is drained no longer. No watch tells of all that can change it: the settings of
+/// operators, and what each instance says of itself.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The chances that other nodes have had to become master, because this instance is drained.
+#[derive(Debug, Default)]
+pub(super) struct Chances {
+    by_node: HashMap<String, Chance>,
+}
+
+#[derive(Debug)]
+struct Chance {
+    last: Instant,
+    pause: u32,
+}
+
+impl Chances {
+    /// Forgets all of them: the instance is not drained.
+    pub(super) fn clear(&mut self) {
+        self.by_node.clear();
+    }
+
+    /// Takes in that every node that is known has just had a chance again, and has not taken it.
+    pub(super) fn missed(&mut self, now: Instant) {
+        for chance in self.by_node.values_mut() {
+            chance.last = now;
+        }
+    }
+
+    /// Takes in which nodes there are. Gives all of them a chance, if it is time for one of them; or returns when it is, if there are any.
+    fn give(&mut self, nodes: &[String], now: Instant, session_timeout: Duration) -> Result<(), Option<Instant>> {
+        self.by_node.retain(|name, _| nodes.contains(name));
+        if self.by_node.len() == nodes.len() {
+            let next = self.by_node.values().map(|chance| chance.last + session_timeout * chance.pause).min();
+            if next.is_none_or(|next| next > now) {
+                return Err(next);
+            }
+        }
+        for name in nodes {
+            let again = |chance: &mut Chance| {
+                *chance = Chance { last: now, pause: (chance.pause * 2).min(LONGEST_PAUSE) };
+            };
+            let first = Chance { last: now, pause: FIRST_PAUSE };
+            self.by_node.entry(name.clone()).and_modify(again).or_insert(first);
+        }
+        Ok(())
+    }
+}
+
+/// The normal nodes of other instances.
+struct Others {
+    undrained: Vec<String>,
+    /// Whether there are drained ones as well.
+    any_drained: bool,
+}
+
 impl Keeper {
-    /// Goes to the end of the queue, if there is another who is not drained, and has not had a chance yet. Whether it did; what to
-    /// wait for otherwise is added to the watches.
+    /// Goes to the end of the queue, if there is another who is not drained, and whose time for a chance has come. Whether it did; what to
+    /// wait for otherwise is added to the watches, and when to look again is noted.
     pub(super) async fn let_others_go_first(
         &mut self,
         folder: &Folder<'_>,
         place: &Place,
         watches: &mut Vec<OneshotWatcher>,
     ) -> Result<bool, Out> {
-        let others = self.undrained(folder, watches).await?;
-        if others.is_subset(&self.passed) {
+        let others = self.others(folder, watches).await?;
+        let now = Instant::now();
+        if let Err(next) = self.chances.give(&others.undrained, now, folder.session.timeout()) {
+            let look = others.any_drained.then(|| now + LOOK_INTERVAL);
+            self.look_again = next.into_iter().chain(look).min();
             return Ok(false);
         }
-        self.passed.extend(others);
         let (service, code) = (&self.instance.service, &self.instance.code);
         tracing::info!(%service, %code, role = %place.role(), "drained: another goes first");
         if place.role() != Role::Normal {
@@ -62,47 +128,60 @@ impl Keeper {
         Ok(true)
     }
 
-    /// The normal nodes of other instances that are not drained.
-    async fn undrained(
-        &self,
-        folder: &Folder<'_>,
-        watches: &mut Vec<OneshotWatcher>,
-    ) -> Result<HashSet<String>, Fault> {
-        let set = self.all_overrides(folder.session, watches).await?;
+    async fn others(&self, folder: &Folder<'_>, watches: &mut Vec<OneshotWatcher>) -> Result<Others, Fault> {
         watches.extend(folder.watch_names().await?);
-        let instances = folder.instances(&self.instance.service).await?;
-        let others = instances.into_iter().filter(|(name, instance)| {
-            let set = set.get(&instance.code).copied().unwrap_or_default();
-            number(name).is_some() && instance.code != self.instance.code && !is_drained(instance, set)
-        });
-        Ok(others.map(|(name, _)| name).collect())
-    }
-
-    /// What operators have set for the instances of the service.
-    async fn all_overrides(
-        &self,
-        session: &Session,
-        watches: &mut Vec<OneshotWatcher>,
-    ) -> Result<HashMap<Arc<str>, Override>, Fault> {
-        let (folder, client) = (&self.overrides, &session.client);
-        let (codes, _, watch) =
-            match session.run(|| format!("list {folder}"), client.get_and_watch_children(folder)).await {
-                Ok(listed) => listed,
-                Err(fault) if fault.error == ZkError::NoNode => return Ok(HashMap::new()),
-                Err(fault) => return Err(fault),
-            };
-        watches.push(watch);
-        let mut all = HashMap::new();
-        for code in codes {
-            let path = format!("{folder}/{code}");
-            match session.run(|| format!("read {path}"), client.get_data(&path)).await {
-                Ok((data, _)) => {
-                    all.insert(code.into(), serde_json::from_slice(&data).unwrap_or_default());
-                }
-                Err(fault) if fault.error == ZkError::NoNode => {}
-                Err(fault) => return Err(fault),
+        // Tells of most that operators change at once, and costs one request however many settings there are.
+        watches.extend(Folder { path: &self.overrides, ..*folder }.watch_names().await?);
+        let mut instances = folder.instances(&self.instance.service).await?;
+        instances.retain(|(name, instance)| number(name).is_some() && instance.code != self.instance.code);
+        let paths = instances.iter().map(|(_, instance)| format!("{}/{}", self.overrides, instance.code));
+        let set = read_many(folder.session, &self.overrides, &Vec::from_iter(paths)).await?;
+        let mut others = Others { undrained: Vec::new(), any_drained: false };
+        for ((name, instance), set) in instances.into_iter().zip(set) {
+            // Where it cannot be read nothing is set.
+            let set = set.and_then(|(data, _)| serde_json::from_slice(&data).ok()).unwrap_or_default();
+            if is_drained(&instance, set) {
+                others.any_drained = true;
+            } else {
+                others.undrained.push(name);
             }
         }
-        Ok(all)
+        Ok(others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_gets_another_chance_after_pauses_that_grow_to_a_bound() {
+        let (timeout, start) = (Duration::from_secs(1), Instant::now());
+        let nodes = ["n1".to_owned(), "n2".to_owned()];
+        let mut chances = Chances::default();
+        assert_eq!(chances.give(&[], start, timeout), Err(None), "there is nobody to let go first");
+        let (mut now, mut pauses) = (start, Vec::new());
+        assert_eq!(chances.give(&nodes, now, timeout), Ok(()));
+        for _ in 0..6 {
+            let next = chances.give(&nodes, now, timeout).unwrap_err().unwrap();
+            pauses.push((next - now).as_secs());
+            now = next;
+            assert_eq!(chances.give(&nodes, now, timeout), Ok(()));
+        }
+        assert_eq!(pauses, [4, 8, 16, 32, 64, 64]);
+        let later = now + timeout;
+        chances.missed(later);
+        assert_eq!(chances.give(&nodes, later, timeout), Err(Some(later + timeout * 64)));
+    }
+
+    #[test]
+    fn a_newcomer_gets_its_chance_at_once_and_whoever_is_gone_is_forgotten() {
+        let (timeout, now) = (Duration::from_secs(1), Instant::now());
+        let [old, new] = ["old".to_owned(), "new".to_owned()];
+        let mut chances = Chances::default();
+        assert_eq!(chances.give(std::slice::from_ref(&old), now, timeout), Ok(()));
+        assert_eq!(chances.give(&[old.clone(), new.clone()], now, timeout), Ok(()));
+        assert_eq!(chances.give(std::slice::from_ref(&new), now, timeout), Err(Some(now + timeout * 4)));
+        assert_eq!(chances.by_node.len(), 1);
     }
 }
