@@ -106,7 +106,9 @@ async fn a_zookeeper_that_has_lost_its_data_is_given_them_back() {
     // Now it is the new registry's.
     registry.undrain("s", "a").await.unwrap();
     until_drained(&service, "a", false).await;
-    assert!(raw.check_stat(&format!("{path}/a")).await.unwrap().is_none());
+    // That is written down, so that nobody who remembers the drain sets it again.
+    let (said, _) = raw.get_data(&format!("{path}/a")).await.unwrap();
+    assert_eq!(said, br#"{"drained":false}"#);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,8 +137,8 @@ struct Reader<'a> {
 enum Subject<'p> {
     Node(&'p str, &'p str),
     Override(&'p str, &'p str),
-    /// The marker of a clean leave: which transaction created the node.
-    Marker(&'p str, i64),
+    /// The marker of a clean leave: which transaction created the node, and whose it was.
+    Marker(&'p str, i64, &'p str),
 }
 
 impl Reader<'_> {
@@ -232,19 +232,14 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reads which of the nodes of these services were left cleanly.
+    /// Lists which instances of these services have left cleanly.
     async fn read_markers(&self, tree: &mut Tree, services: &[Arc<str>]) -> Result<(), Fault> {
         let listed = self.children(services, |service| self.layout.left_of(service)).await?;
-        let markers = Vec::from_iter(listed.into_iter().filter_map(|(service, name)| {
-            let czxid = marked(&name)?;
-            (tree.oldest_gone(&service)? <= czxid).then_some((service, czxid, name))
-        }));
-        let paths = markers.iter().map(|(service, _, name)| format!("{}/{name}", self.layout.left_of(service)));
-        let read = self.read_many(paths, Read::Data).await?;
-        for ((service, czxid, _), read) in markers.iter().zip(read) {
-            // One that has been removed since, or cannot be read, was there all the same.
-            let data = if let MultiReadResult::Data { data, .. } = read { data } else { Vec::new() };
-            tree.has_left(service, *czxid, &data);
+        for (service, name) in listed {
+            let Some((czxid, code)) = marked(&name) else { continue };
+            if tree.oldest_gone(&service).is_some_and(|oldest| oldest <= czxid) {
+                tree.leaves(&service, czxid, code);
+            }
         }
         Ok(())
     }
@@ -308,10 +303,10 @@ impl Reader<'_> {
             let (dirty, service, name) = match self.subject(&event.path) {
                 Some(Subject::Node(service, node)) => (&mut nodes, service, node),
                 Some(Subject::Override(service, code)) => (&mut overrides, service, code),
-                Some(Subject::Marker(service, czxid)) => {
+                Some(Subject::Marker(service, czxid, code)) => {
                     // Told before the node is: nothing is to be read.
                     if event.event_type == EventType::NodeCreated {
-                        tree.leaves(service, czxid);
+                        tree.leaves(service, czxid, code);
                     }
                     continue;
                 }
@@ -332,7 +327,7 @@ impl Reader<'_> {
             return (!node.contains('/')).then_some(Subject::Node(service, node));
         }
         if let Some((service, name)) = below(&self.layout.left) {
-            return marked(name).map(|czxid| Subject::Marker(service, czxid));
+            return marked(name).map(|(czxid, code)| Subject::Marker(service, czxid, code));
         }
         let (service, code) = below(&self.layout.overrides)?;
         (!code.contains('/')).then_some(Subject::Override(service, code))

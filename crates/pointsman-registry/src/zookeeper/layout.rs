@@ -36,14 +36,15 @@ impl Layout {
     }
 }
 
-/// The marker of the clean leave of the instance whose node was created by transaction `czxid`.
-pub(super) fn marker(left: &str, czxid: i64) -> String {
-    format!("{left}/{czxid:x}")
+/// The marker of the clean leave of the instance `code` whose node was created by transaction `czxid`. Several nodes may be of one transaction.
+pub(super) fn marker(left: &str, czxid: i64, code: &str) -> String {
+    format!("{left}/{czxid:x}-{code}")
 }
 
-/// The transaction that a marker is about, by its name.
-pub(super) fn marked(name: &str) -> Option<i64> {
-    i64::from_str_radix(name, 16).ok()
+/// The transaction and the code that a marker is about, by its name.
+pub(super) fn marked(name: &str) -> Option<(i64, &str)> {
+    let (czxid, code) = name.split_once('-')?;
+    Some((i64::from_str_radix(czxid, 16).ok()?, code))
 }
 
 /// The path to create a normal node at; the server adds ten digits.

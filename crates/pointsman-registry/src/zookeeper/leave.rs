@@ -2,9 +2,9 @@
 //!
 //! A node vanishes alike whether its instance leaves or its session expires. So an instance that leaves creates, in the transaction
 //! that deletes its node and before the deletion, a persistent node
-//! `/pointsman/<prefix>/left/<service>/<creation transaction of the node, in hex>`, whose data is the instance's code. A watch tells of the marker before it tells of the
-//! deletion, and whoever was disconnected reads the markers: by the code it knows an instance whose node it has never seen, because that moved
-//! meanwhile. Each leaver removes a few that are older than a minute.
+//! `/pointsman/<prefix>/left/<service>/<creation transaction of the node, in hex>-<code>`. Its name says everything: a watch tells of it before
+//! it tells of the deletion, and whoever was disconnected lists the markers. By the code it knows an instance whose node it has never seen,
+//! because that moved meanwhile. Each leaver removes a few that are older than a minute.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(super) async fn leave(folder: &Folder<'_>, left: &str, place: &Place, code: 
     }
     match outcome {
         Outcome::Left => {
-            if let Err(fault) = sweep(folder, left, place).await {
+            if let Err(fault) = sweep(folder, left, place, code).await {
                 tracing::debug!(%fault, "old markers of leaves are not removed");
             }
             Ok(())
@@ -65,10 +65,10 @@ enum Outcome {
 }
 
 async fn leave_marked(folder: &Folder<'_>, left: &str, place: &Place, code: &str) -> Result<Outcome, Fault> {
-    let (marker, node) = (layout::marker(left, place.czxid), folder.at(&place.name));
+    let (marker, node) = (layout::marker(left, place.czxid, code), folder.at(&place.name));
     let persistent = options(CreateMode::Persistent, folder.acl);
     let mut writer = folder.session.client.new_multi_writer();
-    let built = writer.add_create(&marker, code.as_bytes(), &persistent).and_then(|()| writer.add_delete(&node, None));
+    let built = writer.add_create(&marker, b"", &persistent).and_then(|()| writer.add_delete(&node, None));
     match folder.commit(built.map(|()| writer), "leave").await? {
         Ok(_) | Err(MultiWriteError::OperationFailed { index: 1, source: ZkError::NoNode }) => Ok(Outcome::Left),
         Err(MultiWriteError::OperationFailed { index: 0, source: ZkError::NoNode }) => Ok(Outcome::NoFolder),
@@ -78,7 +78,7 @@ async fn leave_marked(folder: &Folder<'_>, left: &str, place: &Place, code: &str
 }
 
 /// Removes some markers that are old, by the registry's own clock.
-async fn sweep(folder: &Folder<'_>, left: &str, place: &Place) -> Result<(), Fault> {
+async fn sweep(folder: &Folder<'_>, left: &str, place: &Place, code: &str) -> Result<(), Fault> {
     let (session, client) = (folder.session, &folder.session.client);
     let stat = session.run(|| format!("look at {left}"), client.check_stat(left)).await?;
     let count = stat.map_or(0, |stat| u32::try_from(stat.num_children).unwrap_or_default());
@@ -86,10 +86,10 @@ async fn sweep(folder: &Folder<'_>, left: &str, place: &Place) -> Result<(), Fau
         return Ok(());
     }
     let mut names = session.run(|| format!("list {left}"), client.list_children(left)).await?;
-    // The oldest first: their numbers rise with time, and are in hex without leading zeros.
-    names.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
+    // The oldest first: their numbers rise with time.
+    names.sort_by_cached_key(|name| layout::marked(name).map(|(czxid, _)| czxid));
     names.truncate((names.len() / 16).clamp(SWEPT, MOST_SWEPT));
-    let own = layout::marker(left, place.czxid);
+    let own = layout::marker(left, place.czxid, code);
     let mut reader = client.new_multi_reader();
     let paths: Vec<String> = names.iter().map(|name| format!("{left}/{name}")).collect();
     for path in paths.iter().chain([&own]) {

@@ -36,8 +36,9 @@ struct Service {
 struct Marker {
     /// The transaction that created the node.
     czxid: i64,
-    /// Whose node it was, where that has been read, and until the next state is taken.
-    code: Option<Arc<str>>,
+    code: Arc<str>,
+    /// No state has been taken since it was found: the instance may have moved to the marked node unseen.
+    is_new: bool,
 }
 
 /// Maximum number of clean leaves of one service that are remembered until their nodes are seen to be gone.
@@ -88,24 +89,14 @@ impl Tree {
         }
     }
 
-    /// Takes in that the instance of a node, by the transaction that created it, leaves or has left cleanly.
-    pub(super) fn leaves(&mut self, service: &str, czxid: i64) {
+    /// Takes in that an instance leaves or has left cleanly, with its node, by the transaction that created it. It may have moved to that node
+    /// unseen, so until the next state is taken this counts for any older node of the same code as well.
+    pub(super) fn leaves(&mut self, service: &str, czxid: i64, code: &str) {
         if let Some(known) = self.services.get_mut(service) {
-            known.left.push_back(Marker { czxid, code: None });
+            known.left.push_back(Marker { czxid, code: code.into(), is_new: true });
             if known.left.len() > LEFT {
                 known.left.pop_front();
             }
-        }
-    }
-
-    /// Takes in what a marker says that was found after a reconnection. The instance may have moved to the marked node unseen, so this
-    /// counts for any older node of the same code as well.
-    pub(super) fn has_left(&mut self, service: &str, czxid: i64, data: &[u8]) {
-        self.leaves(service, czxid);
-        // Earlier versions leave it empty.
-        let code = std::str::from_utf8(data).ok().filter(|code| !code.is_empty());
-        if let Some(marker) = self.services.get_mut(service).and_then(|known| known.left.back_mut()) {
-            marker.code = code.map(Arc::from);
         }
     }
 
@@ -143,7 +134,7 @@ impl Tree {
         let mut left = Vec::new();
         for (code, czxid) in gone {
             let is_of = |marker: &Marker| {
-                marker.czxid == czxid || (marker.czxid > czxid && marker.code.as_ref() == Some(&code))
+                marker.code == code && (marker.czxid == czxid || (marker.is_new && marker.czxid > czxid))
             };
             if let Some(index) = known.left.iter().position(is_of) {
                 known.left.remove(index);
@@ -151,7 +142,7 @@ impl Tree {
             }
         }
         // From now on each node is seen: a registry that was rebuilt may count anew, and what was read before says nothing of its nodes.
-        known.left.iter_mut().for_each(|marker| marker.code = None);
+        known.left.iter_mut().for_each(|marker| marker.is_new = false);
         self.forget_empty(service);
         left
     }
@@ -369,26 +360,26 @@ mod tests {
     #[test]
     fn who_leaves_is_told_from_who_is_lost() {
         let mut tree = Tree::default();
-        tree.leaves("s", 5);
+        tree.leaves("s", 5, "a");
         for (number, code) in ["a", "b", "c", "d"].into_iter().enumerate() {
             let czxid = 5 + i64::try_from(number).unwrap();
             tree.put("s", &format!("normal000000000{number}"), &data(code, 1), &stat(czxid, czxid));
         }
-        tree.leaves("s", 6);
+        tree.leaves("s", 6, "b");
         assert_eq!(left(&mut tree), [""; 0], "it is still there");
         // One is lost, one has left, one moves, and one has left and comes back.
         tree.remove("s", "normal0000000000");
         tree.remove("s", "normal0000000001");
         tree.remove("s", "normal0000000002");
         tree.put("s", "master", &data("c", 1), &stat(9, 9));
-        tree.leaves("s", 8);
+        tree.leaves("s", 8, "d");
         tree.remove("s", "normal0000000003");
         tree.put("s", "normal0000000004", &data("d", 1), &stat(10, 10));
         assert_eq!(left(&mut tree), ["b"]);
         // And is lost afterwards.
         tree.remove("s", "normal0000000004");
         assert_eq!(left(&mut tree), [""; 0]);
-        tree.leaves("s", 9);
+        tree.leaves("s", 9, "c");
         tree.put("s", "master", &data("e", 1), &stat(11, 11));
         assert_eq!(left(&mut tree), ["c"], "another has the same place now");
     }
@@ -407,13 +398,25 @@ mod tests {
         let mut concerned = tree.follow_on(loaded);
         concerned.sort();
         assert_eq!(concerned, ["s", "u"].map(Arc::from));
-        tree.leaves("s", 5);
-        tree.leaves("u", 8);
+        tree.leaves("s", 5, "a");
+        tree.leaves("u", 8, "a");
         let mut states = tree.take_states();
         states.sort_by(|a, b| a.service.cmp(&b.service));
         let told: Vec<_> =
             states.iter().map(|state| (&*state.service, state.instances.len(), state.left.len())).collect();
         assert_eq!(told, [("s", 1, 1), ("t", 1, 0), ("u", 0, 1)]);
+    }
+
+    #[test]
+    fn of_nodes_that_one_transaction_created_only_the_marked_one_has_left() {
+        let mut tree = Tree::default();
+        for code in ["a", "b"] {
+            tree.put("s", &format!("normal000000000{code}"), &data(code, 1), &stat(5, 5));
+        }
+        tree.leaves("s", 5, "b");
+        tree.remove("s", "normal000000000a");
+        tree.remove("s", "normal000000000b");
+        assert_eq!(left(&mut tree), ["b"]);
     }
 
     #[test]
@@ -425,15 +428,15 @@ mod tests {
         let mut tree = before;
         assert_eq!(tree.follow_on(Tree::default()), [Arc::from("s")]);
         assert_eq!(tree.oldest_gone("s"), Some(5));
-        // One has moved and left, one left before and came back, one is of an earlier version, and one is lost.
-        tree.has_left("s", 9, b"a");
-        tree.has_left("s", 4, b"b");
-        tree.has_left("s", 7, b"");
+        // One has moved and left, one left before and came back, one has left, and one is lost.
+        tree.leaves("s", 9, "a");
+        tree.leaves("s", 4, "b");
+        tree.leaves("s", 7, "c");
         let mut gone = left(&mut tree);
         gone.sort();
         assert_eq!(gone, ["a", "c"]);
         // What was read then says nothing of what is seen to go later.
-        tree.has_left("s", 20, b"e");
+        tree.leaves("s", 20, "e");
         tree.put("s", "master", &data("e", 1), &stat(11, 11));
         assert_eq!(left(&mut tree), [""; 0]);
         tree.remove("s", "master");
