@@ -289,23 +289,27 @@ async fn the_rows_of_the_table() {
     drain(&server, "drain", "b").await;
     assert_eq!(fail(&mut client, "normal", 5).await.len(), 1);
     row(&mut client, "normal", 2, &["m"]).await;
+    // A drained master hands the mastership on.
     drain(&server, "drain", "m").await;
-    row(&mut client, "normal", 5, &["a"]).await;
-    client.ask("GET", &format!("{PICK}?role=master"), "").await.is_problem(503, "no-instance");
+    until("a is master", async || (server.json("/v1/services/s/master").await["code"] == "a").then_some(())).await;
+    row(&mut client, "normal", 6, &["a"]).await;
+    row(&mut client, "master", 5, &["a"]).await;
     drain(&server, "undrain", "m").await;
-    assert_eq!(fail(&mut client, "master", 5).await.len(), 1);
-    row(&mut client, "master", 5, &["m"]).await;
-    row(&mut client, "normal", 5, &["a"]).await;
-    drain(&server, "drain", "a").await;
-    row(&mut client, "normal", 6, &["m"]).await;
+    row(&mut client, "normal", 1, &["m"]).await;
+    assert_eq!(fail(&mut client, "normal", 5).await.len(), 1);
+    row(&mut client, "normal", 5, &["m"]).await;
     drain(&server, "drain", "m").await;
+    row(&mut client, "normal", 6, &["a"]).await;
+    drain(&server, "drain", "a").await;
+    client.ask("GET", &format!("{PICK}?role=master"), "").await.is_problem(503, "no-instance");
     row(&mut client, "normal", 7, &lost).await;
     // One failure is enough for a guarded one.
     assert_eq!(fail(&mut client, "normal", 5).await.len(), 5);
     row(&mut client, "normal", 11, &lost).await;
     // What has come back is used first, and comes from the weight too.
     drain(&server, "undrain", "b").await;
-    row(&mut client, "normal", 1, &["b"]).await;
+    until("b is master", async || (server.json("/v1/services/s/master").await["code"] == "b").then_some(())).await;
+    row(&mut client, "normal", 2, &["b"]).await;
     let path = "/v1/services/s/instances/b/weight";
     assert_eq!(server.ask("PUT", path, r#"{"weight":0}"#).await.status, 204);
     until("b has no weight", async || (explained(&mut client, "normal").await.tier == 11).then_some(())).await;
