@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, BoxStream, SelectAll};
 use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
 use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, WatchedEvent};
 
@@ -70,9 +71,9 @@ async fn follow_connection(
     reader.catch_up(tree, &mut watched, Vec::new()).await?;
     let identity = overrides::identity(session, layout).await?;
     let mut is_identified = identity.is_some();
-    if events.send(Event::Reset { states: tree.take_states(), identity }).await.is_err() {
-        return Ok(());
-    }
+    // What is taken from the tree is told for sure: this may be cancelled while it waits for room.
+    let Ok(room) = events.reserve().await else { return Ok(()) };
+    room.send(Event::Reset { states: tree.take_states(), identity });
     while let Some(batch) = watched.next().await {
         let concerned = reader.catch_up(tree, &mut watched, batch).await?;
         if !is_identified && tree.has_overrides() {
@@ -85,12 +86,19 @@ async fn follow_connection(
             }
         }
         for service in concerned {
-            if events.send(Event::Put(tree.take_state(&service))).await.is_err() {
+            if tell(tree, &service, events).await.is_err() {
                 return Ok(());
             }
         }
     }
     Err(Fault::new("watch", ZkError::NoWatcher))
+}
+
+/// Tells one service as it is. Cancelled, it has told nothing, and the tree still knows who has left.
+async fn tell(tree: &mut Tree, service: &str, events: &mpsc::Sender<Event>) -> Result<(), SendError<()>> {
+    let room = events.reserve().await?;
+    room.send(Event::Put(tree.take_state(service)));
+    Ok(())
 }
 
 async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<Watched, Fault> {
@@ -331,5 +339,45 @@ impl Reader<'_> {
         }
         let (service, code) = below(&self.layout.overrides)?;
         (!code.contains('/')).then_some(Subject::Override(service, code))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pointsman_core::Instance;
+    use zookeeper_client::Stat;
+
+    use super::*;
+    use crate::zookeeper::wire;
+
+    #[tokio::test]
+    async fn who_has_left_is_not_forgotten_when_the_connection_is_lost_before_it_is_told() {
+        let stat = Stat {
+            czxid: 5,
+            mzxid: 5,
+            pzxid: 0,
+            ctime: 0,
+            mtime: 0,
+            version: 0,
+            cversion: 0,
+            aversion: 0,
+            ephemeral_owner: 1,
+            data_length: 0,
+            num_children: 0,
+        };
+        let mut tree = Tree::default();
+        let data = wire::encode(&Instance::new("s").code("a"), Duration::from_secs(1), None);
+        tree.put("s", "normal0000000001", &data, &stat);
+        tree.leaves("s", 5, "a");
+        tree.remove("s", "normal0000000001");
+        let (events, mut told) = mpsc::channel(1);
+        events.send(Event::Stale).await.unwrap();
+        assert!(tell(&mut tree, "s", &events).now_or_never().is_none(), "there is no room");
+        told.recv().await.unwrap();
+        tell(&mut tree, "s", &events).await.unwrap();
+        let Some(Event::Put(state)) = told.recv().await else { panic!("it is told") };
+        assert_eq!(state.left, ["a".into()]);
     }
 }
