@@ -86,7 +86,7 @@ impl Epoch {
         it
     }
 
-    /// From now on so many failures in a row are needed.
+    /// Sets the number of failures in a row that eject, from now on.
     pub(crate) fn judge_by(&self, ejection: Option<Ejection>) {
         let threshold = ejection.map_or(u32::MAX, |ejection| ejection.consecutive_failures.max(1));
         self.threshold.store(threshold, Ordering::Relaxed);
@@ -123,7 +123,7 @@ impl Epoch {
         }
     }
 
-    /// Whether there are so many failures in a row that they are to be judged.
+    /// Whether the failures in a row have reached the threshold.
     pub(crate) fn is_due(&self, failures: &Failures) -> bool {
         failures.in_a_row.load(Ordering::Relaxed) >= self.threshold.load(Ordering::Relaxed)
     }

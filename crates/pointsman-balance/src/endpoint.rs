@@ -14,7 +14,7 @@ use crate::ranking::Ranking;
 /// One instance as some snapshot shows it.
 ///
 /// The claims in flight are counted by the `Arc`s that hold a endpoint, as in tower's `PendingRequests`: a claim needs the
-/// `Arc` anyhow, and two atomic operations per claim are half of four. Who holds a endpoint without being a claim does so
+/// `Arc` anyhow, and two atomic operations per claim are half of four. A holder of an endpoint that is not a claim holds it
 /// through [`Keep`], which counts itself out.
 ///
 /// When an instance changes (weight, tags, role), it gets a new endpoint with the same [`EndpointStats`]; claims on the older endpoints
@@ -29,7 +29,7 @@ pub(crate) struct Endpoint {
     older: Box<[Keep]>,
 }
 
-/// What stays the same about an instance while its endpoints change.
+/// Statistics of one instance, kept while its endpoints change.
 #[derive(Debug)]
 pub(crate) struct EndpointStats {
     pub(crate) ewma: Ewma,

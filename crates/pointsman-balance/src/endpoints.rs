@@ -1,4 +1,4 @@
-//! What balancers over one service share: what is in flight, what has failed, what is new.
+//! The state that balancers over one service share: claims in flight, failures, check results, ages.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,11 +40,11 @@ pub(crate) struct Entries {
     by_code: HashMap<Arc<str>, Record>,
     /// How many snapshots have been followed.
     round: u64,
-    /// Whether a snapshot with instances has been seen: who joins after it is new, who is in it is not.
+    /// Whether a snapshot with instances has been seen: an instance that joins after it is new, one that is in it is not.
     started: bool,
 }
 
-/// What a check of one instance has found out.
+/// Result of the active checks of one instance.
 #[derive(Debug)]
 struct Checked {
     address: Option<Arc<str>>,
@@ -162,7 +162,7 @@ impl Entries {
         before != ejection
     }
 
-    /// What is known of an instance besides its registration.
+    /// Returns the evidence about an instance beyond its registration.
     pub(crate) fn evidence(&self, instance: &Instance, record: &Record, now: Instant) -> Evidence {
         let check = self.checks.as_ref().map(|checks| match checks.get(&instance.code) {
             Some(checked) if checked.address == instance.address && checked.passes => CheckState::Passing,

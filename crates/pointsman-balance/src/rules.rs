@@ -178,7 +178,7 @@ impl fmt::Display for Tier {
     }
 }
 
-/// What is known of one instance besides what its registration says.
+/// Evidence about one instance beyond its registration.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Evidence {
     /// What its active check says; `None` where its service is not checked.
@@ -189,7 +189,7 @@ pub(crate) struct Evidence {
     pub(crate) has_failed: bool,
 }
 
-/// What the active checks have found out about one instance.
+/// Result of the active checks of one instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CheckState {
     Unknown,
@@ -227,8 +227,8 @@ impl Standing {
     }
 }
 
-/// Lets those that are ejected into the first tier, if too few would be in it otherwise. Says whether it did. Where nobody is in it at
-/// all, nothing is moved: the master, if it can serve, comes before those that are ejected.
+/// Lets those that are ejected into the first tier, if too few would be in it otherwise. Says whether it did. Where it is empty, nothing
+/// is moved: the master, if it can serve, comes before those that are ejected.
 pub(crate) fn disregard_ejection(tiers: &mut [Option<Tier>], rule: Option<&Ejection>) -> bool {
     let count = |tiers: &[Option<Tier>], tier| tiers.iter().filter(|one| **one == Some(tier)).count();
     let (passing, ejected) = (count(tiers, Tier::FIRST), count(tiers, Tier::EJECTED));

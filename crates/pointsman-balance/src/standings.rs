@@ -1,4 +1,4 @@
-//! What is known of all instances of a service at one moment, and which of them are used.
+//! The standings of all instances of a service at one moment, and the tier that is used.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ const FIRST_SHARE: f64 = 0.1;
 const STEPS: u32 = 16;
 const SHORTEST_STEP: Duration = Duration::from_millis(100);
 
-/// What a balancer wants.
+/// Options of a balancer that decide which instances it uses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) candidates: Candidates,
@@ -55,7 +55,7 @@ pub(crate) struct Member {
     pub(crate) warmth: f64,
 }
 
-/// What standings were made from: while nothing of it has changed, they hold.
+/// Versions of the inputs from which standings were made: while none has changed, the standings hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     generation: u64,

@@ -48,7 +48,7 @@ pub(crate) enum Chooser {
     },
 }
 
-/// What the hashes have prepared: a table over all that may ever be used, so that no other's keys move when one of them is not used now.
+/// Prepared state of the hashes: a table over all instances that may ever be used, so that no other keys move when one is not used now.
 #[derive(Debug)]
 pub(crate) struct Hashed {
     maglev: Arc<Maglev>,

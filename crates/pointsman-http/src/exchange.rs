@@ -377,8 +377,8 @@ struct Attempts {
     free: u32,
 }
 
-/// Maximum number of times that a request of which nothing was sent is tried again: so many dead instances in a row are not to be expected
-/// even while most of a large service is dead, as those whose last call has failed come last.
+/// Maximum number of retries of a request whose connections were refused. More dead instances in a row are not expected even while most of a
+/// large service is dead, because instances whose last call has failed come last.
 const FREE_RETRIES: u32 = 100;
 
 /// Whether a request that an instance has not answered may go to another. What may have arrived counts against the limits of retries;

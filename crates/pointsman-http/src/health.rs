@@ -1,4 +1,4 @@
-//! Active checks of the instances of a service. What they find out is told to the balancers' [`Endpoints`], which decide what it means.
+//! Active checks of the instances of a service. Their results go to the balancers' [`Endpoints`], which decide what they mean.
 //!
 //! Checks run on a thread of their own, so that no request waits for one. An instance is unknown until its first check has passed, or as
 //! many have failed as it takes; after that it takes several in a row to change what is known.
@@ -154,7 +154,7 @@ impl Health {
         self.begin.notify_one();
     }
 
-    /// From now on it is not checked any more, whoever still holds this.
+    /// Ends the checks, even while a table that holds them is in use.
     pub(crate) fn end(&self) {
         self.task.0.abort();
     }

@@ -14,7 +14,7 @@ use crate::table::{Endpoint, Passing, Target};
 
 use super::crowded;
 
-/// What the choice for one request depends on.
+/// Inputs of the choice for one request.
 pub(super) struct Choice<'a> {
     pub(super) passing: &'a Passing,
     pub(super) target: &'a Target,
@@ -155,7 +155,7 @@ impl Choice<'_> {
 }
 
 impl Unavailable {
-    /// What is answered; the problem of the instance that was asked last, where one was.
+    /// Returns the answer: the problem of the instance that was asked last, where one was.
     pub(super) fn problem(&self, refused: Option<&Problem>) -> Problem {
         match (self, refused) {
             (Unavailable::Crowded(reason), _) => crowded(*reason),
