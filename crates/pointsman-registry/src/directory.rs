@@ -93,6 +93,13 @@ impl Directory {
         self.inner.shared.identity().map(|identity| identity.id)
     }
 
+    /// Since when the registry has been holding the data that [`Directory::registry_id`] names, where it can tell; in milliseconds
+    /// since 1970.
+    #[must_use]
+    pub fn registry_since_ms(&self) -> Option<u64> {
+        self.inner.shared.identity().and_then(|identity| identity.since_unix_ms)
+    }
+
     /// A handle on one service. `None` if this directory does not follow it.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<Service> {

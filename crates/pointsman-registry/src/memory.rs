@@ -182,7 +182,9 @@ impl Backend for Memory {
 
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
         let service: Arc<str> = service.into();
-        self.change(&service, |state| state.set_override(&service, code, change));
+        // Others may not have heard yet that it is cleared, and restore it.
+        let keeps_empty = !self.identity.is_settled(SystemTime::now());
+        self.change(&service, |state| state.set_override(&service, code, change, keeps_empty));
         Ok(())
     }
 

@@ -253,9 +253,11 @@ impl OfAll {
         // Before what it is the place of: what happens meanwhile is told once more, and changes nothing.
         self.place = *self.last.borrow();
         let about = json!({ "version": env!("CARGO_PKG_VERSION"), "started_ms": self.state.started_ms });
-        let registry_id = json!(self.state.feed.directory().registry_id());
+        let directory = self.state.feed.directory();
+        let (registry_id, since) = (json!(directory.registry_id()), json!(directory.registry_since_ms()));
         let registry = json!(self.state.registry.url());
-        let about = format!("\"registry\":{registry},\"registry_id\":{registry_id},\"agent\":{about}");
+        let registry = format!("\"registry\":{registry},\"registry_id\":{registry_id},\"registry_since_ms\":{since}");
+        let about = format!("{registry},\"agent\":{about}");
         self.next.extend(self.state.feed.reset_event(&self.services, &about, self.place));
     }
 

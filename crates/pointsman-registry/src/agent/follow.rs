@@ -126,7 +126,7 @@ impl Mirror {
                 let wanted = reset.services.into_iter().filter(|service| scope.contains(&service.service));
                 self.services = wanted.map(|json| (json.service.clone(), Mirrored::from(json))).collect();
                 // One agent may not know yet what another has told: that is no other registry.
-                let told = reset.registry_id.map(|id| Identity { id, since_unix_ms: None });
+                let told = reset.registry_id.map(|id| Identity { id, since_unix_ms: reset.registry_since_ms });
                 self.identity = told.or(self.identity.take());
                 *is_stale = false;
                 Some(self.reset())
@@ -249,4 +249,18 @@ impl From<SnapshotJson> for Mirrored {
 
 fn read<T: DeserializeOwned>(data: &str) -> Result<T, String> {
     serde_json::from_str(data).map_err(|error| format!("an event that cannot be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_tells_since_when_its_registry_holds_its_data() {
+        let data = r#"{"services":[],"registry_id":"x","registry_since_ms":7}"#.to_owned();
+        let event = sse::Event { name: "reset".to_owned(), data, id: None };
+        let told = Mirror::default().take(event, &Scope::All, &mut true).unwrap();
+        let Some(Event::Reset { identity, .. }) = told else { panic!("{told:?}") };
+        assert_eq!(identity, Some(Identity { id: "x".to_owned(), since_unix_ms: Some(7) }));
+    }
 }

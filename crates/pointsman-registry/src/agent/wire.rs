@@ -73,6 +73,8 @@ pub(super) struct ResetJson {
     pub(super) services: Vec<SnapshotJson>,
     /// Which data the agent's registry holds.
     pub(super) registry_id: Option<String>,
+    /// Since when it has been holding them, where the agent can tell.
+    pub(super) registry_since_ms: Option<u64>,
 }
 
 /// A change of a service: which fields are there depends on the event.

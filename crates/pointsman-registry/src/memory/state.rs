@@ -141,13 +141,13 @@ impl<R: Clone> State<R> {
         true
     }
 
-    /// Changes what an operator has set. A master that is drained hands over, where another can take it.
-    pub(crate) fn set_override(&mut self, service: &Arc<str>, code: &str, change: OverrideChange) {
+    /// Changes what an operator has set; an empty override is stored where `keeps_empty`. A master that is drained hands over, where another can take it.
+    pub(crate) fn set_override(&mut self, service: &Arc<str>, code: &str, change: OverrideChange, keeps_empty: bool) {
         let service = self.services.entry(service.clone()).or_default();
         self.clock += 1;
         service.revision = self.clock;
         let set = service.overrides.get(code).copied().unwrap_or_default().changed(change);
-        if set.is_empty() {
+        if set.is_empty() && !keeps_empty {
             service.overrides.remove(code);
         } else {
             service.overrides.insert(code.into(), set);
@@ -252,7 +252,7 @@ mod tests {
                     }
                     4..=6 if !codes.is_empty() => {
                         let change = [OverrideChange::Drain, OverrideChange::Undrain, OverrideChange::Weight(Some(1))];
-                        state.set_override(&"s".into(), &codes[which % codes.len()], change[usize::from(step) - 4]);
+                        state.set_override(&"s".into(), &codes[which % codes.len()], change[usize::from(step) - 4], which % 2 == 0);
                     }
                     2 if !members.is_empty() => state.leave("s", members.swap_remove(which % members.len()), Departure::Left),
                     3 if !members.is_empty() => { state.resign("s", members[which % members.len()]); }
@@ -272,6 +272,17 @@ mod tests {
                     highest = term.0;
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_cleared_in_a_young_registry_is_not_restored() {
+        for (keeps_empty, is_restored) in [(true, false), (false, true)] {
+            let (mut state, service) = (State::<()>::default(), "s".into());
+            state.set_override(&service, "a", OverrideChange::Undrain, keeps_empty);
+            state.restore_override(&service, "a", Override { drained: true, weight: None });
+            let set = state.read("s", 0).overrides["a"];
+            assert_eq!(set.drained, is_restored);
         }
     }
 
