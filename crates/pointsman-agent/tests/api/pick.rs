@@ -236,6 +236,39 @@ async fn until_lost(server: &Server, count: usize) {
     .await;
 }
 
+/// Ten are registered, with the guard against a mass loss on, and are deleted at once: they have left, and are not lost.
+#[tokio::test]
+async fn instances_that_are_deleted_are_neither_listed_nor_picked() {
+    let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
+    let codes: Vec<String> = (0..10).map(|number| format!("i{number}")).collect();
+    for code in &codes {
+        server.put("s", code).await;
+    }
+    server.until_codes("s", &codes.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for code in &codes[1..] {
+        assert_eq!(server.ask("DELETE", &format!("/v1/services/s/instances/{code}"), "").await.status, 204);
+    }
+    let mut watch = server.watch("/v1/services/s/watch").await;
+    server.until_codes("s", &["i0"]).await;
+    let mut client = server.client().await;
+    for _ in 0..30 {
+        assert_eq!(client.ask("GET", PICK, "").await.json()["instance"]["code"], "i0");
+    }
+    assert_eq!(server.json("/v1/services/s/master").await["code"], "i0");
+    assert_eq!(server.ask("DELETE", "/v1/services/s/instances/i0", "").await.status, 204);
+    until("it is gone", async || (server.get("/v1/services/s/master").await.status == 404).then_some(())).await;
+    client.ask("GET", PICK, "").await.is_problem(503, "no-instance");
+    // No instance was said to be guarded meanwhile.
+    loop {
+        let event = watch.event().await;
+        assert_ne!(event.name, "guarded");
+        if event.name == "delete" && event.data["instance"]["code"] == "i0" {
+            assert_eq!(event.data["reason"], "left");
+            break;
+        }
+    }
+}
+
 #[tokio::test]
 async fn every_role_picks_among_its_own() {
     let server = three().await;
