@@ -22,7 +22,7 @@ use super::fault::Fault;
 use super::layout::{Layout, MASTER, before, position};
 use super::leave::leave;
 use super::place::{Folder, Place, Promotion};
-use super::session::{Link, Session, left, up};
+use super::session::{Link, Session, left};
 use super::wire::{self, MAX_BYTES};
 use crate::Error;
 use crate::registration::{Command, Departure, End, Reply, Report, Task};
@@ -202,15 +202,22 @@ impl Keeper {
 
     /// Waits for a connection. `None` if none is needed, or none has come in time, or none will come.
     async fn connection(&mut self, deadline: Option<Instant>) -> Option<Session> {
+        let mut link = self.link.clone();
         loop {
             if self.ending.is_some() && self.has_nothing() {
                 return None;
             }
-            if self.ending.is_some() && !matches!(&*self.link.borrow(), Link::Up(_)) {
+            // One look: what has come since wakes the wait below, and is judged by the next one.
+            let state = link.borrow_and_update().clone();
+            match state {
+                Link::Up(session) => return Some(session),
+                Link::Closed => return None,
+                Link::Down(_) => {}
+            }
+            if self.ending.is_some() {
                 // Whenever it was asked for: nobody waits for a registry that is away.
                 self.answer_ending("no connection to the registry; it will be removed on return, or with its session");
             }
-            let mut link = self.link.clone();
             let expired = async {
                 match deadline.filter(|_| self.report.is_first() && self.ending.is_none()) {
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -218,7 +225,7 @@ impl Keeper {
                 }
             };
             tokio::select! {
-                session = up(&mut link) => return session,
+                changed = link.changed() => if changed.is_err() { return None },
                 () = expired => return None,
                 command = self.commands.recv(), if self.ending.is_none() => self.take(command),
             }
