@@ -150,7 +150,7 @@ fn answered(truth: &Truth, request: &Request, code: &str) -> Verdict {
     if is_drained(truth, code, start, end) && truth.available(start, end).is_some() {
         return Verdict::Violation("a drained instance was picked although another was available".to_owned());
     }
-    if request.is_for_the_master() && !may_be_master(truth, life, start, end) {
+    if request.is_for_the_master() && !may_be_master(truth, life, start, end) && !left_untold(truth, life, start, end) {
         return Verdict::Violation("a request for the master was answered by one that is not".to_owned());
     }
     Verdict::Good
@@ -180,6 +180,21 @@ fn may_be_master(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
     // By its code: the view of a new life may still have its address from the one before.
     let since_then = truth.masters.iter().filter(|(at, ..)| at >= last && *at <= end + SETTLE);
     since_then.map(|(_, life, _)| &truth.lives[*life]).any(|master| master.code == life.code)
+}
+
+/// Whether an instance was told to leave so short a time ago that it may have become master just before, without the time to report it.
+fn left_untold(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
+    let recent = life.states.changes(start.saturating_sub(SETTLE), end);
+    let mut was = life.states.at(start.saturating_sub(SETTLE)).map(|(_, state)| state.registration);
+    let left = recent.into_iter().any(|(_, state)| {
+        let held = was.replace(state.registration) == Some(Registration::Held);
+        held && matches!(state.registration, Registration::Leaving | Registration::Lost)
+    });
+    let reported = truth.masters.iter().rev().find(|(at, ..)| *at <= end);
+    // Only where the mastership was free: whoever reported it last was about to go as well, or could not say anything.
+    left && reported.is_some_and(|(at, master, _)| {
+        !truth.lives[*master].states.throughout(*at, end, |state| state.registration == Registration::Held)
+    })
 }
 
 /// Says what kind of fault an avoidable failure is, without numbers, so that equal ones can be counted.

@@ -229,3 +229,16 @@ fn a_post_that_arrives_twice_is_a_fault_unless_the_client_had_to_send_it_again()
     truth.serves[0].set(ms(5050), false);
     assert!(twice(&truth, &[post], &arrived).is_empty());
 }
+
+#[test]
+fn whoever_leaves_may_have_been_master_without_saying_so() {
+    let mut truth = world(3);
+    let answered = |code: &str, start| request(true, false, start, start + 50, Outcome::Answered(code.to_owned()));
+    set(&mut truth, 1, 6000, Origin::Ending, Registration::Leaving);
+    is_violation(&truth, &answered("b", 6040), "master");
+    // As long as the master may live: the last that is known of it.
+    set(&mut truth, 0, 5900, Origin::Ending, Registration::Leaving);
+    assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
+    is_violation(&truth, &answered("c", 6040), "master");
+    is_violation(&truth, &answered("b", 7100), "master");
+}
