@@ -97,7 +97,8 @@ impl Balancer {
     ///
     /// # Errors
     ///
-    /// [`PickError`], when no instance can take work. Never blocks, never panics.
+    /// [`PickError`], when no instance can take work, by all that was known when it was asked for: only before a refusal it may wait, while
+    /// another thread prepares a new snapshot (microseconds). Never panics.
     #[inline]
     pub fn pick(&self, key: impl AsRef<[u8]>) -> Result<Claim, PickError> {
         self.claim(key.as_ref(), None)
@@ -155,7 +156,8 @@ impl Balancer {
         let has_room: Passes<'_> = &|endpoint| !full.contains(&&*endpoint.instance.code);
         let now = self.inner.start(None);
         let ask = Ask { owner: self.inner.number, key: key.as_ref(), now };
-        let claimed = self.with_table(now, |table| table.claim_if(&self.inner.sources, ask, passes, has_room))?;
+        let claim = |table: &Table| table.claim_if(&self.inner.sources, ask, passes, has_room);
+        let claimed = self.with_table(now, claim).or_else(|_| claim(&self.inner.current(now)))?;
         Ok(self.inner.made_of(claimed, now))
     }
 
@@ -165,7 +167,8 @@ impl Balancer {
     #[must_use]
     pub fn pick_code(&self, code: &str) -> Option<Claim> {
         let now = self.inner.start(None);
-        let endpoint = self.with_table(now, |table| table.claim_code(code))?;
+        let claim = |table: &Table| table.claim_code(code);
+        let endpoint = self.with_table(now, claim).or_else(|| claim(&self.inner.current(now)))?;
         Some(self.inner.made(endpoint, now))
     }
 
@@ -199,7 +202,7 @@ impl Balancer {
             let chosen = table.peek_if(&sources, ask, &|endpoint| !excludes(endpoint)).ok_or_else(|| table.refusal());
             Explanation::new(&table.standings, inner.algorithm, chosen, &excludes, now)
         };
-        self.with_table(Some(now), explain)
+        explain(&inner.current(Some(now)))
     }
 
     /// Among which instances it chooses.
@@ -236,18 +239,30 @@ impl Balancer {
     #[must_use]
     pub fn in_flight(&self) -> Vec<(Arc<str>, usize)> {
         // So that also who has joined since the last pick is listed.
-        self.with_table(None, |_| {});
+        self.inner.current(None);
         self.inner.endpoints.all_in_flight()
     }
 
     #[inline]
     fn claim(&self, key: &[u8], now: Option<Instant>) -> Result<Claim, PickError> {
         let now = self.inner.start(now);
-        match self.with_table(now, |table| table.claim(&self.inner.sources, Ask { owner: self.inner.number, key, now }))
-        {
+        let claim = |table: &Table| table.claim(&self.inner.sources, Ask { owner: self.inner.number, key, now });
+        match self.with_table(now, claim) {
             Some(endpoint) => Ok(self.inner.made_by_algorithm(endpoint, now)),
-            None => Err(self.with_table(now, Table::refusal)),
+            None => self.claim_or_refuse(now, claim),
         }
+    }
+
+    /// There was none by a table that may be outdated: what it refuses counts only if it is so now.
+    #[cold]
+    #[inline(never)]
+    fn claim_or_refuse(
+        &self,
+        now: Option<Instant>,
+        claim: impl Fn(&Table) -> Option<Arc<Endpoint>>,
+    ) -> Result<Claim, PickError> {
+        let table = self.inner.current(now);
+        claim(&table).map(|endpoint| self.inner.made_by_algorithm(endpoint, now)).ok_or_else(|| table.refusal())
     }
 
     /// Runs `with` on a table that holds now, or, while another thread prepares it, on the one before.
@@ -305,10 +320,19 @@ impl Inner {
                 Err(TryLockError::Poisoned(_one)) => (self.prepare(now), true),
                 Err(TryLockError::WouldBlock) => (old, false),
             },
-            None => {
-                // The very first: all have to wait for it.
+            // The very first: all have to wait for it.
+            None => (self.current(now), true),
+        }
+    }
+
+    /// The table that holds now: waits while another thread prepares it. For whoever would refuse otherwise: a caller that goes to sleep over a
+    /// refusal has looked at what it waits to change, and must not have been told of what was before.
+    fn current(&self, now: Option<Instant>) -> Arc<Table> {
+        match self.table.load_full() {
+            Some(table) if self.holds(&table, now) => table,
+            _ => {
                 let _one = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
-                (self.prepare(now), true)
+                self.prepare(now)
             }
         }
     }

@@ -6,41 +6,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant, SystemTime};
 
 use pointsman_balance::{Algorithm, Balancer, Candidates, Ejection, Endpoints, Outcome, PickError};
 use pointsman_core::{Instance, Role, Snapshot, Status, Term, View, ViewWriter};
+use pointsman_testkit::choosing::{Asked, ChoosingTable, Known as Is, combinations};
 use proptest::prelude::*;
-
-/// What can be known of an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Is {
-    Passing,
-    Unchecked,
-    Ejected,
-    Guarded,
-    Failing,
-    GuardedFailed,
-    Drained,
-    Weightless,
-    /// Tried already, or at its limit: the caller has excluded it.
-    Excluded,
-    Absent,
-}
-
-const ALL: [Is; 10] = [
-    Is::Passing,
-    Is::Unchecked,
-    Is::Ejected,
-    Is::Guarded,
-    Is::Failing,
-    Is::GuardedFailed,
-    Is::Drained,
-    Is::Weightless,
-    Is::Excluded,
-    Is::Absent,
-];
 
 const CODES: [&str; 3] = ["m", "n1", "n2"];
 
@@ -108,80 +81,21 @@ impl World {
     }
 }
 
-/// A row of the table: its number, and what those are that it names.
-fn rows() -> Vec<(u8, Is, bool)> {
-    let text = include_str!("../../../docs/choosing.md");
-    let cells = text.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
-    let row = |(number, rest): (&str, &str)| {
-        let number = number.trim().parse().ok()?;
-        let (who, known) = rest.split_once(" | ")?;
-        let is = match known.split(':').next()?.trim() {
-            "passing" => Is::Passing,
-            "unknown" => Is::Unchecked,
-            "ejected" => Is::Ejected,
-            "guarded" => Is::Guarded,
-            "failing" => Is::Failing,
-            "guarded, has failed" => Is::GuardedFailed,
-            other => panic!("an unknown standing in docs/choosing.md: {other:?}"),
-        };
-        Some((number, is, who.contains("master")))
-    };
-    cells.filter_map(row).collect()
-}
-
-/// The codes of those that may be picked, by the rows of the document, read from the first to the last.
-fn expected(
-    rows: &[(u8, Is, bool)],
-    states: [Is; 3],
-    candidates: Candidates,
-    falls_back: bool,
-) -> BTreeSet<&'static str> {
-    for (_, is, row_is_masters) in rows {
-        let in_row = |code: &str| match candidates {
-            Candidates::Normals => (code == "m") == *row_is_masters && (code != "m" || falls_back),
-            Candidates::Master => code == "m" && !row_is_masters && *is != Is::GuardedFailed,
-            _ => !row_is_masters,
-        };
-        let codes: BTreeSet<_> = CODES
-            .into_iter()
-            .zip(states)
-            .filter(|(code, state)| state == is && in_row(code))
-            .map(|(code, _)| code)
-            .collect();
-        if !codes.is_empty() {
-            return codes;
-        }
-    }
-    BTreeSet::new()
-}
-
-fn every_combination(mut with: impl FnMut([Is; 3])) {
-    for a in ALL {
-        for b in ALL {
-            for c in ALL {
-                with([a, b, c]);
-            }
-        }
-    }
-}
-
 #[test]
 fn every_combination_is_decided_by_the_table() {
-    let rows = rows();
-    assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
+    let table = ChoosingTable::read();
     let choices = [
-        (Candidates::Normals, true),
-        (Candidates::Normals, false),
-        (Candidates::Master, true),
-        (Candidates::All, true),
+        (Asked::Normal, Candidates::Normals, true),
+        (Asked::NormalOnly, Candidates::Normals, false),
+        (Asked::Master, Candidates::Master, true),
+        (Asked::All, Candidates::All, true),
     ];
-    let mut number = 0usize;
-    every_combination(|states| {
+    for (number, states) in combinations(&Is::ALL, &Is::ALL).into_iter().enumerate() {
         let world = World::new(states);
         let is_of_the_hashes = (number / 100 + number / 10 + number).is_multiple_of(10);
-        number += 1;
-        for (candidates, falls_back) in choices {
-            let expected = expected(&rows, states, candidates, falls_back);
+        for (asked, candidates, falls_back) in choices {
+            let of_states: Vec<_> = CODES.into_iter().zip(states).collect();
+            let (expected, tier) = table.expected(asked, &of_states);
             // The tables of the hashes are large: these see every combination of two instances, not of three.
             let algorithms = Algorithm::ALL.into_iter().filter(|one| !one.uses_key() || is_of_the_hashes);
             for algorithm in algorithms {
@@ -195,15 +109,10 @@ fn every_combination_is_decided_by_the_table() {
                 assert!(picked.iter().all(|code| expected.contains(&**code)), "{}, not {picked:?}", what());
                 assert_eq!(picked.is_empty(), expected.is_empty(), "{}", what());
                 assert_eq!(explained.chosen.is_ok(), !expected.is_empty(), "{}\n{explained}", what());
-                if let (Some(tier), Some(code)) = (explained.tier, expected.first()) {
-                    let is = states[CODES.iter().position(|one| one == code).unwrap()];
-                    let masters = candidates == Candidates::Normals && *code == "m";
-                    let row = rows.iter().find(|row| row.1 == is && row.2 == masters).unwrap();
-                    assert_eq!(tier.number(), row.0, "{}\n{explained}", what());
-                }
+                assert_eq!(explained.tier.map(|tier| tier.number()), tier, "{}\n{explained}", what());
             }
         }
-    });
+    }
 }
 
 #[test]
@@ -510,5 +419,44 @@ proptest! {
             };
             prop_assert!(served || !can_be_served, "nobody was found, though there was one");
         }
+    }
+}
+
+#[test]
+fn nobody_is_refused_by_what_held_before() {
+    const THREADS: usize = 4;
+    let normals = (0..300).map(|number| instance(&format!("n{number}")));
+    let all: Vec<Arc<Instance>> = std::iter::once(instance("m")).chain(normals).map(Arc::new).collect();
+    let mut writer = ViewWriter::new(Snapshot::new("s", 1, vec![]));
+    for candidates in [Candidates::Master, Candidates::Normals] {
+        let balancer = Balancer::builder(writer.view()).candidates(candidates).build();
+        let (begin, end, refused) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (balancer, begin, end, refused) = (&balancer, &begin, &end, &refused);
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        begin.wait();
+                        let is_refused = match thread {
+                            0 => balancer.pick("").is_err(),
+                            1 => balancer.pick_code("m").is_none(),
+                            2 => balancer.explain("").chosen.is_err(),
+                            _ => balancer.pick_excluding("", &["other"]).is_err(),
+                        };
+                        refused.fetch_add(usize::from(is_refused), Ordering::Relaxed);
+                        end.wait();
+                    }
+                });
+            }
+            for round in 0..200 {
+                writer.store(Arc::new(Snapshot::new("s", round, vec![])));
+                let _ = balancer.pick("").unwrap_err();
+                writer.store(Arc::new(Snapshot::new("s", round, all.clone())));
+                // From here on nobody may say that there is none.
+                begin.wait();
+                end.wait();
+            }
+        });
+        assert_eq!(refused.into_inner(), 0, "{candidates:?}");
     }
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod browser;
+pub mod choosing;
 mod ensemble;
 mod foreign;
 pub mod http;
