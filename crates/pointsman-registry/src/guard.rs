@@ -93,6 +93,27 @@ struct Lost {
     guarded: Arc<Instance>,
     /// It has been shown as guarded: it is never again shown as it was.
     is_told: bool,
+    /// It was master, and another has become master since: it never is again, also when that one has gone.
+    is_replaced: bool,
+}
+
+impl Lost {
+    fn new(was: &Arc<Instance>, at: Instant) -> Self {
+        Self { at, was: was.clone(), guarded: guarded(was), is_told: false, is_replaced: false }
+    }
+
+    /// There is a master, which it is not.
+    fn replace(&mut self) {
+        if self.was.role.is_master() && !self.is_replaced {
+            self.is_replaced = true;
+            Arc::make_mut(&mut self.guarded).role = Role::Normal;
+        }
+    }
+
+    /// As it is shown before it is guarded: one that has been replaced would be a normal instance like any other, which it never was.
+    fn unguarded(&self) -> Arc<Instance> {
+        if self.is_replaced { self.guarded.clone() } else { self.was.clone() }
+    }
 }
 
 /// Time in which losses are awaited that belong to the same mass loss: sessions that expire together do so one by one. Until it is
@@ -126,19 +147,18 @@ impl GuardState {
         self.forget_what_is_old(guard, now);
         let present = seen.after.instances().len();
         self.decide(guard, seen.is_emptied, present, now);
-        let master_is_known = seen.after.master().is_some();
+        if seen.after.master().is_some() {
+            self.lost.values_mut().for_each(Lost::replace);
+        }
         self.settles = None;
         if self.guarding.is_some() {
             self.lost.values_mut().for_each(|lost| lost.is_told = true);
-            return self.lost.values().map(|lost| beside(&lost.guarded, master_is_known)).collect();
+            return self.lost.values().map(|lost| lost.guarded.clone()).collect();
         }
         let may_be_more = |lost: &&Lost| !lost.is_told && self.peak() >= guard.at_least && now < lost.at + SETTLE;
         let settling: Vec<&Lost> = self.lost.values().filter(may_be_more).collect();
         self.settles = settling.iter().map(|lost| lost.at + SETTLE).min();
-        // One that was master, and has been replaced, would be a normal instance like any other, which it never was.
-        let is_replaced = |lost: &Lost| master_is_known && lost.was.role.is_master();
-        let shown = |lost: &Lost| if is_replaced(lost) { beside(&lost.guarded, true) } else { lost.was.clone() };
-        settling.into_iter().map(shown).collect()
+        settling.into_iter().map(Lost::unguarded).collect()
     }
 
     /// When lost instances are to be given up, or something else is to be decided.
@@ -156,10 +176,7 @@ impl GuardState {
             if left.contains(&*instance.code) {
                 self.leave(&instance.code);
             } else {
-                self.lost.insert(
-                    instance.code.clone(),
-                    Lost { at: now, was: instance.clone(), guarded: guarded(instance), is_told: false },
-                );
+                self.lost.insert(instance.code.clone(), Lost::new(instance, now));
             }
         }
         // It was lost at first; it has come and left since, or the word of its leave is late.
@@ -237,15 +254,6 @@ fn now_in_ms() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or_default())
 }
 
-/// A lost master is not shown as master beside the one that has taken over.
-fn beside(lost: &Arc<Instance>, master_is_known: bool) -> Arc<Instance> {
-    let mut instance = lost.clone();
-    if master_is_known && instance.role.is_master() {
-        Arc::make_mut(&mut instance).role = Role::Normal;
-    }
-    instance
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -287,11 +295,17 @@ mod tests {
             Self { guard, state, now: Instant::now(), present: some(codes), listed: 0 }
         }
 
-        fn becomes(&mut self, after: Snapshot, left: &[usize], is_emptied: bool) -> Vec<Arc<Instance>> {
+        /// Those that are shown although they are gone.
+        fn shown(&mut self, after: Snapshot, left: &[usize], is_emptied: bool) -> Vec<Arc<Instance>> {
             let left: Vec<Arc<str>> = left.iter().copied().map(name).collect();
             let seen = Observation { before: &self.present, after: &after, left: &left, is_emptied };
-            let mut kept = self.state.update(&self.guard, &seen, self.now);
+            let shown = self.state.update(&self.guard, &seen, self.now);
             self.present = after;
+            shown
+        }
+
+        fn becomes(&mut self, after: Snapshot, left: &[usize], is_emptied: bool) -> Vec<Arc<Instance>> {
+            let mut kept = self.shown(after, left, is_emptied);
             self.listed = kept.len() + self.present.instances().len();
             kept.retain(|instance| instance.is_guarded());
             kept
@@ -447,6 +461,22 @@ mod tests {
         assert!(kept.iter().any(|instance| instance.role.is_master()));
         let kept = watched.becomes(with_master(0..2, Some(0)), &[], false);
         assert!(kept.len() == 8 && kept.iter().all(|instance| !instance.role.is_master()));
+    }
+
+    #[test]
+    fn a_lost_master_that_has_been_replaced_is_not_master_again_when_the_next_one_goes() {
+        for lost in [8, 1] {
+            let mut watched = Watched::new([]);
+            watched.present = with_master(0..10, Some(9));
+            let is_master = |one: &Arc<Instance>| one.role.is_master();
+            watched.becomes(some(0..10 - lost), &[], false);
+            watched.becomes(with_master(0..10 - lost, Some(0)), &[], false);
+            // It resigns, or has left.
+            let seen = watched.shown(some(0..10 - lost), &[], false);
+            assert!(!seen.iter().any(is_master), "{lost} lost: {seen:?}");
+            let seen = watched.shown(some(1..10 - lost), &[0], false);
+            assert!(!seen.iter().any(is_master), "{lost} lost: {seen:?}");
+        }
     }
 
     #[test]
