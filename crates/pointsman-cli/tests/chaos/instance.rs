@@ -1,6 +1,7 @@
 //! The two processes of an instance: an origin, and `pointsman register` beside it or around it.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -49,6 +50,12 @@ pub(crate) struct Instance {
     registration: Option<Child>,
 }
 
+/// The loopback address of the origins of one run, which is a process: what listens at a port where an origin was killed is of the same run.
+pub(crate) fn host(run: i32) -> Ipv4Addr {
+    let [_, a, b, c] = run.to_be_bytes();
+    Ipv4Addr::new(127, a | 128, b, c)
+}
+
 impl Instance {
     /// Starts both. It is registered as soon as its origin listens.
     pub(crate) fn start(order: Order, mode: Mode, registry: &str, recorder: &Recorder) -> Self {
@@ -73,7 +80,7 @@ impl Instance {
     }
 
     fn register(&mut self, around: bool) {
-        let address = format!("127.0.0.1:{}", self.order.port);
+        let address = format!("{}:{}", host(std::process::id().cast_signed()), self.order.port);
         let mut arguments = ["register", "ress", "-o", "json", "--check", "tcp", "--check-interval", "200ms"]
             .map(str::to_owned)
             .to_vec();

@@ -191,9 +191,10 @@ fn left_untold(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
         held && matches!(state.registration, Registration::Leaving | Registration::Lost)
     });
     let reported = truth.masters.iter().rev().find(|(at, ..)| *at <= end);
-    // Only where the mastership was free: whoever reported it last was about to go as well, or could not say anything.
+    // Only where the mastership was free: whoever reported it last was about to go as well, or the registry was away.
     left && reported.is_some_and(|(at, master, _)| {
-        !truth.lives[*master].states.throughout(*at, end, |state| state.registration == Registration::Held)
+        let held = |state: crate::truth::State| state.registration == Registration::Held;
+        !truth.lives[*master].states.throughout(*at, end, held) || !truth.registry.throughout(*at, end, |serves| serves)
     })
 }
 

@@ -40,7 +40,7 @@
 //! |---|---|
 //! | any | its answer is that of another request |
 //! | any | it was answered by an instance drained [`DRAIN`](truth::DRAIN) ago or longer, while the registry served, although another was available |
-//! | for the master | it was answered by another instance, although the master had been master for long enough to be known; but not if both were told to leave or killed so lately that the other may have become master without the time to report it |
+//! | for the master | it was answered by another instance, although the master had been master for long enough to be known; but not if that one was told to leave or killed so lately that it may have become master without the time to report it, because the last known master was told so too or the registry was away |
 //! | POST | it has arrived twice, and the process `serve` was not killed meanwhile |
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]

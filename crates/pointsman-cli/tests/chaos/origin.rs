@@ -88,7 +88,7 @@ pub(crate) async fn run() {
     let mut word = || words.next().unwrap();
     let (run, port, code) = (word().parse().unwrap(), word().parse::<u16>().unwrap(), word().to_owned());
     let journal = Journal::create(Path::new(word()));
-    let listener = listen(port).await;
+    let listener = listen(run, port).await;
     let mut term = signal(SignalKind::terminate()).unwrap();
     journal.write(&format!("pid {}\n", std::process::id()));
     let origin = Arc::new(Program { code, journal });
@@ -119,9 +119,9 @@ pub(crate) async fn run() {
 }
 
 /// Listens as soon as the one that was killed there has let go.
-async fn listen(port: u16) -> TcpListener {
+async fn listen(run: i32, port: u16) -> TcpListener {
     loop {
-        match TcpListener::bind(("127.0.0.1", port)).await {
+        match TcpListener::bind((crate::instance::host(run), port)).await {
             Ok(listener) => return listener,
             Err(_) => sleep(Duration::from_millis(20)).await,
         }

@@ -184,7 +184,8 @@ impl Truth {
         self.served_for(since, self.session).map(|expired| expired + 2 * SETTLE)
     }
 
-    /// Returns when an instance was told to leave, if it has by `time`, and could tell the registry so.
+    /// Returns when an instance was told to leave, if it has by `time`, and could tell the registry so: one that had not registered anew
+    /// after its registration was killed cannot, and what was killed remains until its session has expired.
     pub(crate) fn left_cleanly(&self, life: &Life, time: Time) -> Option<Time> {
         let leaves = |state: State| matches!(state.registration, Registration::Leaving | Registration::Left);
         let (since, until) = life.states.intervals(leaves).into_iter().rev().find(|(since, _)| *since <= time)?;
@@ -192,7 +193,11 @@ impl Truth {
         // That takes no time to speak of, where the registry is there.
         let told = left.map_or(time, |(at, _)| at).min(since + SETTLE);
         let lasts = until.is_none_or(|until| until > time);
-        let is_clean = lasts && self.registry.throughout(since, told, |serves| serves);
+        let was = life.states.at(since.saturating_sub(Duration::from_nanos(1)));
+        let was_lost = life.states.intervals(|state| state.registration == Registration::Lost);
+        let holds_nothing =
+            was.is_some_and(|(_, state)| state.registration == Registration::Pending) && !was_lost.is_empty();
+        let is_clean = lasts && !holds_nothing && self.registry.throughout(since, told, |serves| serves);
         is_clean.then_some(since)
     }
 

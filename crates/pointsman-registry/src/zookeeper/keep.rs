@@ -605,10 +605,10 @@ fn is_shared(instance: &Instance, holder: Option<&wire::Holder>) -> bool {
 }
 
 /// Number of instances behind the first in line that watch the master as well. Not all do, as each change would wake them all.
-const STAND_BYS: usize = 3;
+const STAND_BYS: usize = 6;
 /// Time that the second in line leaves to the first, the third to both, and so on, before it takes a vacant mastership. Safe at any length,
 /// because the create decides; the first in line takes some milliseconds.
-const STAND_BY: Duration = Duration::from_millis(250);
+const STAND_BY: Duration = Duration::from_millis(150);
 
 /// How long whoever is ahead in the queue may leave the mastership vacant, before any other than a stand-by takes it.
 fn grace(session: &Session) -> Duration {

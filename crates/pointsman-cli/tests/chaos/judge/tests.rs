@@ -241,4 +241,21 @@ fn whoever_leaves_may_have_been_master_without_saying_so() {
     assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
     is_violation(&truth, &answered("c", 6040), "master");
     is_violation(&truth, &answered("b", 7100), "master");
+    // Or it may have lost the mastership while the registry was away.
+    let mut truth = world(3);
+    truth.registry.set(ms(4000), false);
+    truth.registry.set(ms(5900), true);
+    set(&mut truth, 1, 6000, Origin::Ending, Registration::Leaving);
+    assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
+}
+
+#[test]
+fn whoever_leaves_before_it_is_registered_again_leaves_its_ghost() {
+    let mut truth = world(2);
+    set(&mut truth, 1, 5000, Origin::Up, Registration::Lost);
+    set(&mut truth, 1, 5500, Origin::Up, Registration::Pending);
+    set(&mut truth, 1, 5600, Origin::Ending, Registration::Leaving);
+    set(&mut truth, 1, 5610, Origin::Ending, Registration::Left);
+    is_unavoidable(&truth, &picked("b", 2, 6700, 6710), None, "picked");
+    is_avoidable(&truth, &picked("b", 2, 12_000, 12_010), None);
 }
