@@ -109,7 +109,7 @@ fn every_combination_is_decided_by_the_table() {
                 assert!(picked.iter().all(|code| expected.contains(&**code)), "{}, not {picked:?}", what());
                 assert_eq!(picked.is_empty(), expected.is_empty(), "{}", what());
                 assert_eq!(explained.chosen.is_ok(), !expected.is_empty(), "{}\n{explained}", what());
-                assert_eq!(explained.tier.map(|tier| tier.number()), tier, "{}\n{explained}", what());
+                assert_eq!(explained.tier.map(pointsman_balance::Tier::number), tier, "{}\n{explained}", what());
             }
         }
     }

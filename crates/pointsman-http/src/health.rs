@@ -164,9 +164,11 @@ impl Health {
         self.rule == *rule && rule.tls.is_none()
     }
 
-    /// Number of instances that fail.
-    pub(crate) fn failing(&self) -> usize {
-        lock(&self.states).values().filter(|state| state.passes == Some(false)).count()
+    /// Number of instances that pass, and that fail; of the others it is not known.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let states = lock(&self.states);
+        let count = |passes| states.values().filter(|state| state.passes == Some(passes)).count();
+        (count(true), count(false))
     }
 
     fn known(&self) -> HashMap<Arc<str>, State> {

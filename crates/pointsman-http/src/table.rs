@@ -336,13 +336,15 @@ impl Service {
             let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             (read(&self.metrics.checks_passed), read(&self.metrics.checks_failed))
         });
-        let failing = self.health.as_ref().map_or(0, |health| health.failing());
+        let registered = self.view.load().instances().len();
+        let (passing, failing) = self.health.as_ref().map_or((registered, 0), |health| health.counts());
         let considered = target.map(|target| target.balancer.explain(b"").instances).unwrap_or_default();
         Instances {
             service: self.name.clone(),
             checks,
-            passing: self.view.load().instances().len().saturating_sub(failing),
+            passing,
             failing,
+            unknown: registered.saturating_sub(passing + failing),
             ejected: considered.iter().filter(|one| matches!(one.standing, Standing::Ejected { .. })).count(),
             in_flight: self.endpoints.all_in_flight(),
         }

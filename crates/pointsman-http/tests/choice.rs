@@ -3,13 +3,15 @@
 
 mod tiny;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Instance, Status};
-use pointsman_http::{Action, Check, Options, Pass, Proxy, RouteRole, Service, Settings, Sticky};
+use pointsman_http::{Action, Check, Options, Pass, Proxy, Route, RouteRole, Service, Settings, Sticky};
+use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, combinations};
 use pointsman_testkit::http::unused_address as nobody;
 use tokio::time::Instant;
 
@@ -437,104 +439,123 @@ async fn a_share_that_nobody_serves_goes_home() {
     assert!(at_next > 10 && went_home() == before, "{at_next}");
 }
 
-/// A normal instance as a row of the table has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Is {
-    Passing,
-    Ejected,
-    Guarded,
-    Failing,
-    GuardedFailed,
-    Drained,
-    Weightless,
-}
+/// What a proxy can know of an instance that it has not tried. That one is at its limit is in `whatever_makes_room_wakes_the_queue`.
+const KNOWN: [Known; 9] = [
+    Known::Passing,
+    Known::Unchecked,
+    Known::Ejected,
+    Known::Guarded,
+    Known::Failing,
+    Known::GuardedFailed,
+    Known::Drained,
+    Known::Weightless,
+    Known::Absent,
+];
 
-/// An origin that lives, but is as it is told to be: bad requests make it look ejected, a bad check failing.
-async fn playing(name: &'static str, bad: &Arc<AtomicBool>, is: Is) -> Origin {
-    let bad = bad.clone();
-    Origin::start(move |seen: &Seen| match seen.line() {
-        "GET /health HTTP/1.1" if is == Is::Failing => status(503, ""),
-        "GET /health HTTP/1.1" => ok(""),
-        _ if bad.load(Ordering::SeqCst) && matches!(is, Is::Ejected | Is::GuardedFailed) => status(500, name),
-        _ => ok(name),
-    })
-    .await
-}
+const CODES: [&str; 3] = ["m", "a", "b"];
 
-#[tokio::test]
-async fn the_rows_of_the_table_hold_for_the_proxy() {
-    // In the order of the table; the last two are never asked.
-    let order = [Is::Passing, Is::Ejected, Is::Guarded, Is::Failing, Is::GuardedFailed];
-    let never = [Is::Drained, Is::Weightless];
-    let walked = AtomicU64::new(0);
-    for (one, first) in order.iter().enumerate() {
-        for (two, second) in order.iter().chain(&never).enumerate() {
-            let winner = match two {
-                _ if one == two => "both",
-                _ if two >= order.len() || one < two => "a",
-                _ => "b",
-            };
-            let who = row(*first, *second).await;
-            let expected = if winner == "both" { "ab" } else { winner };
-            assert_eq!(who, expected, "{first:?} against {second:?}");
-            walked.fetch_add(1, Ordering::Relaxed);
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_combination_is_decided_by_the_table() {
+    let table = Arc::new(ChoosingTable::read());
+    let origins = Arc::new(Origins::start().await);
+    let mut left = combinations(&KNOWN, &KNOWN).into_iter();
+    let mut walking = tokio::task::JoinSet::new();
+    loop {
+        while walking.len() < 16
+            && let Some(states) = left.next()
+        {
+            walking.spawn(walk(states, table.clone(), origins.clone()));
         }
-    }
-    assert_eq!(walked.into_inner(), 35);
-    for nobody in never {
-        assert_eq!(row(nobody, nobody).await, "503");
+        let Some(walked) = walking.join_next().await else { break };
+        walked.unwrap();
     }
 }
 
-/// Which of two normal instances are asked when they are such.
-async fn row(first: Is, second: Is) -> String {
-    let bad = Arc::new(AtomicBool::new(true));
-    let (a, b) = (playing("a", &bad, first).await, playing("b", &bad, second).await);
-    let fleet = Fleet::new(&["ress"]);
-    let mut settings = checked(1, 20);
-    let mut rule = pointsman_balance::Ejection::default();
-    (rule.max_percent, rule.panic_percent, rule.consecutive_failures) = (100, 0, 2);
-    settings.services.get_mut("ress").unwrap().ejection = Some(rule);
-    let proxy = fleet.proxy(settings, Options::default());
-    let as_is = |code: &str, address, is| {
-        let it = instance("ress", code, address);
-        match is {
-            Is::Guarded | Is::GuardedFailed => guarded(it),
-            Is::Drained => drained(it),
-            Is::Weightless => it.weight(0),
-            _ => it,
-        }
-    };
-    let both = [("a", a.address, first), ("b", b.address, second)];
-    // What has to fail for it is asked alone.
-    let passed = || metric(&proxy, "pointsman_http_health_checks_total{service=\"ress\",result=\"passed\"}");
-    let checked =
-        || passed() + metric(&proxy, "pointsman_http_health_checks_total{service=\"ress\",result=\"failed\"}");
-    fleet.put("ress", both.map(|(code, address, is)| as_is(code, address, is)));
-    let before = checked();
-    until("both checked", || checked() >= before + 6).await;
-    let failing_now = both.iter().filter(|(_, _, is)| *is == Is::Failing).count() as u64;
-    until("what fails is known", || failing(&proxy) == failing_now).await;
-    for (code, address, is) in both {
-        if matches!(is, Is::Ejected | Is::GuardedFailed) {
-            let others = both.iter().filter(|other| other.0 != code);
-            let away = others.map(|(code, address, is)| drained(as_is(code, *address, *is)));
-            fleet.put("ress", away.chain([as_is(code, address, is)]).collect::<Vec<_>>());
-            for _ in 0..2 {
-                get(proxy.address(), "/").await;
+/// Origins for each thing that can be known of each instance. All live.
+struct Origins {
+    of: Vec<(&'static str, Known, Origin)>,
+}
+
+impl Origins {
+    async fn start() -> Self {
+        let mut of = Vec::new();
+        for code in CODES {
+            for known in KNOWN {
+                let origin =
+                    Origin::start(move |seen: &Seen| match seen.line().split(' ').nth(1).unwrap_or_default() {
+                        "/health" if known == Known::Failing => status(503, ""),
+                        "/health" if known == Known::Unchecked => Play::Held(String::new()),
+                        "/bad" | "/bad/master" => status(500, code),
+                        _ => ok(code),
+                    });
+                of.push((code, known, origin.await));
             }
         }
+        Self { of }
     }
-    fleet.put("ress", both.map(|(code, address, is)| as_is(code, address, is)));
-    bad.store(false, Ordering::SeqCst);
-    let mut names = Vec::new();
-    for _ in 0..4 {
-        let (status, body) = get(proxy.address(), "/").await;
-        names.push(if status == 200 { body } else { status.to_string() });
+
+    fn instance(&self, code: &str, known: Known) -> Instance {
+        let (.., origin) = self.of.iter().find(|(of, is, _)| *of == code && *is == known).unwrap();
+        instance("ress", code, origin.address)
     }
-    names.sort();
-    names.dedup();
-    names.concat()
+}
+
+/// Asserts whom a proxy asks, for both roles, when the master and two normal instances are such.
+async fn walk(states: [Known; 3], table: Arc<ChoosingTable>, origins: Arc<Origins>) {
+    let fleet = Fleet::new(&["ress"]);
+    let mut settings = checked(1, 20);
+    let service = settings.services.get_mut("ress").unwrap();
+    service.check.as_mut().unwrap().timeout = SOON;
+    let mut rule = pointsman_balance::Ejection::default();
+    (rule.max_percent, rule.panic_percent, rule.consecutive_failures) = (100, 0, 2);
+    service.ejection = Some(rule);
+    let mut to_the_master = Route::new("/master$", "ress");
+    let Action::Pass(pass) = &mut to_the_master.action else { unreachable!() };
+    (pass.role, pass.queue_timeout) = (RouteRole::Master, Duration::ZERO);
+    settings.routes.insert(0, to_the_master);
+    let proxy = fleet.proxy(settings, Options::default());
+    let of_states = || CODES.into_iter().zip(states);
+    let registered = || of_states().filter(|(_, known)| *known != Known::Absent);
+    let as_is = |(code, known): (&str, Known)| {
+        let instance = origins.instance(code, known);
+        match known {
+            Known::Guarded | Known::GuardedFailed => guarded(instance),
+            Known::Drained => drained(instance),
+            Known::Weightless => instance.weight(0),
+            _ => instance,
+        }
+    };
+    fleet.put("ress", registered().map(|(code, known)| origins.instance(code, known)));
+    let count = |of: Known| registered().filter(|(_, known)| *known == of).count() as u64;
+    let (fails, waits) = (count(Known::Failing), count(Known::Unchecked));
+    until("all are checked", || {
+        let state = |state| metric(&proxy, &format!("pointsman_http_instances{{service=\"ress\",state=\"{state}\"}}"));
+        let all = registered().count() as u64;
+        (state("passing"), state("failing"), state("unknown")) == (all - fails - waits, fails, waits)
+    })
+    .await;
+    // What has to fail for it is asked alone.
+    for (code, known) in registered().filter(|(_, known)| matches!(known, Known::Ejected | Known::GuardedFailed)) {
+        let away = registered().filter(|(other, _)| *other != code).map(|other| drained(as_is(other)));
+        fleet.put("ress", away.chain([as_is((code, known))]).collect::<Vec<_>>());
+        for _ in 0..2 {
+            get(proxy.address(), "/bad").await;
+        }
+    }
+    fleet.put("ress", registered().map(as_is));
+    for (asked, path) in [(Asked::Normal, "/"), (Asked::Master, "/master")] {
+        let (expected, _) = table.expected(asked, &of_states().collect::<Vec<_>>());
+        let mut seen = BTreeSet::new();
+        for _ in 0..4 {
+            let (status, body) = get(proxy.address(), path).await;
+            if status == 200 {
+                seen.insert(body);
+            } else {
+                assert_eq!(status, 503, "{states:?} {path}: {body}");
+            }
+        }
+        assert_eq!(seen.iter().map(String::as_str).collect::<BTreeSet<_>>(), expected, "{states:?} {path}");
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ pub(crate) struct Instances {
     pub(crate) checks: Option<(u64, u64)>,
     pub(crate) passing: usize,
     pub(crate) failing: usize,
+    /// Their first check has not ended.
+    pub(crate) unknown: usize,
     pub(crate) ejected: usize,
     /// By code.
     pub(crate) in_flight: Vec<(Arc<str>, usize)>,
@@ -29,6 +31,7 @@ pub(super) fn write(text: &mut Text, services: &[Instances]) {
     for service in services {
         text.line("instances", &format!("{},state=\"passing\"", named(service)), service.passing);
         text.line("instances", &format!("{},state=\"failing\"", named(service)), service.failing);
+        text.line("instances", &format!("{},state=\"unknown\"", named(service)), service.unknown);
     }
     text.family("instances_ejected", "gauge", "Instances that get no requests for a while because theirs have failed");
     for service in services {
