@@ -5,10 +5,12 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Instance, Status};
 use pointsman_mqtt::relay::{Relay, Route, RouteRole};
+use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, combinations};
 use pointsman_testkit::{Mosquitto, Paho, PahoMessage};
 use support::{Fleet, SOON, between, client, dead_letters, everyone, master, normal, property};
 
@@ -75,73 +77,81 @@ async fn what_is_the_senders_fault_is_no_failure_of_the_instance() {
 
 /// What can be known of an instance to a relay. That it is unchecked (rows 3 and 4 of `docs/choosing.md`) or fails its checks (9 and 10)
 /// cannot: a relay does not check the instances.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Is {
-    Passing,
-    Ejected,
-    Guarded,
-    GuardedFailed,
-    Drained,
-    Weightless,
-    Absent,
-}
+const KNOWN: [Known; 7] = [
+    Known::Passing,
+    Known::Ejected,
+    Known::Guarded,
+    Known::GuardedFailed,
+    Known::Drained,
+    Known::Weightless,
+    Known::Absent,
+];
 
 const CODES: [&str; 3] = ["svc-m", "svc-1", "svc-2"];
 
-/// The master and two normal instances, each as it is told.
-struct World {
-    fleet: Fleet,
-    relay: Relay,
+/// The clients of one broker.
+struct Clients {
     service: Paho,
     sender: Paho,
     dead: Paho,
 }
 
-impl World {
-    async fn new(broker: &Mosquitto, states: [Is; 3]) -> Self {
+impl Clients {
+    async fn connect(broker: &Mosquitto) -> Self {
+        Self { service: everyone(broker, &CODES).await, sender: client(broker).await, dead: dead_letters(broker).await }
+    }
+}
+
+/// The master and two normal instances, each as it is told.
+struct World<'a> {
+    fleet: Fleet,
+    relay: Relay,
+    clients: &'a Clients,
+}
+
+impl<'a> World<'a> {
+    async fn new(broker: &Mosquitto, clients: &'a Clients, states: [Known; 3]) -> Self {
         let fleet = Fleet::new(&[("cfgs", &CODES)]);
         let mut settings = between(&broker.url(), &broker.url(), routes());
         settings.queue_timeout = Duration::ZERO;
         let relay = fleet.relay(settings).await;
-        let (service, sender, dead) =
-            (everyone(broker, &CODES).await, client(broker).await, dead_letters(broker).await);
-        let world = Self { fleet, relay, service, sender, dead };
-        CODES.iter().for_each(|code| world.show(code, Is::Passing));
+        let world = Self { fleet, relay, clients };
+        CODES.iter().for_each(|code| world.show(code, Known::Passing));
         let states = || CODES.into_iter().zip(states);
-        for (code, _) in states().filter(|(_, is)| *is == Is::Ejected) {
-            world.service.unsubscribe(&format!("{code}/#")).await;
+        for (code, _) in states().filter(|(_, is)| *is == Known::Ejected) {
+            clients.service.unsubscribe(&format!("{code}/#")).await;
             for _ in 0..5 {
-                world.sender.publish(PahoMessage::new(&format!("/sticky/x/{code}"), "")).await;
-                assert_ne!(world.service.next_message(SOON).await.topic, format!("{code}/sticky/x"));
+                clients.sender.publish(PahoMessage::new(&format!("/sticky/x/{code}"), "")).await;
+                assert_ne!(clients.service.next_message(SOON).await.topic, format!("{code}/sticky/x"));
             }
-            world.service.subscribe(&format!("{code}/#"), 1).await;
+            clients.service.subscribe(&format!("{code}/#"), 1).await;
         }
-        for (code, _) in states().filter(|(_, is)| *is == Is::GuardedFailed) {
+        for (code, _) in states().filter(|(_, is)| *is == Known::GuardedFailed) {
             // Alone, so that it is tried; those that have failed stay guarded.
             states().for_each(|(other, is)| {
                 world.edit(other, |instance| {
-                    instance.guarded_since = (is == Is::GuardedFailed).then_some(SystemTime::UNIX_EPOCH);
+                    instance.guarded_since = (is == Known::GuardedFailed).then_some(SystemTime::UNIX_EPOCH);
                     instance.status = if other == code { Status::Passing } else { Status::Drained };
                 });
             });
-            world.service.unsubscribe(&format!("{code}/#")).await;
-            world.sender.publish(PahoMessage::new("/normal/x", "")).await;
-            assert_eq!(property(&world.dead.next_message(SOON).await, "pointsman-reason"), Some("no-subscriber"));
-            world.service.subscribe(&format!("{code}/#"), 1).await;
+            clients.service.unsubscribe(&format!("{code}/#")).await;
+            clients.sender.publish(PahoMessage::new("/normal/x", "")).await;
+            assert_eq!(property(&clients.dead.next_message(SOON).await, "pointsman-reason"), Some("no-subscriber"));
+            clients.service.subscribe(&format!("{code}/#"), 1).await;
         }
         states().for_each(|(code, is)| world.show(code, is));
         world
     }
 
     /// Lets the registry show an instance so.
-    fn show(&self, code: &str, is: Is) {
+    fn show(&self, code: &str, is: Known) {
         match is {
-            Is::Absent => self.fleet.leave("cfgs", code),
+            Known::Absent => self.fleet.leave("cfgs", code),
             _ => self.edit(code, |instance| match is {
-                Is::Guarded | Is::GuardedFailed => instance.guarded_since = Some(SystemTime::UNIX_EPOCH),
-                Is::Drained => instance.status = Status::Drained,
-                Is::Weightless => instance.weight = 0,
-                Is::Passing | Is::Ejected | Is::Absent => {}
+                Known::Guarded | Known::GuardedFailed => instance.guarded_since = Some(SystemTime::UNIX_EPOCH),
+                Known::Drained => instance.status = Status::Drained,
+                Known::Weightless => instance.weight = 0,
+                _ => {}
             }),
         }
     }
@@ -156,12 +166,12 @@ impl World {
     async fn goes(&self, topic: &str, expected: &BTreeSet<&str>) -> BTreeSet<String> {
         let mut seen = BTreeSet::new();
         for _ in 0..4 {
-            self.sender.publish(PahoMessage::new(topic, "")).await;
+            self.clients.sender.publish(PahoMessage::new(topic, "")).await;
             if expected.is_empty() {
-                let letter = self.dead.next_message(SOON).await;
+                let letter = self.clients.dead.next_message(SOON).await;
                 assert_eq!(property(&letter, "pointsman-reason"), Some("no-instance"), "{topic}");
             } else {
-                let message = self.service.next_message(SOON).await;
+                let message = self.clients.service.next_message(SOON).await;
                 seen.insert(message.topic.split('/').next().unwrap().to_owned());
             }
         }
@@ -169,59 +179,33 @@ impl World {
     }
 }
 
-/// By the order of the table: who takes messages for the normal instances.
-fn for_normals(states: [Is; 3]) -> BTreeSet<&'static str> {
-    for class in [Is::Passing, Is::Ejected, Is::Guarded, Is::GuardedFailed] {
-        for is_master in [false, true] {
-            let of =
-                CODES.into_iter().zip(states).filter(|(code, is)| *is == class && (*code == CODES[0]) == is_master);
-            let codes: BTreeSet<_> = of.map(|(code, _)| code).collect();
-            if !codes.is_empty() {
-                return codes;
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_combination_is_decided_by_the_table() {
+    const LANES: usize = 6;
+    let table = Arc::new(ChoosingTable::read());
+    // Of two normal instances no more than one may be ejected.
+    let mut all = combinations(&KNOWN, &KNOWN);
+    all.retain(|[_, a, b]| (*a, *b) != (Known::Ejected, Known::Ejected));
+    let mut lanes = tokio::task::JoinSet::new();
+    for lane in all.chunks(all.len().div_ceil(LANES)) {
+        let (lane, table) = (lane.to_vec(), table.clone());
+        lanes.spawn(async move {
+            let broker = Mosquitto::options().nodelay().start().await;
+            let clients = Clients::connect(&broker).await;
+            for states in lane {
+                let world = World::new(&broker, &clients, states).await;
+                let of_states: Vec<_> = CODES.into_iter().zip(states).collect();
+                for (asked, topic) in [(Asked::Normal, "/normal/x"), (Asked::Master, "/master/x")] {
+                    let (expected, _) = table.expected(asked, &of_states);
+                    let seen = world.goes(topic, &expected).await;
+                    assert_eq!(seen, expected.into_iter().map(str::to_owned).collect(), "{topic} of {states:?}");
+                }
+                world.relay.close().await;
             }
-        }
+        });
     }
-    BTreeSet::new()
-}
-
-#[tokio::test]
-async fn the_rows_of_the_table() {
-    use Is::{Absent, Drained, Ejected, Guarded, GuardedFailed, Passing, Weightless};
-    let broker = Mosquitto::options().nodelay().start().await;
-    // The master and the normal instances; by the row that is used for the latter.
-    for states in [
-        [Passing, Passing, Passing], // 1
-        [Passing, Passing, Ejected],
-        [Ejected, Guarded, Passing],
-        [Passing, Drained, Passing],
-        [Passing, Weightless, Absent], // 2
-        [Passing, Ejected, Drained],
-        [Passing, Guarded, GuardedFailed],
-        [Passing, Absent, Absent],
-        [Guarded, Ejected, Guarded], // 5
-        [Ejected, Ejected, Drained],
-        [Drained, Ejected, GuardedFailed],
-        [Ejected, Guarded, Drained], // 6
-        [Ejected, GuardedFailed, Absent],
-        [Guarded, Guarded, Guarded], // 7
-        [Drained, GuardedFailed, Guarded],
-        [Guarded, GuardedFailed, Weightless],          // 8
-        [GuardedFailed, GuardedFailed, GuardedFailed], // 11
-        [Absent, GuardedFailed, Drained],
-        [GuardedFailed, Drained, Weightless], // 12
-        [Drained, Weightless, Drained],       // none
-        [Weightless, Absent, Absent],
-        [Absent, Absent, Absent],
-    ] {
-        let world = World::new(&broker, states).await;
-        let expected = for_normals(states);
-        let seen = world.goes("/normal/x", &expected).await;
-        assert_eq!(seen, expected.into_iter().map(str::to_owned).collect(), "{states:?}");
-        let takes = matches!(states[0], Passing | Ejected | Guarded);
-        let expected: BTreeSet<&str> = CODES.into_iter().take(usize::from(takes)).collect();
-        let seen = world.goes("/master/x", &expected).await;
-        assert_eq!(seen, expected.into_iter().map(str::to_owned).collect(), "the master of {states:?}");
-        world.relay.close().await;
+    while let Some(lane) = lanes.join_next().await {
+        lane.unwrap();
     }
 }
 
