@@ -5,6 +5,7 @@
 mod support;
 
 mod access;
+mod choice;
 mod descriptors;
 mod find;
 mod input;

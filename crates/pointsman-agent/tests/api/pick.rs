@@ -196,30 +196,39 @@ async fn drain(server: &Server, verb: &str, code: &str) {
 }
 
 /// A process that registers instances and dies without a word.
-struct Doomed {
+pub(crate) struct Doomed {
     runtime: tokio::runtime::Runtime,
     registrations: Vec<pointsman_registry::Registration>,
 }
 
+impl Default for Doomed {
+    fn default() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self { runtime, registrations: Vec::new() }
+    }
+}
+
 impl Doomed {
     /// Registers instances of `s`, with their weights, in this order.
-    fn register(registry: &pointsman_registry::Registry, instances: &[(&str, u32)]) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let mut registrations = Vec::new();
-        for (code, weight) in instances {
-            let instance = pointsman_core::Instance::new("s").code(*code).weight(*weight);
-            let registry = registry.clone();
-            let registering = runtime.spawn(async move { registry.register(instance).await });
-            let registered = std::thread::scope(|scope| {
-                scope.spawn(|| runtime.block_on(registering)).join().expect("the registering thread")
-            });
-            registrations.push(registered.unwrap().unwrap());
-        }
-        Self { runtime, registrations }
+    fn with(registry: &pointsman_registry::Registry, instances: &[(&str, u32)]) -> Self {
+        let mut doomed = Self::default();
+        instances.iter().for_each(|(code, weight)| doomed.register(registry, "s", code, *weight));
+        doomed
+    }
+
+    /// Registers one more.
+    pub(crate) fn register(&mut self, registry: &pointsman_registry::Registry, service: &str, code: &str, weight: u32) {
+        let instance = pointsman_core::Instance::new(service).code(code).weight(weight);
+        let registry = registry.clone();
+        let registering = self.runtime.spawn(async move { registry.register(instance).await });
+        let registered = std::thread::scope(|scope| {
+            scope.spawn(|| self.runtime.block_on(registering)).join().expect("the registering thread")
+        });
+        self.registrations.push(registered.unwrap().unwrap());
     }
 
     /// The tasks end first: nothing is deregistered.
-    async fn die(self) {
+    pub(crate) async fn die(self) {
         self.runtime.shutdown_background();
         tokio::task::yield_now().await;
         drop(self.registrations);
@@ -301,7 +310,7 @@ async fn the_rows_of_the_table() {
         server.put("s", code).await;
     }
     let lost = ["g1", "g2", "g3", "g4", "g5"];
-    let doomed = Doomed::register(&server.registry, &lost.map(|code| (code, 1)));
+    let doomed = Doomed::with(&server.registry, &lost.map(|code| (code, 1)));
     server.until_codes("s", &["a", "b", "g1", "g2", "g3", "g4", "g5", "m"]).await;
     doomed.die().await;
     until_lost(&server, 5).await;
@@ -352,8 +361,8 @@ async fn the_rows_of_the_table() {
 #[tokio::test]
 async fn a_guarded_master_is_used_until_a_call_to_it_fails() {
     let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
-    let last = Doomed::register(&server.registry, &[("m", 1)]);
-    let first = Doomed::register(&server.registry, &["w1", "w2", "w3", "w4", "w5"].map(|code| (code, 0)));
+    let last = Doomed::with(&server.registry, &[("m", 1)]);
+    let first = Doomed::with(&server.registry, &["w1", "w2", "w3", "w4", "w5"].map(|code| (code, 0)));
     server.until_codes("s", &["m", "w1", "w2", "w3", "w4", "w5"]).await;
     // The master dies last: otherwise another would be elected.
     first.die().await;
