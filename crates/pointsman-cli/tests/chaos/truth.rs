@@ -193,10 +193,9 @@ impl Truth {
         // That takes no time to speak of, where the registry is there.
         let told = left.map_or(time, |(at, _)| at).min(since + SETTLE);
         let lasts = until.is_none_or(|until| until > time);
-        let was = life.states.at(since.saturating_sub(Duration::from_nanos(1)));
-        let was_lost = life.states.intervals(|state| state.registration == Registration::Lost);
-        let holds_nothing =
-            was.is_some_and(|(_, state)| state.registration == Registration::Pending) && !was_lost.is_empty();
+        let was = life.states.at(since.saturating_sub(Duration::from_nanos(1))).map(|(_, state)| state.registration);
+        let has_been_lost = !life.states.intervals(|state| state.registration == Registration::Lost).is_empty();
+        let holds_nothing = has_been_lost && matches!(was, Some(Registration::Pending | Registration::Lost));
         let is_clean = lasts && !holds_nothing && self.registry.throughout(since, told, |serves| serves);
         is_clean.then_some(since)
     }

@@ -251,11 +251,15 @@ fn whoever_leaves_may_have_been_master_without_saying_so() {
 
 #[test]
 fn whoever_leaves_before_it_is_registered_again_leaves_its_ghost() {
-    let mut truth = world(2);
-    set(&mut truth, 1, 5000, Origin::Up, Registration::Lost);
-    set(&mut truth, 1, 5500, Origin::Up, Registration::Pending);
-    set(&mut truth, 1, 5600, Origin::Ending, Registration::Leaving);
-    set(&mut truth, 1, 5610, Origin::Ending, Registration::Left);
-    is_unavoidable(&truth, &picked("b", 2, 6700, 6710), None, "picked");
-    is_avoidable(&truth, &picked("b", 2, 12_000, 12_010), None);
+    for has_begun_again in [true, false] {
+        let mut truth = world(2);
+        set(&mut truth, 1, 5000, Origin::Up, Registration::Lost);
+        if has_begun_again {
+            set(&mut truth, 1, 5500, Origin::Up, Registration::Pending);
+        }
+        set(&mut truth, 1, 5600, Origin::Ending, Registration::Leaving);
+        set(&mut truth, 1, 5610, Origin::Ending, Registration::Left);
+        is_unavoidable(&truth, &picked("b", 2, 6700, 6710), None, "picked");
+        is_avoidable(&truth, &picked("b", 2, 12_000, 12_010), None);
+    }
 }
