@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -40,7 +40,7 @@ use crate::turns::{NOBODY, Turns};
 ///
 /// As long as nothing changes, a pick reads a table that was prepared before: it takes no lock (least connections excepted,
 /// see there), allocates nothing, and asks no clock (unless somebody is ejected or warming up, or the algorithm measures
-/// latencies). The first pick after a change prepares the next table; others go on with the old one meanwhile.
+/// latencies). The first pick after a change prepares the next table; others wait for it.
 #[derive(Clone)]
 pub struct Balancer {
     inner: Arc<Inner>,
@@ -97,7 +97,7 @@ impl Balancer {
     ///
     /// # Errors
     ///
-    /// [`PickError`], when no instance can take work. Never blocks, never panics.
+    /// [`PickError`], when no instance can take work. Never panics, and waits for nothing but the preparation of a table.
     #[inline]
     pub fn pick(&self, key: impl AsRef<[u8]>) -> Result<Claim, PickError> {
         self.claim(key.as_ref(), None)
@@ -250,7 +250,7 @@ impl Balancer {
         }
     }
 
-    /// Runs `with` on a table that holds now, or, while another thread prepares it, on the one before.
+    /// Runs `with` on a table that holds now.
     #[inline]
     fn with_table<T>(&self, now: Option<Instant>, with: impl Fn(&Table) -> T) -> T {
         let inner = &*self.inner;
@@ -296,21 +296,14 @@ impl Inner {
         self.algorithm == Algorithm::LeastConnections && self.rules.candidates == Candidates::Normals
     }
 
-    /// The table that all threads share, prepared anew if it does not hold and nobody else is at it; and whether it holds.
-    fn fetch(&self, now: Option<Instant>) -> (Arc<Table>, bool) {
-        match self.table.load_full() {
-            Some(table) if self.holds(&table, now) => (table, true),
-            Some(old) => match self.preparing.try_lock() {
-                Ok(_one) => (self.prepare(now), true),
-                Err(TryLockError::Poisoned(_one)) => (self.prepare(now), true),
-                Err(TryLockError::WouldBlock) => (old, false),
-            },
-            None => {
-                // The very first: all have to wait for it.
-                let _one = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
-                (self.prepare(now), true)
-            }
+    /// The table that all threads share, prepared anew if it does not hold. Threads wait for the one that prepares it: the table before may
+    /// be as old as the last pick, and name only instances that left long ago.
+    fn fetch(&self, now: Option<Instant>) -> Arc<Table> {
+        if let Some(table) = self.table.load_full().filter(|table| self.holds(table, now)) {
+            return table;
         }
+        let _one = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.prepare(now)
     }
 
     /// To be called by the holder of `preparing`.
