@@ -14,13 +14,19 @@ use crate::report::{Evidence, Report, timeline};
 use crate::request::{Request, Way};
 use crate::run::Run;
 use crate::truth::{DRAIN, LifeId, SETTLE};
-use crate::{ALONE, SESSION};
+use crate::{ALONE, SESSION, asked_for};
 
 /// Number of requests that must be answered in each step on each way: a fraction of those that are asked in two seconds.
 const MEANINGFUL: usize = 5;
 
 /// Number of ways to ask: normal route, master route and the agent's pick, each by GET and by POST.
 const WAYS: usize = 6;
+
+/// Number of faults of one kind that are shown with a timeline.
+const TIMELINES: usize = 3;
+
+/// How long before a fault its timeline begins.
+const BEFORE: Duration = Duration::from_secs(5);
 
 /// What is to be expected of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +69,7 @@ impl Scene {
 
     async fn begin_as(sizes: &[usize], prepare: impl FnOnce(&mut Director)) -> Self {
         let alone = ALONE.lock().await;
-        let mut rng = fastrand::Rng::with_seed(1);
+        let mut rng = fastrand::Rng::with_seed(asked_for().0);
         let mut run = Run::start(&mut rng).await;
         prepare(&mut run.director);
         for size in sizes {
@@ -123,6 +129,15 @@ impl Scene {
         self.run.director.go_on(DRAIN).await;
     }
 
+    /// One of these that is master now is a fault: all are drained, and others are not.
+    pub(super) fn none_is_master(&mut self, drained: &[LifeId]) {
+        let director = &self.run.director;
+        if drained.contains(&director.master()) {
+            director.recorder.note(format!("{} is master, although it is drained", director.code(director.master())));
+            director.recorder.unrecovered();
+        }
+    }
+
     /// Waits until instances that leave are not listed any more. From then on the agent may not pick them, and when everybody must
     /// know, no proxy may have to try a second instance.
     pub(super) async fn are_gone(&mut self, lives: &[LifeId]) {
@@ -147,9 +162,9 @@ impl Scene {
         let unbroken = steps.iter().filter(|(.., what)| *what == Step::Unbroken);
         evidence.unbroken = unbroken.map(|(start, end, ..)| (*start, *end)).collect();
         let mut report = evidence.report();
-        check_silence(&evidence, &silent, &mut report);
-        check_picks(&evidence, &unlisted, &mut report);
-        check_retries(&evidence, &settled, &mut report);
+        for faults in [arrived(&evidence, &silent), picked(&evidence, &unlisted), tried_again(&evidence, &settled)] {
+            show(&evidence, &faults, &mut report);
+        }
         let few = check_steps(&evidence, &steps, &mut report);
         println!("{}", report.text);
         assert_eq!(report.faults, 0, "avoidable failures, see above");
@@ -157,40 +172,49 @@ impl Scene {
     }
 }
 
-/// Nothing arrives at a drained instance that has been asked after everybody must know.
-fn check_silence(evidence: &Evidence, silent: &[(Time, String)], report: &mut Report) {
-    for request in &evidence.requests {
-        for (time, code, _) in evidence.arrivals.get(&request.id).into_iter().flatten() {
-            if silent.iter().any(|(since, silent)| silent == code && *since <= request.start) {
-                fault(evidence, report, request, &format!("has arrived at {code}, which is drained, at {time:?}"));
-            }
-        }
-    }
+/// A request that has gone another way than it may, and what it has done.
+type Fault<'a> = (&'a Request, String);
+
+/// Finds requests that have arrived at drained instances, although everybody must have known.
+fn arrived<'a>(evidence: &'a Evidence, silent: &[(Time, String)]) -> Vec<Fault<'a>> {
+    let arrivals = |request: &'a Request| {
+        let arrivals = evidence.arrivals.get(&request.id).into_iter().flatten();
+        arrivals.map(move |(_, code, _)| (request, code))
+    };
+    let is_wrong =
+        |request: &Request, at: &String| silent.iter().any(|(since, code)| code == at && *since <= request.start);
+    let arrivals = evidence.requests.iter().flat_map(arrivals).filter(|(request, code)| is_wrong(request, code));
+    arrivals.map(|(request, code)| (request, format!("a request has arrived at {code}, which is drained"))).collect()
 }
 
-fn check_picks(evidence: &Evidence, unlisted: &[(Time, String)], report: &mut Report) {
-    for request in &evidence.requests {
-        let Way::Agent { picked: Some((picked, _)), .. } = &request.way else { continue };
-        if unlisted.iter().any(|(since, code)| code == picked && *since <= request.start) {
-            fault(evidence, report, request, &format!("the agent has picked {picked}, which was not listed any more"));
-        }
-    }
+/// Finds picks of instances that the agent had ceased to list.
+fn picked<'a>(evidence: &'a Evidence, unlisted: &[(Time, String)]) -> Vec<Fault<'a>> {
+    let wrong = |request: &'a Request| {
+        let Way::Agent { picked: Some((picked, _)), .. } = &request.way else { return None };
+        let is_wrong = unlisted.iter().any(|(since, code)| code == picked && *since <= request.start);
+        is_wrong.then(|| (request, format!("the agent has picked {picked}, which it did not list any more")))
+    };
+    evidence.requests.iter().filter_map(wrong).collect()
 }
 
-fn check_retries(evidence: &Evidence, settled: &[(Time, Time)], report: &mut Report) {
-    for request in &evidence.requests {
-        let is_settled = settled.iter().any(|(from, to)| (*from..*to).contains(&request.start));
-        let retries = evidence.logged.get(&request.id).map_or(0, |logged| logged.retries);
-        if is_settled && retries > 0 {
-            fault(evidence, report, request, "an instance was tried that could not answer, long after all have left");
-        }
-    }
+/// Finds requests for which a proxy has tried a second instance, when nothing was listed that could not answer.
+fn tried_again<'a>(evidence: &'a Evidence, settled: &[(Time, Time)]) -> Vec<Fault<'a>> {
+    let is_settled = |request: &&Request| settled.iter().any(|(from, to)| (*from..*to).contains(&request.start));
+    let retries = |request: &Request| evidence.logged.get(&request.id).map_or(0, |logged| logged.retries);
+    let requests = evidence.requests.iter().filter(is_settled).filter(|request| retries(request) > 0);
+    requests.map(|request| (request, "a proxy has tried a second instance".to_owned())).collect()
 }
 
-fn fault(evidence: &Evidence, report: &mut Report, request: &Request, what: &str) {
-    report.faults += 1;
-    let _ = writeln!(report.text, "━━ {what}: {request:?}");
-    timeline(&evidence.truth, &mut report.text, request.start, request.end, Duration::from_secs(5));
+/// Shows the first few with their timelines.
+fn show(evidence: &Evidence, faults: &[Fault<'_>], report: &mut Report) {
+    report.faults += faults.len();
+    for (request, what) in faults.iter().take(TIMELINES) {
+        let _ = writeln!(report.text, "━━ {what}: {request:?}");
+        timeline(&evidence.truth, &mut report.text, request.start, request.end, BEFORE);
+    }
+    if faults.len() > TIMELINES {
+        let _ = writeln!(report.text, "━━ and {} more of that kind", faults.len() - TIMELINES);
+    }
 }
 
 /// Counts what was answered in each step on each way, and returns those where it was too little.
