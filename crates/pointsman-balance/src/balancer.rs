@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -40,7 +40,7 @@ use crate::turns::{NOBODY, Turns};
 ///
 /// As long as nothing changes, a pick reads a table that was prepared before: it takes no lock (least connections excepted,
 /// see there), allocates nothing, and asks no clock (unless somebody is ejected or warming up, or the algorithm measures
-/// latencies). The first pick after a change prepares the next table; others go on with the old one meanwhile.
+/// latencies). The first pick after a change prepares the next table; others wait for it.
 #[derive(Clone)]
 pub struct Balancer {
     inner: Arc<Inner>,
@@ -97,8 +97,7 @@ impl Balancer {
     ///
     /// # Errors
     ///
-    /// [`PickError`], when no instance can take work, by all that was known when it was asked for: only before a refusal it may wait, while
-    /// another thread prepares a new snapshot (microseconds). Never panics.
+    /// [`PickError`], when no instance can take work. Never panics, and waits for nothing but the preparation of a table.
     #[inline]
     pub fn pick(&self, key: impl AsRef<[u8]>) -> Result<Claim, PickError> {
         self.claim(key.as_ref(), None)
@@ -156,8 +155,7 @@ impl Balancer {
         let has_room: Passes<'_> = &|endpoint| !full.contains(&&*endpoint.instance.code);
         let now = self.inner.start(None);
         let ask = Ask { owner: self.inner.number, key: key.as_ref(), now };
-        let claim = |table: &Table| table.claim_if(&self.inner.sources, ask, passes, has_room);
-        let claimed = self.with_table(now, claim).or_else(|_| claim(&self.inner.current(now)))?;
+        let claimed = self.with_table(now, |table| table.claim_if(&self.inner.sources, ask, passes, has_room))?;
         Ok(self.inner.made_of(claimed, now))
     }
 
@@ -167,8 +165,7 @@ impl Balancer {
     #[must_use]
     pub fn pick_code(&self, code: &str) -> Option<Claim> {
         let now = self.inner.start(None);
-        let claim = |table: &Table| table.claim_code(code);
-        let endpoint = self.with_table(now, claim).or_else(|| claim(&self.inner.current(now)))?;
+        let endpoint = self.with_table(now, |table| table.claim_code(code))?;
         Some(self.inner.made(endpoint, now))
     }
 
@@ -202,7 +199,7 @@ impl Balancer {
             let chosen = table.peek_if(&sources, ask, &|endpoint| !excludes(endpoint)).ok_or_else(|| table.refusal());
             Explanation::new(&table.standings, inner.algorithm, chosen, &excludes, now)
         };
-        explain(&inner.current(Some(now)))
+        self.with_table(Some(now), explain)
     }
 
     /// Among which instances it chooses.
@@ -239,7 +236,7 @@ impl Balancer {
     #[must_use]
     pub fn in_flight(&self) -> Vec<(Arc<str>, usize)> {
         // So that also who has joined since the last pick is listed.
-        self.inner.current(None);
+        self.with_table(None, |_| {});
         self.inner.endpoints.all_in_flight()
     }
 
@@ -253,7 +250,7 @@ impl Balancer {
         }
     }
 
-    /// There was none by a table that may be outdated: what it refuses counts only if it is so now.
+    /// There was none a moment ago: looks again, and says why by the table that was looked at.
     #[cold]
     #[inline(never)]
     fn claim_or_refuse(
@@ -261,11 +258,11 @@ impl Balancer {
         now: Option<Instant>,
         claim: impl Fn(&Table) -> Option<Arc<Endpoint>>,
     ) -> Result<Claim, PickError> {
-        let table = self.inner.current(now);
+        let table = self.inner.fetch(now);
         claim(&table).map(|endpoint| self.inner.made_by_algorithm(endpoint, now)).ok_or_else(|| table.refusal())
     }
 
-    /// Runs `with` on a table that holds now, or, while another thread prepares it, on the one before.
+    /// Runs `with` on a table that holds now.
     #[inline]
     fn with_table<T>(&self, now: Option<Instant>, with: impl Fn(&Table) -> T) -> T {
         let inner = &*self.inner;
@@ -311,30 +308,14 @@ impl Inner {
         self.algorithm == Algorithm::LeastConnections && self.rules.candidates == Candidates::Normals
     }
 
-    /// The table that all threads share, prepared anew if it does not hold and nobody else is at it; and whether it holds.
-    fn fetch(&self, now: Option<Instant>) -> (Arc<Table>, bool) {
-        match self.table.load_full() {
-            Some(table) if self.holds(&table, now) => (table, true),
-            Some(old) => match self.preparing.try_lock() {
-                Ok(_one) => (self.prepare(now), true),
-                Err(TryLockError::Poisoned(_one)) => (self.prepare(now), true),
-                Err(TryLockError::WouldBlock) => (old, false),
-            },
-            // The very first: all have to wait for it.
-            None => (self.current(now), true),
+    /// The table that all threads share, prepared anew if it does not hold. Threads wait for the one that prepares it: the table before may
+    /// be as old as the last pick, and name only instances that left long ago.
+    fn fetch(&self, now: Option<Instant>) -> Arc<Table> {
+        if let Some(table) = self.table.load_full().filter(|table| self.holds(table, now)) {
+            return table;
         }
-    }
-
-    /// The table that holds now: waits while another thread prepares it. For whoever would refuse otherwise: a caller that goes to sleep over a
-    /// refusal has looked at what it waits to change, and must not have been told of what was before.
-    fn current(&self, now: Option<Instant>) -> Arc<Table> {
-        match self.table.load_full() {
-            Some(table) if self.holds(&table, now) => table,
-            _ => {
-                let _one = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
-                self.prepare(now)
-            }
-        }
+        let _one = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.prepare(now)
     }
 
     /// To be called by the holder of `preparing`.

@@ -37,6 +37,8 @@ pub(crate) struct Entries {
     /// Since when there has been no master that takes work, where there was one before.
     pub(crate) masterless_since: Option<Instant>,
     had_master: bool,
+    /// How many snapshots with a master there had been, whether or not they were followed.
+    masters: u64,
     by_code: HashMap<Arc<str>, Record>,
     /// How many snapshots have been followed.
     round: u64,
@@ -177,8 +179,8 @@ impl Entries {
     }
 
     /// Brings the entries up to a snapshot: endpoints for those that are new or have changed; one that has left stays only while
-    /// claims are held on it, so that its count is right if it returns.
-    pub(crate) fn follow(&mut self, snapshot: &Snapshot, shared: &Arc<Shared>, now: Instant) {
+    /// claims are held on it, so that its count is right if it returns. `masters` is [`View::masters`](pointsman_core::View::masters).
+    pub(crate) fn follow(&mut self, snapshot: &Snapshot, masters: u64, shared: &Arc<Shared>, now: Instant) {
         let (before, round) = (self.round, self.round + 1);
         self.round = round;
         let joined = self.started.then_some(now);
@@ -201,10 +203,10 @@ impl Entries {
         let has_master = snapshot.master().is_some_and(|master| master.takes_work() && !self.is_given_up(master, now));
         if has_master {
             self.masterless_since = None;
-        } else if self.had_master {
+        } else if self.had_master || self.masters != masters {
             self.masterless_since = Some(now);
         }
-        self.had_master = has_master;
+        (self.had_master, self.masters) = (has_master, masters);
         self.started |= !snapshot.instances().is_empty();
         self.by_code.retain(|_, entry| entry.seen == round || entry.endpoint.in_flight() > 0);
     }

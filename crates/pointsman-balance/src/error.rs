@@ -20,9 +20,8 @@ pub enum PickError {
     NoMaster {
         /// The service.
         service: Arc<str>,
-        /// When the balancer first found that there was no master any more, or only one that is guarded and has failed; `None` if it has
-        /// never seen one. Where this is a moment
-        /// ago, another is about to be elected.
+        /// When the balancer first found that there was no master any more, or only one that is guarded and has failed; `None` if there
+        /// has never been one. Where this is a moment ago, another is about to be elected.
         since: Option<Instant>,
     },
     /// Only the master is wanted, and it may not be given work: it is drained, or has the weight 0.
@@ -30,7 +29,7 @@ pub enum PickError {
     MasterDrained {
         /// The service.
         service: Arc<str>,
-        /// When the balancer first found that; `None` if it has never seen a master that takes work. Where this is a moment ago, another is
+        /// When the balancer first found that; `None` if there has never been a master that takes work. Where this is a moment ago, another is
         /// about to take its place.
         since: Option<Instant>,
     },

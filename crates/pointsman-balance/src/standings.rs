@@ -83,7 +83,7 @@ impl Standings {
         // Both before what they stand for: a change in between makes the standings look too old, never too new.
         let (generation, epoch) = (view.generation(), endpoints.shared().epoch.epoch());
         let snapshot = view.load();
-        entries.follow(&snapshot, endpoints.shared(), now);
+        entries.follow(&snapshot, view.masters(), endpoints.shared(), now);
         if let Some(rule) = entries.ejection {
             judge(entries, &snapshot, &rule, &endpoints.shared().epoch, now);
         }

@@ -433,12 +433,12 @@ thread_local! {
 }
 
 /// Runs `with` on this thread's table of the balancer `owner` if there is one that `holds`; otherwise on what `fetch` gives,
-/// which is remembered if `fetch` says so.
+/// which is remembered.
 #[inline]
 pub(crate) fn with_last_used<T>(
     owner: u64,
     holds: impl Fn(&Table) -> bool,
-    fetch: impl FnOnce() -> (Arc<Table>, bool),
+    fetch: impl FnOnce() -> Arc<Table>,
     with: impl Fn(&Table) -> T,
 ) -> T {
     let place = owner as usize % REMEMBERED;
@@ -455,13 +455,11 @@ pub(crate) fn with_last_used<T>(
 
 #[cold]
 #[inline(never)]
-fn fetch_and_remember(place: usize, fetch: impl FnOnce() -> (Arc<Table>, bool)) -> Arc<Table> {
-    let (table, remember) = fetch();
-    if remember {
-        // Not while the thread is ending: then nothing is remembered any more. The old table is dropped outside.
-        let _old = LAST_USED.try_with(|tables| {
-            tables.try_borrow_mut().ok().and_then(|mut tables| tables[place].replace(Arc::clone(&table)))
-        });
-    }
+fn fetch_and_remember(place: usize, fetch: impl FnOnce() -> Arc<Table>) -> Arc<Table> {
+    let table = fetch();
+    // Not while the thread is ending: then nothing is remembered any more. The old table is dropped outside.
+    let _old = LAST_USED.try_with(|tables| {
+        tables.try_borrow_mut().ok().and_then(|mut tables| tables[place].replace(Arc::clone(&table)))
+    });
     table
 }

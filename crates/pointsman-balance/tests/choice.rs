@@ -156,6 +156,26 @@ fn a_master_that_has_gone_is_told_from_one_that_never_was() {
     assert_eq!(refused(later + Duration::from_secs(1)), Some(later), "since it was first found");
 }
 
+/// As for the first request on a route, when the mastership is being handed on.
+#[test]
+fn a_master_that_has_gone_is_known_even_if_nothing_was_picked_while_it_was_there() {
+    let mut writer = ViewWriter::new(Snapshot::new("s", 1, Vec::new()));
+    let balancer = Balancer::builder(writer.view()).candidates(Candidates::Master).build();
+    writer.store(Arc::new(Snapshot::new("s", 2, vec![instance("m").into(), instance("n1").into()])));
+    writer.store(Arc::new(Snapshot::new("s", 3, vec![instance("n1").into()])));
+    let awaits = |balancer: &Balancer, after: Duration| {
+        let now = Instant::now() + after;
+        balancer.pick_at("", now).unwrap_err().awaits_master(Duration::from_secs(1), now)
+    };
+    assert!(awaits(&balancer, Duration::ZERO));
+    // Also by a balancer that comes later, as after a reload.
+    let second = Balancer::builder(writer.view()).candidates(Candidates::Master).build();
+    assert!(awaits(&second, Duration::ZERO));
+    // Not for ever, whoever joins.
+    writer.store(Arc::new(Snapshot::new("s", 4, vec![instance("n1").into(), instance("n2").into()])));
+    assert!(!awaits(&balancer, Duration::from_secs(5)));
+}
+
 #[test]
 fn one_dead_normal_beside_a_healthy_master_is_not_asked_for_long() {
     for algorithm in Algorithm::ALL {

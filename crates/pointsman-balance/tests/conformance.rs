@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use pointsman_balance::{Algorithm, Balancer, Endpoints, Outcome, PickError, Standing, Tier};
@@ -221,6 +221,30 @@ fn a_seed_is_replayed() {
             held.iter().map(|claim| claim.code().to_string()).collect::<Vec<_>>()
         };
         assert_eq!(run(), run(), "{algorithm}");
+    }
+}
+
+/// All ask at the same time, and for the first time after a change, as clients do on a route that nobody has used for a while. The
+/// algorithm is one that takes long to prepare.
+#[test]
+fn no_thread_picks_from_the_list_before_a_change() {
+    const THREADS: usize = 4;
+    let of_round = |round| snapshot([normal(&format!("i{round}"), 1)]);
+    let mut writer = ViewWriter::new(of_round(0));
+    let balancer = Balancer::new(writer.view(), Algorithm::UrlHash);
+    for round in 1..50 {
+        writer.store(Arc::new(of_round(round)));
+        let barrier = Barrier::new(THREADS);
+        let pick = || {
+            barrier.wait();
+            code_of(&balancer, "key")
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(pick)).collect();
+            for thread in threads {
+                assert_eq!(thread.join().unwrap(), format!("i{round}"));
+            }
+        });
     }
 }
 

@@ -27,6 +27,7 @@ pub struct ViewWriter {
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     generation: AtomicU64,
+    masters: AtomicU64,
     waiting: Mutex<Waiting>,
 }
 
@@ -41,8 +42,11 @@ impl ViewWriter {
     /// A writer whose readers see `snapshot` until the first [`ViewWriter::store`].
     #[must_use]
     pub fn new(snapshot: Snapshot) -> Self {
+        let masters = AtomicU64::new(u64::from(has_master(&snapshot)));
         let snapshot = ArcSwap::from_pointee(snapshot);
-        Self { shared: Arc::new(Shared { snapshot, generation: AtomicU64::new(0), waiting: Mutex::default() }) }
+        Self {
+            shared: Arc::new(Shared { snapshot, generation: AtomicU64::new(0), masters, waiting: Mutex::default() }),
+        }
     }
 
     /// A handle for a reader.
@@ -53,6 +57,8 @@ impl ViewWriter {
 
     /// Lets every reader see `snapshot` from now on, and wakes those who wait for it.
     pub fn store(&mut self, snapshot: Arc<Snapshot>) {
+        // Before the snapshot: who sees that also sees the count of all before it.
+        self.shared.masters.fetch_add(u64::from(has_master(&snapshot)), Ordering::Release);
         self.shared.snapshot.store(snapshot);
         // After the snapshot: who sees the new generation also sees the new snapshot.
         self.shared.generation.fetch_add(1, Ordering::Release);
@@ -66,6 +72,10 @@ impl ViewWriter {
     pub fn load(&self) -> Arc<Snapshot> {
         self.shared.snapshot.load_full()
     }
+}
+
+fn has_master(snapshot: &Snapshot) -> bool {
+    snapshot.master().is_some_and(|master| master.takes_work())
 }
 
 impl Shared {
@@ -98,6 +108,12 @@ impl View {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.shared.generation.load(Ordering::Acquire)
+    }
+
+    /// Counts the snapshots, from the first, with a master that takes work. Whoever looks seldom learns by it that there was one in between.
+    #[must_use]
+    pub fn masters(&self) -> u64 {
+        self.shared.masters.load(Ordering::Acquire)
     }
 
     /// Waits until the [generation](View::generation) is another than `seen`, and returns it. Never ends, if the writer is gone. Needs no

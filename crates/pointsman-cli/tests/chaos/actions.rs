@@ -117,7 +117,7 @@ impl Director {
         self.fleet.iter().find(|instance| instance.life == life).map_or(Mode::Beside, |instance| instance.mode)
     }
 
-    fn is_master(&self, life: LifeId) -> bool {
+    pub(crate) fn is_master(&self, life: LifeId) -> bool {
         self.recorder.truth().masters.last().is_some_and(|(_, master, _)| *master == life)
     }
 
@@ -197,7 +197,7 @@ impl Director {
         true
     }
 
-    fn leave(&mut self, life: LifeId) -> Option<(String, u16)> {
+    pub(crate) fn leave(&mut self, life: LifeId) -> Option<(String, u16)> {
         let instance = self.take(life)?;
         let order = instance.order.clone();
         self.recorder.note(format!("SIGTERM to {}", order.code));
@@ -285,7 +285,7 @@ impl Director {
         }
     }
 
-    fn command(&mut self, code: &str, words: &[&str], then: Override, again: bool) {
+    pub(crate) fn command(&mut self, code: &str, words: &[&str], then: Override, again: bool) {
         let mut arguments = vec![words[0].to_owned(), "ress".to_owned(), code.to_owned()];
         arguments.extend(words[1..].iter().map(|word| (*word).to_owned()));
         arguments.extend(["--registry".to_owned(), self.registry.clone()]);

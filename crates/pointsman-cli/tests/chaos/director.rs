@@ -15,12 +15,12 @@ use crate::history::Time;
 use crate::instance::{Instance, Mode, Part};
 use crate::origin::Order;
 use crate::recorder::Recorder;
-use crate::serves::Serve;
+use crate::serves::{AGENT, Serve};
 use crate::support::served::free_port;
 use crate::truth::{LifeId, Origin, Registration, SETTLE};
 
 /// Interval at which processes are looked after.
-const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 
 /// Time within which everything is to be well again after the last action.
 const RECOVERY: Duration = Duration::from_secs(20);
@@ -53,6 +53,12 @@ pub(crate) struct Director {
     pub(crate) rng: fastrand::Rng,
     pub(crate) recorder: Recorder,
     pub(crate) registry: String,
+    /// Where new instances register: the registry itself, or an agent.
+    pub(crate) register_at: String,
+    /// The port of the agent.
+    pub(crate) agent: u16,
+    /// How new instances are started; by chance if `None`.
+    pub(crate) mode: Option<Mode>,
     pub(crate) zookeeper: Arc<Mutex<ZooKeeper>>,
     pub(crate) serves: Vec<Arc<Mutex<Serve>>>,
     pub(crate) fleet: Vec<Instance>,
@@ -78,11 +84,15 @@ impl Director {
         serves: Vec<Serve>,
         folder: &Path,
     ) -> Self {
+        let agent = serves[AGENT].agent.expect("an agent");
         let serves = serves.into_iter().map(|serve| Arc::new(Mutex::new(serve))).collect();
         Self {
             rng,
             recorder: recorder.clone(),
             registry: registry.to_owned(),
+            register_at: registry.to_owned(),
+            agent,
+            mode: None,
             zookeeper: Arc::new(Mutex::new(zookeeper)),
             serves,
             fleet: Vec::new(),
@@ -166,7 +176,7 @@ impl Director {
     }
 
     /// Carries out what is due, starts what has ended by itself, and what is missing.
-    async fn look_after(&mut self) {
+    pub(crate) async fn look_after(&mut self) {
         let now = self.recorder.now();
         while let Some(due) = self.later.iter().position(|(at, _)| *at <= now) {
             let (_, what) = self.later.swap_remove(due);
@@ -220,7 +230,7 @@ impl Director {
         }
     }
 
-    fn resume(&mut self, life: LifeId, part: Part) {
+    pub(crate) fn resume(&mut self, life: LifeId, part: Part) {
         let Some(instance) = self.fleet.iter().find(|instance| instance.life == life) else { return };
         instance.resume(part);
         if part != Part::Origin {
@@ -268,8 +278,9 @@ impl Director {
         let journal = self.folder.join(format!("origin-{}", self.orders.len()));
         let order = Order { code, port, journal };
         self.orders.push(order.clone());
-        let mode = if self.rng.bool() { Mode::Beside } else { Mode::Around };
-        self.fleet.push(Instance::start(order, mode, &self.registry, &self.recorder));
+        let by_chance = if self.rng.bool() { Mode::Beside } else { Mode::Around };
+        let mode = self.mode.unwrap_or(by_chance);
+        self.fleet.push(Instance::start(order, mode, &self.register_at, &self.recorder));
     }
 
     /// Whether an instance is up and registered.

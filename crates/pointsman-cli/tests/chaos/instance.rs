@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
+use crate::agent;
 use crate::origin::{GRACE, Order};
 use crate::recorder::Recorder;
 use crate::support::command;
@@ -35,6 +36,8 @@ pub(crate) enum Mode {
     Beside,
     /// `register … -- ORIGIN`: the registration starts the origin and ends it.
     Around,
+    /// An origin alone, registered through an agent by a lease that is longer than a run.
+    Leased,
 }
 
 /// A running instance. Its processes are killed on drop.
@@ -60,7 +63,7 @@ impl Instance {
     /// Starts both. It is registered as soon as its origin listens.
     pub(crate) fn start(order: Order, mode: Mode, registry: &str, recorder: &Recorder) -> Self {
         let life = recorder.begin(&order.code, order.port);
-        let origin = (mode == Mode::Beside).then(|| {
+        let origin = (mode != Mode::Around).then(|| {
             let words = Order::command();
             let mut command = Command::new(&words[0]);
             command.args(&words[1..]).env(order.variable().0, order.variable().1);
@@ -68,7 +71,10 @@ impl Instance {
         });
         let (registry, recorder) = (registry.to_owned(), recorder.clone());
         let mut instance = Self { life, order, mode, registry, recorder, origin, registration: None };
-        instance.register(mode == Mode::Around);
+        match mode {
+            Mode::Beside | Mode::Around => instance.register(mode == Mode::Around),
+            Mode::Leased => agent::lease(&instance.registry, &instance.order, life, &instance.recorder),
+        }
         instance
     }
 
@@ -161,7 +167,7 @@ impl Instance {
         }
     }
 
-    /// SIGTERM, as a supervisor does: the registration first, and when that has ended the origin, which goes on for a while.
+    /// SIGTERM, as a supervisor does: the registration first (a lease is deleted), and when that has ended the origin, which goes on for a while.
     pub(crate) async fn leave(mut self) {
         // One that is stopped would not hear of it.
         self.resume(Part::Both);
@@ -181,7 +187,11 @@ impl Instance {
                 }
             }
         }
-        if self.mode == Mode::Beside {
+        if self.mode == Mode::Leased {
+            agent::deregister(&self.registry, &code).await;
+            self.recorder.registration(self.life, Registration::Left);
+        }
+        if self.mode != Mode::Around {
             self.recorder.origin(self.life, Origin::Ending);
             self.signal(Part::Origin, Signal::TERM);
             self.origin_ends().await;
@@ -230,9 +240,14 @@ impl Drop for Instance {
 pub(crate) async fn read_roles(lines: ChildStdout, life: LifeId, recorder: Recorder) {
     let mut lines = BufReader::new(lines).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        let Ok(line) = serde_json::from_str::<Value>(&line) else { continue };
-        if let Some(role) = line["role"].as_str() {
-            recorder.role(life, role, line["term"].as_u64());
-        }
+        note_role(&line, life, &recorder);
+    }
+}
+
+/// Records the role that a line of JSON reports, if it reports one.
+pub(crate) fn note_role(line: &str, life: LifeId, recorder: &Recorder) {
+    let line: Value = serde_json::from_str(line).unwrap_or_default();
+    if let Some(role) = line["role"].as_str() {
+        recorder.role(life, role, line["term"].as_u64());
     }
 }

@@ -128,9 +128,11 @@ fn post_was_hit(truth: &Truth, request: &Request, logged: Option<&Logged>) -> bo
     asked.died(from, request.end).is_some() || (hung && may_be_listed)
 }
 
-/// Whether a request has used all its retries, while more instances than that were bad and may still have been listed.
+/// Whether a request has used all its retries, while more instances than that were bad and may still have been listed: when it began, or
+/// by its end, if they were killed one after the other while they had it.
 fn too_many_were_bad(truth: &Truth, request: &Request, logged: Option<&Logged>) -> bool {
-    logged.is_some_and(|logged| logged.retries >= RETRIES as u64) && truth.bad_and_listed(request.start) > RETRIES
+    let bad = truth.bad_and_listed(request.start).max(truth.bad_and_listed(request.end));
+    logged.is_some_and(|logged| logged.retries >= RETRIES as u64) && bad > RETRIES
 }
 
 /// Whether an instance that the agent has picked was down or stopped when it was called, and the agent could not know.

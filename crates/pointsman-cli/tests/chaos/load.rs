@@ -176,7 +176,7 @@ pub(crate) fn at(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-type Connection = SendRequest<Full<Bytes>>;
+pub(crate) type Connection = SendRequest<Full<Bytes>>;
 
 struct Ask {
     target: String,
@@ -236,7 +236,7 @@ async fn ask(
     timeout(limit, asking).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
 }
 
-async fn connect(address: SocketAddr) -> Result<Connection, String> {
+pub(crate) async fn connect(address: SocketAddr) -> Result<Connection, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
     let _ = stream.set_nodelay(true);
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;

@@ -4,7 +4,8 @@
 //! proxy, and one with a proxy that is handed over. Clients ask all the time, while a director kills, stops, drains and restarts
 //! whatever there is. What runs here with the other tests is the short form, always with the same seed;
 //! `cargo xtask soak chaos --seed N --for T` runs the same for as long as wanted. The same seed makes the same decisions, as far
-//! as the machine keeps the same pace.
+//! as the machine keeps the same pace. Beside these runs there are scenarios with a name ([`scenarios`]), in which the steps are given and the
+//! load is the same.
 //!
 //! # Rules
 //!
@@ -24,7 +25,7 @@
 //! | any | the registry was away for longer than a session lasts, until less than [`SETTLE`](truth::SETTLE) before its end, and fewer instances were registered than are guarded (5) |
 //! | for the master | one who was master, for all that could be known, was down or stopped meanwhile, and may still have been listed, or was unlisted less than [`ELECTION`](truth::ELECTION) ago; but not if it had left well: then the next in line is master at once |
 //! | POST by a proxy | the instance it was sent to last was killed while it had it, or was stopped and may still have been listed |
-//! | by a proxy, not for the master | it was tried as often as it may be, and more instances than that were dead or stopped and may still have been listed |
+//! | by a proxy, not for the master | it was tried as often as it may be, and more instances than that were dead or stopped when it began or ended, and may still have been listed: all its attempts may have met these |
 //! | the agent's pick | the picked instance was down or stopped meanwhile, and may still have been listed when it was picked |
 //!
 //! Every other failure is avoidable, in particular:
@@ -34,6 +35,8 @@
 //! - any request while instances leave by SIGTERM: the registration ends first, and an origin goes on serving for a second;
 //! - any request while the registry is away, is wiped or comes back.
 //!
+//! In a step of a scenario ([`scenarios`]) in which nothing is killed that answers requests, every failure is avoidable.
+//!
 //! Answered requests are faults as well if
 //!
 //! | request | is a fault if |
@@ -41,6 +44,7 @@
 //! | any | its answer is that of another request |
 //! | any | it was answered by an instance drained [`DRAIN`](truth::DRAIN) ago or longer, while the registry served, although another was available |
 //! | for the master | it was answered by another instance, although the master had been master for long enough to be known; but not if that one was told to leave or killed so lately that it may have become master without the time to report it, because the last known master was told so too or the registry was away |
+//! | any, in a scenario | it has arrived at an instance that was drained long enough before it began; or the agent has picked one that it did not list any more; or a proxy has tried a second instance when all that left must have been unlisted |
 //! | POST | it has arrived twice, and the process `serve` was not killed meanwhile |
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
@@ -49,6 +53,7 @@
 mod support;
 
 mod actions;
+mod agent;
 mod director;
 mod history;
 mod instance;
@@ -59,20 +64,16 @@ mod origin;
 mod recorder;
 mod report;
 mod request;
+mod run;
+mod scenarios;
+mod script;
 mod serves;
 mod truth;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use pointsman_testkit::{ZooKeeper, unique_prefix};
-
-use crate::director::Director;
-use crate::load::{Load, Targets};
-use crate::origin::{Arrival, Order};
-use crate::recorder::Recorder;
-use crate::report::{Evidence, Report, read_access_log};
-use crate::serves::{AGENT, HANDED_OVER, Serve};
+use crate::report::Report;
+use crate::run::Run;
 
 /// Timeout of every session with the registry.
 const SESSION: Duration = Duration::from_secs(3);
@@ -114,41 +115,11 @@ fn check(report: &Report, seed: u64, length: Duration) {
 /// A run from beginning to end.
 async fn run(seed: u64, length: Duration) -> Report {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let (folder, zookeeper) = (tempfile::tempdir().unwrap(), ZooKeeper::start().await);
-    let registry =
-        format!("zookeeper://{}{}?session_timeout={}s", zookeeper.address(), unique_prefix(), SESSION.as_secs());
-    let recorder = Recorder::new(SESSION, 2);
-    recorder.registry(true, "serves");
-    let mut serves = Vec::new();
-    for number in [AGENT, HANDED_OVER] {
-        serves.push(Serve::start(number, folder.path(), &registry, &recorder).await);
-    }
-    let targets =
-        Targets { proxies: serves.iter().map(|serve| serve.port).collect(), agent: serves[AGENT].agent.unwrap() };
-    let access_logs: Vec<_> = serves.iter().map(Serve::access_log).collect();
-    let mut director = Director::new(rng.fork(), &recorder, &registry, zookeeper, serves, folder.path());
-    director.fill(rng.usize(5..=10)).await;
-    let load = Load::start(targets, recorder.clone(), &mut rng);
-    director.run(length).await;
-    let requests = load.end().await;
-    let (orders, counts) = (std::mem::take(&mut director.orders), std::mem::take(&mut director.counts));
-    director.end().await;
-    let mut logged = HashMap::new();
-    access_logs.iter().for_each(|path| read_access_log(path, &mut logged));
-    let truth = recorder.truth().clone();
-    Evidence { truth, requests, logged, arrivals: arrivals(&orders, &recorder), counts }.report()
-}
-
-/// Everything that has arrived, by the id of the request.
-fn arrivals(orders: &[Order], recorder: &Recorder) -> HashMap<String, Vec<(Duration, String, Arrival)>> {
-    let mut arrivals = HashMap::<_, Vec<_>>::new();
-    for order in orders {
-        for arrival in order.arrivals() {
-            let arrived = (recorder.time_of(arrival.at), order.code.clone(), arrival.clone());
-            arrivals.entry(arrival.id).or_default().push(arrived);
-        }
-    }
-    arrivals
+    let mut run = Run::start(&mut rng).await;
+    run.director.fill(rng.usize(5..=10)).await;
+    let load = run.load(&mut rng);
+    run.director.run(length).await;
+    run.end(load).await.report()
 }
 
 /// No test: what an instance runs.

@@ -43,6 +43,8 @@ pub(crate) struct Evidence {
     /// By the id of the request: when it arrived at which instance.
     pub(crate) arrivals: HashMap<String, Vec<(Time, String, Arrival)>>,
     pub(crate) counts: BTreeMap<String, usize>,
+    /// Times in which nothing is killed that answers requests: no failure of a request that begins then is unavoidable.
+    pub(crate) unbroken: Vec<(Time, Time)>,
 }
 
 /// What came of a run.
@@ -68,6 +70,9 @@ impl Evidence {
         for request in &self.requests {
             match judge(&self.truth, request, self.logged.get(&request.id)) {
                 Verdict::Good => report.answered += 1,
+                Verdict::Unavoidable(reason) if self.is_unbroken(request.start) => {
+                    faults.push(Fault { request, kind: format!("failed, although nothing was killed ({reason})") });
+                }
                 Verdict::Unavoidable(reason) => *reasons.entry(reason).or_default() += 1,
                 Verdict::Avoidable(kind) | Verdict::Violation(kind) => faults.push(Fault { request, kind }),
             }
@@ -83,6 +88,10 @@ impl Evidence {
         self.statistics(&mut report.text, &reasons, &faults);
         report.faults += recovery(&self.truth, &mut report.text);
         report
+    }
+
+    fn is_unbroken(&self, time: Time) -> bool {
+        self.unbroken.iter().any(|(from, to)| (*from..*to).contains(&time))
     }
 
     fn statistics(&self, text: &mut String, reasons: &BTreeMap<&str, usize>, faults: &[Fault<'_>]) {

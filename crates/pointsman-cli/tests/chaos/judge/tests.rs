@@ -177,6 +177,19 @@ fn a_pick_of_one_that_has_left_is_avoidable() {
 }
 
 #[test]
+fn retries_cannot_help_where_more_are_killed_while_they_have_the_request() {
+    let mut truth = world(5);
+    for (life, at) in [(1, 5010), (2, 5020)] {
+        set(&mut truth, life, at, Origin::Down, Registration::Lost);
+    }
+    let failed = failed(false, false, 5000, 5040);
+    is_avoidable(&truth, &failed, Some(&sent_to("d", 2)));
+    set(&mut truth, 3, 5030, Origin::Down, Registration::Lost);
+    is_unavoidable(&truth, &failed, Some(&sent_to("d", 2)), "retries");
+    is_avoidable(&truth, &failed, Some(&sent_to("d", 1)));
+}
+
+#[test]
 fn retries_cannot_help_where_more_are_bad() {
     let mut truth = world(5);
     for life in 1..4 {
