@@ -55,6 +55,7 @@ mod instance;
 mod judge;
 mod load;
 mod mqtt;
+mod operator;
 mod origin;
 mod recorder;
 mod report;
@@ -69,6 +70,7 @@ use pointsman_testkit::{ZooKeeper, unique_prefix};
 
 use crate::director::Director;
 use crate::load::{Load, Targets};
+use crate::mqtt::Scenario;
 use crate::origin::{Arrival, Order};
 use crate::recorder::Recorder;
 use crate::report::{Evidence, Report, read_access_log};
@@ -95,6 +97,32 @@ async fn no_message_is_lost_that_could_have_been_taken() {
     let (seed, length) = asked_for();
     let _alone = ALONE.lock().await;
     check(&mqtt::run(seed, length).await, seed, length);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_survive_scale_downs_and_blue_green() {
+    check_scenarios(&[Scenario::ScaleDownTo(3), Scenario::ScaleDownTo(1), Scenario::BlueGreen], false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_survive_every_planned_change_of_the_master() {
+    check_scenarios(&[Scenario::HeirIsDrained, Scenario::ResignEverySecond, Scenario::DrainEveryMaster], true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_survive_lost_registries_and_nine_of_ten_services() {
+    let scenarios = [Scenario::RegistryRestarts, Scenario::RegistryIsWiped, Scenario::KillNineOfTen];
+    check_scenarios(&scenarios, false).await;
+}
+
+/// With the embedded broker or with Mosquitto; the other way round by an even seed.
+async fn check_scenarios(scenarios: &[Scenario], is_embedded: bool) {
+    let (seed, _) = asked_for();
+    let _alone = ALONE.lock().await;
+    let report = mqtt::run_all(scenarios, seed, is_embedded != mqtt::has_embedded_broker(seed)).await;
+    println!("{}", report.text);
+    assert!(report.answered > 0, "nothing was answered");
+    assert_eq!(report.faults, 0, "avoidable failures, see above");
 }
 
 /// The seed and the length of a run.
