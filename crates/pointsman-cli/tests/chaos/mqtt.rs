@@ -1,8 +1,8 @@
 //! Chaos behind a message broker: services that are killed, stopped, drained and restarted, and relays that are.
 //!
-//! A world has services behind a broker, and two relays. The broker is Mosquitto, which is never restarted (odd seeds), or the one that is embedded in
-//! relay 0 (even seeds): relay 1 is then a client of that broker like the services and the senders, and all of them lose their sessions
-//! when relay 0 ends. Clients send requests and messages (QoS 1, may be carried out twice) by two routes: one for normal instances,
+//! A world has services behind a broker, and relays. The broker is Mosquitto, which is never restarted, with two relays (odd seeds), or the one that is
+//! embedded in relay 0 (even seeds), which all others are clients of; they lose their sessions when that relay ends. Relay 0 is then the
+//! only one, or (seeds that cannot be divided by 4) there is a relay 1, a client of that broker like the services and the senders. Clients send requests and messages (QoS 1, may be carried out twice) by two routes: one for normal instances,
 //! one for the master.
 //!
 //! # Rules
@@ -18,11 +18,11 @@
 //! | | is a fault if |
 //! |---|---|
 //! | a request | it is answered by an error, although it could be served throughout |
-//! | | there is no answer at all, although it could be served for [`WINDOW`](judge::WINDOW) without a break |
+//! | | there is no answer, or it comes late: although it could be served for [`WINDOW`](judge::WINDOW) without a break there was none by then |
 //! | | its answer is that of another request |
 //! | a message | it is refused, or not taken, under the same conditions |
 //! | | it was acknowledged, and became a dead letter although it could be served from its beginning until then |
-//! | | it was acknowledged, and has neither arrived by the end nor become a dead letter; with the embedded broker, where a dead letter may be lost with the broker that has it, only if it could be served until it was acknowledged |
+//! | | it was acknowledged, and has neither arrived by the end nor become a dead letter; with the embedded broker, with which dead letters are lost that nobody has got yet, only if it could be served until it was acknowledged; where there is a relay beside that broker, for which messages are acknowledged before they are with a service, until [`WINDOW`](judge::WINDOW) later |
 //! | both | an instance answers it or gets it that had been drained for [`DRAIN`](crate::truth::DRAIN) or longer when it was sent, although another was available |
 //! | both, for the master | an instance answers it or gets it that was master at no time from its beginning on (with the exceptions for HTTP) |
 //!
@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use pointsman::Registry;
 
+pub(crate) use self::broker::Setup;
 use self::load::{Load, Outcome, Sent};
 use self::report::{Evidence, Span};
 pub(crate) use self::scenarios::{Scenario, run_all};
@@ -61,15 +62,10 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 
 /// A random run from beginning to end.
 pub(crate) async fn run(seed: u64, length: Duration) -> Report {
-    let mut world = World::start(fastrand::Rng::with_seed(seed), has_embedded_broker(seed), SERVICES).await;
+    let mut world = World::start(fastrand::Rng::with_seed(seed), Setup::of(seed), SERVICES).await;
     let load = start_load(&world).await;
     world.run(length).await;
     conclude(world, load, Vec::new()).await
-}
-
-/// Whether a run with this seed has the embedded broker.
-pub(crate) fn has_embedded_broker(seed: u64) -> bool {
-    seed.is_multiple_of(2)
 }
 
 async fn start_load(world: &World) -> Load {

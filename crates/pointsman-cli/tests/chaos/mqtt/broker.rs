@@ -1,4 +1,4 @@
-//! The broker of a world.
+//! The broker of a world, and which processes there are around it.
 
 use pointsman_testkit::Mosquitto;
 
@@ -6,6 +6,35 @@ use crate::support::served::free_port;
 
 /// The relay that has the embedded broker, where there is one.
 pub(super) const HOST: usize = 0;
+
+/// Which processes a world has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Setup {
+    pub(crate) has_embedded_broker: bool,
+    pub(super) relays: usize,
+}
+
+impl Setup {
+    /// Mosquitto, and two relays.
+    pub(crate) const MOSQUITTO: Self = Self { has_embedded_broker: false, relays: 2 };
+
+    /// One relay, with the embedded broker.
+    pub(crate) const EMBEDDED: Self = Self { has_embedded_broker: true, relays: 1 };
+
+    /// By the seed of a run: Mosquitto where it is odd, the embedded broker where it is even, with a second relay where it cannot be divided by 4.
+    pub(super) fn of(seed: u64) -> Self {
+        match seed % 4 {
+            0 => Self::EMBEDDED,
+            2 => Self { relays: 2, ..Self::EMBEDDED },
+            _ => Self::MOSQUITTO,
+        }
+    }
+
+    /// The other broker, with as many relays as that has usually.
+    pub(crate) fn other(self) -> Self {
+        if self.has_embedded_broker { Self::MOSQUITTO } else { Self::EMBEDDED }
+    }
+}
 
 /// One broker for senders and services.
 pub(super) enum Broker {

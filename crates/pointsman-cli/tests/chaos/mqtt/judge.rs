@@ -14,7 +14,7 @@ use crate::history::Time;
 use crate::judge::{is_drained, left_untold, master_is_lost, may_be_master};
 use crate::truth::SETTLE;
 
-/// Time for which a message that could be served must have been answered.
+/// Time for which a message could be served, and by the end of which it must have been answered.
 pub(super) const WINDOW: Duration = Duration::from_secs(8);
 
 /// Time after which everybody is connected to a broker again that has lost its sessions: the longest pause between two attempts, and a second for
@@ -43,6 +43,9 @@ impl Evidence {
             (true, false) => "message for the master",
         };
         match &sent.outcome {
+            Outcome::Answered(_) if self.could_be_served_for_a_while(sent) => {
+                avoidable(format!("a late answer to a {kind}"))
+            }
             Outcome::Answered(code) => self.misplaced(sent, code, sent.end, kind),
             Outcome::Wrong(_) => avoidable("an answer to another request"),
             Outcome::Taken => self.judge_taken(sent, kind),
@@ -67,7 +70,11 @@ impl Evidence {
             let is_avoidable = self.could_be_served(sent, sent.start, *at);
             return Some(Fault { kind: format!("a {kind} has become a dead letter: {reason}"), is_avoidable });
         }
-        let is_avoidable = !self.has_embedded_broker || self.could_be_served(sent, sent.start, sent.end + SETTLE);
+        let is_avoidable = match (self.has_embedded_broker, self.truth.serves.len()) {
+            (false, _) => true,
+            (true, 1) => self.could_be_served(sent, sent.start, sent.end),
+            (true, _) => self.could_be_served(sent, sent.start, sent.end + WINDOW),
+        };
         Some(Fault { kind: format!("an acknowledged {kind} has not arrived"), is_avoidable })
     }
 

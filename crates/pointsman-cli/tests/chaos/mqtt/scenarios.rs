@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use zookeeper_client::Client;
 
+use super::broker::Setup;
+use super::judge::WINDOW;
 use super::report::Span;
 use super::service::SERVICE;
 use super::world::World;
@@ -15,7 +17,7 @@ use crate::truth::{LifeId, Override};
 const SERVICES: usize = 10;
 
 /// Time for which the load goes on after a change.
-const AFTERWARDS: Duration = Duration::from_secs(2);
+const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// What happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +48,8 @@ impl Scenario {
 }
 
 /// Runs one scenario after another.
-pub(crate) async fn run_all(scenarios: &[Scenario], seed: u64, has_embedded_broker: bool) -> Report {
-    let mut world = World::start(fastrand::Rng::with_seed(seed), has_embedded_broker, SERVICES).await;
+pub(crate) async fn run_all(scenarios: &[Scenario], seed: u64, setup: Setup) -> Report {
+    let mut world = World::start(fastrand::Rng::with_seed(seed), setup, SERVICES).await;
     let load = start_load(&world).await;
     world.pass(AFTERWARDS).await;
     let mut spans = Vec::new();
@@ -138,12 +140,13 @@ impl World {
         let master = self.known_master().await;
         let others: Vec<LifeId> = self.well().into_iter().filter(|life| *life != master).collect();
         let stays = self.rng.choice(others);
+        let start = self.recorder.now();
         for life in self.well().into_iter().filter(|life| Some(*life) != stays) {
             self.kill(life).await;
         }
-        // Longer than it takes to notice, and than a message may be without an answer.
         self.until("the one that is left is master", |world| world.master() == stays).await;
-        self.pass(super::judge::WINDOW).await;
+        // Nobody comes back before a request has been without an answer for too long.
+        self.pass((start + WINDOW).saturating_sub(self.recorder.now())).await;
     }
 
     async fn restart_registry(&mut self, wipe: bool) {
@@ -183,7 +186,7 @@ impl World {
     }
 
     async fn resign_every_second(&mut self) {
-        for _ in 0..6 {
+        for _ in 0..5 {
             let start = self.recorder.now();
             let master = self.known_master().await;
             self.resign(master);

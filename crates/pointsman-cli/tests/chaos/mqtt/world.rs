@@ -13,7 +13,7 @@ use tokio::process::Child;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::broker::Broker;
+use super::broker::{Broker, Setup};
 use super::letters::Letters;
 use super::load::{MASTER, NORMAL};
 use super::service::{self, SERVICE};
@@ -25,7 +25,6 @@ use crate::recorder::Recorder;
 use crate::support::{DEADLINE, command};
 use crate::truth::{LifeId, Origin, Override, Registration};
 
-const RELAYS: usize = 2;
 const TICK: Duration = Duration::from_millis(50);
 
 /// Time within which everything is to be well again after the last action.
@@ -89,15 +88,15 @@ pub(super) struct World {
 
 impl World {
     /// Starts everything, with so many services, and waits until all are registered.
-    pub(super) async fn start(rng: fastrand::Rng, has_embedded_broker: bool, services: usize) -> Self {
+    pub(super) async fn start(rng: fastrand::Rng, setup: Setup, services: usize) -> Self {
         let (folder, zookeeper) = (tempfile::tempdir().unwrap(), ZooKeeper::start().await);
         let (address, prefix) = (zookeeper.address(), unique_prefix());
         let registry = format!("zookeeper://{address}{prefix}?session_timeout={}s", SESSION.as_secs());
-        let recorder = Recorder::new(SESSION, RELAYS);
+        let recorder = Recorder::new(SESSION, setup.relays);
         recorder.registry(true, "serves");
-        let broker = Broker::start(has_embedded_broker).await;
+        let broker = Broker::start(setup.has_embedded_broker).await;
         let mut relays = Vec::new();
-        for number in 0..RELAYS {
+        for number in 0..setup.relays {
             relays.push(Some(start_relay(number, &registry, &broker, &folder, &recorder).await));
         }
         let letters = Letters::collect(&broker.address(), &recorder).await;

@@ -81,6 +81,15 @@ fn silence_is_avoidable_once_there_was_time_enough() {
 }
 
 #[test]
+fn a_late_answer_is_none() {
+    let mut world = world();
+    assert_eq!(verdict(&world, &sent(17, answered("s"))), None);
+    assert_eq!(verdict(&world, &sent(19, answered("s"))), Some(true));
+    world.truth.serves.iter_mut().for_each(|serve| serve.set(seconds(12), false));
+    assert_eq!(verdict(&world, &sent(19, answered("s"))), None, "it had to wait for a relay");
+}
+
+#[test]
 fn the_embedded_broker_is_needed_and_takes_time_to_be_found_again() {
     let mut world = Evidence { has_embedded_broker: true, ..world() };
     world.truth.serves[1].set(seconds(5), false);
@@ -102,6 +111,16 @@ fn what_is_acknowledged_has_to_arrive() {
     let mut world = self::world();
     arrives(&mut world, "s", 11);
     assert_eq!(verdict(&world, &sent(11, Outcome::Taken)), None);
+}
+
+#[test]
+fn what_the_embedded_broker_has_acknowledged_for_the_relay_beside_it_may_be_lost_with_it() {
+    let mut world = Evidence { has_embedded_broker: true, ..world() };
+    assert_eq!(verdict(&world, &sent(11, Outcome::Taken)), Some(true));
+    world.truth.serves[0].set(seconds(13), false);
+    assert_eq!(verdict(&world, &sent(11, Outcome::Taken)), Some(false));
+    world.truth.serves.truncate(1);
+    assert_eq!(verdict(&world, &sent(11, Outcome::Taken)), Some(true), "it is acknowledged when it is with a service");
 }
 
 #[test]
