@@ -22,7 +22,7 @@
 //! | | its answer is that of another request |
 //! | a message | it is refused, or not taken, under the same conditions |
 //! | | it was acknowledged, and became a dead letter although it could be served from its beginning until then |
-//! | | it was acknowledged, and has neither arrived by the end nor become a dead letter; with the embedded broker, with which dead letters are lost that nobody has got yet, only if it could be served until it was acknowledged; where there is a relay beside that broker, for which messages are acknowledged before they are with a service, until [`WINDOW`](judge::WINDOW) later |
+//! | | it was acknowledged, and has neither arrived by the end nor become a dead letter; with the embedded broker, with which dead letters are lost that nobody has got yet, one in a relay's log counts if the message could not be served until it was acknowledged; and where there is a relay beside that broker, for which messages are acknowledged before they are with a service, a message may be lost with the broker until [`WINDOW`](judge::WINDOW) later |
 //! | both | an instance answers it or gets it that had been drained for [`DRAIN`](crate::truth::DRAIN) or longer when it was sent, although another was available |
 //! | both, for the master | an instance answers it or gets it that was master at no time from its beginning on (with the exceptions for HTTP) |
 //!
@@ -80,8 +80,9 @@ async fn conclude(mut world: World, load: Load, spans: Vec<Span>) -> Report {
     let wanted: HashSet<&str> = sent.iter().filter(acknowledged).map(|sent| &*sent.id).collect();
     let arrivals = world.until_arrived(&wanted, ARRIVAL).await;
     let (recorder, counts) = (world.recorder.clone(), std::mem::take(&mut world.counts));
+    let logged_letters = world.logged_letters();
     let (letters, has_embedded_broker) = (world.letters.all(), world.broker.is_embedded());
     world.end().await;
     let truth = recorder.truth().clone();
-    Evidence { truth, sent, arrivals, letters, counts, spans, has_embedded_broker }.report()
+    Evidence { truth, sent, arrivals, letters, logged_letters, counts, spans, has_embedded_broker }.report()
 }

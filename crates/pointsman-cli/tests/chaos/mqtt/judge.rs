@@ -72,7 +72,10 @@ impl Evidence {
         }
         let is_avoidable = match (self.has_embedded_broker, self.truth.serves.len()) {
             (false, _) => true,
-            (true, 1) => self.could_be_served(sent, sent.start, sent.end),
+            (true, 1) => {
+                let is_letter = self.logged_letters.contains(&sent.id);
+                !is_letter || self.could_be_served(sent, sent.start, sent.end)
+            }
             (true, _) => self.could_be_served(sent, sent.start, sent.end + WINDOW),
         };
         Some(Fault { kind: format!("an acknowledged {kind} has not arrived"), is_avoidable })

@@ -117,7 +117,7 @@ impl Sender {
 
     async fn send(&self, id: &str) -> Outcome {
         let topic = if self.is_for_the_master { MASTER } else { NORMAL };
-        let message = Message::new(format!("{topic}/it"), id.to_owned()).retry(self.is_request);
+        let message = Message::new(format!("{topic}/{id}"), id.to_owned()).retry(self.is_request);
         let outcome = if self.is_request {
             self.client.call(message, PATIENCE).await.map(|reply| {
                 let answer = String::from_utf8_lossy(&reply.payload).into_owned();

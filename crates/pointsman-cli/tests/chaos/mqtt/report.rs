@@ -1,6 +1,6 @@
 //! Says what came of a run behind a broker.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub(super) struct Evidence {
     pub(super) arrivals: HashMap<String, Vec<Arrival>>,
     /// By the id of the message.
     pub(super) letters: HashMap<String, Letter>,
+    /// The messages that a relay has made dead letters by its own log.
+    pub(super) logged_letters: HashSet<String>,
     pub(super) counts: BTreeMap<String, usize>,
     pub(super) spans: Vec<Span>,
     pub(super) has_embedded_broker: bool,

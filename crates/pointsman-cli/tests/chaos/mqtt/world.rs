@@ -208,6 +208,19 @@ impl World {
         }
     }
 
+    /// Reads in the logs of the relays which messages they have made dead letters; one that is killed may have told nobody else.
+    pub(super) fn logged_letters(&self) -> HashSet<String> {
+        let logs =
+            (0..self.relays.len()).map(|number| std::fs::read_to_string(log(number, &self.folder)).unwrap_or_default());
+        let words = |line: &str| {
+            let words = line.split(|character: char| !character.is_ascii_alphanumeric() && character != '-');
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let of_log =
+            |text: String| text.lines().filter(|line| line.contains("dead letter")).flat_map(words).collect::<Vec<_>>();
+        logs.flat_map(of_log).collect()
+    }
+
     fn journal(&self, code: &str) -> PathBuf {
         self.folder.path().join(format!("service-{code}"))
     }
@@ -408,8 +421,7 @@ impl World {
 
 /// Starts a relay, and waits until it is ready.
 async fn start_relay(number: usize, registry: &str, broker: &Broker, folder: &TempDir, recorder: &Recorder) -> Child {
-    let folder = folder.path();
-    let (config, log) = (folder.join(format!("relay-{number}.toml")), folder.join(format!("relay-{number}.log")));
+    let (config, log) = (folder.path().join(format!("relay-{number}.toml")), log(number, folder));
     let text = format!(
         "registry = '{registry}'\n[mqtt]\n{}\nregister_as = 'mqtt-balancer'\ncode = 'relay-{number}'\nstate = 'relay-{number}'\n\
          [[mqtt.route]]\nmatch = '^{NORMAL}(/|$)'\nservice = '{SERVICE}'\nalgorithm = 'least-connections'\nredispatch = true\n\
@@ -417,19 +429,26 @@ async fn start_relay(number: usize, registry: &str, broker: &Broker, folder: &Te
         broker.setting(number)
     );
     std::fs::write(&config, text).unwrap();
-    let mut command = command(["serve".as_ref(), "--config".as_ref(), config.as_os_str()]);
-    command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+    // With a line for each dead letter.
+    let mut command = command(["serve".as_ref(), "--verbose".as_ref(), "--config".as_ref(), config.as_os_str()]);
+    let before = std::fs::read_to_string(&log).unwrap_or_default().len();
+    let appended = || std::fs::read_to_string(&log).unwrap_or_default().split_off(before);
+    command.stdout(Stdio::null()).stderr(File::options().create(true).append(true).open(&log).unwrap());
     let child = command.spawn().unwrap();
     let ready = async {
-        while !std::fs::read_to_string(&log).unwrap_or_default().contains(" ready") {
+        while !appended().contains(" ready") {
             sleep(Duration::from_millis(5)).await;
         }
     };
     match timeout(DEADLINE, ready).await {
         Ok(()) => recorder.serve(number, true, "the relay is ready"),
-        Err(_) => panic!("relay {number}: {}", std::fs::read_to_string(log).unwrap_or_default()),
+        Err(_) => panic!("relay {number}: {}", appended()),
     }
     child
+}
+
+fn log(number: usize, folder: &TempDir) -> PathBuf {
+    folder.path().join(format!("relay-{number}.log"))
 }
 
 pub(super) fn signal(child: &Child, signal: Signal) {

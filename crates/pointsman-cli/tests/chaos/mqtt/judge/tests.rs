@@ -121,6 +121,15 @@ fn what_the_embedded_broker_has_acknowledged_for_the_relay_beside_it_may_be_lost
     assert_eq!(verdict(&world, &sent(11, Outcome::Taken)), Some(false));
     world.truth.serves.truncate(1);
     assert_eq!(verdict(&world, &sent(11, Outcome::Taken)), Some(true), "it is acknowledged when it is with a service");
+    world.logged_letters.insert("1".to_owned());
+    assert_eq!(verdict(&world, &sent(11, Outcome::Taken)), Some(true));
+    world.truth.serves[0] = History::default();
+    world.truth.serves[0].set(seconds(9), true);
+    assert_eq!(
+        verdict(&world, &sent(11, Outcome::Taken)),
+        Some(false),
+        "the letter may have been lost with the broker"
+    );
 }
 
 #[test]
