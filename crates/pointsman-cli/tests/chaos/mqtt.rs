@@ -1,16 +1,18 @@
 //! Chaos behind a message broker: services that are killed, stopped, drained and restarted, and relays that are.
 //!
-//! A world has services behind a broker, and relays. The broker is Mosquitto, which is never restarted, with two relays (odd seeds), or the one that is
-//! embedded in relay 0 (even seeds), which all others are clients of; they lose their sessions when that relay ends. Relay 0 is then the
-//! only one, or (seeds that cannot be divided by 4) there is a relay 1, a client of that broker like the services and the senders. Clients send requests and messages (QoS 1, may be carried out twice) by two routes: one for normal instances,
-//! one for the master.
+//! A world has services behind a broker, and relays. The broker is Mosquitto, which is never restarted, with two relays (odd
+//! seeds), or the one that is embedded in relay 0 (even seeds), which all others are clients of; they lose their sessions when that
+//! relay ends. Relay 0 is then the only one, or (seeds that cannot be divided by 4) there is a relay 1, a client of that broker like
+//! the services and the senders. Clients send requests and messages (QoS 1, may be carried out twice) by two routes: one for normal
+//! instances, one for the master.
 //!
 //! # Rules
 //!
 //! A message *could be served* during a time if throughout
 //!
-//! - a relay was ready; with the embedded broker relay 0, and that for [`RECONNECT`](judge::RECONNECT) before: whoever finds its broker gone tries again after
-//!   pauses that double up to 5 s, and until then nobody is subscribed, because the broker keeps its sessions in memory;
+//! - a relay was ready; with the embedded broker relay 0, and that for [`RECONNECT`](judge::RECONNECT) before: a client whose broker
+//!   is gone tries again after pauses that double up to 5 s, and until then it is not subscribed, because the broker keeps its
+//!   sessions in memory;
 //! - an instance was available (as for HTTP: up, registered, not drained, and known to be all that);
 //! - if it is for the master: no master was lost so lately that the registry cannot have made another one (as for HTTP). A master that
 //!   resigns, is drained, or is told to leave is no excuse: messages for a master wait for the next one.
