@@ -4,8 +4,9 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use pointsman_core::Instance;
 use pointsman_mqtt::relay::{Route, Settings};
 use pointsman_testkit::{Echo, Mosquitto, Paho, PahoMessage, PahoOptions};
 use support::{
@@ -196,6 +197,39 @@ async fn who_dies_with_a_request_is_replaced_if_it_may_be_sent_again() {
     assert_eq!((again.topic.as_str(), again.qos, property(&again, "a")), ("svc-b/login/user", 2, Some("b")));
     let figures = until(&relay, "idle", |figures| figures.in_flight == 0).await;
     assert_eq!((figures.redispatched, figures.responses, figures.requests, figures.delivered), (1, 1, 0, 2));
+    relay.close().await;
+}
+
+fn guarded(code: &str) -> Instance {
+    let mut instance = support::normal("cfgs", code);
+    instance.guarded_since = Some(SystemTime::UNIX_EPOCH);
+    instance
+}
+
+/// An instance that the registry has lost together with most others is guarded for 30 s. Its requests do not wait for that long.
+#[tokio::test]
+async fn a_request_at_a_guarded_instance_goes_to_one_that_is_registered_if_it_may_be_sent_again() {
+    let (fleet, relay, sender, _services, _brokers) = with_one_that_is_silent(true).await;
+    // Where all are guarded, none is better than the one that has the request.
+    fleet.join("cfgs", guarded("svc-b"));
+    fleet.join("cfgs", guarded("svc-a"));
+    assert_eq!(sender.try_next_message(Duration::from_millis(300)).await, None);
+    assert_eq!(figures(&relay).await.redispatched, 0);
+    fleet.join("cfgs", support::normal("cfgs", "svc-b"));
+    assert_eq!(sender.next_message(SOON).await.text(), "svc-b:q");
+    let figures = until(&relay, "idle", |figures| figures.in_flight == 0).await;
+    assert_eq!((figures.redispatched, figures.responses, figures.requests), (1, 1, 0));
+    relay.close().await;
+}
+
+#[tokio::test]
+async fn a_request_at_a_guarded_instance_stays_there_if_it_may_not_be_sent_again() {
+    let (fleet, relay, sender, services, _brokers) = with_one_that_is_silent(false).await;
+    fleet.join("cfgs", support::normal("cfgs", "svc-b"));
+    fleet.join("cfgs", guarded("svc-a"));
+    assert_eq!(sender.try_next_message(Duration::from_millis(300)).await, None);
+    assert_eq!(services[1].try_next_message(Duration::ZERO).await, None);
+    assert_eq!((figures(&relay).await.redispatched, figures(&relay).await.requests), (0, 1));
     relay.close().await;
 }
 

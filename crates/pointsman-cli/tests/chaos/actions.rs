@@ -4,14 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use crate::SESSION;
 use crate::director::{Director, Later};
 use crate::instance::{Mode, Part};
 use crate::judge::RETRIES;
+use crate::operator::Operator;
 use crate::serves::{AGENT, HANDED_OVER};
-use crate::support::command;
 use crate::support::served::free_port;
 use crate::truth::{LifeId, Override, SETTLE};
 
@@ -262,7 +260,8 @@ impl Director {
         let Some(life) = chosen else { return false };
         let code = self.recorder.truth().lives[life].code.clone();
         let drains = set != ["weight", "5"];
-        self.command(&code, set, if drains { Override::Drained } else { Override::Open }, false);
+        let then = if drains { Override::Drained } else { Override::Open };
+        self.tasks.spawn(self.operator().command(&code, set, then, 1));
         let back = back.iter().copied().chain(["--force"]).map(str::to_owned).collect();
         self.operated.insert(code.clone());
         self.after(3500..8000, Later::TakeBack(code, back));
@@ -271,49 +270,20 @@ impl Director {
 
     pub(crate) fn take_back(&mut self, code: String, arguments: Vec<String>) {
         let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let last = self.recorder.truth().overrides.get(&code).and_then(crate::history::History::last);
-        let now = self.recorder.now();
-        // A command that failed may or may not have been carried out: nothing is certain until one has succeeded.
-        let serves = self.recorder.truth().known_at(now).is_some_and(|known| known + SETTLE + SETTLE / 10 >= now);
-        if serves {
-            self.command(&code, &words, Override::Open, true);
-        }
-        if !serves || last == Some(Override::Changing) {
-            self.after(1000..1500, Later::TakeBack(code, arguments));
-        } else {
+        if self.operator().take_back(&code, &words, &mut self.tasks) {
             self.operated.remove(&code);
+        } else {
+            self.after(1000..1500, Later::TakeBack(code, arguments));
         }
     }
 
-    pub(crate) fn command(&mut self, code: &str, words: &[&str], then: Override, again: bool) {
-        let mut arguments = vec![words[0].to_owned(), "ress".to_owned(), code.to_owned()];
-        arguments.extend(words[1..].iter().map(|word| (*word).to_owned()));
-        arguments.extend(["--registry".to_owned(), self.registry.clone()]);
-        let shown = words.join(" ");
-        self.recorder.set_override(code, Override::Changing, &format!("`pointsman {shown}` starts"));
-        let (recorder, code) = (self.recorder.clone(), code.to_owned());
-        let mut command = command(arguments);
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        self.tasks.spawn(async move {
-            for _ in 0..if again { 5 } else { 1 } {
-                let status = timeout(Duration::from_secs(20), command.status()).await;
-                if status.is_ok_and(|status| status.is_ok_and(|status| status.success())) {
-                    return recorder.set_override(&code, then, &format!("`pointsman {shown}` has succeeded"));
-                }
-                recorder.note(format!("{code}: `pointsman {shown}` has failed"));
-            }
-        });
-    }
-
-    /// Whether the registry has been serving for this long.
-    fn registry_serves_for(&self, time: Duration) -> bool {
-        let now = self.recorder.now();
-        self.recorder.truth().registry.at(now).is_some_and(|(since, serves)| serves && since + time <= now)
+    pub(crate) fn operator(&self) -> Operator {
+        Operator { recorder: self.recorder.clone(), registry: self.registry.clone(), service: "ress" }
     }
 
     fn kill_registry(&mut self, wipe: bool) -> bool {
         let Ok(mut zookeeper) = self.zookeeper.clone().try_lock_owned() else { return false };
-        if !self.registry_serves_for(CALM) {
+        if !self.recorder.registry_serves_for(CALM) {
             return false;
         }
         self.recorder.registry(false, if wipe { "killed and wiped" } else { "killed" });
@@ -341,7 +311,7 @@ impl Director {
     }
 
     async fn pause_registry(&mut self) -> bool {
-        if !self.registry_serves_for(CALM) {
+        if !self.recorder.registry_serves_for(CALM) {
             return false;
         }
         self.recorder.registry(false, "SIGSTOP");
@@ -364,7 +334,7 @@ impl Director {
 
     /// Only while the registry serves: the next process would not become ready otherwise.
     fn hand_over(&mut self) -> bool {
-        let serves = self.registry_serves_for(SETTLE);
+        let serves = self.recorder.registry_serves_for(SETTLE);
         let Ok(mut serve) = self.serves[HANDED_OVER].clone().try_lock_owned() else { return false };
         if !serves || self.recorder.truth().serves[HANDED_OVER].last() != Some(true) {
             return false;
@@ -379,7 +349,7 @@ impl Director {
             let truth = self.recorder.truth();
             truth.serves[number].last() == Some(true)
         };
-        let up = up && self.registry_serves_for(SETTLE);
+        let up = up && self.recorder.registry_serves_for(SETTLE);
         let Ok(mut serve) = self.serves[number].try_lock() else { return false };
         if !up {
             return false;

@@ -17,7 +17,7 @@ use crate::origin::Order;
 use crate::recorder::Recorder;
 use crate::serves::{AGENT, Serve};
 use crate::support::served::free_port;
-use crate::truth::{LifeId, Origin, Registration, SETTLE};
+use crate::truth::{LifeId, Origin};
 
 /// Interval at which processes are looked after.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
@@ -46,6 +46,18 @@ pub(crate) enum Later {
     ScaleTo(usize),
     /// These leave as soon as the others are registered.
     Switch(Vec<LifeId>, usize),
+}
+
+/// Chooses one by chance, by its weight relative to the others'.
+pub(crate) fn draw<T: Copy>(rng: &mut fastrand::Rng, weighted: &[(T, u32)]) -> T {
+    let total: u32 = weighted.iter().map(|(_, weight)| weight).sum();
+    let mut ticket = rng.u32(..total);
+    let drawn = weighted.iter().find(|(_, weight)| {
+        let found = ticket < *weight;
+        ticket = ticket.saturating_sub(*weight);
+        found
+    });
+    drawn.expect("a ticket below the total").0
 }
 
 /// All processes, and what is to happen to them.
@@ -150,15 +162,8 @@ impl Director {
 
     /// Carries out one action that is possible now.
     async fn act(&mut self) {
-        let total: u32 = ACTIONS.iter().map(|(_, weight)| weight).sum();
         for _ in 0..50 {
-            let mut ticket = self.rng.u32(..total);
-            let chosen = ACTIONS.iter().find(|(_, weight)| {
-                let found = ticket < *weight;
-                ticket = ticket.saturating_sub(*weight);
-                found
-            });
-            let action = chosen.expect("a ticket below the total").0;
+            let action = draw(&mut self.rng, ACTIONS);
             if self.perform(action).await {
                 self.count(action);
                 return;
@@ -240,16 +245,7 @@ impl Director {
     }
 
     fn settle(&mut self, life: LifeId, since: Time) {
-        if self.recorder.state(life).registration != Registration::Resumed {
-            return;
-        }
-        let settled = {
-            let truth = self.recorder.truth();
-            truth.served_for(since, truth.session + SETTLE).is_some_and(|settled| settled <= self.recorder.now())
-        };
-        if settled {
-            self.recorder.registration(life, Registration::Held);
-        } else {
+        if !self.recorder.settle(life, since) {
             self.after(500..501, Later::Settle(life, since));
         }
     }
@@ -283,10 +279,8 @@ impl Director {
         self.fleet.push(Instance::start(order, mode, &self.register_at, &self.recorder));
     }
 
-    /// Whether an instance is up and registered.
     pub(crate) fn is_well(&self, life: LifeId) -> bool {
-        let state = self.recorder.state(life);
-        state.origin == Origin::Up && state.registration == Registration::Held
+        self.recorder.is_well(life)
     }
 
     async fn until_recovered(&mut self) {

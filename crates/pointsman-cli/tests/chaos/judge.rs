@@ -96,7 +96,7 @@ fn asked<'a>(truth: &'a Truth, request: &Request, logged: Option<&Logged>) -> Op
 }
 
 /// Whether one who was master went down or was stopped, and the registry cannot have made another master yet.
-fn master_is_lost(truth: &Truth, start: Time, end: Time) -> bool {
+pub(crate) fn master_is_lost(truth: &Truth, start: Time, end: Time) -> bool {
     let masters = truth.masters(start, end);
     let is_lost = |master: &&Life| {
         let was_up = master.states.throughout(start, end, |state| state.origin == Origin::Up);
@@ -166,7 +166,7 @@ fn goes_by_another_code(truth: &Truth, life: &Life, start: Time) -> bool {
 }
 
 /// Whether a code had been drained for so long that everybody must have known, and still was at the end.
-fn is_drained(truth: &Truth, code: &str, start: Time, end: Time) -> bool {
+pub(crate) fn is_drained(truth: &Truth, code: &str, start: Time, end: Time) -> bool {
     let Some(history) = truth.overrides.get(code) else { return false };
     history.at(start).is_some_and(|(since, set)| {
         set == Override::Drained
@@ -176,7 +176,7 @@ fn is_drained(truth: &Truth, code: &str, start: Time, end: Time) -> bool {
 }
 
 /// Whether an instance was master, or another cannot be known to be.
-fn may_be_master(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
+pub(crate) fn may_be_master(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
     let known = |(at, ..): &&(Time, usize, u64)| truth.served_for(*at, 2 * SETTLE).is_some_and(|known| known <= start);
     let Some((last, ..)) = truth.masters.iter().rev().find(known) else { return true };
     // By its code: the view of a new life may still have its address from the one before.
@@ -185,7 +185,7 @@ fn may_be_master(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
 }
 
 /// Whether an instance was told to leave so short a time ago that it may have become master just before, without the time to report it.
-fn left_untold(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
+pub(crate) fn left_untold(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
     let recent = life.states.changes(start.saturating_sub(SETTLE), end);
     let mut was = life.states.at(start.saturating_sub(SETTLE)).map(|(_, state)| state.registration);
     let left = recent.into_iter().any(|(_, state)| {

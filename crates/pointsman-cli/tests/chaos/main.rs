@@ -60,6 +60,7 @@ mod instance;
 mod judge;
 mod load;
 mod mqtt;
+mod operator;
 mod origin;
 mod recorder;
 mod report;
@@ -72,6 +73,7 @@ mod truth;
 
 use std::time::Duration;
 
+use crate::mqtt::{Scenario, Setup};
 use crate::report::Report;
 use crate::run::Run;
 
@@ -96,6 +98,37 @@ async fn no_message_is_lost_that_could_have_been_taken() {
     let (seed, length) = asked_for();
     let _alone = ALONE.lock().await;
     check(&mqtt::run(seed, length).await, seed, length);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_survive_scale_downs_and_blue_green() {
+    check_scenarios(&[Scenario::ScaleDownTo(3), Scenario::ScaleDownTo(1), Scenario::BlueGreen], Setup::MOSQUITTO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_survive_every_planned_change_of_the_master() {
+    check_scenarios(
+        &[Scenario::HeirIsDrained, Scenario::ResignEverySecond, Scenario::DrainEveryMaster],
+        Setup::EMBEDDED,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_survive_lost_registries_and_nine_of_ten_services() {
+    let scenarios = [Scenario::RegistryRestarts, Scenario::RegistryIsWiped, Scenario::KillNineOfTen];
+    check_scenarios(&scenarios, Setup::MOSQUITTO).await;
+}
+
+/// Behind this broker; by an even seed behind the other one.
+async fn check_scenarios(scenarios: &[Scenario], setup: Setup) {
+    let (seed, _) = asked_for();
+    let _alone = ALONE.lock().await;
+    let setup = if seed.is_multiple_of(2) { setup.other() } else { setup };
+    let report = mqtt::run_all(scenarios, seed, setup).await;
+    println!("{}", report.text);
+    assert!(report.answered > 0, "nothing was answered");
+    assert_eq!(report.faults, 0, "avoidable failures, see above");
 }
 
 /// The seed and the length of a run.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::history::{History, Time};
-use crate::truth::{Life, LifeId, Origin, Override, Registration, State, Truth};
+use crate::truth::{Life, LifeId, Origin, Override, Registration, SETTLE, State, Truth};
 
 /// The clock of the run, and what is known. Clones share both.
 #[derive(Debug, Clone)]
@@ -93,6 +93,33 @@ impl Recorder {
 
     pub(crate) fn state(&self, life: LifeId) -> State {
         self.truth().lives[life].states.last().expect("a state since its beginning")
+    }
+
+    /// Whether the registry has been serving for this long.
+    pub(crate) fn registry_serves_for(&self, time: Duration) -> bool {
+        self.truth().registry_serves_for(time, self.now())
+    }
+
+    /// Notes that a registration which has been running again since `since` is held, once it must be, whether or not it has
+    /// reported so. `false`: ask again later.
+    pub(crate) fn settle(&self, life: LifeId, since: Time) -> bool {
+        if self.state(life).registration != Registration::Resumed {
+            return true;
+        }
+        let settled = {
+            let truth = self.truth();
+            truth.served_for(since, truth.session + SETTLE).is_some_and(|settled| settled <= self.now())
+        };
+        if settled {
+            self.registration(life, Registration::Held);
+        }
+        settled
+    }
+
+    /// Whether an instance is up and registered.
+    pub(crate) fn is_well(&self, life: LifeId) -> bool {
+        let state = self.state(life);
+        state.origin == Origin::Up && state.registration == Registration::Held
     }
 
     fn change(&self, life: LifeId, to: impl Fn(State) -> State) {

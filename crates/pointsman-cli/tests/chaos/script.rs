@@ -140,7 +140,7 @@ impl Director {
     /// Drains an instance, and waits until the command has succeeded.
     pub(crate) async fn drain(&mut self, life: LifeId) {
         let code = self.code(life);
-        self.command(&code, &["drain"], Override::Drained, false);
+        self.tasks.spawn(self.operator().command(&code, &["drain"], Override::Drained, 1));
         self.until(&format!("{code} is drained"), async |director| {
             director.recorder.truth().overrides[&code].last() == Some(Override::Drained)
         })

@@ -118,6 +118,11 @@ impl Truth {
         ends.filter(|(end, until)| until.is_none_or(|until| *end <= until)).map(|(end, _)| end).next()
     }
 
+    /// Whether the registry has been serving for this long.
+    pub(crate) fn registry_serves_for(&self, time: Duration, now: Time) -> bool {
+        self.registry.at(now).is_some_and(|(since, serves)| serves && since + time <= now)
+    }
+
     /// Returns the latest time of which everybody must know all that was in the registry then, at `now`.
     pub(crate) fn known_at(&self, now: Time) -> Option<Time> {
         let up = self.registry.intervals(|serves| serves);

@@ -39,6 +39,14 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// Whether no answer is to be waited for from its instance: that is not registered any more; or it is guarded, another instance is registered,
+    /// and the request may be sent again. An instance that does live after all may still answer first.
+    pub(super) fn is_orphaned(&self, routes: &Routes) -> bool {
+        let code = self.endpoint.code();
+        let is_gone = || !routes.has(&self.route, code);
+        self.delivered && (is_gone() || (self.copy.is_some() && routes.is_replaced(&self.route, code, &self.tried)))
+    }
+
     pub(super) fn new(
         reply: Reply,
         route: Arc<Route>,
@@ -119,11 +127,10 @@ impl Requests {
         self.deadlines.first().filter(|&&(deadline, _)| deadline <= now).map(|&(_, number)| number)
     }
 
-    /// Those whose instance is not registered any more, in the order in which they came.
+    /// Those that are [orphaned](Request::is_orphaned), in the order in which they came.
     pub(super) fn orphans(&self, routes: &Routes) -> Vec<u64> {
-        let orphaned = |request: &Request| request.delivered && !routes.has(&request.route, request.endpoint.code());
-        let mut numbers: Vec<u64> =
-            self.by_number.iter().filter(|(_, request)| orphaned(request)).map(|(&number, _)| number).collect();
+        let orphaned = self.by_number.iter().filter(|(_, request)| request.is_orphaned(routes));
+        let mut numbers: Vec<u64> = orphaned.map(|(&number, _)| number).collect();
         numbers.sort_unstable();
         numbers
     }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use self::handlers::{Counters, Handlers, boxed};
-use self::worker::{Serving, Worker};
+use self::worker::{Command, Serving, Worker};
 use super::{BrokerUrl, Error, HandlerError, Reply, Request};
 use crate::{Instance, Registration, Registry, Role};
 
@@ -52,7 +52,7 @@ const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub struct Service {
     code: Arc<str>,
-    closing: mpsc::Sender<oneshot::Sender<Result<(), crate::Error>>>,
+    commands: mpsc::Sender<Command>,
     roles: crate::Roles,
     status: watch::Receiver<Status>,
     counters: Arc<Counters>,
@@ -140,6 +140,20 @@ impl Service {
         self.counters.figures()
     }
 
+    /// Hands the mastership over, as [`Registration::resign`] does, and goes on serving. Returns once the mastership is given up.
+    ///
+    /// Cancelled, it is given up all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Registry`] with [`NotMaster`](crate::Error::NotMaster) when the service is not master, with
+    /// [`Unavailable`](crate::Error::Unavailable) when the registry has not answered within 2 s; [`Error::Closed`].
+    pub async fn resign(&self) -> Result<(), Error> {
+        let (done, outcome) = oneshot::channel();
+        self.commands.send(Command::Resign(done)).await.map_err(|_| Error::Closed)?;
+        Ok(outcome.await.map_err(|_| Error::Closed)??)
+    }
+
     /// Leaves without losing a message, in this order: hands the mastership over, if it has it, tells the registry that it takes no
     /// more work (weight 0; where an operator has set the weight, that stays), lets handlers finish (no longer than the drain timeout; what is not finished by
     /// then is not acknowledged), unsubscribes, deregisters, disconnects.
@@ -152,7 +166,7 @@ impl Service {
     pub async fn close(self) -> Result<(), Error> {
         let (done, outcome) = oneshot::channel();
         // One that has ended is closed.
-        if self.closing.send(done).await.is_err() {
+        if self.commands.send(Command::Close(done)).await.is_err() {
             return Ok(());
         }
         Ok(outcome.await.unwrap_or(Ok(()))?)
@@ -259,13 +273,13 @@ impl ServiceBuilder {
             }
         };
         let counters = Arc::<Counters>::default();
-        let (closing, commands) = mpsc::channel(1);
+        let (commands, received) = mpsc::channel(1);
         let (roles, status) = (registration.roles(), client.status());
         let topics = (self.topics, code.clone());
         let serving = Serving::new((client, inbox), self.handlers, topics, self.concurrency, counters.clone());
-        let worker = Worker { serving, registration, drain_timeout: self.drain_timeout, commands };
+        let worker = Worker { serving, registration, drain_timeout: self.drain_timeout, commands: received };
         tokio::spawn(worker.run());
-        Ok(Service { code, closing, roles, status, counters })
+        Ok(Service { code, commands, roles, status, counters })
     }
 
     /// Where somebody else may have the code, the registry is asked before the broker.

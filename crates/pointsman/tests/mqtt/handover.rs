@@ -163,3 +163,28 @@ async fn by_closing_the_master() {
     within(current.close()).await.unwrap();
     relay.close().await;
 }
+
+#[tokio::test]
+async fn a_service_resigns_and_goes_on() {
+    let (broker, registry) = (Mosquitto::start().await, registry().await);
+    let mut services = Vec::new();
+    for code in ["svc-a", "svc-b"] {
+        let service =
+            Service::builder(&registry, Instance::new("cfgs").code(code)).broker(broker.url().parse().unwrap());
+        services.push(crate::support::start(crate::support::echo(service, "/login/#", code)).await);
+    }
+    let cfgs = registry.discover("cfgs").await.unwrap();
+    let is_master = |code: &'static str| {
+        move |snapshot: &pointsman::Snapshot| snapshot.master().is_some_and(|master| &*master.code == code)
+    };
+    within(cfgs.wait_for(is_master("svc-a"))).await;
+    within(services[0].resign()).await.unwrap();
+    within(cfgs.wait_for(is_master("svc-b"))).await;
+    let again = within(services[0].resign()).await;
+    let not_master = matches!(again, Err(pointsman::mqtt::Error::Registry(pointsman::Error::NotMaster { .. })));
+    assert!(not_master, "{again:?}");
+    assert!(cfgs.snapshot().find("svc-a").is_some(), "it is still there");
+    for service in services {
+        within(service.close()).await.unwrap();
+    }
+}

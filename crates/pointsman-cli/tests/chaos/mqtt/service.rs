@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pointsman::mqtt::{Reply, Request, Service};
 use pointsman::{Instance, Registry, Role};
@@ -13,10 +13,16 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
+use super::load::{MASTER, NORMAL};
+
+/// The name that all services register under.
+pub(super) const SERVICE: &str = "cfgs";
+
 /// Where the process finds what it is to be.
 const VARIABLE: &str = "CHAOS_SERVICE";
 
-/// This very program again, as a service with this code, which writes the payload of each message into a journal.
+/// This very program again, as a service with this code, which writes the payload and the time of each message into a journal. By SIGUSR1
+/// it resigns.
 pub(super) fn command(code: &str, registry: &str, broker: &str, journal: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["service_behind_a_broker", "--exact", "--ignored", "--nocapture"]);
@@ -32,16 +38,22 @@ pub(crate) async fn run() {
     let (run, code) = (words[0].parse::<i32>().unwrap(), words[1]);
     let journal = Arc::new(File::options().create(true).append(true).open(words[4]).unwrap());
     let mut term = signal(SignalKind::terminate()).unwrap();
+    let mut resign = signal(SignalKind::user_defined1()).unwrap();
     // Like everything that a supervisor keeps running, it ends when it cannot start, and is started again.
     let registry = Registry::connect(words[2]).await.unwrap();
-    let service = Service::builder(&registry, Instance::new("cfgs").code(code)).broker(words[3].parse().unwrap());
+    let service = Service::builder(&registry, Instance::new(SERVICE).code(code)).broker(words[3].parse().unwrap());
     // Known, and not what this looks for: a service for which more messages wait than it takes at a time cannot start.
     let service = service.concurrency(5000);
-    let service = service.on("/ask/#", move |request: Request| answer(journal.clone(), request)).start().await.unwrap();
+    let own_code = Arc::<str>::from(code);
+    let answer = move |request: Request| answer(journal.clone(), own_code.clone(), request);
+    let service = service.on(format!("{NORMAL}/#"), answer.clone()).on(format!("{MASTER}/#"), answer);
+    let service = service.start().await.unwrap();
     let mut roles = service.roles();
     loop {
         tokio::select! {
             _ = term.recv() => break,
+            // One that is not master any more has nothing to hand over.
+            _ = resign.recv() => drop(service.resign().await),
             role = roles.changed() => match role {
                 Some(role) => tell(role),
                 None => break,
@@ -63,9 +75,14 @@ fn tell(role: Role) {
     println!("{line}");
 }
 
-async fn answer(journal: Arc<File>, request: Request) -> Result<Reply, Box<dyn std::error::Error + Send + Sync>> {
+async fn answer(
+    journal: Arc<File>,
+    code: Arc<str>,
+    request: Request,
+) -> Result<Reply, Box<dyn std::error::Error + Send + Sync>> {
     let id = String::from_utf8_lossy(request.payload()).into_owned();
-    (&*journal).write_all(format!("{id}\n").as_bytes())?;
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
+    (&*journal).write_all(format!("{id} {time}\n").as_bytes())?;
     sleep(Duration::from_millis(fastrand::u64(0..10))).await;
-    Ok(Reply::new(id))
+    Ok(Reply::new(format!("{id} {code}")))
 }

@@ -1,89 +1,125 @@
-//! The processes, and what happens to them.
+//! The processes behind a broker, and what follows what happens to them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use pointsman_testkit::{Mosquitto, ZooKeeper, unique_prefix};
+use pointsman_testkit::{ZooKeeper, unique_prefix};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::Child;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::service;
+use super::broker::{Broker, Setup};
+use super::letters::Letters;
+use super::load::{MASTER, NORMAL};
+use super::service::{self, SERVICE};
+use crate::SESSION;
 use crate::history::Time;
 use crate::instance::read_roles;
+use crate::operator::Operator;
 use crate::recorder::Recorder;
 use crate::support::{DEADLINE, command};
-use crate::truth::{LifeId, Origin, Registration};
+use crate::truth::{LifeId, Origin, Override, Registration};
 
-const SERVICES: usize = 4;
-const RELAYS: usize = 2;
 const TICK: Duration = Duration::from_millis(50);
 
 /// Time within which everything is to be well again after the last action.
 const RECOVERY: Duration = Duration::from_secs(20);
 
-/// Time for which the registry serves at least, before something happens to it again.
-const CALM: Duration = Duration::from_secs(6);
-
-const ACTIONS: &[(&str, u32)] = &[
-    ("kill a service", 5),
-    ("a service leaves", 5),
-    ("stop a service", 3),
-    ("kill a relay", 3),
-    ("a relay leaves", 3),
-    ("kill the registry", 1),
-    ("stop the registry", 1),
-];
-
-#[derive(Debug, Clone, Copy)]
-enum Later {
-    StartService(usize),
-    ResumeService(usize),
+/// What follows an action after a while.
+#[derive(Debug, Clone)]
+pub(super) enum Later {
+    StartService(String),
+    ResumeService(LifeId),
+    /// From a time on it has been running again: by now it is registered, whether or not it has reported so.
+    Settle(LifeId, Time),
+    /// What an operator has set for a code is taken back by these words.
+    TakeBack(String, &'static [&'static str]),
     StartRelay(usize),
-    StartRegistry,
+    StartRegistry {
+        was_wiped: bool,
+    },
+    /// It is there again after it was wiped, and by now takes back those who have seen more than it.
+    RegistryTakesAll,
     ResumeRegistry,
 }
 
-struct Member {
-    life: LifeId,
-    child: Option<Child>,
+/// A service that runs or is to run.
+pub(super) struct Member {
+    pub(super) code: String,
+    pub(super) life: LifeId,
+    pub(super) child: Option<Child>,
+    /// Whether it is started again once it has ended.
+    pub(super) returns: bool,
+}
+
+/// When an instance has got a message.
+#[derive(Debug, Clone)]
+pub(super) struct Arrival {
+    pub(super) at: Time,
+    pub(super) code: String,
 }
 
 pub(super) struct World {
     pub(super) recorder: Recorder,
     pub(super) registry: String,
+    pub(super) prefix: String,
     pub(super) counts: BTreeMap<String, usize>,
-    rng: fastrand::Rng,
+    pub(super) rng: fastrand::Rng,
+    pub(super) zookeeper: ZooKeeper,
+    pub(super) broker: Broker,
+    pub(super) letters: Letters,
+    pub(super) fleet: Vec<Member>,
+    pub(super) relays: Vec<Option<Child>>,
+    /// The codes for which something is set that is still to be taken back.
+    pub(super) operated: HashSet<String>,
+    /// Commands that run.
+    pub(super) tasks: JoinSet<()>,
+    /// Number of services that there are to be when all is well.
+    pub(super) target: usize,
+    codes: BTreeSet<String>,
     folder: TempDir,
-    zookeeper: ZooKeeper,
-    broker: Mosquitto,
-    services: Vec<Member>,
-    relays: Vec<Option<Child>>,
     later: Vec<(Time, Later)>,
 }
 
 impl World {
-    pub(super) async fn start(rng: fastrand::Rng) -> Self {
+    /// Starts everything, with so many services, and waits until all are registered.
+    pub(super) async fn start(rng: fastrand::Rng, setup: Setup, services: usize) -> Self {
         let (folder, zookeeper) = (tempfile::tempdir().unwrap(), ZooKeeper::start().await);
-        let session = crate::SESSION;
-        let address = zookeeper.address();
-        let registry = format!("zookeeper://{address}{}?session_timeout={}s", unique_prefix(), session.as_secs());
-        let recorder = Recorder::new(session, RELAYS);
+        let (address, prefix) = (zookeeper.address(), unique_prefix());
+        let registry = format!("zookeeper://{address}{prefix}?session_timeout={}s", SESSION.as_secs());
+        let recorder = Recorder::new(SESSION, setup.relays);
         recorder.registry(true, "serves");
-        let (broker, services, relays) = (Mosquitto::start().await, Vec::new(), Vec::new());
-        let (counts, later) = (BTreeMap::new(), Vec::new());
-        let mut world = Self { recorder, registry, counts, rng, folder, zookeeper, broker, services, relays, later };
-        for number in 0..SERVICES {
-            let member = world.start_service(number);
-            world.services.push(member);
+        let broker = Broker::start(setup.has_embedded_broker).await;
+        let mut relays = Vec::new();
+        for number in 0..setup.relays {
+            relays.push(Some(start_relay(number, &registry, &broker, &folder, &recorder).await));
         }
-        for number in 0..RELAYS {
-            world.relays.push(None);
-            world.start_relay(number).await;
+        let letters = Letters::collect(&broker.address(), &recorder).await;
+        let mut world = Self {
+            recorder,
+            registry,
+            prefix,
+            counts: BTreeMap::new(),
+            rng,
+            zookeeper,
+            broker,
+            letters,
+            fleet: Vec::new(),
+            relays,
+            operated: HashSet::new(),
+            tasks: JoinSet::new(),
+            target: services,
+            codes: BTreeSet::new(),
+            folder,
+            later: Vec::new(),
+        };
+        for number in 0..services {
+            world.start_service(format!("s{number}"));
         }
         world.until_recovered().await;
         world
@@ -106,212 +142,234 @@ impl World {
         self.until_recovered().await;
     }
 
-    /// Waits until all of these have arrived at a service, or the time is over; returns what has.
-    pub(super) async fn until_arrived(&self, wanted: &HashSet<&str>, limit: Duration) -> HashSet<String> {
-        let start = self.recorder.now();
+    /// Looks after everything until something is done.
+    pub(super) async fn while_serving<T>(&mut self, something: impl Future<Output = T>) -> T {
+        let mut something = std::pin::pin!(something);
         loop {
-            let journals =
-                (0..SERVICES).map(|number| std::fs::read_to_string(self.journal(number)).unwrap_or_default());
-            let arrived: HashSet<String> =
-                journals.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
-            if wanted.iter().all(|id| arrived.contains(*id)) || self.recorder.now() > start + limit {
-                return arrived;
+            tokio::select! {
+                done = &mut something => return done,
+                () = sleep(TICK) => self.look_after().await,
             }
+        }
+    }
+
+    /// Looks after everything until it is so.
+    ///
+    /// # Panics
+    ///
+    /// When that takes too long.
+    pub(super) async fn until(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
+        let start = self.recorder.now();
+        while !is_so(self) {
+            let late = self.recorder.now() > start + RECOVERY;
+            assert!(!late, "not in time: {what}\n{:#?}", self.recorder.truth().log);
+            self.look_after().await;
             sleep(TICK).await;
         }
     }
 
+    /// Waits until all of these have arrived at a service or have become dead letters, or the time is over; returns what has arrived.
+    pub(super) async fn until_arrived(
+        &mut self,
+        wanted: &HashSet<&str>,
+        limit: Duration,
+    ) -> HashMap<String, Vec<Arrival>> {
+        let start = self.recorder.now();
+        loop {
+            let arrivals = self.arrivals();
+            let all = wanted.iter().all(|id| arrivals.contains_key(*id) || self.letters.has(id));
+            if all || self.recorder.now() > start + limit {
+                return arrivals;
+            }
+            self.look_after().await;
+            sleep(TICK).await;
+        }
+    }
+
+    fn arrivals(&self) -> HashMap<String, Vec<Arrival>> {
+        let mut arrivals = HashMap::<_, Vec<_>>::new();
+        for code in &self.codes {
+            let text = std::fs::read_to_string(self.journal(code)).unwrap_or_default();
+            for (id, time) in text.lines().filter_map(|line| line.split_once(' ')) {
+                let Ok(time) = time.parse() else { continue };
+                let at = self.recorder.time_of(Duration::from_millis(time));
+                arrivals.entry(id.to_owned()).or_default().push(Arrival { at, code: code.clone() });
+            }
+        }
+        arrivals
+    }
+
     pub(super) async fn end(mut self) {
-        for child in self.services.iter_mut().map(|member| &mut member.child).chain(&mut self.relays).flatten() {
-            signal(child, Signal::TERM);
+        let services = self.fleet.iter_mut().map(|member| &mut member.child);
+        let processes: Vec<&mut Child> = services.chain(&mut self.relays).flatten().collect();
+        processes.iter().for_each(|child| signal(child, Signal::TERM));
+        for child in processes {
             let _ = timeout(DEADLINE, child.wait()).await;
         }
     }
 
-    fn journal(&self, number: usize) -> PathBuf {
-        self.folder.path().join(format!("service-{number}"))
+    /// Reads in the logs of the relays which messages they have made dead letters; one that is killed may have told nobody else.
+    pub(super) fn logged_letters(&self) -> HashSet<String> {
+        let logs =
+            (0..self.relays.len()).map(|number| std::fs::read_to_string(log(number, &self.folder)).unwrap_or_default());
+        let words = |line: &str| {
+            let words = line.split(|character: char| !character.is_ascii_alphanumeric() && character != '-');
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let of_log =
+            |text: String| text.lines().filter(|line| line.contains("dead letter")).flat_map(words).collect::<Vec<_>>();
+        logs.flat_map(of_log).collect()
     }
 
-    fn errors(&self, number: usize) -> PathBuf {
-        self.journal(number).with_extension("errors")
+    fn journal(&self, code: &str) -> PathBuf {
+        self.folder.path().join(format!("service-{code}"))
     }
 
-    fn start_service(&self, number: usize) -> Member {
-        let code = format!("s{number}");
+    fn errors(&self, code: &str) -> PathBuf {
+        self.journal(code).with_extension("errors")
+    }
+
+    /// Starts a service, which is started again whenever it has ended.
+    pub(super) fn start_service(&mut self, code: String) {
         let life = self.recorder.begin(&code, 0);
-        let mut command = service::command(&code, &self.registry, &self.broker.url(), &self.journal(number));
-        let errors = File::create(self.errors(number)).unwrap();
+        let mut command = service::command(&code, &self.registry, &self.broker.url(), &self.journal(&code));
+        let errors = File::create(self.errors(&code)).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         tokio::spawn(read_roles(child.stdout.take().unwrap(), life, self.recorder.clone()));
-        Member { life, child: Some(child) }
+        self.codes.insert(code.clone());
+        self.fleet.retain(|member| member.code != code);
+        self.fleet.push(Member { code, life, child: Some(child), returns: true });
     }
 
-    async fn start_relay(&mut self, number: usize) {
-        let folder = self.folder.path();
-        let (config, log) = (folder.join(format!("relay-{number}.toml")), folder.join(format!("relay-{number}.log")));
-        let text = format!(
-            "registry = '{}'\n[mqtt]\ningress = '{}'\nregister_as = 'mqtt-balancer'\ncode = 'relay-{number}'\n\
-             state = 'relay-{number}'\n[[mqtt.route]]\nmatch = '^/ask(/|$)'\nservice = 'cfgs'\n\
-             algorithm = 'least-connections'\nredispatch = true\n",
-            self.registry,
-            self.broker.url()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = command(["serve".as_ref(), "--config".as_ref(), config.as_os_str()]);
-        command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
-        self.relays[number] = Some(command.spawn().unwrap());
-        let ready = async {
-            while !std::fs::read_to_string(&log).unwrap_or_default().contains(" ready") {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        match timeout(DEADLINE, ready).await {
-            Ok(()) => self.recorder.serve(number, true, "the relay is ready"),
-            Err(_) => panic!("relay {number}: {}", std::fs::read_to_string(log).unwrap_or_default()),
-        }
-    }
-
-    fn after(&mut self, milliseconds: std::ops::Range<u64>, what: Later) {
+    pub(super) fn after(&mut self, milliseconds: std::ops::Range<u64>, what: Later) {
         let at = self.recorder.now() + Duration::from_millis(self.rng.u64(milliseconds));
         self.later.push((at, what));
     }
 
-    fn well(&self) -> Vec<usize> {
-        let is_well = |number: &usize| {
-            let state = self.recorder.state(self.services[*number].life);
-            state.origin == Origin::Up && state.registration == Registration::Held
-        };
-        (0..self.services.len()).filter(is_well).collect()
+    /// Those that are up and registered.
+    pub(super) fn well(&self) -> Vec<LifeId> {
+        self.fleet.iter().map(|member| member.life).filter(|life| self.recorder.is_well(*life)).collect()
     }
 
-    fn registry_serves_for(&self, time: Duration) -> bool {
-        let now = self.recorder.now();
-        self.recorder.truth().registry.at(now).is_some_and(|(since, serves)| serves && since + time <= now)
+    /// Those that can serve at this moment.
+    pub(super) fn available(&self) -> Vec<LifeId> {
+        let (now, truth) = (self.recorder.now(), self.recorder.truth());
+        let lives = self.fleet.iter().map(|member| member.life);
+        lives.filter(|life| truth.is_available(&truth.lives[*life], now, now)).collect()
     }
 
-    async fn act(&mut self) {
-        let total: u32 = ACTIONS.iter().map(|(_, weight)| weight).sum();
-        for _ in 0..20 {
-            let mut ticket = self.rng.u32(..total);
-            let chosen = ACTIONS.iter().find(|(_, weight)| {
-                let found = ticket < *weight;
-                ticket = ticket.saturating_sub(*weight);
-                found
-            });
-            let action = chosen.expect("a ticket below the total").0;
-            if self.perform(action).await {
-                *self.counts.entry(action.to_owned()).or_default() += 1;
-                return;
-            }
-        }
+    /// The one that has reported a mastership last, if it is well.
+    pub(super) fn master(&self) -> Option<LifeId> {
+        let last = self.recorder.truth().masters.last().map(|(_, life, _)| *life);
+        last.filter(|life| self.well().contains(life))
     }
 
-    async fn perform(&mut self, action: &str) -> bool {
-        if action.contains("service") {
-            return self.service_action(action).await;
-        }
-        if action.contains("relay") {
-            return self.relay_action(action).await;
-        }
-        if !self.registry_serves_for(CALM) {
-            return false;
-        }
-        self.recorder.registry(false, action);
-        if action == "kill the registry" {
-            self.zookeeper.kill();
-            self.after(10..3000, Later::StartRegistry);
-        } else {
-            self.zookeeper.pause();
-            self.after(500..5000, Later::ResumeRegistry);
-        }
-        true
+    pub(super) fn member(&mut self, life: LifeId) -> Option<&mut Member> {
+        self.fleet.iter_mut().find(|member| member.life == life)
     }
 
-    async fn service_action(&mut self, action: &str) -> bool {
-        let well = self.well();
-        let Some(number) = self.rng.choice(well.iter().copied()).filter(|_| well.len() >= 3) else { return false };
-        let Member { life, child } = &mut self.services[number];
-        let (life, Some(process)) = (*life, child.as_mut()) else { return false };
-        self.recorder.note(format!("{action}: s{number}"));
-        match action {
-            "kill a service" => {
-                self.recorder.registration(life, Registration::Lost);
-                self.recorder.origin(life, Origin::Down);
-                let _ = process.kill().await;
-                *child = None;
-                self.after(200..2500, Later::StartService(number));
-            }
-            "a service leaves" => {
-                self.recorder.registration(life, Registration::Leaving);
-                self.recorder.origin(life, Origin::Ending);
-                signal(process, Signal::TERM);
-            }
-            _ => {
-                self.recorder.registration(life, Registration::Stopped);
-                self.recorder.origin(life, Origin::Stopped);
-                signal(process, Signal::STOP);
-                self.after(300..6000, Later::ResumeService(number));
-            }
-        }
-        true
-    }
-
-    async fn relay_action(&mut self, action: &str) -> bool {
-        let up = self.recorder.truth().serves.iter().filter(|up| up.last() == Some(true)).count();
-        // The one that stays must have been found by the clients, and one that is started again find the registry.
-        if up < RELAYS || !self.registry_serves_for(CALM) {
-            return false;
-        }
-        let number = self.rng.usize(..RELAYS);
-        let Some(mut child) = self.relays[number].take() else { return false };
-        self.recorder.serve(number, false, action);
-        if action == "kill a relay" {
+    /// SIGKILL. It is not started again by itself.
+    pub(super) async fn kill(&mut self, life: LifeId) {
+        self.recorder.registration(life, Registration::Lost);
+        self.recorder.origin(life, Origin::Down);
+        if let Some(mut child) = self.member(life).and_then(|member| member.child.take()) {
             let _ = child.kill().await;
-        } else {
-            signal(&child, Signal::TERM);
-            let _ = timeout(DEADLINE, child.wait()).await;
         }
-        self.after(100..1500, Later::StartRelay(number));
-        true
     }
 
-    async fn look_after(&mut self) {
+    /// SIGTERM.
+    pub(super) fn leave(&mut self, life: LifeId, returns: bool) {
+        self.recorder.registration(life, Registration::Leaving);
+        self.recorder.origin(life, Origin::Ending);
+        if let Some(member) = self.member(life) {
+            member.returns = returns;
+            member.child.iter().for_each(|child| signal(child, Signal::TERM));
+        }
+    }
+
+    /// SIGUSR1, by which a service resigns.
+    pub(super) fn resign(&mut self, life: LifeId) {
+        if let Some(Member { child: Some(child), code, .. }) = self.member(life) {
+            signal(child, Signal::USR1);
+            let words = format!("{code} is told to resign");
+            self.recorder.note(words);
+        }
+    }
+
+    /// Has an operator set something that drains a code.
+    pub(super) fn drain(&mut self, code: &str, words: &'static [&'static str]) {
+        self.operated.insert(code.to_owned());
+        self.tasks.spawn(self.operator().command(code, words, Override::Drained, 1));
+    }
+
+    pub(super) fn take_back(&mut self, code: String, words: &'static [&'static str]) {
+        if self.operator().take_back(&code, words, &mut self.tasks) {
+            self.operated.remove(&code);
+        } else {
+            self.after(1000..1500, Later::TakeBack(code, words));
+        }
+    }
+
+    fn operator(&self) -> Operator {
+        Operator { recorder: self.recorder.clone(), registry: self.registry.clone(), service: SERVICE }
+    }
+
+    /// Carries out what is due, and notices what has ended.
+    pub(super) async fn look_after(&mut self) {
         let now = self.recorder.now();
         while let Some(due) = self.later.iter().position(|(at, _)| *at <= now) {
             let (_, what) = self.later.swap_remove(due);
             self.follow_up(what).await;
         }
-        for number in 0..self.services.len() {
-            let Member { life, child } = &mut self.services[number];
-            let Some(Ok(Some(status))) = child.as_mut().map(Child::try_wait) else { continue };
-            *child = None;
-            let life = *life;
-            let errors = std::fs::read_to_string(self.errors(number)).unwrap_or_default();
+        let mut ended = Vec::new();
+        for member in &mut self.fleet {
+            if let Some(Ok(Some(status))) = member.child.as_mut().map(Child::try_wait) {
+                member.child = None;
+                ended.push((member.code.clone(), member.life, member.returns, status));
+            }
+        }
+        for (code, life, returns, status) in ended {
+            let errors = std::fs::read_to_string(self.errors(&code)).unwrap_or_default();
             let last = errors.lines().find(|line| line.contains("Err")).unwrap_or_default();
-            self.recorder.note(format!("s{number} has ended: {status} {last}"));
+            self.recorder.note(format!("{code} has ended: {status} {last}"));
             self.recorder.registration(life, Registration::Left);
             self.recorder.origin(life, Origin::Down);
-            self.after(200..2000, Later::StartService(number));
+            if returns {
+                self.after(200..2000, Later::StartService(code));
+            } else {
+                self.fleet.retain(|member| member.life != life);
+            }
+        }
+        while let Some(task) = self.tasks.try_join_next() {
+            task.expect("a task that does not panic");
         }
     }
 
     async fn follow_up(&mut self, what: Later) {
         match what {
-            Later::StartService(number) => self.services[number] = self.start_service(number),
-            Later::ResumeService(number) => {
-                let Member { life, child: Some(child) } = &self.services[number] else { return };
+            Later::StartService(code) => self.start_service(code),
+            Later::ResumeService(life) => {
+                let Some(Member { child: Some(child), .. }) = self.member(life) else { return };
                 signal(child, Signal::CONT);
-                self.recorder.origin(*life, Origin::Up);
-                // It reports each change of its role; without one it is still registered.
-                self.recorder.registration(*life, Registration::Held);
+                self.recorder.origin(life, Origin::Up);
+                self.recorder.registration(life, Registration::Resumed);
+                let now = self.recorder.now();
+                self.after(3000..3001, Later::Settle(life, now));
             }
-            Later::StartRelay(number) if self.registry_serves_for(Duration::ZERO) => self.start_relay(number).await,
+            Later::Settle(life, since) => {
+                if !self.recorder.settle(life, since) {
+                    self.after(500..501, Later::Settle(life, since));
+                }
+            }
+            Later::TakeBack(code, words) => self.take_back(code, words),
+            Later::StartRelay(number) if self.recorder.registry_serves_for(Duration::ZERO) => {
+                let Self { registry, broker, folder, recorder, .. } = self;
+                self.relays[number] = Some(start_relay(number, registry, broker, folder, recorder).await);
+            }
             Later::StartRelay(_) => self.after(500..501, what),
-            Later::StartRegistry => {
-                self.zookeeper.restart().await;
-                self.recorder.registry(true, "serves again");
-            }
+            Later::StartRegistry { was_wiped } => self.start_registry(was_wiped).await,
+            Later::RegistryTakesAll => self.recorder.registry(true, "serves again"),
             Later::ResumeRegistry => {
                 self.zookeeper.resume();
                 self.recorder.registry(true, "SIGCONT");
@@ -319,11 +377,40 @@ impl World {
         }
     }
 
-    async fn until_recovered(&mut self) {
+    /// SIGKILL, and as it may be the loss of all data; it starts again after a while.
+    pub(super) fn kill_registry(&mut self, wipe: bool, milliseconds: std::ops::Range<u64>) {
+        self.recorder.registry(false, if wipe { "killed and wiped" } else { "killed" });
+        self.zookeeper.kill();
+        if wipe {
+            self.zookeeper.wipe();
+        }
+        self.after(milliseconds, Later::StartRegistry { was_wiped: wipe });
+    }
+
+    async fn start_registry(&mut self, was_wiped: bool) {
+        self.zookeeper.restart().await;
+        if was_wiped {
+            self.recorder.note("registry: there again, but takes nobody back who has seen more");
+            // A server refuses clients that have seen higher numbers than its own; they begin anew when their client gives the
+            // session up, after 7/5 of its timeout.
+            let pause = u64::try_from((SESSION * 7 / 5).as_millis()).unwrap();
+            self.after(pause..pause + 1, Later::RegistryTakesAll);
+        } else {
+            self.recorder.registry(true, "serves again");
+        }
+    }
+
+    /// Whether nothing is to follow, and as many services as there are to be are up and registered.
+    pub(super) fn is_well(&self) -> bool {
+        let children = self.fleet.iter().filter(|member| member.child.is_some()).count();
+        self.later.is_empty() && self.tasks.is_empty() && self.well().len() == self.target && children == self.target
+    }
+
+    pub(super) async fn until_recovered(&mut self) {
         let start = self.recorder.now();
         while self.recorder.now() < start + RECOVERY {
             self.look_after().await;
-            if self.later.is_empty() && self.well().len() == SERVICES {
+            if self.is_well() {
                 return;
             }
             sleep(TICK).await;
@@ -332,7 +419,39 @@ impl World {
     }
 }
 
-fn signal(child: &Child, signal: Signal) {
+/// Starts a relay, and waits until it is ready.
+async fn start_relay(number: usize, registry: &str, broker: &Broker, folder: &TempDir, recorder: &Recorder) -> Child {
+    let (config, log) = (folder.path().join(format!("relay-{number}.toml")), log(number, folder));
+    let text = format!(
+        "registry = '{registry}'\n[mqtt]\n{}\nregister_as = 'mqtt-balancer'\ncode = 'relay-{number}'\nstate = 'relay-{number}'\n\
+         [[mqtt.route]]\nmatch = '^{NORMAL}(/|$)'\nservice = '{SERVICE}'\nalgorithm = 'least-connections'\nredispatch = true\n\
+         [[mqtt.route]]\nmatch = '^{MASTER}(/|$)'\nservice = '{SERVICE}'\nrole = 'master'\nredispatch = true\n",
+        broker.setting(number)
+    );
+    std::fs::write(&config, text).unwrap();
+    // With a line for each dead letter.
+    let mut command = command(["serve".as_ref(), "--verbose".as_ref(), "--config".as_ref(), config.as_os_str()]);
+    let before = std::fs::read_to_string(&log).unwrap_or_default().len();
+    let appended = || std::fs::read_to_string(&log).unwrap_or_default().split_off(before);
+    command.stdout(Stdio::null()).stderr(File::options().create(true).append(true).open(&log).unwrap());
+    let child = command.spawn().unwrap();
+    let ready = async {
+        while !appended().contains(" ready") {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    match timeout(DEADLINE, ready).await {
+        Ok(()) => recorder.serve(number, true, "the relay is ready"),
+        Err(_) => panic!("relay {number}: {}", appended()),
+    }
+    child
+}
+
+fn log(number: usize, folder: &TempDir) -> PathBuf {
+    folder.path().join(format!("relay-{number}.log"))
+}
+
+pub(super) fn signal(child: &Child, signal: Signal) {
     if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
     }

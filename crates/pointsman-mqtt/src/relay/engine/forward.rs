@@ -361,8 +361,8 @@ impl Engine {
         };
         if let Some(request) = self.requests.get_mut(number) {
             request.delivered = true;
-            // It may have gone while the message was under way.
-            if !self.routes.has(&request.route, request.endpoint.code()) {
+            // Its instance may have gone while the message was under way.
+            if request.is_orphaned(&self.routes) {
                 self.orphaned(number, now);
             }
         }
@@ -443,10 +443,13 @@ impl Engine {
         }
     }
 
-    /// The instance that has a request is gone.
+    /// The instance that has a request is gone, or guarded.
     fn orphaned(&mut self, number: u64, now: Instant) {
         let Some(request) = self.requests.get_mut(number) else { return };
-        request.endpoint.report(Outcome::Failure);
+        // Of one that is guarded it is not known whether it has failed.
+        if !self.routes.has(&request.route, request.endpoint.code()) {
+            request.endpoint.report(Outcome::Failure);
+        }
         request.tried.push(request.endpoint.code().clone());
         self.ask_another(number, None, now);
     }

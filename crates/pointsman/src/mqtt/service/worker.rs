@@ -26,17 +26,30 @@ const QUIET: Duration = Duration::from_millis(250);
 /// How long the broker has at the end to take what is still to be sent.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// What a [`Service`](super::Service) asks of its task, and where it awaits the outcome.
+#[derive(Debug)]
+pub(super) enum Command {
+    Resign(oneshot::Sender<Result<(), Error>>),
+    Close(oneshot::Sender<Result<(), Error>>),
+}
+
 pub(super) struct Worker {
     pub(super) serving: Serving,
     pub(super) registration: Registration,
     pub(super) drain_timeout: Duration,
-    pub(super) commands: mpsc::Receiver<oneshot::Sender<Result<(), Error>>>,
+    pub(super) commands: mpsc::Receiver<Command>,
 }
 
 impl Worker {
     /// Runs until the service is closed or dropped, and has left.
     pub(super) async fn run(mut self) {
-        let closing = self.serving.until(self.commands.recv()).await.flatten();
+        let closing = loop {
+            match self.serving.until(self.commands.recv()).await.flatten() {
+                Some(Command::Resign(done)) => drop(done.send(self.resign().await)),
+                Some(Command::Close(done)) => break Some(done),
+                None => break None,
+            }
+        };
         let outcome = self.leave().await;
         match closing {
             Some(done) => drop(done.send(outcome)),
@@ -45,6 +58,18 @@ impl Worker {
                     tracing::warn!(%error, "the service's registration ends with its session");
                 }
             }
+        }
+    }
+
+    async fn resign(&mut self) -> Result<(), Error> {
+        let resigned = self.serving.until(timeout(REGISTRY_PATIENCE, self.registration.resign())).await;
+        match resigned {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => {
+                let reason = "no answer in time".to_owned();
+                Err(Error::Unavailable { step: "resign".to_owned(), reason })
+            }
+            None => Err(Error::Closed { what: format!("service {}", self.serving.shared.code) }),
         }
     }
 
