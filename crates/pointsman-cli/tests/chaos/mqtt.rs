@@ -19,7 +19,7 @@
 //!
 //! | | is a fault if |
 //! |---|---|
-//! | a request | it is answered by an error, although it could be served throughout |
+//! | a request | it is answered by an error, although it could be served throughout; but not by `instance-gone` when a relay was killed as well as the instance: a relay's journal keeps who asked, and not what, so nothing can be sent again |
 //! | | there is no answer, or it comes late: although it could be served for [`WINDOW`](judge::WINDOW) without a break there was none by then |
 //! | | its answer is that of another request |
 //! | a message | it is refused, or not taken, under the same conditions |

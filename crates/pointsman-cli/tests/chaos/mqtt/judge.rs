@@ -55,7 +55,8 @@ impl Evidence {
             }
             Outcome::Failed(why) => {
                 let why = why.split(':').next().unwrap_or_default();
-                let is_avoidable = self.could_be_served(sent, sent.start, sent.end);
+                let could_be_sent_again = !why.contains("instance-gone") || !self.was_with_a_killed_relay(sent);
+                let is_avoidable = could_be_sent_again && self.could_be_served(sent, sent.start, sent.end);
                 Some(Fault { kind: format!("error for a {kind}: {why}"), is_avoidable })
             }
         }
@@ -104,6 +105,11 @@ impl Evidence {
             truth.serves.iter().any(|up| up.throughout(start.saturating_sub(SETTLE), end, |up| up))
         };
         relay && truth.available(start, end).is_some() && !(sent.is_for_the_master && master_is_lost(truth, start, end))
+    }
+
+    /// Whether a relay was killed that may have had the only copy of a request.
+    fn was_with_a_killed_relay(&self, sent: &Sent) -> bool {
+        !self.truth.serves.iter().all(|up| up.throughout(sent.start, sent.end, |up| up))
     }
 
     /// Whether a message could be served for a part of its time that is long enough.
