@@ -254,6 +254,9 @@ fn whoever_leaves_may_have_been_master_without_saying_so() {
     assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
     is_violation(&truth, &answered("c", 6040), "master");
     is_violation(&truth, &answered("b", 7100), "master");
+    // Also if it is told a moment later.
+    assert_eq!(judge(&truth, &answered("b", 5920), None), Verdict::Good);
+    is_violation(&truth, &answered("b", 4900), "master");
     // Or it may have lost the mastership while the registry was away.
     let mut truth = world(3);
     truth.registry.set(ms(4000), false);

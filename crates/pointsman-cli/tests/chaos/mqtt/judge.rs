@@ -50,7 +50,7 @@ impl Evidence {
             Outcome::Wrong(_) => avoidable("an answer to another request"),
             Outcome::Taken => self.judge_taken(sent, kind),
             Outcome::Silence(_) => {
-                let is_avoidable = self.could_be_served_for_a_while(sent);
+                let is_avoidable = self.could_be_served_for_a_while(sent) && !self.may_be_lost_with_the_broker(sent);
                 Some(Fault { kind: format!("no answer to a {kind}"), is_avoidable })
             }
             Outcome::Failed(why) => {
@@ -105,6 +105,11 @@ impl Evidence {
             truth.serves.iter().any(|up| up.throughout(start.saturating_sub(SETTLE), end, |up| up))
         };
         relay && truth.available(start, end).is_some() && !(sent.is_for_the_master && master_is_lost(truth, start, end))
+    }
+
+    /// Whether the embedded broker ended while it may have had a request, or the answer to it, in its memory.
+    fn may_be_lost_with_the_broker(&self, sent: &Sent) -> bool {
+        self.has_embedded_broker && !self.truth.serves[HOST].throughout(sent.start, sent.start + WINDOW, |up| up)
     }
 
     /// Whether a relay was killed that may have had the only copy of a request.
