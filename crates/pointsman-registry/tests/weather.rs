@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pointsman_core::{Change, Instance, Role, TermGuard};
 use pointsman_registry::{Error, Freshness, Registration, Registry};
-use pointsman_testkit::{CuttingProxy, ZooKeeper};
+use pointsman_testkit::{CuttingProxy, ZooKeeper, unique_prefix};
 use support::{EPHEMERAL, Fleet, OPEN, SEQUENTIAL, soon, until_role, url};
 use zookeeper_client::{Acls, Client, CreateMode};
 
@@ -671,4 +671,33 @@ async fn an_ephemeral_of_a_stranger_at_master_is_respected() {
     assert_eq!(a.role(), Role::Normal);
     drop(stranger);
     until_role("a takes over", &mut a, Role::is_master).await;
+}
+
+/// Nodes of others are ahead that never act, and the master goes, comes back, and goes again: each time they have as long as the first time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vacancy_is_counted_from_its_own_beginning() {
+    let server = ZooKeeper::shared().await;
+    let (prefix, raw) = (unique_prefix(), server.client().await);
+    let (folder, master) = (format!("{prefix}/s"), format!("{prefix}/s/master"));
+    raw.mkdir(&folder, &OPEN).await.unwrap();
+    raw.create(&master, b"{}", &EPHEMERAL).await.unwrap();
+    // More than there are stand-bys.
+    for _ in 0..8 {
+        raw.create(&format!("{folder}/normal"), b"{}", &SEQUENTIAL).await.unwrap();
+    }
+    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let mut last = registry.register(Instance::new("s").code("last")).await.unwrap();
+    let mut roles = last.roles();
+    // It looks while there is no master.
+    raw.delete(&master, None).await.unwrap();
+    last.update(|instance| instance.weight = 2).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    raw.create(&master, b"{}", &EPHEMERAL).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    raw.delete(&master, None).await.unwrap();
+    let gone = std::time::Instant::now();
+    let is_master = async { while !roles.changed().await.expect("it lives").is_master() {} };
+    soon("it takes over in the end", is_master).await;
+    // Half a session timeout of 2 s.
+    assert!(gone.elapsed() >= Duration::from_millis(900), "after {:?}", gone.elapsed());
 }

@@ -445,11 +445,15 @@ impl Keeper {
         let mut vacant = vacant;
         self.patience = grace(folder.session);
         let position = position(&names, &place.name);
-        if position <= STAND_BYS && !is_drained {
-            // The first in line may have died a moment ago: then nobody would act before its session ends.
+        let stands_by = position <= STAND_BYS && !is_drained;
+        if stands_by || vacant {
+            // The first in line may have died a moment ago: then nobody would act before its session ends. Whoever counts how long the
+            // mastership is vacant must not miss that it was not, in between.
             let (taken, watcher) = folder.watch(MASTER).await?;
             vacant = !taken;
             watches.push(watcher);
+        }
+        if stands_by {
             self.patience = self.patience.min(STAND_BY * u32::try_from(position).unwrap_or(u32::MAX));
         }
         // Not ours to take, unless whoever is ahead has had its time and done nothing: a process that hangs, or a node

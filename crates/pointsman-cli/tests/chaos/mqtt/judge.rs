@@ -43,7 +43,9 @@ impl Evidence {
             (true, false) => "message for the master",
         };
         match &sent.outcome {
-            Outcome::Answered(_) if self.could_be_served_for_a_while(sent) => {
+            Outcome::Answered(_)
+                if self.could_be_served_for_a_while(sent) && !self.may_wait_for_a_killed_relay(sent) =>
+            {
                 avoidable(format!("a late answer to a {kind}"))
             }
             Outcome::Answered(code) => self.misplaced(sent, code, sent.end, kind),
@@ -105,6 +107,12 @@ impl Evidence {
             truth.serves.iter().any(|up| up.throughout(start.saturating_sub(SETTLE), end, |up| up))
         };
         relay && truth.available(start, end).is_some() && !(sent.is_for_the_master && master_is_lost(truth, start, end))
+    }
+
+    /// Whether a relay was killed when this was sent: the broker may have dealt it to that, and keeps it until that is back.
+    fn may_wait_for_a_killed_relay(&self, sent: &Sent) -> bool {
+        let (from, to) = (sent.start.saturating_sub(SETTLE), sent.start + SETTLE);
+        self.truth.serves.iter().any(|up| up.changes(from, to).any(|(_, up)| !up))
     }
 
     /// Whether the embedded broker ended while it may have had a request, or the answer to it, in its memory.
