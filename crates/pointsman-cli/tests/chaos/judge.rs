@@ -60,6 +60,9 @@ fn unavoidable(truth: &Truth, request: &Request, logged: Option<&Logged>) -> Opt
         return Some("the sessions of fewer instances than are guarded expired while the registry was away");
     }
     match &request.way {
+        Way::Proxy { is_master: true, .. } if truth.has_come_back(start, end) => {
+            Some("the registry came back, and masters are elected anew")
+        }
         Way::Proxy { is_master: true, .. } if master_is_lost(truth, start, end) => {
             Some("the master was lost, and no other could be known yet")
         }
@@ -177,6 +180,9 @@ pub(crate) fn is_drained(truth: &Truth, code: &str, start: Time, end: Time) -> b
 
 /// Whether an instance was master, or another cannot be known to be.
 pub(crate) fn may_be_master(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
+    if truth.has_come_back(start, end) {
+        return true;
+    }
     let known = |(at, ..): &&(Time, usize, u64)| truth.served_for(*at, 2 * SETTLE).is_some_and(|known| known <= start);
     let Some((last, ..)) = truth.masters.iter().rev().find(known) else { return true };
     // By its code: the view of a new life may still have its address from the one before.

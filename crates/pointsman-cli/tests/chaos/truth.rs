@@ -205,6 +205,12 @@ impl Truth {
         is_clean.then_some(since)
     }
 
+    /// Whether the registry came back less than [`ELECTION`] before `time`, or while something was under way since `from`.
+    pub(crate) fn has_come_back(&self, from: Time, time: Time) -> bool {
+        let away = self.registry.intervals(|serves| !serves);
+        away.into_iter().filter_map(|(_, until)| until).any(|until| until <= time && from < until + ELECTION)
+    }
+
     /// Returns those who were master, for all that anybody can know, at some time between the two.
     pub(crate) fn masters(&self, start: Time, end: Time) -> Vec<&Life> {
         let known = self.known_at(start).unwrap_or_default();
