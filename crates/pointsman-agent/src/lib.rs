@@ -27,7 +27,6 @@ mod problem;
 mod registrations;
 mod server;
 mod settings;
-mod terms;
 mod tls;
 
 use std::collections::VecDeque;
@@ -51,7 +50,6 @@ use self::gate::Gate;
 use self::go_micro_service::GoMicroService;
 use self::metrics::Metrics;
 use self::registrations::Registrations;
-use self::terms::Terms;
 
 /// A running agent. It serves until it is closed, or dropped; then its connections end.
 #[derive(Debug)]
@@ -72,7 +70,6 @@ struct State {
     feed: Feed,
     registrations: Registrations,
     claims: Claims,
-    terms: Terms,
     go_micro_service: GoMicroService,
     audit: Mutex<VecDeque<String>>,
     metrics: Metrics,
@@ -119,7 +116,6 @@ impl Agent {
             feed,
             registrations: Registrations::new(registry.clone(), settings.limits.registrations),
             claims: Claims::new(settings.limits.claims),
-            terms: Terms::default(),
             go_micro_service: GoMicroService::default(),
             audit: Mutex::default(),
             metrics: Metrics::new(),

@@ -14,6 +14,8 @@ use serde::Serialize;
 pub(crate) struct Problem {
     pub(crate) kind: Kind,
     pub(crate) detail: Cow<'static, str>,
+    /// Of a stale term: the highest.
+    pub(crate) highest: Option<u64>,
 }
 
 macro_rules! kinds {
@@ -75,7 +77,7 @@ impl Kind {
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into() }
+        Self { kind, detail: detail.into(), highest: None }
     }
 
     pub(crate) fn bad(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -93,13 +95,15 @@ struct Body<'a> {
     title: &'static str,
     status: u16,
     detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    highest: Option<u64>,
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.kind.status();
-        let body =
-            Body { r#type: self.kind.urn(), title: self.kind.title(), status: status.as_u16(), detail: &self.detail };
+        let (title, detail, highest) = (self.kind.title(), &*self.detail, self.highest);
+        let body = Body { r#type: self.kind.urn(), title, status: status.as_u16(), detail, highest };
         // Strings and a number: there is nothing in it that JSON cannot say.
         let body = Bytes::from(serde_json::to_vec(&body).unwrap_or_default());
         let mut response = (status, body).into_response();
@@ -132,12 +136,17 @@ impl From<Error> for Problem {
             Error::DuplicateCode { .. } => Kind::DuplicateCode,
             Error::NoMaster { .. } => Kind::NoMaster,
             Error::NotMaster { .. } => Kind::NotMaster,
+            Error::StaleTerm { .. } => Kind::StaleTerm,
             Error::Refused { .. } => Kind::Refused,
             Error::Closed { .. } => Kind::Closing,
             error if error.is_retryable() => Kind::Unavailable,
             _ => Kind::Internal,
         };
-        Self::new(kind, error.to_string())
+        let highest = match &error {
+            Error::StaleTerm { stale, .. } => Some(stale.seen.0),
+            _ => None,
+        };
+        Self { highest, ..Self::new(kind, error.to_string()) }
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper::{Method, StatusCode};
+use pointsman_core::{StaleTerm, Term};
 use tokio::sync::mpsc;
 
 use self::connect::{Agents, Answer, Fault};
@@ -96,6 +97,20 @@ impl Backend for Agent {
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
         // All that is known through an agent is who is drained; and the agent has told that this one is not.
         if set.drained { self.set_override(service, code, OverrideChange::Drain).await } else { Ok(()) }
+    }
+
+    async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
+        let path = format!("/v1/services/{}/check-term", segment(service));
+        let body = serde_json::json!({ "term": term.0 }).to_string();
+        let step = || format!("check term {term} of {service}");
+        match self.agents.call(Method::POST, &path, Some(body)).await {
+            Ok(answer) if answer.status.is_success() => Ok(wire::highest(&answer.body).unwrap_or(term)),
+            Ok(answer) => Err(match wire::highest(&answer.body).filter(|_| answer.status == StatusCode::CONFLICT) {
+                Some(seen) => Error::StaleTerm { service: service.into(), stale: StaleTerm { offered: term, seen } },
+                None => answer.refusal(step),
+            }),
+            Err(fault) => Err(fault.unavailable(step)),
+        }
     }
 
     async fn close(&self) {

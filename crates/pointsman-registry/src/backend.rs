@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pointsman_core::{Instance, Problem};
+use pointsman_core::{Instance, Problem, Term};
 use tokio::sync::mpsc;
 
 use crate::Result;
@@ -29,6 +29,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Sets what an operator had set for an instance before the registry lost its data, unless something is set for it already.
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()>;
+
+    /// Accepts a term, unless a higher one of the service has been granted, or accepted by anybody; returns the highest.
+    async fn check_term(&self, service: &str, term: Term) -> Result<Term>;
 
     /// Ends everything. What is still registered is gone afterwards.
     async fn close(&self);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::{InvalidInstance, InvalidName};
+use pointsman_core::{InvalidInstance, InvalidName, StaleTerm};
 
 /// Why a call on the registry failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -74,6 +74,14 @@ pub enum Error {
     NoMaster {
         /// The service.
         service: Arc<str>,
+    },
+    /// A higher term of the service has been granted or accepted: whoever offers this one is master no longer.
+    #[error("service {service}: {stale}")]
+    StaleTerm {
+        /// The service.
+        service: Arc<str>,
+        /// The term that was offered, and the highest.
+        stale: StaleTerm,
     },
     /// Only a master can resign.
     #[error("{service}/{code} is not master, so it cannot resign")]

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use pointsman_core::Term;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, mpsc};
 
@@ -74,7 +75,7 @@ impl Memory {
     fn change<T>(&self, service: &Arc<str>, change: impl FnOnce(&mut State<Told>) -> T) -> T {
         let mut state = lock(&self.state);
         let result = change(&mut state);
-        for (told, role) in state.take_new_roles() {
+        for (told, role) in state.take_new_roles(service) {
             lock(&told.report).registered(role, None);
         }
         drop(state);
@@ -192,6 +193,14 @@ impl Backend for Memory {
         let service: Arc<str> = service.into();
         self.change(&service, |state| state.restore_override(&service, code, set));
         Ok(())
+    }
+
+    async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
+        let Some(checked) = lock(&self.state).check_term(service, term) else {
+            let reason = "the terms of too many services are remembered here".to_owned();
+            return Err(Error::Refused { step: format!("check term {term} of {service}"), reason });
+        };
+        checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
     }
 
     async fn close(&self) {}

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
-use pointsman_core::{Instance, MAX_WEIGHT, check_name};
+use pointsman_core::{Instance, MAX_WEIGHT, Term, check_name};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::Agent;
@@ -225,6 +225,24 @@ impl Registry {
             return Err(Error::Invalid(pointsman_core::InvalidInstance::Weight(weight)));
         }
         self.set_override(service, code, OverrideChange::Weight(weight)).await
+    }
+
+    /// Lets a term of a service pass, unless a higher one has been granted to a master, or has passed at any process that asks this registry;
+    /// returns the highest. For whoever keeps what is written under a mastership, and gets the term with each write
+    /// ([`TermGuard`](pointsman_core::TermGuard) does the same for one process alone). It does not matter whether there is a master
+    /// now, nor who has been restarted since. On ZooKeeper it takes one round trip through the leader, and a write for a term that the
+    /// registry has not seen yet; over an agent, one request.
+    ///
+    /// A term that was never granted passes if it is higher than all others, and counts until the next one is granted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleTerm`]; [`Error::Invalid`], [`Error::Unavailable`], [`Error::Refused`], [`Error::Closed`]: then nothing is known of
+    /// the term, and the write must not be accepted.
+    pub async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
+        check_name("service", service)?;
+        self.check_open()?;
+        self.inner.backend.check_term(service, term).await
     }
 
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {

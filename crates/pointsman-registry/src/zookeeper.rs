@@ -10,6 +10,7 @@ mod leave;
 mod overrides;
 mod place;
 mod session;
+mod terms;
 mod tree;
 mod wire;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pointsman_core::Term;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::Instant;
 use zookeeper_client::{Acl, Acls, CreateMode, CreateOptions, Permission};
@@ -150,6 +152,12 @@ impl Backend for ZooKeeper {
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
         let session = self.session(|| format!("restore override {service}/{code}")).await?;
         Ok(overrides::restore(&session, &self.layout, self.settings.acl, service, code, set).await?)
+    }
+
+    async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
+        let session = self.session(|| format!("check term {term} of {service}")).await?;
+        let checked = terms::check(&session, &self.layout, self.settings.acl, service, term).await?;
+        checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
     }
 
     async fn close(&self) {

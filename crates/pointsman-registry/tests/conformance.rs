@@ -452,6 +452,50 @@ async fn draining_a_master_hands_the_mastership_on(url: String) {
     assert!(terms.is_sorted_by(|a, b| a < b), "{terms:?}");
 }
 
+async fn a_term_below_the_highest_is_refused_for_everybody(url: String) {
+    let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let stale = |result: Result<Term, Error>| match result {
+        Err(Error::StaleTerm { stale, .. }) => stale.seen,
+        other => panic!("{other:?}"),
+    };
+    let first = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let old = term(first.role());
+    assert_eq!(registry.check_term("s", old).await.unwrap(), old);
+    let second = registry.register(Instance::new("s").code("b")).await.unwrap();
+    first.resign().await.unwrap();
+    let mut roles = second.roles();
+    let new = term(
+        soon("the second is master", async {
+            loop {
+                if let Some(role @ Role::Master(_)) = roles.changed().await {
+                    break role;
+                }
+            }
+        })
+        .await,
+    );
+    // It was granted, whether or not anybody has shown it.
+    assert_eq!(stale(other.check_term("s", old).await), new);
+    // Also when there is no master any more.
+    first.close().await.unwrap();
+    second.close().await.unwrap();
+    assert_eq!(stale(other.check_term("s", old).await), new);
+    assert_eq!(stale(registry.check_term("s", Term(new.0 - 1)).await), new);
+    assert_eq!(other.check_term("s", new).await.unwrap(), new);
+    // Of a service that nobody has registered, and terms that nobody has granted: the highest that has passed counts.
+    let high = Term(new.0 + 10);
+    assert_eq!(registry.check_term("t", high).await.unwrap(), high);
+    assert_eq!(stale(other.check_term("t", new).await), high);
+    assert_eq!(other.check_term("t", Term(high.0 + 1)).await.unwrap(), Term(high.0 + 1));
+    assert!(matches!(registry.check_term("a/b", new).await, Err(Error::Invalid(_))));
+    assert!(
+        !registry.discover("t").await.unwrap().snapshot().instances().iter().any(|_| true),
+        "it is no service for that"
+    );
+    registry.close().await;
+    assert!(matches!(other.check_term("s", new).await, Ok(_) | Err(Error::Closed { .. })));
+}
+
 macro_rules! conformance {
     ($($name:ident)*) => {
         mod memory {
@@ -501,4 +545,5 @@ conformance! {
     draining_a_master_hands_the_mastership_on
     a_clean_leave_is_never_guarded
     who_is_lost_is_guarded_and_returns
+    a_term_below_the_highest_is_refused_for_everybody
 }

@@ -93,7 +93,7 @@ pub(super) async fn check_term(
 ) -> Answer {
     Query::read(&uri, &[], None)?;
     let Check { term } = parse(&headers, &read(body, &state.limits).await?)?;
-    let highest = state.terms.check(&state.feed, &service, Term(term))?;
+    let highest = state.registry.check_term(&service, Term(term)).await?;
     Ok(super::json(StatusCode::OK, &json!({ "term": term, "highest": highest.0 })))
 }
 

@@ -122,6 +122,15 @@ pub(super) struct EndJson {
     pub(super) detail: Option<String>,
 }
 
+/// Reads the highest term out of an answer, or out of a problem.
+pub(super) fn highest(body: &[u8]) -> Option<Term> {
+    #[derive(Deserialize)]
+    struct HighestJson {
+        highest: u64,
+    }
+    serde_json::from_slice::<HighestJson>(body).ok().map(|highest| Term(highest.highest))
+}
+
 /// What a problem says (RFC 9457).
 pub(super) fn detail(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use pointsman_core::{Instance, Role, Term};
+use pointsman_core::{Instance, Role, StaleTerm, Term};
 
 use crate::backend::ServiceState;
 use crate::overrides::{Override, OverrideChange, Overrides};
@@ -20,6 +20,8 @@ pub(crate) struct State<R> {
     /// Counts every change: the revision, and the terms.
     clock: u64,
     new_roles: Vec<(R, Role)>,
+    /// By service: the highest term that was granted, or accepted since.
+    terms: HashMap<Arc<str>, Term>,
 }
 
 #[derive(Debug)]
@@ -41,10 +43,12 @@ struct Member<R> {
 
 /// Maximum number of clean leavers of one service that are remembered for followers who read later.
 const LEFT: usize = 4096;
+/// Maximum number of services of which a term is remembered for nothing but that it was checked.
+const TERMS: usize = 65_536;
 
 impl<R> Default for State<R> {
     fn default() -> Self {
-        Self { services: HashMap::new(), clock: 0, new_roles: Vec::new() }
+        Self { services: HashMap::new(), clock: 0, new_roles: Vec::new(), terms: HashMap::new() }
     }
 }
 
@@ -164,8 +168,22 @@ impl<R: Clone> State<R> {
         self.new_roles.extend(service.hand_on(self.clock));
     }
 
-    /// Who has a new role since the last call, in order.
-    pub(crate) fn take_new_roles(&mut self) -> Vec<(R, Role)> {
+    /// Accepts a term, unless a higher one was granted or accepted; returns the highest. `None`: the terms of too many services are remembered.
+    pub(crate) fn check_term(&mut self, service: &str, term: Term) -> Option<Result<Term, StaleTerm>> {
+        match self.terms.get(service) {
+            Some(seen) if *seen > term => return Some(Err(StaleTerm { offered: term, seen: *seen })),
+            None if self.terms.len() >= TERMS => return None,
+            _ => {}
+        }
+        self.terms.insert(service.into(), term);
+        Some(Ok(term))
+    }
+
+    /// Who has a new role since the last call, in order; all are of this service.
+    pub(crate) fn take_new_roles(&mut self, service: &Arc<str>) -> Vec<(R, Role)> {
+        if let Some(granted) = self.new_roles.iter().rev().find_map(|(_, role)| role.term()) {
+            self.terms.insert(service.clone(), granted);
+        }
         std::mem::take(&mut self.new_roles)
     }
 

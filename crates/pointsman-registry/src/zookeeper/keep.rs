@@ -41,6 +41,7 @@ pub(super) async fn keep(
     let keeper = Keeper {
         path: layout.service(&instance.service),
         left: layout.left_of(&instance.service),
+        terms: layout.terms_of(&instance.service),
         overrides: layout.overrides_of(&instance.service),
         acl: settings.acl,
         session_timeout: settings.session_timeout,
@@ -75,6 +76,8 @@ struct Keeper {
     path: String,
     /// Where a marker is left when the instance leaves.
     left: String,
+    /// Where the service's highest term is recorded.
+    terms: String,
     /// Where operators' settings for the service's instances are.
     overrides: String,
     acl: Acl,
@@ -338,8 +341,8 @@ impl Keeper {
         Err(Error::TooLarge { service, code, bytes, limit: MAX_BYTES })
     }
 
-    fn folder<'a>(&self, session: &'a Session, path: &'a str) -> Folder<'a> {
-        Folder { session, path, acl: self.acl }
+    fn folder<'a>(&self, session: &'a Session, path: &'a str, terms: &'a str) -> Folder<'a> {
+        Folder { session, path, terms, acl: self.acl }
     }
 
     /// Registers by this connection, and stays registered until something ends that.
@@ -349,8 +352,8 @@ impl Keeper {
         }
         self.vacant_since = None;
         self.session_timeout = session.timeout();
-        let path = self.path.clone();
-        let folder = self.folder(session, &path);
+        let (path, terms) = (self.path.clone(), self.terms.clone());
+        let folder = self.folder(session, &path, &terms);
         if self.place.as_ref().is_none_or(|place| place.session != session.id()) {
             self.must_look |= self.place.is_some();
             self.place = None;
@@ -571,8 +574,8 @@ impl Keeper {
     /// Deletes whatever is ours.
     async fn remove(&mut self, session: &Session) -> Result<(), Fault> {
         self.report.step_down("deregistering");
-        let path = self.path.clone();
-        let folder = self.folder(session, &path);
+        let (path, terms) = (self.path.clone(), self.terms.clone());
+        let folder = self.folder(session, &path, &terms);
         if let Some(place) = self.place.as_ref().filter(|place| place.session == session.id()) {
             self.remove_node(&folder, place).await?;
         }

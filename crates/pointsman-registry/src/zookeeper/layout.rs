@@ -10,6 +10,8 @@ pub(super) struct Layout {
     pub(super) overrides: String,
     /// `/pointsman/micro-service/left`
     pub(super) left: String,
+    /// `/pointsman/micro-service/terms`
+    pub(super) terms: String,
 }
 
 /// The name of the master's node.
@@ -19,7 +21,7 @@ const NORMAL: &str = "normal";
 impl Layout {
     pub(super) fn new(prefix: &str) -> Self {
         let own = |folder| format!("/pointsman{prefix}/{folder}");
-        Self { services: prefix.to_owned(), overrides: own("overrides"), left: own("left") }
+        Self { services: prefix.to_owned(), overrides: own("overrides"), left: own("left"), terms: own("terms") }
     }
 
     pub(super) fn service(&self, service: &str) -> String {
@@ -33,6 +35,11 @@ impl Layout {
     /// Where those who leave a service cleanly leave their markers.
     pub(super) fn left_of(&self, service: &str) -> String {
         format!("{}/{service}", self.left)
+    }
+
+    /// Where the highest term of a service is recorded.
+    pub(super) fn terms_of(&self, service: &str) -> String {
+        format!("{}/{service}", self.terms)
     }
 }
 

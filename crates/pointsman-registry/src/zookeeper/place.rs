@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use pointsman_core::{Instance, Role, Term};
 use zookeeper_client::{
-    CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, OneshotWatcher, Stat,
+    CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, MultiWriter, OneshotWatcher, Stat,
 };
 
 use super::batch::Created;
 use super::fault::Fault;
 use super::layout::{MASTER, normal_prefix, number};
 use super::session::Session;
-use super::{options, wire};
+use super::{options, terms, wire};
 use crate::url::Acl;
 
 /// The node under which an instance is registered.
@@ -47,6 +47,8 @@ pub(super) struct Found {
 pub(super) struct Folder<'a> {
     pub(super) session: &'a Session,
     pub(super) path: &'a str,
+    /// Where the service's highest term is recorded.
+    pub(super) terms: &'a str,
     pub(super) acl: Acl,
 }
 
@@ -103,7 +105,13 @@ impl Folder<'_> {
 
     /// Creates the master's node; `None` if there is one, or no folder.
     pub(super) async fn create_master(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
-        self.create(&self.at(MASTER), CreateMode::Ephemeral, data, |_| MASTER.to_owned()).await
+        let (path, ephemeral) = (self.at(MASTER), options(CreateMode::Ephemeral, self.acl));
+        let become_master = |writer: &mut MultiWriter<'_>| writer.add_create(&path, data, &ephemeral);
+        match self.commit_term(become_master, "become master of").await? {
+            Ok(results) => Ok(Some(self.created(&results, MASTER.to_owned()).await?)),
+            Err(MultiWriteError::OperationFailed { source: ZkError::NodeExists | ZkError::NoNode, .. }) => Ok(None),
+            Err(error) => Err(self.failed("become master of", error)),
+        }
     }
 
     /// Creates a normal node, whether there is a master or not; `None` if there is no folder.
@@ -187,10 +195,12 @@ impl Folder<'_> {
     /// From normal to master in one transaction, so that nobody ever sees the instance twice, or not at all.
     pub(super) async fn promote(&self, own: &str, data: &[u8]) -> Result<Promotion, Fault> {
         let ephemeral = options(CreateMode::Ephemeral, self.acl);
-        let mut writer = self.session.client.new_multi_writer();
-        let built =
-            writer.add_create(&self.at(MASTER), data, &ephemeral).and_then(|()| writer.add_delete(&self.at(own), None));
-        match self.commit(built.map(|()| writer), "become master of").await? {
+        let (master, own) = (self.at(MASTER), self.at(own));
+        let become_master = |writer: &mut MultiWriter<'_>| {
+            writer.add_create(&master, data, &ephemeral)?;
+            writer.add_delete(&own, None)
+        };
+        match self.commit_term(become_master, "become master of").await? {
             Ok(results) => Ok(Promotion::Won(self.created(&results, MASTER.to_owned()).await?)),
             Err(MultiWriteError::OperationFailed { index: 0, source: ZkError::NodeExists }) => Ok(Promotion::Lost),
             Err(MultiWriteError::OperationFailed { source: ZkError::NoNode, .. }) => Ok(Promotion::Gone),
@@ -236,10 +246,16 @@ impl Folder<'_> {
             (normal_prefix(self.path), CreateMode::EphemeralSequential)
         };
         let mode = options(mode, self.acl);
-        let mut writer = self.session.client.new_multi_writer();
-        let built =
-            writer.add_delete(&old, Some(stat.version + 1)).and_then(|()| writer.add_create(&path, data, &mode));
-        match self.commit(built.map(|()| writer), "take over a place in").await? {
+        let take_over = |writer: &mut MultiWriter<'_>| {
+            writer.add_delete(&old, Some(stat.version + 1))?;
+            writer.add_create(&path, data, &mode)
+        };
+        let committed = if is_master {
+            self.commit_term(take_over, "take over a place in").await?
+        } else {
+            self.commit_all(take_over, "take over a place in").await?
+        };
+        match committed {
             Ok(results) => Ok(Some(self.created_somewhere(&results).await?)),
             Err(MultiWriteError::OperationFailed {
                 source: ZkError::NoNode | ZkError::NodeExists | ZkError::BadVersion,
@@ -249,9 +265,43 @@ impl Folder<'_> {
         }
     }
 
+    /// Commits operations that make somebody master, and records the term by the same transaction, where that is allowed.
+    async fn commit_term(
+        &self,
+        add: impl Fn(&mut MultiWriter<'_>) -> Result<(), ZkError>,
+        what: &str,
+    ) -> Result<Result<Vec<MultiWriteResult>, MultiWriteError>, Fault> {
+        let recorded = |writer: &mut MultiWriter<'_>| {
+            // First, so that its failure is told from all others.
+            terms::record(writer, self.terms)?;
+            add(writer)
+        };
+        let mut committed = self.commit_all(recorded, what).await?;
+        if is_unrecorded(&committed, |error| *error == ZkError::NoNode)
+            && terms::prepare(self.session, self.terms, self.acl).await
+        {
+            committed = self.commit_all(recorded, what).await?;
+        }
+        if is_unrecorded(&committed, |_| true) {
+            self.commit_all(add, what).await
+        } else {
+            Ok(without_record(committed))
+        }
+    }
+
+    async fn commit_all(
+        &self,
+        add: impl Fn(&mut MultiWriter<'_>) -> Result<(), ZkError>,
+        what: &str,
+    ) -> Result<Result<Vec<MultiWriteResult>, MultiWriteError>, Fault> {
+        let mut writer = self.session.client.new_multi_writer();
+        let built = add(&mut writer);
+        self.commit(built.map(|()| writer), what).await
+    }
+
     pub(super) async fn commit(
         &self,
-        writer: Result<zookeeper_client::MultiWriter<'_>, ZkError>,
+        writer: Result<MultiWriter<'_>, ZkError>,
         what: &str,
     ) -> Result<Result<Vec<MultiWriteResult>, MultiWriteError>, Fault> {
         let mut writer = writer.map_err(|error| Fault::new(format!("{what} {}", self.path), error))?;
@@ -330,6 +380,21 @@ impl Folder<'_> {
         let read = read_many(self.session, self.path, &paths).await?;
         Ok(names.into_iter().zip(read).filter_map(|(name, read)| read.map(|(data, stat)| (name, data, stat))).collect())
     }
+}
+
+/// Whether a transaction failed of the record of the term, which is its first operation.
+fn is_unrecorded<T>(committed: &Result<T, MultiWriteError>, of: impl Fn(&ZkError) -> bool) -> bool {
+    matches!(committed, Err(MultiWriteError::OperationFailed { index: 0, source }) if of(source))
+}
+
+/// Counts a failed operation as if there had been no record before it.
+fn without_record<T>(committed: Result<T, MultiWriteError>) -> Result<T, MultiWriteError> {
+    committed.map_err(|error| match error {
+        MultiWriteError::OperationFailed { index, source } => {
+            MultiWriteError::OperationFailed { index: index.saturating_sub(1), source }
+        }
+        error => error,
+    })
 }
 
 /// Reads many nodes under one folder, in batches; `None` for each that is gone or cannot be read. The results are in the order of the
