@@ -49,6 +49,7 @@ use self::feed::Feed;
 use self::gate::Gate;
 use self::go_micro_service::GoMicroService;
 use self::metrics::Metrics;
+use self::problem::Problem;
 use self::registrations::Registrations;
 
 /// A running agent. It serves until it is closed, or dropped; then its connections end.
@@ -81,6 +82,22 @@ struct State {
     /// What else is to be said under `/metrics`.
     more_metrics: Mutex<Option<MoreMetrics>>,
     started_ms: u64,
+}
+
+impl State {
+    /// Carries out a change of the registry within the time that it may take. After that it is dropped: what has not been sent by then is never
+    /// sent, so that nothing happens long after its caller was told that it has failed.
+    async fn write<T, E: Into<Problem>>(
+        &self,
+        step: impl FnOnce() -> String,
+        change: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Problem> {
+        let limit = self.limits.write_time;
+        match tokio::time::timeout(limit, change).await {
+            Ok(result) => result.map_err(Into::into),
+            Err(_) => Err(Problem::too_late(&step(), limit)),
+        }
+    }
 }
 
 type MoreMetrics = Box<dyn Fn() -> futures_util::future::BoxFuture<'static, String> + Send + Sync>;

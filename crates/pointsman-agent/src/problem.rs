@@ -1,6 +1,7 @@
 //! What goes wrong, as problem+json (RFC 9457): in words for whoever called.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -82,6 +83,14 @@ impl Problem {
 
     pub(crate) fn bad(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::BadRequest, detail)
+    }
+
+    /// The registry has not answered within `limit`.
+    pub(crate) fn too_late(step: &str, limit: Duration) -> Self {
+        Self::new(
+            Kind::Unavailable,
+            format!("{step}: the registry has not answered within {limit:?}; it is not done later"),
+        )
     }
 
     pub(crate) fn closing() -> Self {

@@ -140,7 +140,7 @@ impl Registrations {
             let holder = wish.holder.clone().unwrap_or_else(|| LEASE.into());
             let (registered, is_new) = self.enter(wish, &holder, wish.ttl.or(Some(TTL))).await?;
             if is_new {
-                registered.settled().await?;
+                registered.settled_within(patience).await?;
                 return Ok((registered, true));
             }
             registered.check_holder(&holder)?;
@@ -164,7 +164,7 @@ impl Registrations {
             // One that ends just now is found ending when it is entered again.
             let Some(bound) = Bound::take(registered) else { continue };
             if is_new {
-                bound.registered.settled().await?;
+                bound.registered.settled_within(patience).await?;
                 return Ok(bound);
             }
             bound.registered.lease.rebind(wish.ttl);
@@ -311,6 +311,15 @@ impl Registered {
                 Err(Problem::new(Kind::NotRegistered, detail))
             }
         }
+    }
+
+    /// As [`Registered::settled`]; ends it if that takes longer than `patience`.
+    async fn settled_within(&self, patience: Duration) -> Result<(), Problem> {
+        tokio::time::timeout(patience, self.settled()).await.unwrap_or_else(|_| {
+            self.end(End::Deregistered);
+            let (service, code) = &self.key;
+            Err(Problem::too_late(&format!("register {service}/{code}"), patience))
+        })
     }
 
     /// Renews it, and lets it be as wished.

@@ -59,6 +59,8 @@ pub struct Limits {
     pub head_time: Duration,
     /// The body of a request has to be there within this time. Default 10 s.
     pub body_time: Duration,
+    /// What a request changes in the registry is carried out within this time, or not at all. Default 3 s.
+    pub write_time: Duration,
 }
 
 impl Default for Limits {
@@ -71,6 +73,7 @@ impl Default for Limits {
             body: 256 << 10,
             head_time: Duration::from_secs(30),
             body_time: Duration::from_secs(10),
+            write_time: Duration::from_secs(3),
         }
     }
 }

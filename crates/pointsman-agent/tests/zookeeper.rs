@@ -165,3 +165,50 @@ async fn what_the_url_keeps_secret_is_shown_to_nobody() {
     assert!(!metrics.text().contains("geheim"));
     assert!(!format!("{:?}", server.agent).contains("geheim"));
 }
+
+/// The registry stops in the middle of everything (SIGSTOP), and goes on later.
+#[tokio::test]
+async fn what_was_not_answered_in_time_is_not_carried_out_later() {
+    let zookeeper = ZooKeeper::start().await;
+    let url = format!("zookeeper://{}{}?session_timeout=20s&guard=off", zookeeper.address(), unique_prefix());
+    let server = Server::start_over(Registry::connect(&url).await.unwrap(), |settings| {
+        settings.limits.write_time = Duration::from_millis(500);
+    })
+    .await;
+    for code in ["a", "b"] {
+        server.put("s", code).await;
+    }
+    server.until_codes("s", &["a", "b"]).await;
+    zookeeper.pause();
+    let (a, c) = ("/v1/services/s/instances/a", "/v1/services/s/instances/c");
+    let asked = [
+        ("POST", format!("{a}/drain"), ""),
+        ("PUT", format!("{a}/weight"), r#"{"weight":7}"#),
+        ("POST", format!("{a}/undrain"), ""),
+        ("POST", "/v1/services/s/check-term".to_owned(), r#"{"term":9223372036854775807}"#),
+        ("PUT", c.to_owned(), r#"{"ttl":"1h"}"#),
+        ("POST", format!("{a}/resign"), ""),
+    ];
+    let answers =
+        futures_util::future::join_all(asked.iter().map(|(method, path, body)| server.ask(method, path, body)));
+    for (answer, asked) in answers.await.into_iter().zip(&asked) {
+        let detail = answer.is_problem(503, "unavailable");
+        assert!(detail.contains("500ms"), "{asked:?}: {detail}");
+    }
+    zookeeper.resume();
+    // What is asked for now is carried out after all that was asked before.
+    until("the registry is back", async || {
+        (server.ask("POST", "/v1/services/s/instances/b/drain", "").await.status == 204).then_some(())
+    })
+    .await;
+    let all = until("it is shown", async || {
+        let all = server.json("/v1/services/s/instances?all").await;
+        all.as_array().unwrap().iter().any(|one| one["code"] == "b" && one["status"] == "drained").then_some(all)
+    })
+    .await;
+    let of = |code: &str| all.as_array().unwrap().iter().find(|one| one["code"] == code);
+    let first = of("a").unwrap();
+    assert_eq!((&first["status"], &first["weight"]), (&"passing".into(), &1.into()), "{all}");
+    assert!(of("c").is_none(), "{all}");
+    assert_eq!(server.ask("POST", "/v1/services/s/check-term", r#"{"term":9223372036854775806}"#).await.status, 200);
+}

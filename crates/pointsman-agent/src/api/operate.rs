@@ -32,7 +32,8 @@ pub(super) async fn drain(
     uri: Uri,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
-    state.registry.drain(&service, &code).await?;
+    let step = || format!("drain {service}/{code}");
+    state.write(step, state.registry.drain(&service, &code)).await?;
     note(&state, actor, peer, "drain", &service, &code, "no new claims");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -46,7 +47,8 @@ pub(super) async fn undrain(
     uri: Uri,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
-    state.registry.undrain(&service, &code).await?;
+    let step = || format!("undrain {service}/{code}");
+    state.write(step, state.registry.undrain(&service, &code)).await?;
     note(&state, actor, peer, "undrain", &service, &code, "takes work again");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -71,7 +73,8 @@ pub(super) async fn weight(
 ) -> Answer {
     Query::read(&uri, &[], None)?;
     let Weight { weight } = parse(&headers, &read(body, &state.limits).await?)?;
-    state.registry.set_weight(&service, &code, weight).await?;
+    let step = || format!("set the weight of {service}/{code}");
+    state.write(step, state.registry.set_weight(&service, &code, weight)).await?;
     let detail = weight.map_or("the registered weight counts again".to_owned(), |weight| format!("weight {weight}"));
     note(&state, actor, peer, "weight", &service, &code, &detail);
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -93,7 +96,8 @@ pub(super) async fn check_term(
 ) -> Answer {
     Query::read(&uri, &[], None)?;
     let Check { term } = parse(&headers, &read(body, &state.limits).await?)?;
-    let highest = state.registry.check_term(&service, Term(term)).await?;
+    let step = || format!("check term {term} of {service}");
+    let highest = state.write(step, state.registry.check_term(&service, Term(term))).await?;
     Ok(super::json(StatusCode::OK, &json!({ "term": term, "highest": highest.0 })))
 }
 

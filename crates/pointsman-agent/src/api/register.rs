@@ -23,8 +23,6 @@ use crate::registrations::{Answer, Bound, End, Registered, Status, Wish};
 
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
-/// How long the registry may take to confirm.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long what has been registered may take to be shown, before that is not waited for.
 const SEEN: Duration = Duration::from_secs(1);
 /// How long to try to take over what another agent may have. Far more than it takes.
@@ -127,7 +125,7 @@ pub(super) async fn put(
         return Ok(super::json(StatusCode::OK, &Told::from(registered.answer())));
     }
     let wish = parse::<Wanted>(&headers, &body)?.wish(&service, &code)?;
-    let (registered, is_new) = state.registrations.put(&wish, PATIENCE).await?;
+    let (registered, is_new) = state.registrations.put(&wish, state.limits.write_time).await?;
     if is_new {
         seen(&state, &registered, &service, &code).await;
     }
@@ -152,7 +150,7 @@ pub(super) async fn delete(
         },
     };
     registered.end(End::Deregistered);
-    match tokio::time::timeout(PATIENCE, registered.ended()).await {
+    match tokio::time::timeout(state.limits.write_time, registered.ended()).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(_) => {
             let detail =
@@ -191,7 +189,7 @@ fn find(state: &State, service: &str, code: &str, query: &Query) -> Result<Arc<R
 async fn find_elsewhere(state: &State, service: &str, code: &str) -> Option<Arc<Registered>> {
     let instance = state.feed.find(service)?.snapshot().find(code)?.clone();
     let wish = Wish { instance: Instance::clone(&instance), ttl: None, check: None, holder: None };
-    match tokio::time::timeout(TAKE_OVER, state.registrations.put(&wish, PATIENCE)).await {
+    match tokio::time::timeout(TAKE_OVER, state.registrations.put(&wish, state.limits.write_time)).await {
         Ok(taken) => taken.ok().map(|(registered, _)| registered),
         Err(_) => {
             // What another has registered otherwise would be waited for in vain.
@@ -210,7 +208,8 @@ pub(super) async fn resign(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let query = Query::read(&uri, &["holder"], None)?;
-    find(&state, &service, &code, &query)?.resign().await?;
+    let registered = find(&state, &service, &code, &query)?;
+    state.write(|| format!("resign {service}/{code}"), registered.resign()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -227,7 +226,7 @@ pub(super) async fn hold(
     let wanted = if body.is_empty() { Wanted::default() } else { parse(&headers, &body)? };
     let wish = wanted.wish(&service, &code)?;
     let counted = counted(&state)?;
-    let bound = state.registrations.hold(&wish, PATIENCE).await?;
+    let bound = state.registrations.hold(&wish, state.limits.write_time).await?;
     seen(&state, &bound.registered, &service, &code).await;
     let roles = Roles::new(&state, bound.registered.clone(), Some(bound));
     Ok(stream::answer(roles, counted))

@@ -108,5 +108,8 @@ fn limits(section: &mut Section<'_>) -> Limits {
             "lets streams take every connection that max_connections allows: then nobody else is answered",
         );
     }
+    if let Some(time) = section.positive_duration("write_timeout", "3s") {
+        limits.write_time = time;
+    }
     limits
 }

@@ -62,6 +62,7 @@ fn agent(before: &agent::Settings, after: &agent::Settings, restart: &mut Vec<&'
         (limits.watchers != new_limits.watchers, "agent.max_watchers"),
         (limits.registrations != new_limits.registrations, "agent.max_registrations"),
         (limits.claims != new_limits.claims, "agent.max_claims"),
+        (limits.write_time != new_limits.write_time, "agent.write_timeout"),
         (before.go_micro_service != after.go_micro_service, "agent.go_micro_service"),
     ] {
         if differs {
@@ -173,7 +174,7 @@ mod tests {
         assert_eq!((plan.restart, plan.config.agent), (vec![], new.agent));
         let other = config(&format!(
             "[agent]\nlisten = '127.0.0.1:1'\ntls_cert = {read}\ntls_key = {write}\nmax_connections = 9\nmax_watchers = 3\n\
-             max_registrations = 4\nmax_claims = 5\ngo_micro_service = true\n[mqtt]"
+             max_registrations = 4\nmax_claims = 5\nwrite_timeout = '5s'\ngo_micro_service = true\n[mqtt]"
         ));
         let plan = Plan::new(&old, &other);
         let keys = [
@@ -183,6 +184,7 @@ mod tests {
             "max_watchers",
             "max_registrations",
             "max_claims",
+            "write_timeout",
             "go_micro_service",
         ];
         assert_eq!(plan.restart, keys.map(|key| format!("agent.{key}")));

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use pointsman_core::{Instance, Role};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use zookeeper_client::{EventType, OneshotWatcher};
@@ -324,6 +325,20 @@ impl Keeper {
         }
     }
 
+    /// Takes in the commands that wait, without waiting for one.
+    fn take_waiting(&mut self) -> Result<(), Out> {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.take(Some(command)),
+                Err(TryRecvError::Disconnected) => self.take(None),
+                Err(TryRecvError::Empty) => return Ok(()),
+            }
+            if self.ending.is_some() {
+                return Err(Out::Ending);
+            }
+        }
+    }
+
     fn not_master(&self) -> Error {
         Error::NotMaster { service: self.instance.service.clone(), code: self.instance.code.clone() }
     }
@@ -359,7 +374,11 @@ impl Keeper {
             self.place = None;
             let place = match self.find_own(&folder).await? {
                 Some(place) => place,
-                None => self.create(&folder).await?,
+                None => {
+                    // The registry may have been silent for long: whoever has given up meanwhile is not registered for a moment.
+                    self.take_waiting()?;
+                    self.create(&folder).await?
+                }
             };
             self.report.registered(place.role(), Some(session.lease.clone()));
             self.place = Some(place);
