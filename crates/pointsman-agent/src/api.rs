@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::handler::Handler;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
@@ -23,7 +23,6 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, IF_NONE_MATCH};
 use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 
-pub(crate) use self::input::read;
 use crate::State;
 use crate::dashboard;
 use crate::go_micro_service;
@@ -53,13 +52,14 @@ const ROUTES: &[Route] = &[
     route("/v1/services/{service}/master", "GET, HEAD", "master", || get(find::master)),
     route("/v1/services/{service}/history", "GET, HEAD", "history", || get(find::history)),
     route("/v1/events", "GET, HEAD", "events", || get(find::events)),
+    route("/v1/overrides", "GET, HEAD", "overrides", || get(operate::overrides)),
     route("/v1/audit", "GET, HEAD", "audit", || get(find::audit)),
     route("/v1/services/{service}/watch", "GET", "watch", || only_get(watch::service)),
     route("/v1/watch", "GET", "watch-all", || only_get(watch::all)),
     route("/v1/services/{service}/pick", "GET", "pick", || only_get(pick::pick)),
     route("/v1/claims/{claim}", "DELETE", "release", || delete(pick::release)),
-    route("/v1/services/{service}/instances/{code}", "PUT, DELETE", "register", || {
-        put(register::put).delete(register::delete)
+    route("/v1/services/{service}/instances/{code}", "GET, HEAD, PUT, DELETE", "register", || {
+        get(find::instance).put(register::put).delete(register::delete)
     }),
     route("/v1/services/{service}/instances/{code}/hold", "POST", "hold", || post(register::hold)),
     route("/v1/services/{service}/instances/{code}/role", "GET", "role", || only_get(register::role)),
@@ -90,7 +90,8 @@ pub(crate) fn router(state: &Arc<State>, settings: &Settings) -> Router {
         let counted = middleware::from_fn(move |request, next| count(metrics.clone(), request, next));
         router = router.route(path, answer().layer(counted));
     }
-    router.fallback(not_found).with_state(state.clone())
+    // The listener has read it, within its own limit.
+    router.fallback(not_found).layer(DefaultBodyLimit::disable()).with_state(state.clone())
 }
 
 /// `HEAD` of a stream, or of a pick, would have an effect that nobody wants.

@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use axum::Extension;
-use axum::body::Body;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
+use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use pointsman_balance::{Algorithm, Balancer};
@@ -25,12 +25,16 @@ use tokio::sync::Mutex;
 
 use self::wire::{Failure, Init, Picked, Place, Said};
 use crate::State;
-use crate::api::{Answering, read};
+use crate::api::Answering;
+use crate::body::Unread;
 use crate::server::Peer;
+
+/// The only path whose body is read.
+pub(crate) const INIT: &str = "/server/init";
 
 /// The paths, the names under which their calls are counted, and what answers them: whatever the method, with 200.
 pub(crate) const ROUTES: [(&str, &str, Answering); 3] = [
-    ("/server/init", "go-init", || any(init)),
+    (INIT, "go-init", || any(init)),
     ("/service/register", "go-register", || any(register)),
     ("/connect/loadbalance", "go-loadbalance", || any(loadbalance)),
 ];
@@ -162,12 +166,13 @@ impl Own {
 }
 
 /// `POST /server/init`.
-async fn init(Of(state): Of<Arc<State>>, method: Method, body: Body) -> Response {
+async fn init(Of(state): Of<Arc<State>>, method: Method, unread: Option<Extension<Unread>>, body: Bytes) -> Response {
     let answer = async {
         wrong_method_unless(&method, &Method::POST, 102)?;
         // Whatever is wrong with it, it is this one error.
-        let body =
-            read(body, &state.limits).await.map_err(|problem| Failure::Unreadable(problem.detail.into_owned()))?;
+        if let Some(Extension(Unread(problem))) = unread {
+            return Err(Failure::Unreadable(problem.detail.into_owned()));
+        }
         let init = Init::read(&body)?;
         to_its_end(async move { state.go_micro_service.init(init).await }).await?;
         Ok(Said::ok(None))

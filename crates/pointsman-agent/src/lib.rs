@@ -16,6 +16,7 @@
 //! keeps nothing that another could not find out: it may be killed, and its clients go to the next.
 
 mod api;
+mod body;
 mod claims;
 mod dashboard;
 mod error;

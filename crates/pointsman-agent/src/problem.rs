@@ -52,6 +52,7 @@ kinds! {
     NotFound "not-found" NOT_FOUND "there is nothing at this path"
     NoMaster "no-master" NOT_FOUND "the service has no master now"
     NoClaim "no-claim" NOT_FOUND "there is no such claim"
+    UnknownInstance "unknown-instance" NOT_FOUND "the service has no such instance"
     NotRegistered "not-registered" NOT_FOUND "this agent has no such registration"
     MethodNotAllowed "method-not-allowed" METHOD_NOT_ALLOWED "the path is not for this method"
     RequestTimeout "request-timeout" REQUEST_TIMEOUT "the request did not arrive in time"
@@ -83,6 +84,13 @@ impl Problem {
 
     pub(crate) fn bad(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::BadRequest, detail)
+    }
+
+    pub(crate) fn unknown_instance(service: &str, code: &str) -> Self {
+        Self::new(
+            Kind::UnknownInstance,
+            format!("service {service} has no instance {code}, and nothing is set for one"),
+        )
     }
 
     /// The registry has not answered within `limit`.

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,6 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
 use crate::State;
+use crate::body::{self, Unread};
+use crate::go_micro_service;
 use crate::problem::Problem;
 
 /// A TLS handshake takes at most this long.
@@ -143,17 +146,38 @@ async fn respond(
     let (mut parts, body) = request.into_parts();
     let admitted =
         if *state.closing.borrow() { Err(Problem::closing()) } else { state.access.load().gate.admit(&parts) };
-    match admitted {
-        Ok(actor) => {
-            parts.extensions.insert(actor);
-            parts.extensions.insert(Peer(peer));
-            router.call(Request::from_parts(parts, Body::new(body))).await
-        }
+    let mut response = match admitted {
+        // Read before anything is answered: a client that sends it after the head must not find the connection closed.
+        Ok(actor) => match body::read(body, &state.limits).await {
+            Ok(body) => {
+                parts.extensions.insert(actor);
+                parts.extensions.insert(Peer(peer));
+                router.call(Request::from_parts(parts, Body::from(body))).await?
+            }
+            Err(problem) => {
+                state.metrics.refused(problem.kind);
+                if parts.uri.path() == go_micro_service::INIT {
+                    parts.extensions.insert(Unread(problem));
+                    closing(router.call(Request::from_parts(parts, Body::empty())).await?)
+                } else {
+                    closing(problem)
+                }
+            }
+        },
         Err(problem) => {
             state.metrics.refused(problem.kind);
-            Ok(problem.into_response())
+            if body::discard(body, &state.limits).await { problem.into_response() } else { closing(problem) }
         }
-    }
+    };
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// The answer to a request whose body has not come whole: what is still on its way is not read as another request.
+fn closing(answer: impl IntoResponse) -> Response {
+    let mut response = answer.into_response();
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, router: Router, state: &Arc<State>) {

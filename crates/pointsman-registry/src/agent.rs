@@ -95,8 +95,17 @@ impl Backend for Agent {
     }
 
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
-        // All that is known through an agent is who is drained; and the agent has told that this one is not.
-        if set.drained { self.set_override(service, code, OverrideChange::Drain).await } else { Ok(()) }
+        // All that is known through an agent is who is drained.
+        if !set.drained {
+            return Ok(());
+        }
+        let path = format!("{}/drain?if_unset", instance_path(service, code));
+        let step = || format!("set what operators want of {service}/{code}");
+        match self.agents.call(Method::POST, &path, None).await {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) => Err(answer.refusal(step)),
+            Err(fault) => Err(fault.unavailable(step)),
+        }
     }
 
     async fn check_term(&self, service: &str, term: Term) -> Result<Term> {

@@ -7,6 +7,7 @@ use pointsman_core::{Instance, Snapshot, View};
 use tokio::sync::watch;
 
 use crate::changes::{Changes, Updates};
+use crate::overrides::{OverrideOf, Overrides};
 use crate::store::{Loaded, Shared};
 use crate::{Error, Result};
 
@@ -84,6 +85,28 @@ impl Directory {
     #[must_use]
     pub fn has_left(&self, service: &str, code: &str) -> bool {
         self.inner.shared.has_left(service, code)
+    }
+
+    /// What operators have set for instances, in the order of services and codes; also for those that are not registered now. Over
+    /// agents nothing is told of it here: ask them.
+    #[must_use]
+    pub fn overrides(&self) -> Vec<OverrideOf> {
+        let all = self.inner.shared.overrides().into_iter();
+        let of_service = |(service, overrides): (Arc<str>, Overrides)| {
+            overrides.into_iter().map(move |(code, set)| OverrideOf {
+                service: service.clone(),
+                code,
+                drained: set.drained,
+                weight: set.weight,
+            })
+        };
+        all.flat_map(of_service).collect()
+    }
+
+    /// Whether an operator has set anything for an instance.
+    #[must_use]
+    pub fn has_override(&self, service: &str, code: &str) -> bool {
+        self.inner.shared.has_override(service, code)
     }
 
     /// Which data the registry holds, where it can tell: another word after it has lost all of it, and begun anew. The same for

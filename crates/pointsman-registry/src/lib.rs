@@ -32,6 +32,7 @@ pub use changes::{Changes, Updates};
 pub use directory::{Directory, Freshness, Service};
 pub use error::Error;
 pub use guard::Guard;
+pub use overrides::OverrideOf;
 pub use pointsman_core::parse_duration;
 pub use registration::{Departure, Registration, Roles};
 pub use registry::{Builder, Registry};

@@ -19,6 +19,20 @@ pub(crate) struct Override {
     pub(crate) weight: Option<u32>,
 }
 
+/// What an operator has set for an instance, as [`Directory::overrides`](crate::Directory::overrides) lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct OverrideOf {
+    /// The service.
+    pub service: Arc<str>,
+    /// The instance's code.
+    pub code: Arc<str>,
+    /// It gets no new claims.
+    pub drained: bool,
+    /// What counts instead of the registered weight.
+    pub weight: Option<u32>,
+}
+
 /// What operators have set for the instances of one service, by code; also of those that are not registered.
 pub(crate) type Overrides = BTreeMap<Arc<str>, Override>;
 

@@ -18,7 +18,7 @@ use crate::disk;
 use crate::guard::Guard;
 use crate::hold::{Hold, Holds};
 use crate::memory::Memory;
-use crate::overrides::OverrideChange;
+use crate::overrides::{Override, OverrideChange};
 use crate::registration::{self, Command, Departure, End, Registration};
 use crate::store::{Restore, Shared, Store};
 use crate::url::{Common, Url, redacted};
@@ -204,6 +204,19 @@ impl Registry {
     /// [`Error::Invalid`], [`Error::Unavailable`], [`Error::Refused`], [`Error::Closed`].
     pub async fn drain(&self, service: &str, code: &str) -> Result<()> {
         self.set_override(service, code, OverrideChange::Drain).await
+    }
+
+    /// As [`Registry::drain`], unless anything is set for the instance already: for whoever remembers a drain that a registry has lost with
+    /// its data. There an operator may have set something else meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::drain`].
+    pub async fn drain_if_unset(&self, service: &str, code: &str) -> Result<()> {
+        check_name("service", service)?;
+        check_name("code", code)?;
+        self.check_open()?;
+        self.inner.backend.restore_override(service, code, Override { drained: true, weight: None }).await
     }
 
     /// Ends a drain. Nothing happens if the instance is not drained.

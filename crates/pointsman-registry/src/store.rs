@@ -1,6 +1,6 @@
 //! The one writer of a directory: takes a backend's events, leaves snapshots for the readers.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) link: watch::Sender<Link>,
     /// Which data the registry holds, where it can tell.
     identity: RwLock<Option<Identity>>,
+    /// What operators have set, by service; those that have nothing set are not in it.
+    overrides: RwLock<BTreeMap<Arc<str>, Overrides>>,
 }
 
 /// An override of which a registry that has lost its data knows nothing: to be set there again.
@@ -79,6 +81,33 @@ impl Shared {
             journal: RwLock::default(),
             link,
             identity: RwLock::default(),
+            overrides: RwLock::default(),
+        }
+    }
+
+    /// What operators have set, by service; also for those that are not registered.
+    pub(crate) fn overrides(&self) -> BTreeMap<Arc<str>, Overrides> {
+        self.overrides.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether anything is set for an instance.
+    pub(crate) fn has_override(&self, service: &str, code: &str) -> bool {
+        let overrides = self.overrides.read().unwrap_or_else(PoisonError::into_inner);
+        overrides.get(service).and_then(|overrides| overrides.get(code)).is_some_and(|set| !set.is_empty())
+    }
+
+    fn note_overrides(&self, service: &Arc<str>, mut set: Overrides) {
+        set.retain(|_, set| !set.is_empty());
+        let is_same =
+            |known: &BTreeMap<Arc<str>, Overrides>| known.get(service).map_or(set.is_empty(), |old| *old == set);
+        if is_same(&self.overrides.read().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        let mut known = self.overrides.write().unwrap_or_else(PoisonError::into_inner);
+        if set.is_empty() {
+            known.remove(service);
+        } else {
+            known.insert(service.clone(), set);
         }
     }
 
@@ -378,6 +407,7 @@ impl Store {
         let seen = Observation { before: &held.raw, after: &raw, left: &left, is_emptied };
         let lost = guard.map(|guard| held.guard.update(guard, &seen, now)).unwrap_or_default();
         let before = shared.snapshot(raw.service());
+        shared.note_overrides(raw.service(), held.all_overrides());
         shared.note_departures(&before, &raw, left);
         // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
         let revision = raw.revision().max(before.revision() + 1).max(shared.base);
@@ -410,6 +440,7 @@ impl Store {
             let raw = registered(&saved.snapshot, &saved.overrides);
             let are_too_old = saved.at.elapsed().is_ok_and(|age| age > TOO_OLD);
             let held = Held { overrides: saved.overrides, are_too_old, ..Held::new(raw) };
+            self.shared.note_overrides(saved.snapshot.service(), held.all_overrides());
             self.held.insert(saved.snapshot.service().clone(), held);
             if !saved.snapshot.is_empty() {
                 self.shared.store(saved.snapshot);

@@ -7,11 +7,11 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::{BufMut as _, BytesMut};
 use hyper::header::{CACHE_CONTROL, ETAG, HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode, Uri};
-use pointsman_core::Snapshot;
+use pointsman_core::{Instance, Snapshot};
 use pointsman_registry::Freshness;
 use pointsman_registry::wire::{InstanceJson, ServiceJson};
 
-use super::input::{OfService, Query};
+use super::input::{OfInstance, OfService, Query, short};
 use super::{body, has_already, json};
 use crate::State;
 use crate::feed::Shot;
@@ -42,12 +42,15 @@ pub(super) async fn instances(
     uri: Uri,
     headers: HeaderMap,
 ) -> Answer {
-    let all = Query::read(&uri, &["all"], None)?.is_on("all")?;
+    let query = Query::read(&uri, &["all", "tag"], Some("tag"))?;
+    let all = query.is_on("all")?;
+    let tags = query.all("tag").map(tag).collect::<Result<Vec<_>, Problem>>()?;
     let shot = match state.feed.find(&service) {
         Some(topic) if all => topic.every(),
         Some(topic) => topic.working(),
         None => Shot { snapshot: Arc::new(Snapshot::empty(service)), revision: 0, body: "[]".into() },
     };
+    let shot = if tags.is_empty() { shot } else { tagged(&shot, all, &tags) };
     let etag = if all { format!("\"{}-all\"", shot.revision) } else { format!("\"{}\"", shot.revision) };
     let is_known = has_already(&headers, &etag);
     let mut response =
@@ -59,6 +62,35 @@ pub(super) async fn instances(
     }
     headers.insert(CACHE_CONTROL, NO_CACHE);
     headers.insert(FRESHNESS, freshness(&state, shot.snapshot.is_guarded()));
+    Ok(response)
+}
+
+/// `k=v` of a query.
+fn tag(text: &str) -> Result<(&str, &str), Problem> {
+    text.split_once('=').ok_or_else(|| Problem::bad(format!("query: tag is k=v, not {}", short(text))))
+}
+
+/// Those that have all these tags. What is broken in the registry has none.
+fn tagged(shot: &Shot, all: bool, tags: &[(&str, &str)]) -> Shot {
+    let has_all = |instance: &&Arc<Instance>| {
+        let has = |(key, value): &(&str, &str)| instance.tags.get(*key).is_some_and(|tag| tag == value);
+        (all || instance.takes_work()) && tags.iter().all(has)
+    };
+    let instances = shot.snapshot.instances().iter().filter(has_all);
+    let shown: Vec<_> = instances.map(|instance| InstanceJson::new(instance)).collect();
+    // Strings and numbers: there is nothing in it that JSON cannot say.
+    let body = serde_json::to_vec(&shown).unwrap_or_default().into();
+    Shot { snapshot: shot.snapshot.clone(), revision: shot.revision, body }
+}
+
+/// `GET /v1/services/{service}/instances/{code}`.
+pub(super) async fn instance(Of(state): Of<Arc<State>>, OfInstance(service, code): OfInstance, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let snapshot = state.feed.directory().snapshot(&service);
+    let Some(instance) = snapshot.find(&code) else { return Err(Problem::unknown_instance(&service, &code)) };
+    let mut response = json(StatusCode::OK, &InstanceJson::new(instance));
+    response.headers_mut().insert(REVISION, snapshot.revision().into());
+    response.headers_mut().insert(FRESHNESS, freshness(&state, instance.is_guarded()));
     Ok(response)
 }
 

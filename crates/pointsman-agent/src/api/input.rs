@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{FromRequestParts, Path};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::header::CONTENT_TYPE;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Uri};
@@ -16,7 +13,6 @@ use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::problem::{Kind, Problem};
-use crate::settings::Limits;
 
 /// The service of the path.
 pub(super) struct OfService(pub(super) String);
@@ -154,19 +150,6 @@ pub(super) fn short(text: &str) -> String {
     format!("{:?}", text.chars().take(64).collect::<String>())
 }
 
-/// Reads a body whole.
-pub(crate) async fn read(body: Body, limits: &Limits) -> Result<Bytes, Problem> {
-    let (limit, time) = (limits.body, limits.body_time);
-    match tokio::time::timeout(time, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(Problem::new(Kind::TooLarge, format!("the body has more than {limit} bytes")))
-        }
-        Ok(Err(error)) => Err(Problem::bad(format!("the body: {error}"))),
-        Err(_) => Err(Problem::new(Kind::RequestTimeout, format!("the body was not there after {time:?}"))),
-    }
-}
-
 /// Reads a body as JSON.
 pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Problem> {
     let given = headers.get(CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or("?"));
@@ -187,6 +170,36 @@ pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Re
     }
     serde_json::from_slice(body).map_err(|error| Problem::bad(format!("the body: {error}")))
 }
+
+/// A whole number, or none. `3.0` is one: to JSON Schema, and to languages that know no other numbers.
+pub(super) fn whole<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64> + Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given<T> {
+        Whole(T),
+        Real(f64),
+        Other(serde_json::Value),
+    }
+    match Option::<Given<T>>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Given::Whole(number)) => Ok(Some(number)),
+        Some(Given::Real(number)) if (0.0..=MOST_EXACT).contains(&number) && number.fract() == 0.0 => {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and within bounds")]
+            let whole = number as u64;
+            let too_much = || de::Error::custom(format!("{whole} is more than a {}", std::any::type_name::<T>()));
+            T::try_from(whole).map(Some).map_err(|_| too_much())
+        }
+        Some(Given::Real(number)) => Err(de::Error::custom(format!("{number} is no {}", std::any::type_name::<T>()))),
+        Some(Given::Other(value)) => Err(de::Error::custom(format!("{value} is no {}", std::any::type_name::<T>()))),
+    }
+}
+
+/// Up to this number every whole number has a form of its own as a double (2^53).
+const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// A map in which nothing stands twice.
 #[derive(Debug, Default)]

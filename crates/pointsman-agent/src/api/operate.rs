@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::body::Body;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
 use hyper::{HeaderMap, StatusCode, Uri};
 use pointsman_core::Term;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::input::{OfInstance, OfService, Query, parse, read};
+use super::input::{OfInstance, OfService, Query, parse, whole};
 use crate::State;
 use crate::feed::now_ms;
 use crate::gate::Actor;
@@ -31,9 +31,15 @@ pub(super) async fn drain(
     Extension(peer): Extension<Peer>,
     uri: Uri,
 ) -> Answer {
-    Query::read(&uri, &[], None)?;
+    let if_unset = Query::read(&uri, &["if_unset"], None)?.is_on("if_unset")?;
     let step = || format!("drain {service}/{code}");
-    state.write(step, state.registry.drain(&service, &code)).await?;
+    if if_unset {
+        // Whoever restores it may come before the instance does.
+        state.write(step, state.registry.drain_if_unset(&service, &code)).await?;
+    } else {
+        check_known(&state, &service, &code)?;
+        state.write(step, state.registry.drain(&service, &code)).await?;
+    }
     note(&state, actor, peer, "drain", &service, &code, "no new claims");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -47,6 +53,7 @@ pub(super) async fn undrain(
     uri: Uri,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
+    check_known(&state, &service, &code)?;
     let step = || format!("undrain {service}/{code}");
     state.write(step, state.registry.undrain(&service, &code)).await?;
     note(&state, actor, peer, "undrain", &service, &code, "takes work again");
@@ -57,7 +64,7 @@ pub(super) async fn undrain(
 #[serde(deny_unknown_fields)]
 struct Weight {
     /// It must be there, and may be null.
-    #[serde(deserialize_with = "Option::deserialize")]
+    #[serde(deserialize_with = "whole")]
     weight: Option<u32>,
 }
 
@@ -69,10 +76,11 @@ pub(super) async fn weight(
     Extension(peer): Extension<Peer>,
     uri: Uri,
     headers: HeaderMap,
-    body: Body,
+    body: Bytes,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
-    let Weight { weight } = parse(&headers, &read(body, &state.limits).await?)?;
+    let Weight { weight } = parse(&headers, &body)?;
+    check_known(&state, &service, &code)?;
     let step = || format!("set the weight of {service}/{code}");
     state.write(step, state.registry.set_weight(&service, &code, weight)).await?;
     let detail = weight.map_or("the registered weight counts again".to_owned(), |weight| format!("weight {weight}"));
@@ -92,13 +100,28 @@ pub(super) async fn check_term(
     OfService(service): OfService,
     uri: Uri,
     headers: HeaderMap,
-    body: Body,
+    body: Bytes,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
-    let Check { term } = parse(&headers, &read(body, &state.limits).await?)?;
+    let Check { term } = parse(&headers, &body)?;
     let step = || format!("check term {term} of {service}");
     let highest = state.write(step, state.registry.check_term(&service, Term(term))).await?;
     Ok(super::json(StatusCode::OK, &json!({ "term": term, "highest": highest.0 })))
+}
+
+/// A code that is neither registered nor has anything set is a mistake of whoever has typed it.
+fn check_known(state: &State, service: &str, code: &str) -> Result<(), Problem> {
+    let directory = state.feed.directory();
+    let is_known = directory.snapshot(service).find(code).is_some()
+        || directory.has_override(service, code)
+        || state.registrations.find(service, code).is_ok();
+    if is_known { Ok(()) } else { Err(Problem::unknown_instance(service, code)) }
+}
+
+/// `GET /v1/overrides`.
+pub(super) async fn overrides(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    Ok(super::json(StatusCode::OK, &state.feed.directory().overrides()))
 }
 
 /// The audit line: in the log, for who asks, and for who watches.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::input::{OfInstance, Query, Tags, duration, parse, read};
+use super::input::{OfInstance, Query, Tags, duration, parse, whole};
 use super::stream::{self, Source, counted};
 use crate::State;
 use crate::feed::event;
@@ -34,6 +33,7 @@ const HOLDER: usize = 128;
 #[serde(deny_unknown_fields)]
 struct Wanted {
     address: Option<String>,
+    #[serde(default, deserialize_with = "whole")]
     weight: Option<u32>,
     #[serde(default)]
     tags: Tags,
@@ -48,7 +48,9 @@ struct WantedCheck {
     probe: String,
     interval: Option<String>,
     timeout: Option<String>,
+    #[serde(default, deserialize_with = "whole")]
     rise: Option<u32>,
+    #[serde(default, deserialize_with = "whole")]
     fall: Option<u32>,
 }
 
@@ -115,10 +117,9 @@ pub(super) async fn put(
     OfInstance(service, code): OfInstance,
     uri: Uri,
     headers: HeaderMap,
-    body: Body,
+    body: Bytes,
 ) -> Result<Response, Problem> {
     let query = Query::read(&uri, &["holder"], None)?;
-    let body = read(body, &state.limits).await?;
     if body.is_empty() {
         let registered = find(&state, &service, &code, &query)?;
         registered.renew()?;
@@ -219,10 +220,9 @@ pub(super) async fn hold(
     OfInstance(service, code): OfInstance,
     uri: Uri,
     headers: HeaderMap,
-    body: Body,
+    body: Bytes,
 ) -> Result<Response, Problem> {
     Query::read(&uri, &[], None)?;
-    let body = read(body, &state.limits).await?;
     let wanted = if body.is_empty() { Wanted::default() } else { parse(&headers, &body)? };
     let wish = wanted.wish(&service, &code)?;
     let counted = counted(&state)?;

@@ -76,6 +76,17 @@ impl<'a> Shown<'a> {
     }
 }
 
+/// Whether an instance is shown whole by this change anyway.
+fn is_put_of(change: &Change, code: &str) -> bool {
+    match change {
+        Change::Joined(instance)
+        | Change::Returned(instance)
+        | Change::Guarded(instance)
+        | Change::Updated { new: instance, .. } => *instance.code == *code,
+        _ => false,
+    }
+}
+
 impl Group {
     /// What has changed between two snapshots of a service; `None` if nothing has. `has_left` tells of a code that is gone whether
     /// it left cleanly.
@@ -108,6 +119,17 @@ impl Group {
                     add("delete", What::Delete { instance: Shown::new(instance, since), reason });
                 }
                 Change::MasterChanged { old: before, new: master, .. } => {
+                    // Whoever keeps a list by `put` and `delete` alone has the roles right, too.
+                    let involved = master.iter().chain(before).map(|instance| &*instance.code);
+                    for code in involved.collect::<std::collections::BTreeSet<_>>() {
+                        if let (Some(was), Some(is)) = (old.find(code), new.find(code))
+                            && was.role != is.role
+                            && !changes.iter().any(|other| is_put_of(other, code))
+                        {
+                            let before = Some(Shown::new(was, since));
+                            add("put", What::Put { instance: Shown::new(is, since), before });
+                        }
+                    }
                     // Who was master is shown as what it is now, so that whoever keeps a list can put it there.
                     let before = before.as_ref().map(|old| new.find(&old.code).unwrap_or(old));
                     let before = before.map(|before| Shown::new(before, since));

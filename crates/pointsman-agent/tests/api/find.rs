@@ -174,7 +174,7 @@ async fn other_methods_and_other_paths_are_told_apart() {
         ("/v1/watch", "GET"),
         ("/v1/services/s/pick", "GET"),
         ("/v1/claims/0", "DELETE"),
-        ("/v1/services/s/instances/a", "PUT, DELETE"),
+        ("/v1/services/s/instances/a", "GET, HEAD, PUT, DELETE"),
         ("/v1/services/s/instances/a/hold", "POST"),
         ("/v1/services/s/instances/a/weight", "PUT"),
         ("/openapi.json", "GET, HEAD"),
@@ -223,4 +223,86 @@ async fn a_mass_loss_is_not_believed_at_once_and_every_answer_says_so() {
     assert_eq!(watcher.until_event("service").await.data["guarded"], true);
     assert_eq!(server.json("/v1/services").await[0]["guarded"], true);
     assert_eq!(server.metric("pointsman_services_guarded"), 1);
+}
+
+#[tokio::test]
+async fn one_instance_and_those_with_certain_tags() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    for (code, zone, size) in [("a", "eu", "1"), ("b", "eu", "2"), ("c", "us", "1")] {
+        let body = json!({"ttl": "1h", "tags": {"zone": zone, "size": size}}).to_string();
+        assert_eq!(client.ask("PUT", &format!("/v1/services/s/instances/{code}"), &body).await.status, 201);
+    }
+    server.until_codes("s", &["a", "b", "c"]).await;
+    let one = client.ask("GET", "/v1/services/s/instances/b", "").await;
+    assert_eq!((one.status, &one.json()["code"], &one.json()["tags"]["size"]), (200, &json!("b"), &json!("2")));
+    assert!(one.header("x-pointsman-revision").is_some());
+    client.ask("GET", "/v1/services/s/instances/d", "").await.is_problem(404, "unknown-instance");
+    client.ask("GET", "/v1/services/t/instances/a", "").await.is_problem(404, "unknown-instance");
+    for (query, expected) in [
+        ("tag=zone=eu", vec!["a", "b"]),
+        ("tag=zone%3Deu&tag=size=1", vec!["a"]),
+        ("tag=zone=asia", vec![]),
+        ("tag=zone=", vec![]),
+        ("all&tag=size=1", vec!["a", "c"]),
+    ] {
+        assert_eq!(codes(&server.json(&format!("/v1/services/s/instances?{query}")).await), expected, "{query}");
+    }
+    client.ask("GET", "/v1/services/s/instances?tag=zone", "").await.is_problem(400, "bad-request");
+}
+
+#[tokio::test]
+async fn what_is_set_is_listed_and_only_for_what_there_is() {
+    let server = Server::start().await;
+    server.put("s", "a").await;
+    server.until_codes("s", &["a"]).await;
+    let mut client = server.client().await;
+    assert_eq!(server.json("/v1/overrides").await, json!([]));
+    let path = |code: &str, what: &str| format!("/v1/services/s/instances/{code}/{what}");
+    for (method, what, body) in [("POST", "drain", ""), ("POST", "undrain", ""), ("PUT", "weight", r#"{"weight":3}"#)] {
+        client.ask(method, &path("b", what), body).await.is_problem(404, "unknown-instance");
+        assert_eq!(client.ask(method, &path("a", what), body).await.status, 204);
+    }
+    let a = json!({"service":"s","code":"a","drained":false,"weight":3});
+    until("it is listed", async || (server.json("/v1/overrides").await == json!([a])).then_some(())).await;
+    // Whoever remembers a drain that was lost sets it where nothing is set, before the instance is there.
+    assert_eq!(client.ask("POST", &path("a", "drain?if_unset"), "").await.status, 204);
+    assert_eq!(client.ask("POST", &path("b", "drain?if_unset"), "").await.status, 204);
+    let b = json!({"service":"s","code":"b","drained":true,"weight":null});
+    until("both are listed", async || (server.json("/v1/overrides").await == json!([a, b])).then_some(())).await;
+    // And it can be cleared also when the instance never comes.
+    assert_eq!(client.ask("POST", &path("b", "undrain"), "").await.status, 204);
+    assert_eq!(client.ask("PUT", &path("a", "weight"), r#"{"weight":null}"#).await.status, 204);
+    until("nothing is set", async || (server.json("/v1/overrides").await == json!([])).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_list_that_is_kept_by_put_and_delete_alone_has_the_roles_right() {
+    let server = Server::start().await;
+    for code in ["a", "b"] {
+        server.put("s", code).await;
+    }
+    server.until_codes("s", &["a", "b"]).await;
+    let mut watcher = server.watch("/v1/services/s/watch").await;
+    watcher.event_named("snapshot").await;
+    assert_eq!(server.ask("POST", "/v1/services/s/instances/a/resign", "").await.status, 204);
+    let mut roles = std::collections::BTreeMap::new();
+    until("both are told", async || {
+        let put = watcher.until_event("put").await.data;
+        roles.insert(put["instance"]["code"].to_string(), put["instance"]["role"].to_string());
+        (roles.len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!((&*roles["\"a\""], &*roles["\"b\""]), ("\"normal\"", "\"master\""));
+}
+
+#[tokio::test]
+async fn answers_that_change_are_not_kept_by_those_in_between() {
+    let server = Server::start().await;
+    server.put("s", "a").await;
+    server.until_codes("s", &["a"]).await;
+    for path in ["/v1/services", "/v1/services/s/master", "/v1/services/s/pick", "/readyz", "/metrics", "/v1/none"] {
+        assert_eq!(server.get(path).await.header("cache-control"), Some("no-store"), "{path}");
+    }
+    assert_eq!(server.get("/v1/services/s/instances").await.header("cache-control"), Some("no-cache"));
 }

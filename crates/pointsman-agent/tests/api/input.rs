@@ -163,7 +163,7 @@ async fn bodies_of_a_registration() {
         (r#"{"weight":-1}"#, "u32"),
         (r#"{"weight":1.5}"#, "u32"),
         (r#"{"weight":"3"}"#, "u32"),
-        (r#"{"weight":1e3}"#, "u32"),
+        (r#"{"weight":15e-1}"#, "u32"),
         (r#"{"weight":4294967296}"#, "u32"),
         (r#"{"weight":1000001}"#, "too high"),
         (r#"{"address":"h"}"#, "has no port"),
@@ -205,6 +205,8 @@ async fn bodies_of_a_registration() {
 #[tokio::test]
 async fn bodies_of_operators() {
     let server = Server::start().await;
+    server.put("s", "a").await;
+    server.until_codes("s", &["a"]).await;
     let mut client = server.client().await;
     let (weight, term) = (format!("{A}/weight"), "/v1/services/s/check-term");
     refused(
@@ -224,6 +226,13 @@ async fn bodies_of_operators() {
     )
     .await;
     assert_eq!(server.json("/v1/audit").await, json!([]), "what was refused was not done");
+    for whole in ["3", "3.0", "3e0", "30e-1"] {
+        assert_eq!(client.ask("PUT", &weight, &format!(r#"{{"weight":{whole}}}"#)).await.status, 204, "{whole}");
+    }
+    for other in ["3.5", "-3.0", "1e300", "\"3\"", "[3]"] {
+        let answer = client.ask("PUT", &weight, &format!(r#"{{"weight":{other}}}"#)).await;
+        assert!(answer.is_problem(400, "bad-request").contains("u32"), "{other}");
+    }
 }
 
 #[tokio::test]
@@ -300,5 +309,35 @@ async fn requests_one_after_the_other_without_waiting() {
     client.send(&all).await;
     for _ in 0..100 {
         assert_eq!(client.answer("GET").await.text(), "[]");
+    }
+}
+
+/// As Python's `http.client` does: head and body apart. The answer is an error that needs no body.
+#[tokio::test]
+async fn a_body_that_comes_after_the_head_finds_the_connection_open() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let token = pointsman_agent::Token::new("0123456789abcdef").unwrap();
+    let server = Server::start_with(|settings| {
+        settings.limits.body = 1000;
+        settings.write_token = Some(token);
+    })
+    .await;
+    for (length, keeps) in [(900, true), (2000, false)] {
+        for path in ["/v1/services/s/instances/a", "/v1/none"] {
+            let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+            let head = format!("PUT {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&vec![b' '; length.min(999)]).await.unwrap();
+            if !keeps {
+                stream.write_all(&vec![b' '; length - 999]).await.unwrap();
+            }
+            let mut answer = Vec::new();
+            while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+                assert!(stream.read_buf(&mut answer).await.unwrap() > 0);
+            }
+            let answer = String::from_utf8(answer).unwrap().to_lowercase();
+            assert!(answer.starts_with("http/1.1 401"), "{answer}");
+            assert_eq!(answer.contains("connection: close"), !keeps, "{answer}");
+        }
     }
 }
