@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::Reply;
+use super::engine::{Received, Reply};
 use super::routes::{Endpoint, Route, Routes};
 use crate::packet::Publish;
 
@@ -24,7 +24,7 @@ pub(super) struct Request {
     /// Who has it. In flight there until it is answered.
     pub(super) endpoint: Endpoint,
     pub(super) tried: Vec<Arc<str>>,
-    pub(super) since: Instant,
+    pub(super) received: Received,
     deadline: Instant,
     /// What is sent again if the instance dies, where the route allows that; with the sender's topic.
     pub(super) copy: Option<(Arc<str>, Box<Publish>)>,
@@ -52,14 +52,14 @@ impl Request {
         route: Arc<Route>,
         endpoint: Endpoint,
         nonce: u64,
-        (since, deadline): (Instant, Instant),
+        (received, deadline): (Received, Instant),
     ) -> Self {
         Self {
             reply,
             route,
             endpoint,
             tried: Vec::new(),
-            since,
+            received,
             deadline,
             copy: None,
             delivered: false,
