@@ -7,6 +7,7 @@
 mod dead_letter;
 mod forward;
 mod respond;
+mod take_back;
 mod unsettled;
 mod waiting;
 

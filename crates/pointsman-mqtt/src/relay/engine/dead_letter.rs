@@ -72,7 +72,7 @@ impl Engine {
     /// knows.
     pub(super) fn give_up(&mut self, number: u64, reason: &'static str, detail: &str, now: Instant) {
         let Some(request) = self.requests.remove(number) else { return };
-        let origin = request.flight.and_then(|token| self.take_origin(token));
+        let origin = request.flight.and_then(|token| self.take_origin(token)).or(request.origin);
         self.tell((Some(number), origin), &request.reply, reason, detail, now);
     }
 

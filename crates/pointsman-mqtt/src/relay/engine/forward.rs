@@ -441,13 +441,14 @@ impl Engine {
     }
 
     pub(super) fn look_for_orphans(&mut self, now: Instant) {
+        self.take_back(now);
         for number in self.requests.orphans(&self.routes) {
             self.orphaned(number, now);
         }
     }
 
     /// The instance that has a request is gone, or guarded.
-    fn orphaned(&mut self, number: u64, now: Instant) {
+    pub(super) fn orphaned(&mut self, number: u64, now: Instant) {
         let Some(request) = self.requests.get_mut(number) else { return };
         // Of one that is guarded it is not known whether it has failed.
         if !self.routes.has(&request.route, request.endpoint.code()) {
@@ -463,7 +464,7 @@ impl Engine {
         let Some((topic, copy)) = request.copy.take() else {
             let detail =
                 format!("instance {} is gone; the route does not send requests again", request.endpoint.code());
-            return self.tell((Some(number), None), &request.reply, "instance-gone", &detail, now);
+            return self.tell((Some(number), request.origin), &request.reply, "instance-gone", &detail, now);
         };
         let (route, received) = (self.routes.current(&request.route), request.received);
         match route.choose(self.topic_without_code(&copy.topic), None, &request.tried) {
@@ -474,7 +475,9 @@ impl Engine {
                     self.requests.insert(number, request);
                     self.hold_request(number, received, route, waits);
                 }
-                None => self.tell((Some(number), None), &request.reply, "instance-gone", &error.to_string(), now),
+                None => {
+                    self.tell((Some(number), request.origin), &request.reply, "instance-gone", &error.to_string(), now);
+                }
             },
             Ok(endpoint) => {
                 request.route.metrics.redispatched.inc();
@@ -483,11 +486,12 @@ impl Engine {
                 out.topic = self.topic_with_code(&copy.topic, &code).into();
                 let (route, tried, qos) = (request.route.clone(), request.tried.clone(), out.qos);
                 (request.endpoint, request.copy, request.delivered) = (endpoint, Some((topic.clone(), copy)), false);
+                let origin = request.origin.take();
                 self.requests.insert(number, request);
                 self.keep(number);
                 let mut forward = Forward::new(route, topic, code, qos, received);
                 (forward.tried, forward.request) = (tried, Some(number));
-                self.send(side, Way { origin: None, place: None }, &out, forward, now);
+                self.send(side, Way { origin, place: None }, &out, forward, now);
             }
         }
     }
