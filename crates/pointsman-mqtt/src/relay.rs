@@ -10,7 +10,8 @@
 //! | how topics name codes; go-micro-service's envelopes | `address.rs` |
 //! | which message is for whom | `routes.rs` |
 //! | what is done with a message | `engine.rs`: `forward.rs` there, `respond.rs` back, `dead_letter.rs` nowhere |
-//! | messages that wait for the next master | `engine/waiting.rs` |
+//! | messages that wait for the next master | `engine/waiting.rs`, and behind which others: `engine/unsettled.rs` |
+//! | what a gone instance has not acknowledged to the embedded broker | `engine/take_back.rs` |
 //! | requests that wait for an answer | `requests.rs` |
 //! | reading and writing, connecting, leaving | `driver.rs` |
 //! | what survives the process | `journal.rs` |

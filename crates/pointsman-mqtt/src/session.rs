@@ -300,6 +300,13 @@ impl<T: Clone> Session<T> {
         self.outbound.drain()
     }
 
+    /// Takes those messages to the peer out of the session that are `wanted`, in their order: the token that each was given with, and the
+    /// message. What had been sent already may still arrive. A message whose time is over comes by [`Session::take_expired`] instead.
+    /// The session lets go of each identifier when the peer has acknowledged it.
+    pub fn take_back(&mut self, now: Instant, wanted: impl FnMut(&T, Qos) -> bool) -> Vec<(T, Publish)> {
+        self.outbound.take_back(self.peer.version, now, wanted)
+    }
+
     /// From an earlier life of this session: a message of QoS 2 that had been received, and acknowledged with PUBREC.
     pub fn restore_received(&mut self, id: u16) {
         self.inbound.restore(id);

@@ -134,6 +134,73 @@ async fn what_a_master_that_has_just_gone_did_not_take_goes_to_the_next() {
     assert_eq!((figures.dead_letters, figures.redispatched, figures.requests), (0, 21, 1));
 }
 
+/// What the relay has sent to a master that is gone, and of which its broker says only later that nobody takes it, goes to the next
+/// master before what came meanwhile: whether the next one is there before the broker speaks or after it.
+#[tokio::test]
+async fn messages_that_a_gone_master_refuses_late_are_not_overtaken() {
+    for master_comes_first in [false, true] {
+        let ingress = Mosquitto::options().nodelay().start().await;
+        let egress = Mosquitto::options().nodelay().start().await;
+        let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+        fleet.join("cfgs", master("cfgs", "svc-m"));
+        let mut settings = settings(&ingress, LONG);
+        settings.egress = between(&ingress.url(), &egress.url(), Vec::new()).egress;
+        let relay = fleet.relay(settings).await;
+        let (service, sender) = (everyone(&egress, &["svc-a", "svc-b"]).await, client(&ingress).await);
+        egress.pause();
+        publish_all(&sender, numbered("/jobs/x", 0..25, 1)).await;
+        until(&relay, "sent", |figures| figures.in_flight == 25).await;
+        fleet.leave("cfgs", "svc-m");
+        publish_all(&sender, numbered("/jobs/x", 25..50, 1)).await;
+        until(&relay, "held", |figures| figures.in_flight == 50).await;
+        if master_comes_first {
+            fleet.join("cfgs", master("cfgs", "svc-b"));
+            publish_all(&sender, numbered("/jobs/x", 50..60, 1)).await;
+            until(&relay, "held behind them", |figures| figures.in_flight == 60).await;
+            egress.resume();
+        } else {
+            egress.resume();
+            // The broker has refused what it got before this.
+            sender.publish(PahoMessage::new("/any", "any")).await;
+            assert_eq!(service.next_message(SOON).await.text(), "any");
+            until(&relay, "refused", |figures| figures.in_flight == 50).await;
+            fleet.join("cfgs", master("cfgs", "svc-b"));
+            publish_all(&sender, numbered("/jobs/x", 50..60, 1)).await;
+        }
+        assert_eq!(collect(&service, 60).await, ((0..60).collect(), 0), "the master comes first: {master_comes_first}");
+        let figures = until(&relay, "idle", |figures| figures.in_flight == 0).await;
+        assert_eq!((figures.dead_letters, figures.dropped), (0, 0));
+        relay.close().await;
+    }
+}
+
+/// A broker that says nothing about what a gone master has taken holds up the next one for `queue_timeout` at most.
+#[tokio::test]
+async fn a_silent_broker_is_waited_for_no_longer_than_queue_timeout() {
+    let ingress = Mosquitto::options().nodelay().start().await;
+    let egress = Mosquitto::options().nodelay().start().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    fleet.join("cfgs", master("cfgs", "svc-m"));
+    let mut settings = settings(&ingress, Duration::from_millis(300));
+    settings.egress = between(&ingress.url(), &egress.url(), Vec::new()).egress;
+    let relay = fleet.relay(settings).await;
+    let (service, sender) = (everyone(&egress, &["svc-b"]).await, client(&ingress).await);
+    egress.pause();
+    sender.publish(PahoMessage::new("/jobs/x", "early")).await;
+    until(&relay, "sent", |figures| figures.in_flight == 1).await;
+    fleet.leave("cfgs", "svc-m");
+    fleet.join("cfgs", master("cfgs", "svc-b"));
+    sender.publish(PahoMessage::new("/jobs/x", "late")).await;
+    until(&relay, "held", |figures| figures.in_flight == 2).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    egress.resume();
+    // It was sent when the time was over: the broker takes it before it has refused the other.
+    assert_eq!(service.next_message(SOON).await.text(), "late");
+    assert_eq!(service.next_message(SOON).await.text(), "early");
+    until(&relay, "idle", |figures| figures.in_flight == 0).await;
+    relay.close().await;
+}
+
 #[tokio::test]
 async fn a_master_that_takes_nothing_is_given_up_after_queue_timeout() {
     let world = World::new(Duration::from_millis(300)).await;

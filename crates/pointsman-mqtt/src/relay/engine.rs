@@ -7,6 +7,8 @@
 mod dead_letter;
 mod forward;
 mod respond;
+mod take_back;
+mod unsettled;
 mod waiting;
 
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::packet::{Malformed, Packet, Publish, Qos, Version};
 use crate::reason::Reason;
 use crate::session::{Event, Peer, Session};
 use crate::url::BrokerUrl;
+use unsettled::Unsettled;
 use waiting::Waiting;
 
 /// The side of the senders.
@@ -60,6 +63,7 @@ pub(super) struct Engine {
     pub(super) requests: Requests,
     /// Messages for masters that are to come.
     waiting: Waiting,
+    unsettled: Unsettled,
     pub(super) metrics: Metrics,
     pub(super) journal: Journal,
     /// Sides whose broker may hold messages of QoS 2 from an earlier life that are not known here.
@@ -81,7 +85,6 @@ struct Flight {
     origin: Option<Origin>,
     what: What,
     bytes: usize,
-    since: Instant,
     /// With QoS 2 and a journal: where it is.
     place: Option<Place>,
 }
@@ -122,6 +125,33 @@ struct Forward {
     tried: Vec<Arc<str>>,
     request: Option<u64>,
     qos: Qos,
+    received: Received,
+    /// Whether its master has gone while it was under way.
+    is_unsettled: bool,
+}
+
+/// When a message came from its sender, and as which of all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Received {
+    pub(super) at: Instant,
+    /// Messages keep this order where they wait.
+    pub(super) number: u64,
+}
+
+impl Forward {
+    fn new(route: Arc<Route>, topic: Arc<str>, code: Arc<str>, qos: Qos, received: Received) -> Self {
+        Self {
+            route,
+            endpoint: None,
+            topic,
+            code,
+            tried: Vec::new(),
+            request: None,
+            qos,
+            received,
+            is_unsettled: false,
+        }
+    }
 }
 
 /// What a sender has to be told, and where.
@@ -170,6 +200,7 @@ impl Engine {
             forward_bytes: 0,
             requests: Requests::default(),
             waiting: Waiting::default(),
+            unsettled: Unsettled::default(),
             metrics,
             journal,
             unknown_past,
@@ -205,7 +236,9 @@ impl Engine {
         let endpoint = Endpoint::unclaimed(&kept.service, &kept.code);
         let correlation = kept.correlation.map(Bytes::from);
         let reply = Reply { topic: kept.reply.into(), correlation, qos: Qos::of(kept.qos)? };
-        let mut request = Request::new(reply, route, endpoint, kept.nonce, times);
+        let (now, deadline) = times;
+        let received = Received { at: now, number: 0 };
+        let mut request = Request::new(reply, route, endpoint, kept.nonce, (received, deadline));
         request.delivered = true;
         Some(request)
     }
@@ -339,7 +372,8 @@ impl Engine {
 
     /// When something is to be done although nothing comes.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.requests.next_deadline().into_iter().chain(self.waiting.next_deadline()).min()
+        let deadlines = [self.requests.next_deadline(), self.waiting.next_deadline(), self.unsettled.next_deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Messages that had to wait may have gone out, or be worth nothing any more.
@@ -356,6 +390,7 @@ impl Engine {
         while let Some(token) = self.sessions[side].take_expired() {
             self.expired(token, now);
         }
+        self.release_followers(now);
     }
 
     fn origin(&self, side: usize, publish: &Publish) -> Option<Origin> {
@@ -440,6 +475,9 @@ impl Engine {
         {
             request.flight = None;
         }
+        if let What::Forward(forward) = &flight.what {
+            self.unsettled.settle(&forward.route, token);
+        }
         if flight.counts() {
             self.forwards -= 1;
             self.forward_bytes -= flight.bytes;
@@ -457,7 +495,7 @@ impl Engine {
         }
         match flight.what {
             What::Forward(forward) => {
-                self.forwarded(flight.origin, *forward, reason, message.map(|m| *m), flight.since, now);
+                self.forwarded(flight.origin, *forward, reason, message.map(|m| *m), now);
             }
             What::Back(request) => {
                 if let Some(number) = request {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::Reply;
+use super::engine::{Origin, Received, Reply};
 use super::routes::{Endpoint, Route, Routes};
 use crate::packet::Publish;
 
@@ -24,7 +24,7 @@ pub(super) struct Request {
     /// Who has it. In flight there until it is answered.
     pub(super) endpoint: Endpoint,
     pub(super) tried: Vec<Arc<str>>,
-    pub(super) since: Instant,
+    pub(super) received: Received,
     deadline: Instant,
     /// What is sent again if the instance dies, where the route allows that; with the sender's topic.
     pub(super) copy: Option<(Arc<str>, Box<Publish>)>,
@@ -32,6 +32,8 @@ pub(super) struct Request {
     pub(super) delivered: bool,
     /// While the service's broker has not taken it over: which flight it is.
     pub(super) flight: Option<u32>,
+    /// Where its message is to be acknowledged, while it is with no instance and no flight.
+    pub(super) origin: Option<Origin>,
     /// How much memory it stands for, at the broker or in its copy.
     pub(super) bytes: usize,
     /// What an answer has to know besides the number: nobody can guess it.
@@ -42,9 +44,14 @@ impl Request {
     /// Whether no answer is to be waited for from its instance: that is not registered any more; or it is guarded, another instance is registered,
     /// and the request may be sent again. An instance that does live after all may still answer first.
     pub(super) fn is_orphaned(&self, routes: &Routes) -> bool {
+        self.delivered && self.has_lost_its_instance(routes)
+    }
+
+    /// The same, whether or not the service's broker has acknowledged it.
+    pub(super) fn has_lost_its_instance(&self, routes: &Routes) -> bool {
         let code = self.endpoint.code();
         let is_gone = || !routes.has(&self.route, code);
-        self.delivered && (is_gone() || (self.copy.is_some() && routes.is_replaced(&self.route, code, &self.tried)))
+        is_gone() || (self.copy.is_some() && routes.is_replaced(&self.route, code, &self.tried))
     }
 
     pub(super) fn new(
@@ -52,18 +59,19 @@ impl Request {
         route: Arc<Route>,
         endpoint: Endpoint,
         nonce: u64,
-        (since, deadline): (Instant, Instant),
+        (received, deadline): (Received, Instant),
     ) -> Self {
         Self {
             reply,
             route,
             endpoint,
             tried: Vec::new(),
-            since,
+            received,
             deadline,
             copy: None,
             delivered: false,
             flight: None,
+            origin: None,
             bytes: 0,
             nonce,
         }
@@ -91,6 +99,10 @@ impl Requests {
         self.deadlines.insert((request.deadline, number));
         self.bytes += request.bytes;
         self.by_number.insert(number, request);
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<&Request> {
+        self.by_number.get(&number)
     }
 
     pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut Request> {

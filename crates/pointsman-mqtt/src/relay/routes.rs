@@ -134,8 +134,8 @@ impl Routes {
         self.views.get(&route.settings.service).unwrap_or(&route.view).load().find(code).is_some()
     }
 
-    /// Whether the instance of a route's service with this code is guarded, while another one that the route may ask, and that is none of
-    /// `tried`, is registered and takes work.
+    /// Whether the instance of a route's service with this code is gone or guarded, while another one that the route may ask, and that is
+    /// none of `tried`, is registered and takes work.
     pub(super) fn is_replaced(&self, route: &Route, code: &str, tried: &[Arc<str>]) -> bool {
         let snapshot = self.views.get(&route.settings.service).unwrap_or(&route.view).load();
         let wants_master = route.settings.role == RouteRole::Master;
@@ -143,7 +143,7 @@ impl Routes {
             let fits = !wants_master || other.role.is_master();
             fits && !other.is_guarded() && other.takes_work() && !tried.contains(&other.code)
         };
-        snapshot.find(code).is_some_and(|instance| instance.is_guarded())
+        snapshot.find(code).is_none_or(|instance| instance.is_guarded())
             && snapshot.instances().iter().any(|other| serves(&other))
     }
 

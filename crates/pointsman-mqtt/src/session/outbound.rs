@@ -320,6 +320,43 @@ impl<T: Clone> Outbound<T> {
         tokens
     }
 
+    /// The identifiers of what was sent stay in use until the peer is done with them.
+    pub(super) fn take_back(
+        &mut self,
+        version: Version,
+        now: Instant,
+        mut wanted: impl FnMut(&T, Qos) -> bool,
+    ) -> Vec<(T, Publish)> {
+        let mut taken = Vec::new();
+        for id in self.in_order() {
+            let Some(Some(flight)) = self.flights.get_mut(usize::from(id) - 1) else { continue };
+            let Stage::Sent(stored) = &mut flight.stage else { continue };
+            if wanted(&stored.token, stored.qos) {
+                let message = if stored.age(now) { stored.decoded(version) } else { None };
+                let token = self.give_up(id);
+                self.taken_back(token, message, &mut taken);
+            }
+        }
+        for mut waiting in std::mem::take(&mut self.queue) {
+            if waiting.qos == Qos::AtMostOnce || !wanted(&waiting.token, waiting.qos) {
+                self.queue.push_back(waiting);
+                continue;
+            }
+            // It is read once more, and there is none without an identifier.
+            waiting.set_id(1);
+            let message = if waiting.age(now) { waiting.decoded(version) } else { None };
+            self.taken_back(Some(waiting.token), message, &mut taken);
+        }
+        taken
+    }
+
+    fn taken_back(&mut self, token: Option<T>, message: Option<Publish>, taken: &mut Vec<(T, Publish)>) {
+        match (token, message) {
+            (Some(token), Some(message)) => taken.push((token, message)),
+            (token, _) => self.expired.extend(token),
+        }
+    }
+
     pub(super) fn restore(&mut self, id: u16, taken: bool) {
         let Some(index) = usize::from(id).checked_sub(1) else { return };
         while self.flights.len() < index {

@@ -58,7 +58,7 @@ impl Engine {
             out.properties.user.push((ByteString::from_static(TOPIC), topic.into()));
             out.topic = address::DEAD_LETTER.into();
         }
-        let flight = Flight { origin, what: What::Back(None), bytes: out.payload.len(), since: now, place: None };
+        let flight = Flight { origin, what: What::Back(None), bytes: out.payload.len(), place: None };
         let Err((_, flight)) = self.launch(SENDERS, &out, flight, now) else { return };
         // The reason has made it too large: then it goes without its payload.
         out.payload = Bytes::new();
@@ -72,7 +72,7 @@ impl Engine {
     /// knows.
     pub(super) fn give_up(&mut self, number: u64, reason: &'static str, detail: &str, now: Instant) {
         let Some(request) = self.requests.remove(number) else { return };
-        let origin = request.flight.and_then(|token| self.take_origin(token));
+        let origin = request.flight.and_then(|token| self.take_origin(token)).or(request.origin);
         self.tell((Some(number), origin), &request.reply, reason, detail, now);
     }
 
@@ -101,7 +101,7 @@ impl Engine {
         self.metrics.error_told(reason);
         let mut out = problem::message(reply.topic.clone(), reply.correlation.clone(), reason, detail);
         out.qos = reply.qos;
-        let flight = Flight { origin, what: What::Back(number), bytes: out.payload.len(), since: now, place: None };
+        let flight = Flight { origin, what: What::Back(number), bytes: out.payload.len(), place: None };
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
             self.unsendable(flight, &out, why, now);
         }

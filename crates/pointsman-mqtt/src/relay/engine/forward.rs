@@ -10,7 +10,7 @@ use pointsman_balance::Outcome;
 
 use super::dead_letter::DeadLetter;
 use super::waiting::Deadline;
-use super::{Engine, Flight, Forward, Origin, Reply, SENDERS, What};
+use super::{Engine, Flight, Forward, Origin, Received, Reply, SENDERS, What};
 use crate::packet::{Publish, Qos};
 use crate::reason::Reason;
 use crate::relay::address::{self, Envelope};
@@ -32,7 +32,7 @@ const HOPS: usize = 8;
 pub(super) struct Arrival {
     pub(super) origin: Option<Origin>,
     pub(super) publish: Publish,
-    pub(super) since: Instant,
+    pub(super) received: Received,
 }
 
 /// A message that an instance did not take.
@@ -42,8 +42,6 @@ pub(super) struct Refused {
     pub(super) forward: Forward,
     pub(super) reason: Reason,
     pub(super) message: Publish,
-    /// When it came from its sender.
-    pub(super) since: Instant,
 }
 
 /// What is known of a message that comes again.
@@ -61,7 +59,6 @@ struct Before {
 struct Way {
     origin: Option<Origin>,
     place: Option<Place>,
-    since: Instant,
 }
 
 /// What a sender's topic says.
@@ -103,7 +100,8 @@ impl Engine {
         };
         route.metrics.received(publish.qos);
         let before = self.before(origin, &inquiry, &publish);
-        let arrival = Arrival { origin, publish, since: now };
+        let received = Received { at: now, number: self.arrivals };
+        let arrival = Arrival { origin, publish, received };
         match &before.code {
             Some(code) => {
                 let endpoint = route.again(code);
@@ -124,7 +122,10 @@ impl Engine {
     ) {
         let key = key(&route, inquiry, &arrival.publish);
         match route.choose(key, inquiry.code.filter(|_| route.settings.sticky), &[]) {
-            Ok(endpoint) => self.forward(arrival, &Before::default(), inquiry, route, endpoint, now),
+            Ok(endpoint) => match self.must_follow(&route, waits, now) {
+                Some(waits) => self.hold_arrival(arrival, inquiry.code, route, waits),
+                None => self.forward(arrival, &Before::default(), inquiry, route, endpoint, now),
+            },
             Err(error) => match self.may_wait(&route, &error, waits, now) {
                 Some(waits) => self.hold_arrival(arrival, inquiry.code, route, waits),
                 None => {
@@ -224,7 +225,7 @@ impl Engine {
         endpoint: Endpoint,
         now: Instant,
     ) {
-        let Arrival { origin, publish, since } = arrival;
+        let Arrival { origin, publish, received } = arrival;
         let (place, known) = (before.place, before.request);
         let side = place.map_or_else(|| self.side_of(&endpoint), |place| place.0);
         let code = endpoint.code().clone();
@@ -244,21 +245,22 @@ impl Engine {
             let timeout = route.settings.response_timeout.unwrap_or(self.limits.response_timeout);
             (reply, timeout)
         });
-        let forward = match request {
-            None => Forward { route, endpoint: Some(endpoint), topic, code, tried: Vec::new(), request: None, qos },
-            Some(_) if known.is_some() => {
-                Forward { route, endpoint: None, topic, code, tried: Vec::new(), request: Some(number), qos }
-            }
+        let mut forward = Forward::new(route, topic, code, qos, received);
+        match request {
+            None => forward.endpoint = Some(endpoint),
+            Some(_) if known.is_some() => forward.request = Some(number),
             Some((reply, timeout)) => {
-                let mut request = Request::new(reply, route.clone(), endpoint, nonce, (since, now + timeout));
+                let mut request =
+                    Request::new(reply, forward.route.clone(), endpoint, nonce, (received, now + timeout));
                 request.bytes = out.payload.len() + out.topic.len();
-                request.copy = route.settings.redispatch.then(|| (topic.clone(), Box::new(detached(&out))));
+                let copied = forward.route.settings.redispatch;
+                request.copy = copied.then(|| (forward.topic.clone(), Box::new(detached(&out))));
                 self.requests.insert(number, request);
                 self.keep(number);
-                Forward { route, endpoint: None, topic, code, tried: Vec::new(), request: Some(number), qos }
+                forward.request = Some(number);
             }
-        };
-        self.send(side, Way { origin, place, since }, &out, forward, now);
+        }
+        self.send(side, Way { origin, place }, &out, forward, now);
     }
 
     fn outgoing_topic(&self, inquiry: &Inquiry<'_>, code: &str, (number, nonce): (u64, u64)) -> String {
@@ -288,12 +290,12 @@ impl Engine {
     }
 
     fn send(&mut self, side: usize, way: Way, out: &Publish, forward: Forward, now: Instant) {
-        let Way { origin, place, since } = way;
+        let Way { origin, place } = way;
         if forward.qos == Qos::AtMostOnce && forward.request.is_none() && self.sessions[side].is_up() {
             return self.send_and_forget(side, out, &forward, now);
         }
         let bytes = out.payload.len() + out.topic.len();
-        let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, since, place };
+        let flight = Flight { origin, what: What::Forward(Box::new(forward)), bytes, place };
         if let Err((why, flight)) = self.launch(side, out, flight, now) {
             self.unsendable(flight, out, why, now);
         }
@@ -341,16 +343,15 @@ impl Engine {
         forward: Forward,
         reason: Reason,
         message: Option<Publish>,
-        since: Instant,
         now: Instant,
     ) {
         let refused = reason.is_error() || reason == Reason::NO_MATCHING_SUBSCRIBERS;
         if let (true, Some(message)) = (refused, message) {
-            return self.try_another(Refused { origin, forward, reason, message, since }, now);
+            return self.try_another(Refused { origin, forward, reason, message }, now);
         }
         forward.route.metrics.delivered(forward.qos);
         if forward.qos != Qos::AtMostOnce {
-            forward.route.metrics.delivery.observe(now.saturating_duration_since(since).as_secs_f64());
+            forward.route.metrics.delivery.observe(now.saturating_duration_since(forward.received.at).as_secs_f64());
         }
         self.acknowledge(origin);
         let Some(number) = forward.request else {
@@ -384,6 +385,7 @@ impl Engine {
         let failed = request.map(|request| &request.endpoint).or(forward.endpoint.as_ref());
         failed.into_iter().for_each(|endpoint| endpoint.report(Outcome::Failure));
         forward.tried.push(forward.code.clone());
+        self.let_waiting_go_first(now);
         self.send_to_another(refused, None, now);
     }
 
@@ -413,12 +415,12 @@ impl Engine {
     }
 
     fn resend(&mut self, refused: Refused, endpoint: Endpoint, now: Instant) {
-        let Refused { origin, mut forward, mut message, since, .. } = refused;
+        let Refused { origin, mut forward, mut message, .. } = refused;
         forward.route.metrics.redispatched.inc();
         let (side, code) = (self.side_of(&endpoint), endpoint.code().clone());
         message.topic = self.topic_with_code(&message.topic, &code).into();
         (message.dup, message.id) = (false, 0);
-        forward.code = code;
+        (forward.code, forward.is_unsettled) = (code, false);
         match forward.request.and_then(|number| self.requests.get_mut(number)) {
             Some(request) => request.endpoint = endpoint,
             None => forward.endpoint = Some(endpoint),
@@ -426,25 +428,27 @@ impl Engine {
         if let Some(number) = forward.request {
             self.keep(number);
         }
-        self.send(side, Way { origin, place: None, since }, &message, forward, now);
+        self.send(side, Way { origin, place: None }, &message, forward, now);
     }
 
     /// The instances have changed: which have gone with requests that they had, and has a master come?
     pub(crate) fn instances_changed(&mut self, now: Instant) {
         if self.routes.refresh() {
             self.look_for_orphans(now);
+            self.note_unsettled(now);
             self.release_waiting(now);
         }
     }
 
     pub(super) fn look_for_orphans(&mut self, now: Instant) {
+        self.take_back(now);
         for number in self.requests.orphans(&self.routes) {
             self.orphaned(number, now);
         }
     }
 
     /// The instance that has a request is gone, or guarded.
-    fn orphaned(&mut self, number: u64, now: Instant) {
+    pub(super) fn orphaned(&mut self, number: u64, now: Instant) {
         let Some(request) = self.requests.get_mut(number) else { return };
         // Of one that is guarded it is not known whether it has failed.
         if !self.routes.has(&request.route, request.endpoint.code()) {
@@ -460,18 +464,20 @@ impl Engine {
         let Some((topic, copy)) = request.copy.take() else {
             let detail =
                 format!("instance {} is gone; the route does not send requests again", request.endpoint.code());
-            return self.tell((Some(number), None), &request.reply, "instance-gone", &detail, now);
+            return self.tell((Some(number), request.origin), &request.reply, "instance-gone", &detail, now);
         };
-        let route = self.routes.current(&request.route);
+        let (route, received) = (self.routes.current(&request.route), request.received);
         match route.choose(self.topic_without_code(&copy.topic), None, &request.tried) {
             Err(error) => match self.may_wait(&route, &error, waits, now) {
                 Some(waits) => {
                     // It is looked after here, not as one whose instance is gone.
                     (request.copy, request.delivered) = (Some((topic, copy)), false);
                     self.requests.insert(number, request);
-                    self.hold_request(number, route, waits);
+                    self.hold_request(number, received, route, waits);
                 }
-                None => self.tell((Some(number), None), &request.reply, "instance-gone", &error.to_string(), now),
+                None => {
+                    self.tell((Some(number), request.origin), &request.reply, "instance-gone", &error.to_string(), now);
+                }
             },
             Ok(endpoint) => {
                 request.route.metrics.redispatched.inc();
@@ -480,16 +486,19 @@ impl Engine {
                 out.topic = self.topic_with_code(&copy.topic, &code).into();
                 let (route, tried, qos) = (request.route.clone(), request.tried.clone(), out.qos);
                 (request.endpoint, request.copy, request.delivered) = (endpoint, Some((topic.clone(), copy)), false);
+                let origin = request.origin.take();
                 self.requests.insert(number, request);
                 self.keep(number);
-                let forward = Forward { route, endpoint: None, topic, code, tried, request: Some(number), qos };
-                self.send(side, Way { origin: None, place: None, since: now }, &out, forward, now);
+                let mut forward = Forward::new(route, topic, code, qos, received);
+                (forward.tried, forward.request) = (tried, Some(number));
+                self.send(side, Way { origin, place: None }, &out, forward, now);
             }
         }
     }
 
     /// Gives up what has waited too long, for an answer or for a master.
     pub(crate) fn tick(&mut self, now: Instant) {
+        self.release_followers(now);
         self.give_up_waiting(now);
         while let Some(number) = self.requests.overdue(now) {
             self.requests.get_mut(number).into_iter().for_each(|request| request.endpoint.report(Outcome::Failure));

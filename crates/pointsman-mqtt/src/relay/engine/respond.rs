@@ -28,7 +28,7 @@ impl Engine {
         };
         request.endpoint.report(Outcome::Success);
         request.route.metrics.responses.inc();
-        request.route.metrics.response.observe(now.saturating_duration_since(request.since).as_secs_f64());
+        request.route.metrics.response.observe(now.saturating_duration_since(request.received.at).as_secs_f64());
         let mut out = publish;
         out.topic = request.reply.topic;
         (out.dup, out.id, out.retain) = (false, 0, false);
@@ -39,7 +39,7 @@ impl Engine {
             properties.correlation = request.reply.correlation;
         }
         let place = self.place_before(origin);
-        let flight = Flight { origin, what: What::Back(Some(number)), bytes: out.payload.len(), since: now, place };
+        let flight = Flight { origin, what: What::Back(Some(number)), bytes: out.payload.len(), place };
         if let Err((why, flight)) = self.launch(SENDERS, &out, flight, now) {
             self.unsendable(flight, &out, why, now);
         }

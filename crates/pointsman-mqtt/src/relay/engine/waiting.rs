@@ -1,7 +1,8 @@
 //! Messages for a master that is about to be elected.
 //!
 //! Between two masters of a service there is a moment without one. A message whose route wants the master waits for the next one, for no
-//! longer than `queue_timeout`: not acknowledged, counted like everything that is under way, and in the order in which it came.
+//! longer than `queue_timeout`: not acknowledged, counted like everything that is under way, and in the order in which it came, also
+//! where the master that there was has refused it only after later messages have begun to wait.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use pointsman_balance::PickError;
 
-use super::Engine;
 use super::forward::{Arrival, Refused, detached};
+use super::{Engine, Received};
 use crate::packet::Publish;
 use crate::relay::routes::Route;
 
-/// Messages that wait, in the order of their deadlines: all wait equally long.
+/// Messages that wait, in the order in which they came from their senders, which is that of their deadlines as well.
 #[derive(Debug, Default)]
 pub(super) struct Waiting(VecDeque<Held>);
 
@@ -27,6 +28,14 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
+    pub(super) fn after(timeout: Duration, now: Instant) -> Self {
+        Self { until: now + timeout, aged: now }
+    }
+
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until <= now
+    }
+
     /// Counts a message's expiry down by the time that it has waited; whether it is still worth something.
     fn age(&mut self, publish: &mut Publish, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.aged).as_secs();
@@ -42,6 +51,7 @@ impl Deadline {
 
 #[derive(Debug)]
 struct Held {
+    received: Received,
     route: Arc<Route>,
     deadline: Deadline,
     bytes: usize,
@@ -77,6 +87,19 @@ impl Waiting {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.0.front().map(|held| held.deadline.until)
     }
+
+    /// Puts a message before those that came after it. It is waited for no longer than they are.
+    fn insert(&mut self, mut held: Held) {
+        let is_before = |other: &Held| other.received.number <= held.received.number;
+        if self.0.back().is_none_or(is_before) {
+            return self.0.push_back(held);
+        }
+        let at = self.0.partition_point(is_before);
+        if let Some(next) = self.0.get(at) {
+            held.deadline.until = held.deadline.until.min(next.deadline.until);
+        }
+        self.0.insert(at, held);
+    }
 }
 
 impl Engine {
@@ -90,8 +113,8 @@ impl Engine {
         now: Instant,
     ) -> Option<Deadline> {
         let timeout = self.limits.queue_timeout;
-        let first = || route.awaits_master(error, timeout, now).then(|| Deadline { until: now + timeout, aged: now });
-        waits.or_else(first).filter(|deadline| now < deadline.until)
+        let first = || route.awaits_master(error, timeout, now).then(|| Deadline::after(timeout, now));
+        waits.or_else(first).filter(|deadline| !deadline.is_over(now))
     }
 
     pub(super) fn hold_arrival(
@@ -103,17 +126,19 @@ impl Engine {
     ) {
         arrival.publish = detached(&arrival.publish);
         let bytes = size(&arrival.publish);
+        let received = arrival.received;
         let what = What::Arrival(arrival, code.map(Box::from));
-        self.hold(Held { route, deadline, bytes, what });
+        self.hold(Held { received, route, deadline, bytes, what });
     }
 
     pub(super) fn hold_refused(&mut self, refused: Refused, deadline: Deadline) {
         let (route, bytes) = (refused.forward.route.clone(), size(&refused.message));
-        self.hold(Held { route, deadline, bytes, what: What::Refused(refused) });
+        let received = refused.forward.received;
+        self.hold(Held { received, route, deadline, bytes, what: What::Refused(refused) });
     }
 
-    pub(super) fn hold_request(&mut self, number: u64, route: Arc<Route>, deadline: Deadline) {
-        self.hold(Held { route, deadline, bytes: 0, what: What::Request(number) });
+    pub(super) fn hold_request(&mut self, number: u64, received: Received, route: Arc<Route>, deadline: Deadline) {
+        self.hold(Held { received, route, deadline, bytes: 0, what: What::Request(number) });
     }
 
     fn hold(&mut self, held: Held) {
@@ -121,7 +146,7 @@ impl Engine {
             self.forwards += 1;
             self.forward_bytes += held.bytes;
         }
-        self.waiting.0.push_back(held);
+        self.waiting.insert(held);
     }
 
     /// A message has come: those that wait are not to be overtaken by it, if a master has come too and nobody has told yet.
@@ -151,7 +176,7 @@ impl Engine {
 
     /// Gives up what has waited too long.
     pub(super) fn give_up_waiting(&mut self, now: Instant) {
-        while let Some(held) = self.waiting.0.pop_front_if(|held| held.deadline.until <= now) {
+        while let Some(held) = self.waiting.0.pop_front_if(|held| held.deadline.is_over(now)) {
             self.try_again(held, now);
         }
     }
