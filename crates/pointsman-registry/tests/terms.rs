@@ -5,7 +5,7 @@
 mod support;
 
 use pointsman_agent::{Agent, Settings};
-use pointsman_core::{Instance, Term};
+use pointsman_core::{Instance, Role, Term};
 use pointsman_registry::{Error, Registry};
 use pointsman_testkit::{ZooKeeper, unique_prefix};
 use support::{EPHEMERAL, OPEN, soon, until_role, url};
@@ -57,7 +57,7 @@ async fn every_agent_says_the_same_also_after_a_restart() {
     let mut highest = Term(0);
     for round in 0..9 {
         let (master, other) = (round % 2, (round + 1) % 2);
-        let role = until_role("the turn", &mut members[master], |role| role.is_master()).await;
+        let role = until_role("the turn", &mut members[master], Role::is_master).await;
         let term = role.term().unwrap();
         assert!(term > highest);
         let before = std::mem::replace(&mut highest, term);
@@ -72,7 +72,7 @@ async fn every_agent_says_the_same_also_after_a_restart() {
         let replaced = std::mem::replace(&mut agents[round % 3], start().await);
         soon("one agent ends", replaced.close()).await;
         members[master].resign().await.unwrap();
-        until_role("the next", &mut members[other], |role| role.is_master()).await;
+        until_role("the next", &mut members[other], Role::is_master).await;
     }
     for member in members {
         member.close().await.unwrap();
@@ -96,7 +96,7 @@ async fn a_mastership_does_not_need_the_record() {
     let mut second = registry.register(Instance::new("s")).await.unwrap();
     assert!(first.role().is_master());
     first.resign().await.unwrap();
-    let term = until_role("the second", &mut second, |role| role.is_master()).await.term().unwrap();
+    let term = until_role("the second", &mut second, Role::is_master).await.term().unwrap();
     assert_eq!(stale(registry.check_term("s", Term(term.0 - 1)).await), term, "the master's own node");
     assert!(matches!(registry.check_term("s", term).await, Err(Error::Refused { .. })), "it could not be remembered");
 }

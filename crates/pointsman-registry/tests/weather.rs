@@ -202,7 +202,7 @@ async fn a_code_of_a_living_process_is_refused_and_that_of_a_dead_one_taken_over
 #[tokio::test(flavor = "multi_thread")]
 async fn two_newcomers_with_one_code_leave_one() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let connect = || async { Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap() };
     let (one, two) = tokio::join!(connect(), connect());
     let instance = || Instance::new("s").code("same");
@@ -232,7 +232,7 @@ async fn a_predecessor_that_does_not_act_is_passed_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_in_line_does_not_wait_for_the_session_of_a_dead_first() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let url = format!("zookeeper://{}{prefix}?session_timeout=30s", server.address());
     let registry = Registry::connect(&url).await.unwrap();
     let master = registry.register(Instance::new("s").code("a")).await.unwrap();
@@ -264,7 +264,7 @@ async fn a_zombies_write_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_hundred_instances_register_again_after_a_restart() {
     let mut server = ZooKeeper::start().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let watcher = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let service = watcher.discover("s").await.unwrap();
     // Thirty processes of ten instances each.
@@ -327,7 +327,7 @@ async fn whoever_waits_gets_the_registry_when_it_is_there() {
 async fn a_restart_during_a_full_outage_finds_its_instances_on_disk() {
     let mut server = ZooKeeper::start().await;
     let folder = tempfile::tempdir().unwrap();
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let url = url(&server.address(), &prefix, "&connect_timeout=500ms");
     let registry = Registry::builder(&url).snapshots(folder.path()).connect().await.unwrap();
     let instance = registry.register(Instance::new("s").code("a").address("h:1")).await.unwrap();
@@ -349,7 +349,7 @@ async fn a_restart_during_a_full_outage_finds_its_instances_on_disk() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mass_loss_is_guarded() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let url = format!("zookeeper://{}{prefix}?session_timeout=2s", server.address());
     let watcher = Registry::connect(&url).await.unwrap();
     let service = watcher.discover("s").await.unwrap();
@@ -394,7 +394,7 @@ fn guarded(snapshot: &pointsman_core::Snapshot) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
     let proxy = CuttingProxy::start(server.socket_address());
     let watcher = Registry::connect(&url.replace(&server.address(), &proxy.address())).await.unwrap();
@@ -430,7 +430,7 @@ async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_becomes_master_and_leaves_while_nobody_watches_has_left() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
     let proxy = CuttingProxy::start(server.socket_address());
     let watcher = Registry::connect(&url.replace(&server.address(), &proxy.address())).await.unwrap();
@@ -472,7 +472,7 @@ async fn who_becomes_master_and_leaves_while_nobody_watches_has_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     let mut server = ZooKeeper::start().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
     let watcher = Registry::connect(&url).await.unwrap();
     let all = watcher.discover_all().await.unwrap();
@@ -501,7 +501,7 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_nobody_serves_gets_one_chance_from_whoever_is_drained() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     // The next chance comes after four session timeouts: long after the end of the test.
     let url = format!("zookeeper://{}{prefix}?session_timeout=10s&guard=off", server.address());
     let registry = Registry::connect(&url).await.unwrap();
@@ -541,7 +541,7 @@ async fn a_node_that_nobody_serves_gets_one_chance_from_whoever_is_drained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_missed_its_chance_gets_another_one_from_a_drained_master() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
     let before = a.role().term().unwrap();
@@ -558,7 +558,7 @@ async fn a_node_that_missed_its_chance_gets_another_one_from_a_drained_master() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_master_sees_that_another_is_drained_no_longer_however_that_is_said() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     // No audit of any kind but the one of a drained master comes in time.
     let url = format!("zookeeper://{}{prefix}?session_timeout=30s&guard=off", server.address());
     let registry = Registry::connect(&url).await.unwrap();
@@ -595,7 +595,7 @@ async fn a_drained_master_sees_that_another_is_drained_no_longer_however_that_is
 #[tokio::test(flavor = "multi_thread")]
 async fn old_markers_of_leaves_are_removed_and_where_there_can_be_none_the_instance_leaves_all_the_same() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let raw = server.client().await;
     let left = format!("/pointsman{prefix}/left/s");
@@ -612,7 +612,7 @@ async fn old_markers_of_leaves_are_removed_and_where_there_can_be_none_the_insta
 #[tokio::test(flavor = "multi_thread")]
 async fn access_is_protected_where_it_is_asked_for() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let secret = url(&server.address(), &prefix, "&auth=digest:ops:geheim&acl=protected");
     let registry = Registry::connect(&secret).await.unwrap();
     let a = registry.register(Instance::new("s").code("a")).await.unwrap();
@@ -661,7 +661,7 @@ async fn closing_takes_everything_with_it_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ephemeral_of_a_stranger_at_master_is_respected() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let stranger = server.client().await;
     stranger.mkdir(&format!("{prefix}/s"), &OPEN).await.unwrap();
     let data = br#"{"serverip":"h","serverport":1,"serveruniquecode":"go","weight":1}"#;
