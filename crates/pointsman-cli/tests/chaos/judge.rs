@@ -60,9 +60,6 @@ fn unavoidable(truth: &Truth, request: &Request, logged: Option<&Logged>) -> Opt
         return Some("the sessions of fewer instances than are guarded expired while the registry was away");
     }
     match &request.way {
-        Way::Proxy { is_master: true, .. } if truth.has_come_back(start, end) => {
-            Some("the registry came back, and masters are elected anew")
-        }
         Way::Proxy { is_master: true, .. } if master_is_lost(truth, start, end) => {
             Some("the master was lost, and no other could be known yet")
         }
@@ -100,6 +97,9 @@ fn asked<'a>(truth: &'a Truth, request: &Request, logged: Option<&Logged>) -> Op
 
 /// Whether one who was master went down or was stopped, and the registry cannot have made another master yet.
 pub(crate) fn master_is_lost(truth: &Truth, start: Time, end: Time) -> bool {
+    if truth.has_come_back(start, end) || truth.went_without_master(start, end) {
+        return true;
+    }
     let masters = truth.masters(start, end);
     let is_lost = |master: &&Life| {
         let was_up = master.states.throughout(start, end, |state| state.origin == Origin::Up);

@@ -211,6 +211,16 @@ impl Truth {
         away.into_iter().filter_map(|(_, until)| until).any(|until| until <= time && from < until + ELECTION)
     }
 
+    /// Whether the registry was away, and may have gone while the mastership was being handed on: the last master that is known was drained.
+    pub(crate) fn went_without_master(&self, start: Time, end: Time) -> bool {
+        let is_away = !self.registry.throughout(start, end, |serves| serves);
+        let last = self.masters.iter().rev().find(|(at, ..)| *at <= end).map(|(_, life, _)| &self.lives[*life].code);
+        let is_drained = |code: &String| {
+            self.overrides.get(code).and_then(|set| set.at(end)).is_some_and(|(_, set)| set != Override::Open)
+        };
+        is_away && last.is_some_and(is_drained)
+    }
+
     /// Returns those who were master, for all that anybody can know, at some time between the two.
     pub(crate) fn masters(&self, start: Time, end: Time) -> Vec<&Life> {
         let known = self.known_at(start).unwrap_or_default();

@@ -279,3 +279,16 @@ fn whoever_leaves_before_it_is_registered_again_leaves_its_ghost() {
         is_avoidable(&truth, &picked("b", 2, 12_000, 12_010), None);
     }
 }
+
+#[test]
+fn a_registry_that_goes_in_the_middle_of_a_hand_over_leaves_no_master() {
+    let mut truth = world(2);
+    drain(&mut truth, "a", 5000);
+    is_avoidable(&truth, &failed(true, false, 5150, 5160), None);
+    truth.registry.set(ms(5200), false);
+    is_unavoidable(&truth, &failed(true, false, 5300, 5400), None, "master");
+    // And when it is back, there is an election.
+    truth.registry.set(ms(8000), true);
+    is_unavoidable(&truth, &failed(true, false, 9900, 9950), None, "master");
+    is_avoidable(&truth, &failed(true, false, 10_100, 10_150), None);
+}
