@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::instance::note_role;
+use crate::instance::{host, note_role};
 use crate::load::{Connection, at, connect};
 use crate::origin::Order;
 use crate::recorder::Recorder;
@@ -34,7 +34,8 @@ pub(crate) fn lease(registry: &str, order: &Order, life: LifeId, recorder: &Reco
     tokio::spawn(async move {
         let path = format!("{INSTANCES}/{}", order.code);
         let check = json!({"probe": "tcp", "interval": "200ms"});
-        let body = json!({"address": format!("127.0.0.1:{}", order.port), "ttl": "10m", "check": check}).to_string();
+        let address = format!("{}:{}", host(std::process::id().cast_signed()), order.port);
+        let body = json!({"address": address, "ttl": "10m", "check": check}).to_string();
         match call(agent, "PUT", &path, &body).await {
             Ok((200 | 201, _)) => {}
             other => return recorder.note(format!("{}: the agent does not register it: {other:?}", order.code)),
