@@ -66,8 +66,10 @@ async fn a_silent_network_ends_the_mastership_before_the_next_one_begins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_whose_reply_is_lost_is_found_again() {
     let server = ZooKeeper::shared().await;
-    for (others, op, text) in [(0, Op::Create, "/s/master"), (1, Op::Multi, "/s/normal")] {
+    for (others, op, text) in [(0, Op::Multi, "/s/master"), (1, Op::Multi, "/s/normal")] {
         let mut fleet = Fleet::start(&server.address(), server, others).await;
+        // Where the term is recorded: without it the first transaction is refused.
+        fleet.raw.mkdir(&format!("/pointsman{}/terms/s", fleet.prefix), &support::OPEN).await.unwrap();
         let proxy = CuttingProxy::start(server.socket_address());
         let registry = Registry::connect(&url(&proxy.address(), &fleet.prefix, "")).await.unwrap();
         let cut = proxy.cut_after_commit_of(op, text);
@@ -226,7 +228,9 @@ async fn a_registration_that_fails_leaves_no_node_behind() {
         // A session that outlives the patience of whoever registers.
         let url = format!("zookeeper://{}{prefix}?session_timeout=8s&connect_timeout=1s&guard=off", proxy.address());
         let registry = Registry::connect(&url).await.unwrap();
-        let cut = proxy.cut_after_commit_of(Op::Create, "/s/master");
+        let terms = format!("/pointsman{prefix}/terms/s");
+        server.client().await.mkdir(&terms, &support::OPEN).await.unwrap();
+        let cut = proxy.cut_after_commit_of(Op::Multi, "/s/master");
         let registering = registry.clone();
         let registering = tokio::spawn(async move { registering.register(Instance::new("s")).await });
         cut.happened().await;

@@ -53,7 +53,6 @@ pub(super) async fn undrain(
     uri: Uri,
 ) -> Answer {
     Query::read(&uri, &[], None)?;
-    check_known(&state, &service, &code)?;
     let step = || format!("undrain {service}/{code}");
     state.write(step, state.registry.undrain(&service, &code)).await?;
     note(&state, actor, peer, "undrain", &service, &code, "takes work again");

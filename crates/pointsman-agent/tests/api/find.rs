@@ -259,9 +259,12 @@ async fn what_is_set_is_listed_and_only_for_what_there_is() {
     let mut client = server.client().await;
     assert_eq!(server.json("/v1/overrides").await, json!([]));
     let path = |code: &str, what: &str| format!("/v1/services/s/instances/{code}/{what}");
-    for (method, what, body) in [("POST", "drain", ""), ("POST", "undrain", ""), ("PUT", "weight", r#"{"weight":3}"#)] {
+    for (method, what, body) in [("POST", "drain", ""), ("PUT", "weight", r#"{"weight":3}"#)] {
         client.ask(method, &path("b", what), body).await.is_problem(404, "unknown-instance");
         assert_eq!(client.ask(method, &path("a", what), body).await.status, 204);
+    }
+    for code in ["a", "b"] {
+        assert_eq!(client.ask("POST", &path(code, "undrain"), "").await.status, 204, "nothing is drained afterwards");
     }
     let a = json!({"service":"s","code":"a","drained":false,"weight":3});
     until("it is listed", async || (server.json("/v1/overrides").await == json!([a])).then_some(())).await;
