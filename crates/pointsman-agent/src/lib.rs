@@ -132,7 +132,11 @@ impl Agent {
         let (feed, updates) = Feed::new(directory);
         let state = Arc::new(State {
             feed,
-            registrations: Registrations::new(registry.clone(), settings.limits.registrations),
+            registrations: Registrations::new(
+                registry.clone(),
+                settings.limits.registrations,
+                settings.limits.write_time,
+            ),
             claims: Claims::new(settings.limits.claims),
             go_micro_service: GoMicroService::default(),
             audit: Mutex::default(),

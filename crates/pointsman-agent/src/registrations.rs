@@ -25,6 +25,8 @@ pub(crate) struct Registrations {
     registry: Registry,
     held: Arc<Mutex<Held>>,
     limit: usize,
+    /// How long a first registration may take.
+    write_time: Duration,
     /// Nothing is entered any more. Changed and looked at while `held` is locked.
     is_closed: AtomicBool,
 }
@@ -122,8 +124,8 @@ const TTL: Duration = Duration::from_secs(10);
 const LEASE: &str = "lease";
 
 impl Registrations {
-    pub(crate) fn new(registry: Registry, limit: usize) -> Self {
-        Self { registry, held: Arc::default(), limit, is_closed: AtomicBool::new(false) }
+    pub(crate) fn new(registry: Registry, limit: usize, write_time: Duration) -> Self {
+        Self { registry, held: Arc::default(), limit, write_time, is_closed: AtomicBool::new(false) }
     }
 
     pub(crate) fn find(&self, service: &str, code: &str) -> Result<Arc<Registered>, Problem> {
@@ -140,7 +142,7 @@ impl Registrations {
             let holder = wish.holder.clone().unwrap_or_else(|| LEASE.into());
             let (registered, is_new) = self.enter(wish, &holder, wish.ttl.or(Some(TTL))).await?;
             if is_new {
-                registered.settled_within(patience).await?;
+                registered.settled_within(self.write_time).await?;
                 return Ok((registered, true));
             }
             registered.check_holder(&holder)?;
@@ -164,7 +166,7 @@ impl Registrations {
             // One that ends just now is found ending when it is entered again.
             let Some(bound) = Bound::take(registered) else { continue };
             if is_new {
-                bound.registered.settled_within(patience).await?;
+                bound.registered.settled_within(self.write_time).await?;
                 return Ok(bound);
             }
             bound.registered.lease.rebind(wish.ttl);
@@ -445,7 +447,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_registered_any_more_once_all_is_handed_over() {
         let registry = Registry::connect("memory://registrations-closed").await.unwrap();
-        let registrations = Registrations::new(registry, 10);
+        let registrations = Registrations::new(registry, 10, Duration::from_secs(3));
         let patience = Duration::from_secs(10);
         let _bound = registrations.hold(&wish(None), patience).await.unwrap();
         assert_eq!(registrations.close().len(), 1);
@@ -456,7 +458,7 @@ mod tests {
     #[tokio::test]
     async fn what_ends_just_now_is_in_nobodys_way() {
         let registry = Registry::connect("memory://registrations-ending").await.unwrap();
-        let registrations = Registrations::new(registry, 10);
+        let registrations = Registrations::new(registry, 10, Duration::from_secs(3));
         let patience = Duration::from_secs(10);
         // On this one thread its keeper has not even heard of the end when somebody else comes.
         for (before, after) in [(None, None), (Some("me"), Some("me")), (Some("me"), Some("you")), (None, Some("me"))] {

@@ -22,6 +22,8 @@ use crate::registrations::{Answer, Bound, End, Registered, Status, Wish};
 
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
+/// How long the registry may take to write what is changed of a living registration, which is kept in any case.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long what has been registered may take to be shown, before that is not waited for.
 const SEEN: Duration = Duration::from_secs(1);
 /// How long to try to take over what another agent may have. Far more than it takes.
@@ -126,7 +128,7 @@ pub(super) async fn put(
         return Ok(super::json(StatusCode::OK, &Told::from(registered.answer())));
     }
     let wish = parse::<Wanted>(&headers, &body)?.wish(&service, &code)?;
-    let (registered, is_new) = state.registrations.put(&wish, state.limits.write_time).await?;
+    let (registered, is_new) = state.registrations.put(&wish, PATIENCE).await?;
     if is_new {
         seen(&state, &registered, &service, &code).await;
     }
@@ -190,7 +192,7 @@ fn find(state: &State, service: &str, code: &str, query: &Query) -> Result<Arc<R
 async fn find_elsewhere(state: &State, service: &str, code: &str) -> Option<Arc<Registered>> {
     let instance = state.feed.find(service)?.snapshot().find(code)?.clone();
     let wish = Wish { instance: Instance::clone(&instance), ttl: None, check: None, holder: None };
-    match tokio::time::timeout(TAKE_OVER, state.registrations.put(&wish, state.limits.write_time)).await {
+    match tokio::time::timeout(TAKE_OVER, state.registrations.put(&wish, PATIENCE)).await {
         Ok(taken) => taken.ok().map(|(registered, _)| registered),
         Err(_) => {
             // What another has registered otherwise would be waited for in vain.
@@ -226,7 +228,7 @@ pub(super) async fn hold(
     let wanted = if body.is_empty() { Wanted::default() } else { parse(&headers, &body)? };
     let wish = wanted.wish(&service, &code)?;
     let counted = counted(&state)?;
-    let bound = state.registrations.hold(&wish, state.limits.write_time).await?;
+    let bound = state.registrations.hold(&wish, PATIENCE).await?;
     seen(&state, &bound.registered, &service, &code).await;
     let roles = Roles::new(&state, bound.registered.clone(), Some(bound));
     Ok(stream::answer(roles, counted))
