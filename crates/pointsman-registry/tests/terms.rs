@@ -100,3 +100,24 @@ async fn a_mastership_does_not_need_the_record() {
     assert_eq!(stale(registry.check_term("s", Term(term.0 - 1)).await), term, "the master's own node");
     assert!(matches!(registry.check_term("s", term).await, Err(Error::Refused { .. })), "it could not be remembered");
 }
+
+/// Absent and unreadable are two things: where a term may be recorded that cannot be read, none passes.
+#[tokio::test]
+async fn no_term_passes_by_a_record_that_may_not_be_read() {
+    let (server, prefix) = (ZooKeeper::shared().await, unique_prefix());
+    let owner = server.client().await;
+    owner.auth("digest", b"owner:secret").await.unwrap();
+    let folder = format!("/pointsman{prefix}/terms");
+    owner.mkdir(&folder, &OPEN).await.unwrap();
+    let protected = CreateMode::Persistent.with_acls(Acls::creator_all());
+    owner.create(&format!("{folder}/s"), b"", &protected).await.unwrap();
+    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let refused = soon("an answer", registry.check_term("s", Term(i64::MAX.unsigned_abs()))).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { step, .. } if step.contains("/terms/s")), "{refused}");
+    // A master's node, likewise.
+    owner.mkdir(&format!("{prefix}/t"), &OPEN).await.unwrap();
+    let ephemeral = CreateMode::Ephemeral.with_acls(Acls::creator_all());
+    owner.create(&format!("{prefix}/t/master"), b"{}", &ephemeral).await.unwrap();
+    let refused = soon("an answer", registry.check_term("t", Term(1))).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { step, .. } if step.contains("/t/master")), "{refused}");
+}

@@ -48,12 +48,9 @@ pub(super) async fn check(
         let syncing = session.run(|| format!("sync {path}"), client.sync(&path));
         let reading = session.run(|| format!("read {path}"), reader.commit());
         let ((), read) = tokio::try_join!(biased; syncing, reading)?;
-        let mut nodes = read.into_iter().map(|result| match result {
-            MultiReadResult::Data { data, stat } => Some((data, stat)),
-            _ => None,
-        });
-        let recorded = Recorded::of(nodes.next().flatten());
-        let granted = nodes.next().flatten().map_or(0, |(_, stat)| stat.czxid.unsigned_abs());
+        let mut nodes = read.into_iter();
+        let recorded = Recorded::of(node(&path, nodes.next())?);
+        let granted = node(&master, nodes.next())?.map_or(0, |(_, stat)| stat.czxid.unsigned_abs());
         let highest = Term(recorded.term.max(granted));
         if term < highest {
             return Ok(Err(StaleTerm { offered: term, seen: highest }));
@@ -76,6 +73,17 @@ pub(super) async fn check(
             Err(fault) if matches!(fault.error, ZkError::NodeExists | ZkError::NoNode | ZkError::BadVersion) => {}
             result => return result.map(|()| Ok(term)),
         }
+    }
+}
+
+/// A node that was read; `None` if there is none. One that may not be read is an error: it may hold a higher term.
+fn node(path: &str, read: Option<MultiReadResult>) -> Result<Option<(Vec<u8>, Stat)>, Fault> {
+    match read {
+        Some(MultiReadResult::Data { data, stat }) => Ok(Some((data, stat))),
+        Some(MultiReadResult::Error { err: ZkError::NoNode }) => Ok(None),
+        Some(MultiReadResult::Error { err }) => Err(Fault::new(format!("read {path}"), err)),
+        // No other answer belongs to such a read.
+        _ => Err(Fault::new(format!("read {path}"), ZkError::MarshallingError)),
     }
 }
 
