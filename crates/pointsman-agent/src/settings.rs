@@ -59,7 +59,7 @@ pub struct Limits {
     pub head_time: Duration,
     /// The body of a request has to be there within this time. Default 10 s.
     pub body_time: Duration,
-    /// What a request changes in the registry is carried out within this time, or not at all. Default 3 s.
+    /// Deadline of each write to the registry; a write that misses it is not carried out later. Default 3 s.
     pub write_time: Duration,
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use pointsman_core::{Instance, Status};
 use pointsman_mqtt::relay::{Relay, Route, RouteRole};
-use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, combinations};
+use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, WITHOUT_CHECKS, combinations};
 use pointsman_testkit::{Mosquitto, Paho, PahoMessage};
 use support::{Fleet, SOON, between, client, dead_letters, everyone, master, normal, property};
 
@@ -74,18 +74,6 @@ async fn what_is_the_senders_fault_is_no_failure_of_the_instance() {
     assert_eq!(service.next_message(SOON).await.topic, "svc-a/sticky/x", "it was not ejected");
     relay.close().await;
 }
-
-/// What can be known of an instance to a relay. That it is unchecked (rows 3 and 4 of `docs/choosing.md`) or fails its checks (9 and 10)
-/// cannot: a relay does not check the instances.
-const KNOWN: [Known; 7] = [
-    Known::Passing,
-    Known::Ejected,
-    Known::Guarded,
-    Known::GuardedFailed,
-    Known::Drained,
-    Known::Weightless,
-    Known::Absent,
-];
 
 const CODES: [&str; 3] = ["svc-m", "svc-1", "svc-2"];
 
@@ -184,7 +172,7 @@ async fn every_combination_is_decided_by_the_table() {
     const LANES: usize = 6;
     let table = Arc::new(ChoosingTable::read());
     // Of two normal instances no more than one may be ejected.
-    let mut all = combinations(&KNOWN, &KNOWN);
+    let mut all = combinations(&WITHOUT_CHECKS, &WITHOUT_CHECKS);
     all.retain(|[_, a, b]| (*a, *b) != (Known::Ejected, Known::Ejected));
     let mut lanes = tokio::task::JoinSet::new();
     for lane in all.chunks(all.len().div_ceil(LANES)) {

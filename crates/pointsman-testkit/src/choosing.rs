@@ -43,6 +43,17 @@ impl Known {
     ];
 }
 
+/// What can be known where instances are not checked (no rows of `unknown` and `failing`), and nobody is excluded.
+pub const WITHOUT_CHECKS: [Known; 7] = [
+    Known::Passing,
+    Known::Ejected,
+    Known::Guarded,
+    Known::GuardedFailed,
+    Known::Drained,
+    Known::Weightless,
+    Known::Absent,
+];
+
 /// For whom an instance is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {

@@ -33,14 +33,15 @@ pub(super) async fn drain(
 ) -> Answer {
     let if_unset = Query::read(&uri, &["if_unset"], None)?.is_on("if_unset")?;
     let step = || format!("drain {service}/{code}");
+    let detail = if if_unset { "no new claims, unless something else was set" } else { "no new claims" };
     if if_unset {
-        // Whoever restores it may come before the instance does.
+        // A drain is restored whether or not the instance is registered again yet.
         state.write(step, state.registry.drain_if_unset(&service, &code)).await?;
     } else {
         check_known(&state, &service, &code)?;
         state.write(step, state.registry.drain(&service, &code)).await?;
     }
-    note(&state, actor, peer, "drain", &service, &code, "no new claims");
+    note(&state, actor, peer, "drain", &service, &code, detail);
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -108,7 +109,7 @@ pub(super) async fn check_term(
     Ok(super::json(StatusCode::OK, &json!({ "term": term, "highest": highest.0 })))
 }
 
-/// A code that is neither registered nor has anything set is a mistake of whoever has typed it.
+/// Refuses a code that is not registered and has no override: most likely it is misspelt.
 fn check_known(state: &State, service: &str, code: &str) -> Result<(), Problem> {
     let directory = state.feed.directory();
     let is_known = directory.snapshot(service).find(code).is_some()

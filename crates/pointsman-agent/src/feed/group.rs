@@ -119,7 +119,7 @@ impl Group {
                     add("delete", What::Delete { instance: Shown::new(instance, since), reason });
                 }
                 Change::MasterChanged { old: before, new: master, .. } => {
-                    // Whoever keeps a list by `put` and `delete` alone has the roles right, too.
+                    // So that a list kept by `put` and `delete` alone has the right roles.
                     let involved = master.iter().chain(before).map(|instance| &*instance.code);
                     for code in involved.collect::<std::collections::BTreeSet<_>>() {
                         if let (Some(was), Some(is)) = (old.find(code), new.find(code))

@@ -2,21 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, combinations};
+use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, WITHOUT_CHECKS, combinations};
 
 use crate::pick::Doomed;
 use crate::support::{Client, Server, registry_with, until};
 
-/// What an agent can know of a normal instance: it does not check any (unchecked, failing).
-const NORMALS: [Known; 7] = [
-    Known::Passing,
-    Known::Ejected,
-    Known::Guarded,
-    Known::GuardedFailed,
-    Known::Drained,
-    Known::Weightless,
-    Known::Absent,
-];
 /// A master that is drained hands the mastership on, and one that is lost is replaced, while another lives: these are in `pick.rs`.
 const MASTERS: [Known; 2] = [Known::Passing, Known::Ejected];
 const CODES: [&str; 3] = ["m", "a", "b"];
@@ -27,7 +17,7 @@ const OTHERS: [&str; 5] = ["w1", "w2", "w3", "w4", "w5"];
 async fn every_combination_is_decided_by_the_table() {
     let table = ChoosingTable::read();
     // Of two normal instances no more than one may be ejected.
-    let mut all = combinations(&MASTERS, &NORMALS);
+    let mut all = combinations(&MASTERS, &WITHOUT_CHECKS);
     all.retain(|[_, a, b]| (*a, *b) != (Known::Ejected, Known::Ejected));
     for some in all.chunks(24) {
         let server = Server::start_over(registry_with("guard=on").await, |_| {}).await;
