@@ -45,7 +45,7 @@
 //! |---|---|
 //! | any | its answer is that of another request |
 //! | any | it was answered by an instance drained [`DRAIN`](truth::DRAIN) ago or longer, while the registry served, although another was available |
-//! | for the master | it was answered by another instance, although the master had been master for long enough to be known; but not if that one was told to leave or killed so lately that it may have become master without the time to report it, because the last known master was told so too or the registry was away; and not within [`ELECTION`](truth::ELECTION) of its return |
+//! | for the master | it was answered by another instance, although the master had been master for long enough to be known; but not if that one was told to leave or killed so lately, also while it was only about to be registered, that it may have become master without the time to report it, because the last known master was told so too or the registry was away; and not within [`ELECTION`](truth::ELECTION) of its return |
 //! | any, in a scenario | it has arrived at an instance that was drained long enough before it began; or the agent has picked one that it did not list any more; or a proxy has tried a second instance when all that left must have been unlisted |
 //! | POST | it has arrived twice, and the process `serve` was not killed meanwhile |
 

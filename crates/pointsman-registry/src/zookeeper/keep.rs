@@ -465,7 +465,8 @@ impl Keeper {
         };
         let mut watches = Vec::new();
         let mut vacant = vacant;
-        self.patience = grace(folder.session);
+        // The drained leave it to all others first; or one would take it, hand it on at once, and everybody's time would begin anew.
+        self.patience = grace(folder.session) * if is_drained { 2 } else { 1 };
         let position = position(&names, &place.name);
         let stands_by = position <= STAND_BYS && !is_drained;
         if stands_by || vacant {

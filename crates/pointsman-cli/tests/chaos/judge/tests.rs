@@ -263,6 +263,9 @@ fn whoever_leaves_may_have_been_master_without_saying_so() {
     truth.registry.set(ms(5900), true);
     set(&mut truth, 1, 6000, Origin::Ending, Registration::Leaving);
     assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
+    // Or it was about to be registered again, in an empty registry.
+    set(&mut truth, 1, 5000, Origin::Up, Registration::Pending);
+    assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
 }
 
 #[test]
