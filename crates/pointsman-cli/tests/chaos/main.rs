@@ -24,7 +24,7 @@
 //! | any | no instance was available throughout; this holds for the whole request, whatever it may wait for |
 //! | any | the registry was away for longer than a session lasts, until less than [`SETTLE`](truth::SETTLE) before its end, and fewer instances were registered than are guarded (5) |
 //! | for the master | one who was master, for all that could be known, was down or stopped meanwhile, and may still have been listed, or was unlisted less than [`ELECTION`](truth::ELECTION) ago; but not if it had left well: then the next in line is master at once |
-//! | for the master | the registry went away after the last known master was drained: it may have gone before the next one was elected |
+//! | for the master | the registry went away after the last known master was drained, or its registration was killed or stopped: it may have gone before the next one was elected |
 //! | for the master | the registry came back less than [`ELECTION`](truth::ELECTION) before, or meanwhile: sessions may have expired, and ghosts and drained instances be first in line |
 //! | POST by a proxy | the instance it was sent to last was killed while it had it, or was stopped and may still have been listed |
 //! | by a proxy, not for the master | it was tried as often as it may be, and more instances than that were dead or stopped when it began or ended, and may still have been listed: all its attempts may have met these |

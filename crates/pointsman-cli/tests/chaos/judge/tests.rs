@@ -295,3 +295,14 @@ fn a_registry_that_goes_in_the_middle_of_a_hand_over_leaves_no_master() {
     is_unavoidable(&truth, &failed(true, false, 9900, 9950), None, "master");
     is_avoidable(&truth, &failed(true, false, 10_100, 10_150), None);
 }
+
+#[test]
+fn a_registry_that_goes_when_the_master_has_just_expired_leaves_none() {
+    let mut truth = world(2);
+    // What registers it is killed, and what it serves is not.
+    set(&mut truth, 0, 5000, Origin::Up, Registration::Lost);
+    set(&mut truth, 0, 6000, Origin::Up, Registration::Pending);
+    is_avoidable(&truth, &failed(true, false, 7000, 7010), None);
+    truth.registry.set(ms(8100), false);
+    is_unavoidable(&truth, &failed(true, false, 8300, 9300), None, "master");
+}
