@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use self::connect::{Agents, Answer, Fault};
 use crate::backend::{Backend, Event, Scope};
 use crate::overrides::{Override, OverrideChange};
+use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::AgentUrl;
 use crate::{Error, Result};
@@ -120,6 +121,11 @@ impl Backend for Agent {
             }),
             Err(fault) => Err(fault.unavailable(step)),
         }
+    }
+
+    async fn exchange(&self, mut part: Part) {
+        // The agents ask each other.
+        while part.questions.recv().await.is_some() {}
     }
 
     async fn close(&self) {

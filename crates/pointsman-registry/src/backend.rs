@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::Result;
 use crate::overrides::{Identity, Override, OverrideChange, Overrides};
+use crate::peers::Part;
 use crate::registration::{End, Task};
 
 /// Where registrations live. Behind the concrete [`Registry`](crate::Registry); chosen by the URL's scheme.
@@ -32,6 +33,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Accepts a term, unless a higher one of the service has been granted, or accepted by anybody; returns the highest.
     async fn check_term(&self, service: &str, term: Term) -> Result<Term>;
+
+    /// Lets a process ask others that share this registry, and be asked, until its questions end. What cannot be asked is dropped.
+    async fn exchange(&self, part: Part);
 
     /// Ends everything. What is still registered is gone afterwards.
     async fn close(&self);

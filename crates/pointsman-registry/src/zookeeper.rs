@@ -8,6 +8,7 @@ mod keep;
 mod layout;
 mod leave;
 mod overrides;
+mod peers;
 mod place;
 mod session;
 mod terms;
@@ -27,6 +28,7 @@ use self::layout::Layout;
 use self::session::{Session, Sessions};
 use crate::backend::{Backend, Event, Scope};
 use crate::overrides::{Override, OverrideChange};
+use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::{Acl as AclSetting, ZooKeeperUrl};
 use crate::{Error, Result};
@@ -158,6 +160,13 @@ impl Backend for ZooKeeper {
         let session = self.session(|| format!("check term {term} of {service}")).await?;
         let checked = terms::check(&session, &self.layout, self.settings.acl, service, term).await?;
         checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
+    }
+
+    async fn exchange(&self, part: Part) {
+        match self.directories().await {
+            Ok(sessions) => peers::exchange(&self.layout, self.settings.acl, sessions.link(), part).await,
+            Err(error) => tracing::error!(%error, "no part in what processes ask each other"),
+        }
     }
 
     async fn close(&self) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use pointsman_core::{Instance, Role};
+use pointsman_core::{Instance, Role, Term};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -343,8 +343,14 @@ impl Keeper {
         Error::NotMaster { service: self.instance.service.clone(), code: self.instance.code.clone() }
     }
 
+    /// What the own node is to say, where no term came with it.
     fn data(&self) -> Vec<u8> {
-        wire::encode(&self.instance, self.session_timeout, self.holder.as_ref())
+        self.data_with(None)
+    }
+
+    /// What the own node is to say at a place that came with this term.
+    fn data_with(&self, inherited: Option<Term>) -> Vec<u8> {
+        wire::encode_inherited(&self.instance, self.session_timeout, self.holder.as_ref(), inherited)
     }
 
     fn check_size(&self, instance: &Instance) -> Result<(), Error> {
@@ -438,7 +444,7 @@ impl Keeper {
             if stat.ephemeral_owner != place.session || stat.czxid != place.czxid {
                 return Err(Out::Gone("the own node was replaced by another's"));
             }
-            let wanted = self.data();
+            let wanted = self.data_with(place.inherited);
             if data == wanted {
                 self.written = Some(self.instance.clone());
                 for reply in self.updates.drain(..) {

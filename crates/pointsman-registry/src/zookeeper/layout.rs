@@ -12,6 +12,8 @@ pub(super) struct Layout {
     pub(super) left: String,
     /// `/pointsman/micro-service/terms`
     pub(super) terms: String,
+    /// `/pointsman/micro-service/peers`
+    pub(super) peers: String,
 }
 
 /// The name of the master's node.
@@ -21,7 +23,13 @@ const NORMAL: &str = "normal";
 impl Layout {
     pub(super) fn new(prefix: &str) -> Self {
         let own = |folder| format!("/pointsman{prefix}/{folder}");
-        Self { services: prefix.to_owned(), overrides: own("overrides"), left: own("left"), terms: own("terms") }
+        Self {
+            services: prefix.to_owned(),
+            overrides: own("overrides"),
+            left: own("left"),
+            terms: own("terms"),
+            peers: own("peers"),
+        }
     }
 
     pub(super) fn service(&self, service: &str) -> String {
