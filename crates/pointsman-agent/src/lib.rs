@@ -8,6 +8,7 @@
 //! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
 //! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
+//! | what other agents are asked for clients | `peers.rs` |
 //! | go-micro-service's agent | `go_micro_service.rs`, `go_micro_service/` |
 //! | what operators see in a browser | `dashboard.rs`, `assets/` |
 //! | how a failure is told | `problem.rs` |
@@ -24,6 +25,7 @@ mod feed;
 mod gate;
 mod go_micro_service;
 mod metrics;
+mod peers;
 mod problem;
 mod registrations;
 mod server;
@@ -50,6 +52,7 @@ use self::feed::Feed;
 use self::gate::Gate;
 use self::go_micro_service::GoMicroService;
 use self::metrics::Metrics;
+use self::peers::OtherAgents;
 use self::problem::Problem;
 use self::registrations::Registrations;
 
@@ -72,6 +75,7 @@ struct State {
     feed: Feed,
     registrations: Registrations,
     claims: Claims,
+    agents: OtherAgents,
     go_micro_service: GoMicroService,
     audit: Mutex<VecDeque<String>>,
     metrics: Metrics,
@@ -130,6 +134,7 @@ impl Agent {
         let address = listener.local_addr().map_err(fail)?;
         let directory = registry.discover_all().await?;
         let (feed, updates) = Feed::new(directory);
+        let agents = OtherAgents::join(&registry)?;
         let state = Arc::new(State {
             feed,
             registrations: Registrations::new(
@@ -137,7 +142,8 @@ impl Agent {
                 settings.limits.registrations,
                 settings.limits.write_time,
             ),
-            claims: Claims::new(settings.limits.claims),
+            claims: Claims::new(settings.limits.claims, &agents.own_id()),
+            agents,
             go_micro_service: GoMicroService::default(),
             audit: Mutex::default(),
             metrics: Metrics::new(),
@@ -149,6 +155,7 @@ impl Agent {
             started_ms: feed::now_ms(),
             registry,
         });
+        state.agents.answer_for(&state);
         let mut tasks = JoinSet::new();
         let (router, closing) = (api::router(&state, &settings), state.closing.subscribe());
         tasks.spawn(server::accept(listener, router, state.clone(), closing));
@@ -224,6 +231,7 @@ impl Agent {
         for registered in &left {
             registered.ended().await;
         }
+        self.state.agents.leave();
         self.state.go_micro_service.close().await;
         // What is being answered just now is answered, if whoever asked takes it.
         if tokio::time::timeout(FAREWELL, self.state.open.closed()).await.is_err() {
@@ -236,6 +244,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.state.closing.send_replace(true);
+        self.state.agents.leave();
     }
 }
 
