@@ -249,6 +249,27 @@ async fn the_second_in_line_does_not_wait_for_the_session_of_a_dead_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_stands_behind_a_dead_one_is_told_that_all_before_it_have_left() {
+    let server = ZooKeeper::shared().await;
+    let prefix = unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=30s", server.address());
+    let registry = Registry::connect(&url).await.unwrap();
+    let mut before = Vec::new();
+    for number in 0..9 {
+        before.push(registry.register(Instance::new("s").code(format!("old-{number}"))).await.unwrap());
+    }
+    // It died a moment ago: its session stands.
+    let dead: Client = server.client().await;
+    let data = br#"{"serveruniquecode":"dead","weight":1}"#;
+    dead.create(&format!("{prefix}/s/normal"), data, &SEQUENTIAL).await.unwrap();
+    let mut last = registry.register(Instance::new("s").code("last")).await.unwrap();
+    futures_util::future::join_all(before.into_iter().map(Registration::close)).await;
+    let promoted = until_role("the last is master", &mut last, Role::is_master);
+    let in_time = Duration::from_secs(5);
+    tokio::time::timeout(in_time, promoted).await.expect("long before a session ends, or half of one is over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_drained_do_not_take_what_many_dead_have_left_vacant_before_others_have_had_their_time() {
     let server = ZooKeeper::shared().await;
     let prefix = unique_prefix();

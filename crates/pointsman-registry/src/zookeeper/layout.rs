@@ -73,16 +73,13 @@ pub(super) fn number(name: &str) -> Option<u64> {
     (digits.len() >= 10 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// The normal node right before `name` in the queue. `None` if `name` is the first.
-pub(super) fn before<'a>(names: &'a [String], name: &str) -> Option<&'a str> {
-    let own = number(name)?;
-    names.iter().filter_map(|other| Some((number(other)?, &**other))).filter(|(n, _)| *n < own).max().map(|(_, n)| n)
-}
-
-/// Number of normal nodes before `name` in the queue.
-pub(super) fn position(names: &[String], name: &str) -> usize {
+/// The normal nodes before `name` in the queue, the nearest first.
+pub(super) fn before<'a>(names: &'a [String], name: &str) -> Vec<&'a str> {
     let own = number(name);
-    names.iter().filter_map(|other| number(other)).filter(|other| Some(*other) < own).count()
+    let mut before: Vec<(u64, &str)> =
+        names.iter().filter_map(|other| Some((number(other)?, &**other))).filter(|(n, _)| Some(*n) < own).collect();
+    before.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+    before.into_iter().map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]
@@ -92,10 +89,8 @@ mod tests {
     #[test]
     fn the_queue_is_in_order_of_numbers_and_ignores_other_names() {
         let names = ["master", "normal0000000010", "x", "normal0000000002", "normalx", "normal1"].map(str::to_owned);
-        assert_eq!(before(&names, "normal0000000010"), Some("normal0000000002"));
-        assert_eq!(before(&names, "normal0000000002"), None);
-        assert_eq!(before(&names, "normal0000000011"), Some("normal0000000010"));
-        let positions = ["normal0000000002", "normal0000000010", "normal0000000011"].map(|name| position(&names, name));
-        assert_eq!(positions, [0, 1, 2]);
+        assert_eq!(before(&names, "normal0000000010"), ["normal0000000002"]);
+        assert_eq!(before(&names, "normal0000000002"), [""; 0]);
+        assert_eq!(before(&names, "normal0000000011"), ["normal0000000010", "normal0000000002"]);
     }
 }
