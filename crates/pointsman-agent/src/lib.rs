@@ -9,6 +9,7 @@
 //! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
 //! | what other agents are asked for clients | `peers.rs` |
+//! | who was master, and what operators have done | `history.rs` |
 //! | go-micro-service's agent | `go_micro_service.rs`, `go_micro_service/` |
 //! | what operators see in a browser | `dashboard.rs`, `assets/` |
 //! | how a failure is told | `problem.rs` |
@@ -24,6 +25,7 @@ mod error;
 mod feed;
 mod gate;
 mod go_micro_service;
+mod history;
 mod metrics;
 mod peers;
 mod problem;
@@ -32,7 +34,6 @@ mod server;
 mod settings;
 mod tls;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,6 +52,7 @@ use self::claims::Claims;
 use self::feed::Feed;
 use self::gate::Gate;
 use self::go_micro_service::GoMicroService;
+use self::history::Audit;
 use self::metrics::Metrics;
 use self::peers::OtherAgents;
 use self::problem::Problem;
@@ -77,7 +79,7 @@ struct State {
     claims: Claims,
     agents: OtherAgents,
     go_micro_service: GoMicroService,
-    audit: Mutex<VecDeque<String>>,
+    audit: Audit,
     metrics: Metrics,
     limits: Limits,
     access: ArcSwap<Access>,
@@ -133,6 +135,9 @@ impl Agent {
         let listener = TcpListener::bind(settings.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let directory = registry.discover_all().await?;
+        // Before anything is read, so that nothing is missed.
+        let changes = directory.updates();
+        let present = directory.snapshots();
         let (feed, updates) = Feed::new(directory);
         let agents = OtherAgents::join(&registry)?;
         let state = Arc::new(State {
@@ -145,7 +150,7 @@ impl Agent {
             claims: Claims::new(settings.limits.claims, &agents.own_id()),
             agents,
             go_micro_service: GoMicroService::default(),
-            audit: Mutex::default(),
+            audit: Audit::default(),
             metrics: Metrics::new(),
             limits: settings.limits,
             access: ArcSwap::from_pointee(access),
@@ -163,6 +168,7 @@ impl Agent {
         tasks.spawn(async move { shared.feed.run(updates).await });
         let shared = state.clone();
         tasks.spawn(async move { shared.claims.run().await });
+        tasks.spawn(history::follow_masters(state.registry.clone(), present, changes));
         tracing::info!(%address, registry = state.registry.url(), "agent listens");
         Ok(Self { state, address, settings, _tasks: tasks })
     }

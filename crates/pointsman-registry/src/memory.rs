@@ -1,5 +1,6 @@
 //! The registry within one process.
 
+mod logs;
 mod peers;
 mod state;
 
@@ -15,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use self::state::{MemberId, State};
 use crate::backend::{Backend, Event, Scope, ServiceState};
+use crate::log::Log;
 use crate::overrides::{Identity, Override, OverrideChange, Overrides};
 use crate::peers::Part;
 use crate::registration::{Command, Departure, End, Report, Task};
@@ -28,6 +30,7 @@ pub(crate) struct Memory {
     identity: Identity,
     is_restored: AtomicBool,
     members: peers::Members,
+    logs: Mutex<logs::Logs>,
 }
 
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Memory>>>> = LazyLock::new(Mutex::default);
@@ -49,6 +52,7 @@ impl Memory {
             identity: Identity { id: format!("{:032x}", fastrand::u128(..)), since_unix_ms: Some(now_us() / 1000) },
             is_restored: AtomicBool::new(false),
             members: peers::Members::default(),
+            logs: Mutex::default(),
         });
         memory.rise_above(now_us());
         named.insert(name.to_owned(), Arc::downgrade(&memory));
@@ -209,6 +213,15 @@ impl Backend for Memory {
 
     async fn exchange(&self, part: Part) {
         self.members.exchange(part).await;
+    }
+
+    async fn append(&self, log: &Log, key: &str, entry: &str) -> Result<()> {
+        lock(&self.logs).append(log, key, entry);
+        Ok(())
+    }
+
+    async fn read_log(&self, log: &Log) -> Result<Vec<String>> {
+        Ok(lock(&self.logs).read(log))
     }
 
     async fn close(&self) {}

@@ -17,6 +17,7 @@ use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::disk;
 use crate::guard::Guard;
 use crate::hold::{Hold, Holds};
+use crate::log::{self, Log};
 use crate::memory::Memory;
 use crate::overrides::{Override, OverrideChange};
 use crate::peers::{self, Answer, Peers};
@@ -280,6 +281,38 @@ impl Registry {
             }
         });
         Ok(peers)
+    }
+
+    /// Adds an entry to a log in the registry, unless there is one under that key. A key is a name as codes are, and decides the order. An entry has at
+    /// most 16 KiB.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], [`Error::Refused`] (always, where the registry is an agent's), [`Error::Unavailable`], [`Error::Closed`].
+    pub async fn append(&self, log: &Log, key: &str, entry: &str) -> Result<()> {
+        check_name("key", key)?;
+        if let Log::Masters(service) = log {
+            check_name("service", service)?;
+        }
+        if entry.len() > log::MAX_BYTES {
+            let reason = format!("the entry has {} bytes, and may have {}", entry.len(), log::MAX_BYTES);
+            return Err(Error::Refused { step: format!("add to {log}"), reason });
+        }
+        self.check_open()?;
+        self.inner.backend.append(log, key, entry).await
+    }
+
+    /// Reads a log: its newest entries, the oldest of them first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::append`].
+    pub async fn read_log(&self, log: &Log) -> Result<Vec<String>> {
+        if let Log::Masters(service) = log {
+            check_name("service", service)?;
+        }
+        self.check_open()?;
+        self.inner.backend.read_log(log).await
     }
 
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {

@@ -147,25 +147,18 @@ pub(super) async fn put(
         let registered = find(&state, &service, &code, holder.as_deref())?;
         return Ok(super::json(StatusCode::OK, &renewed(&registered)?));
     };
-    let was_registered = is_registered(&state, &service, &code);
     let (registered, is_new) = state.registrations.put(&wish, PATIENCE).await?;
     if is_new {
         seen(&state, &registered, &service, &code).await;
     }
-    // What was taken over from an agent that has gone is not new.
-    let status = if is_new && !was_registered { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok(super::json(status, &Told::from(registered.answer())))
 }
 
 /// Whether another agent may keep what this one does not. Where there is a check it may be registered nowhere just now.
 fn may_be_kept_elsewhere(state: &State, service: &str, code: &str, wish: Option<&Wish>) -> bool {
-    state.registrations.kept(service, code).is_none()
-        && wish.is_none_or(|wish| wish.check.is_some() || is_registered(state, service, code))
-}
-
-/// Whether an instance is registered, by whatever agent, as far as is known.
-fn is_registered(state: &State, service: &str, code: &str) -> bool {
-    state.feed.directory().snapshot(service).find(code).is_some_and(|instance| !instance.is_guarded())
+    let is_listed = || state.feed.directory().snapshot(service).find(code).is_some_and(|found| !found.is_guarded());
+    state.registrations.kept(service, code).is_none() && wish.is_none_or(|wish| wish.check.is_some() || is_listed())
 }
 
 fn renewed(registered: &Registered) -> Result<Told, Problem> {

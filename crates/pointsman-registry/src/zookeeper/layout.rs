@@ -1,5 +1,7 @@
 //! Where things are.
 
+use crate::log::Log;
+
 /// The paths under one prefix: go-micro-service's for what it reads too, and ours under `/pointsman` for what it must
 /// not see, because it takes every child of the prefix for a service and every child of a service for an instance.
 #[derive(Debug, Clone)]
@@ -14,6 +16,8 @@ pub(super) struct Layout {
     pub(super) terms: String,
     /// `/pointsman/micro-service/peers`
     pub(super) peers: String,
+    /// `/pointsman/micro-service/logs`
+    logs: String,
 }
 
 /// The name of the master's node.
@@ -29,6 +33,7 @@ impl Layout {
             left: own("left"),
             terms: own("terms"),
             peers: own("peers"),
+            logs: own("logs"),
         }
     }
 
@@ -43,6 +48,19 @@ impl Layout {
     /// Where those who leave a service cleanly leave their markers.
     pub(super) fn left_of(&self, service: &str) -> String {
         format!("{}/{service}", self.left)
+    }
+
+    /// Where the entries of a log are.
+    pub(super) fn log(&self, log: &Log) -> String {
+        match log {
+            Log::Audit => format!("{}/audit", self.logs),
+            Log::Masters(service) => format!("{}/{service}", self.logs_of_masters()),
+        }
+    }
+
+    /// Where the logs of the masters of all services are.
+    pub(super) fn logs_of_masters(&self) -> String {
+        format!("{}/masters", self.logs)
     }
 
     /// Where the highest term of a service is recorded.
