@@ -1,5 +1,8 @@
 //! The one writer of a directory: takes a backend's events, leaves snapshots for the readers.
 
+mod cells;
+mod deadlines;
+mod departures;
 mod held;
 mod shared;
 
@@ -13,10 +16,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::cells::Shown;
+pub(crate) use self::cells::Since;
+use self::deadlines::Deadlines;
 use self::held::{Held, registered};
 pub(crate) use self::shared::{Link, Loaded, Restore, Shared};
 use crate::backend::{Event, ServiceState};
-use crate::disk;
+use crate::disk::{self, Saved};
 use crate::guard::{Guard, Observation};
 use crate::overrides::{Identity, Overrides, SETTLED, TOO_OLD};
 
@@ -28,6 +34,9 @@ pub(crate) struct Store {
     folder: Option<PathBuf>,
     /// What the registry holds, without what a guard adds.
     held: HashMap<Arc<str>, Held>,
+    deadlines: Deadlines,
+    /// The highest revision so far, of whichever service.
+    last: u64,
     unsaved: HashSet<Arc<str>>,
     restores: mpsc::UnboundedSender<Restore>,
 }
@@ -50,7 +59,9 @@ impl Store {
         folder: Option<PathBuf>,
         restores: mpsc::UnboundedSender<Restore>,
     ) -> Self {
-        Self { shared, guard, folder, held: HashMap::new(), unsaved: HashSet::new(), restores }
+        let last = shared.base.saturating_sub(1);
+        let (held, deadlines, unsaved) = (HashMap::new(), Deadlines::default(), HashSet::new());
+        Self { shared, guard, folder, held, deadlines, last, unsaved, restores }
     }
 
     /// Runs until the backend's end of `events` is dropped.
@@ -61,13 +72,13 @@ impl Store {
         // events: a slow disk must not make the directory slow.
         let mut saving: Option<JoinHandle<()>> = None;
         loop {
-            let guard_ends = self.held.values().filter_map(Held::until).min();
+            let deadline = self.deadlines.first();
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.take(event, Instant::now()),
                     None => break,
                 },
-                () = at(guard_ends) => self.end_guards(Instant::now()),
+                () = at(deadline) => self.end_guards(Instant::now()),
                 () = at(save_at), if saving.is_none() => {
                     save_at = None;
                     saving = self.save_to_disk();
@@ -87,10 +98,10 @@ impl Store {
             Event::Stale => self.shared.link.send_modify(|link| {
                 link.stale_since.get_or_insert(now);
             }),
-            Event::Put(state) => self.put(state, false, now),
+            Event::Put(state) => self.put_one(state, now),
             // What is on disk says more: what operators have set, apart.
             Event::Known(state) if self.held.contains_key(&state.service) => {}
-            Event::Known(state) => self.put(state, false, now),
+            Event::Known(state) => self.put_one(state, now),
             Event::Identity(identity) => self.note_identity(Some(identity)),
             Event::Reset { states, identity } => self.reset(states, identity, now),
         }
@@ -101,14 +112,13 @@ impl Store {
         let is_other = self.keep_overrides(identity, is_empty, now);
         let is_emptied = is_other || is_empty && self.guard.is_some_and(|guard| guard.doubts_an_empty_list());
         let named: HashSet<Arc<str>> = states.iter().map(|state| state.service.clone()).collect();
-        for state in states {
-            self.put(state, is_emptied, now);
-        }
+        let mut shown: Vec<Shown> = states.into_iter().map(|state| self.put(state, is_emptied, now)).collect();
         let gone: Vec<_> = self.held.keys().filter(|service| !named.contains(*service)).cloned().collect();
         for service in gone {
             let revision = self.held[&service].raw.revision();
-            self.put(ServiceState { revision, ..ServiceState::empty(service) }, is_emptied, now);
+            shown.push(self.put(ServiceState { revision, ..ServiceState::empty(service) }, is_emptied, now));
         }
+        self.shared.publish(shown);
         self.restore_overrides();
         self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
     }
@@ -171,7 +181,13 @@ impl Store {
         after == 0 && before > 0 || guard.is_mass_loss(before, after)
     }
 
-    fn put(&mut self, state: ServiceState, is_emptied: bool, now: Instant) {
+    fn put_one(&mut self, state: ServiceState, now: Instant) {
+        let shown = self.put(state, false, now);
+        self.shared.publish(vec![shown]);
+    }
+
+    /// Takes in one service; what is returned is still to be published.
+    fn put(&mut self, state: ServiceState, is_emptied: bool, now: Instant) -> Shown {
         let ServiceState { service, revision, instances, problems, overrides, left } = state;
         let held = self.held.entry(service.clone()).or_insert_with(|| Held::new(Snapshot::empty(service.clone())));
         held.kept.retain(|code, _| !overrides.contains_key(code));
@@ -180,51 +196,54 @@ impl Store {
         }
         held.overrides = overrides;
         held.are_too_old = false;
-        let raw = Snapshot::new(service, revision, instances).with_problems(problems);
-        let guard = self.guard.as_ref();
-        Self::show(&self.shared, guard, held, News { raw, left, is_emptied }, now, &mut self.unsaved);
+        let raw = Snapshot::new(service.clone(), revision, instances).with_problems(problems);
+        self.show(&service, News { raw, left, is_emptied }, now)
     }
 
     fn end_guards(&mut self, now: Instant) {
-        for held in self.held.values_mut().filter(|held| held.until().is_some_and(|until| until <= now)) {
+        let mut shown = Vec::new();
+        for service in self.deadlines.due(now) {
+            let Some(held) = self.held.get_mut(&service) else { continue };
             if held.kept_until.is_some_and(|until| until <= now) {
                 (held.kept_until, held.kept) = (None, Overrides::new());
             }
             let news = News { raw: held.raw.clone(), left: Vec::new(), is_emptied: false };
-            Self::show(&self.shared, self.guard.as_ref(), held, news, now, &mut self.unsaved);
+            shown.push(self.show(&service, news, now));
         }
+        self.shared.publish(shown);
     }
 
-    fn show(
-        shared: &Shared,
-        guard: Option<&Guard>,
-        held: &mut Held,
-        News { raw, left, is_emptied }: News,
-        now: Instant,
-        unsaved: &mut HashSet<Arc<str>>,
-    ) {
+    /// Decides what is shown of a service, which must be held, and forgets it when there is nothing to hold any more.
+    fn show(&mut self, service: &Arc<str>, News { raw, left, is_emptied }: News, now: Instant) -> Shown {
+        let before = self.shared.snapshot(service);
+        let Some(held) = self.held.get_mut(service) else { return Shown { before, raw, left, next: None } };
         let seen = Observation { before: &held.raw, after: &raw, left: &left, is_emptied };
-        let lost = guard.map(|guard| held.guard.update(guard, &seen, now)).unwrap_or_default();
-        let before = shared.snapshot(raw.service());
-        shared.note_overrides(raw.service(), held.all_overrides());
-        shared.note_departures(&before, &raw, left);
-        // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
-        let revision = raw.revision().max(before.revision() + 1).max(shared.base);
-        let all = raw.instances().iter().cloned().chain(lost.iter().cloned());
-        let shown = all.map(|instance| held.in_force(&instance.code).apply(instance)).collect();
-        let next = Snapshot::new(raw.service().clone(), revision, shown).with_problems(raw.problems().to_vec());
-        held.raw = raw;
-        if next.same_content(&before) {
-            return;
+        let lost = self.guard.map(|guard| held.guard.update(&guard, &seen, now)).unwrap_or_default();
+        held.raw = raw.clone();
+        self.shared.note_overrides(service, held.all_overrides());
+        let mut next = held.shown(&lost);
+        let is_new = !next.same_content(&before);
+        if is_new {
+            // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
+            self.last = raw.revision().max(self.last.saturating_add(1));
+            next = next.at_revision(self.last);
+            if next.is_guarded() && !before.is_guarded() {
+                tracing::warn!(%service, lost = lost.len(), "mass loss: the lost instances are kept for a while");
+            } else if before.is_guarded() && !next.is_guarded() {
+                tracing::info!(%service, instances = next.instances().len(), "guard ended");
+            }
+            self.unsaved.insert(service.clone());
         }
-        if next.is_guarded() && !before.is_guarded() {
-            let (service, lost) = (next.service(), lost.len());
-            tracing::warn!(%service, lost, "mass loss: the lost instances are kept for a while");
-        } else if before.is_guarded() && !next.is_guarded() {
-            tracing::info!(service = %next.service(), instances = next.instances().len(), "guard ended");
+        let vanished = self.guard.filter(|_| held.raw.is_empty());
+        held.remembers_until = vanished.and_then(|guard| held.guard.remembers_until(&guard));
+        let deadline = held.until();
+        self.deadlines.set(service, held.deadline, deadline);
+        held.deadline = deadline;
+        if held.is_nothing() {
+            self.deadlines.set(service, deadline, None);
+            self.held.remove(service);
         }
-        unsaved.insert(next.service().clone());
-        shared.store(next);
+        Shown { before, raw, left, next: is_new.then(|| Arc::new(next)) }
     }
 
     async fn load_from_disk(&mut self) {
@@ -234,21 +253,28 @@ impl Store {
         let (saved, identity) = loading.await.unwrap_or_default();
         *self.shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
         let Some(oldest) = saved.iter().map(|saved| saved.at).min() else { return };
-        for saved in saved {
-            // Held as if the registry had told it: what its first word does not name is gone, after the guard's time.
-            let raw = registered(&saved.snapshot, &saved.overrides);
-            let are_too_old = saved.at.elapsed().is_ok_and(|age| age > TOO_OLD);
-            let held = Held { overrides: saved.overrides, are_too_old, ..Held::new(raw) };
-            self.shared.note_overrides(saved.snapshot.service(), held.all_overrides());
-            self.held.insert(saved.snapshot.service().clone(), held);
-            if !saved.snapshot.is_empty() {
-                self.shared.store(saved.snapshot);
-            }
-        }
+        let shown = saved.into_iter().map(|saved| self.take_saved(saved)).collect();
+        self.shared.publish(shown);
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
         let now = Instant::now();
         let stale_since = Some(now.checked_sub(age).unwrap_or(now));
         self.shared.link.send_replace(Link { loaded: Loaded::FromDisk, stale_since });
+    }
+
+    /// Takes in a service as it was on disk, as if the registry had told it: what its first word does not name is gone, after the guard's time.
+    fn take_saved(&mut self, Saved { snapshot, overrides, at }: Saved) -> Shown {
+        let service = snapshot.service().clone();
+        let raw = registered(&snapshot, &overrides);
+        let are_too_old = at.elapsed().is_ok_and(|age| age > TOO_OLD);
+        let held = Held { overrides, are_too_old, ..Held::new(raw.clone()) };
+        self.shared.note_overrides(&service, held.all_overrides());
+        self.held.insert(service, held);
+        if snapshot.revision() < disk::NUMBERS {
+            self.last = self.last.max(snapshot.revision());
+        }
+        let before = Arc::new(Snapshot::empty(snapshot.service().clone()));
+        let next = (!snapshot.is_empty()).then(|| Arc::new(snapshot));
+        Shown { before, raw, left: Vec::new(), next }
     }
 
     /// Starts writing what has changed since the last call; `None` if there is nothing to write.

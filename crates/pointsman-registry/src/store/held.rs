@@ -21,22 +21,51 @@ pub(super) struct Held {
     pub(super) kept_until: Option<Instant>,
     /// The overrides are of a file that is too old for them to be set again.
     pub(super) are_too_old: bool,
+    /// Until when losses are remembered of a service that holds nothing any more.
+    pub(super) remembers_until: Option<Instant>,
+    /// What [`Held::until`] was when it was entered into the deadlines.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Held {
     pub(super) fn new(raw: Snapshot) -> Self {
         let (overrides, kept) = (Overrides::new(), Overrides::new());
-        Self { raw, guard: GuardState::default(), overrides, kept, kept_until: None, are_too_old: false }
+        Self {
+            raw,
+            guard: GuardState::default(),
+            overrides,
+            kept,
+            kept_until: None,
+            are_too_old: false,
+            remembers_until: None,
+            deadline: None,
+        }
     }
 
     /// When something is to be decided although nothing is told.
     pub(super) fn until(&self) -> Option<Instant> {
-        self.guard.until().into_iter().chain(self.kept_until).min()
+        self.guard.until().into_iter().chain(self.kept_until).chain(self.remembers_until).min()
+    }
+
+    /// Whether it is as if nothing had ever been told of the service.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.raw.is_empty() && self.overrides.is_empty() && self.kept.is_empty() && self.guard.is_idle()
     }
 
     /// What an operator has set for an instance.
     pub(super) fn in_force(&self, code: &str) -> Override {
         self.overrides.get(code).or_else(|| self.kept.get(code)).copied().unwrap_or_default()
+    }
+
+    /// What is shown of the service, at the registry's revision: what it holds, and those that it has lost, with what operators have set.
+    pub(super) fn shown(&self, lost: &[Arc<Instance>]) -> Snapshot {
+        if lost.is_empty() && self.overrides.is_empty() && self.kept.is_empty() {
+            return self.raw.clone();
+        }
+        let all = self.raw.instances().iter().chain(lost).cloned();
+        let shown = all.map(|instance| self.in_force(&instance.code).apply(instance)).collect();
+        let (service, problems) = (self.raw.service().clone(), self.raw.problems().to_vec());
+        Snapshot::new(service, self.raw.revision(), shown).with_problems(problems)
     }
 
     pub(super) fn all_overrides(&self) -> Overrides {

@@ -1,13 +1,14 @@
 //! What the writer and the readers of one directory share: the newest snapshot of each service, and which have changed.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
-use pointsman_core::{Snapshot, View, ViewWriter};
+use pointsman_core::{Snapshot, View};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::cells::{Cells, Shown, Since};
 use crate::backend::Scope;
 use crate::overrides::{Identity, Override, Overrides};
 
@@ -18,11 +19,9 @@ pub(crate) struct Shared {
     /// Revisions begin here: in microseconds since 1970, so that no two runs give the same one to different content, and
     /// whoever comes back with a revision of another run is found to know nothing of this one.
     pub(super) base: u64,
-    cells: RwLock<HashMap<Arc<str>, Cell>>,
+    cells: RwLock<Cells>,
     /// Rises with every change of any service.
     pub(crate) version: watch::Sender<u64>,
-    /// Which service it was, of the last changes: the one of the newest version is the last.
-    journal: RwLock<VecDeque<Arc<str>>>,
     pub(crate) link: watch::Sender<Link>,
     /// Which data the registry holds, where it can tell.
     pub(super) identity: RwLock<Option<Identity>>,
@@ -55,14 +54,6 @@ pub(crate) enum Loaded {
     FromRegistry,
 }
 
-#[derive(Debug)]
-struct Cell {
-    writer: ViewWriter,
-    changed: watch::Sender<u64>,
-    /// The codes that left cleanly last and have not come back, the newest at the end.
-    left: VecDeque<Arc<str>>,
-}
-
 impl Shared {
     pub(crate) fn new(scope: Scope) -> Self {
         let link = Link { loaded: Loaded::Nothing, stale_since: Some(Instant::now()) };
@@ -74,7 +65,6 @@ impl Shared {
             base,
             cells: RwLock::default(),
             version,
-            journal: RwLock::default(),
             link,
             identity: RwLock::default(),
             overrides: RwLock::default(),
@@ -114,91 +104,38 @@ impl Shared {
 
     /// Follows one service, whether it exists or not.
     pub(crate) fn cell(&self, service: &str) -> (View, watch::Receiver<u64>) {
-        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
-        let cell = cells.entry(service.into()).or_insert_with(|| Cell::new(Snapshot::empty(service)));
-        (cell.writer.view(), cell.changed.subscribe())
+        self.cells.write().unwrap_or_else(PoisonError::into_inner).view(service)
     }
 
     /// The newest snapshot, without following the service if it does not exist.
     pub(crate) fn snapshot(&self, service: &str) -> Arc<Snapshot> {
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        cells.get(service).map_or_else(|| Arc::new(Snapshot::empty(service)), |cell| cell.writer.load())
+        self.cells().snapshot(service)
     }
 
     /// The newest snapshots of all services that hold anything, in no order.
     pub(crate) fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        cells.values().map(|cell| cell.writer.load()).filter(|snapshot| !snapshot.is_empty()).collect()
+        self.cells().snapshots()
     }
 
     /// Whether an instance that is gone is known to have left cleanly, as far as that is remembered.
     pub(crate) fn has_left(&self, service: &str, code: &str) -> bool {
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        cells.get(service).is_some_and(|cell| cell.left.iter().any(|left| **left == *code))
+        self.cells().has_left(service, code)
     }
 
-    /// Remembers who has left cleanly, and forgets who is there, or was lost.
-    pub(super) fn note_departures(&self, before: &Snapshot, after: &Snapshot, left: Vec<Arc<str>>) {
+    /// Shows what has changed, all of it at once: whoever reads several services sees all of these as they were, or as they are.
+    pub(super) fn publish(&self, all: Vec<Shown>) {
         let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(cell) = cells.get_mut(after.service()) else { return };
-        if !cell.left.is_empty() {
-            cell.left.retain(|code| after.find(code).is_none() && before.find(code).is_none() && !left.contains(code));
-        }
-        cell.left.extend(left.into_iter().filter(|code| after.find(code).is_none()));
-        while cell.left.len() > LEFT {
-            cell.left.pop_front();
-        }
-    }
-
-    pub(super) fn store(&self, snapshot: Snapshot) {
-        let service = snapshot.service().clone();
-        let snapshot = Arc::new(snapshot);
-        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
-        match cells.get_mut(snapshot.service()) {
-            Some(cell) => {
-                cell.writer.store(snapshot.clone());
-                cell.changed.send_modify(|changes| *changes += 1);
-            }
-            None => {
-                cells.insert(snapshot.service().clone(), Cell::new(Snapshot::clone(&snapshot)));
-            }
-        }
-        drop(cells);
-        let mut journal = self.journal.write().unwrap_or_else(PoisonError::into_inner);
-        if journal.len() == JOURNAL {
-            journal.pop_front();
-        }
-        journal.push_back(service);
+        let version = cells.publish(all);
         // Under the lock: whoever reads the journal knows which version its last line is of.
-        self.version.send_modify(|version| *version += 1);
+        self.version.send_if_modified(|seen| std::mem::replace(seen, version) != version);
     }
 
-    /// The newest snapshots of the services that have changed since a version, or of all; and the version now.
-    pub(crate) fn since(&self, version: Option<u64>) -> (Vec<Arc<Snapshot>>, u64) {
-        let journal = self.journal.read().unwrap_or_else(PoisonError::into_inner);
-        let now = *self.version.borrow();
-        let behind = version.and_then(|version| usize::try_from(now - version).ok());
-        let changed = behind
-            .filter(|behind| *behind <= journal.len())
-            .map(|behind| journal.range(journal.len() - behind..).cloned().collect::<HashSet<Arc<str>>>());
-        drop(journal);
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        let snapshots = match changed {
-            Some(changed) => changed.iter().filter_map(|service| Some(cells.get(service)?.writer.load())).collect(),
-            // Too far behind: everything, with what has vanished.
-            None => cells.values().map(|cell| cell.writer.load()).collect(),
-        };
-        (snapshots, now)
+    /// The newest snapshots of the services that have changed since a version, or of all.
+    pub(crate) fn since(&self, version: Option<u64>) -> Since {
+        self.cells().since(version)
+    }
+
+    pub(super) fn cells(&self) -> RwLockReadGuard<'_, Cells> {
+        self.cells.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-impl Cell {
-    fn new(snapshot: Snapshot) -> Self {
-        Self { writer: ViewWriter::new(snapshot), changed: watch::Sender::new(0), left: VecDeque::new() }
-    }
-}
-
-/// Maximum number of clean leavers of one service that are remembered for those who compare snapshots later.
-const LEFT: usize = 1024;
-/// So many changes are remembered: whoever is further behind compares everything.
-pub(super) const JOURNAL: usize = 4096;

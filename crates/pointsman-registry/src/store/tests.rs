@@ -1,8 +1,10 @@
 use pointsman_core::{Instance, Status};
+use tokio::sync::watch;
 
-use super::shared::JOURNAL;
+use super::cells::{IDLE, JOURNAL};
 use super::*;
 use crate::backend::Scope;
+use crate::directory::{Directory, Inner};
 use crate::overrides::Override;
 
 fn state(service: &str, codes: &[&str]) -> ServiceState {
@@ -28,13 +30,15 @@ fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>)
 async fn who_is_too_far_behind_gets_everything_and_others_what_has_changed() {
     let shared = Shared::new(Scope::All);
     let put = |service: &str, code: &str| {
-        shared.store(Snapshot::new(service, 1, vec![Arc::new(Instance::new(service).code(code))]));
+        let raw = Snapshot::new(service, 1, vec![Arc::new(Instance::new(service).code(code))]);
+        let (before, next) = (shared.snapshot(service), Some(Arc::new(raw.clone())));
+        shared.publish(vec![Shown { before, raw, left: Vec::new(), next }]);
     };
     let since = |version| {
-        let (snapshots, now) = shared.since(version);
-        let mut names: Vec<_> = snapshots.iter().map(|snapshot| snapshot.service().to_string()).collect();
+        let since = shared.since(version);
+        let mut names: Vec<_> = since.snapshots.iter().map(|snapshot| snapshot.service().to_string()).collect();
         names.sort();
-        (names.join(" "), now)
+        (names.join(" "), since.version)
     };
     assert_eq!(since(Some(0)), (String::new(), 0));
     ["a", "b", "a"].into_iter().for_each(|service| put(service, "x"));
@@ -80,7 +84,7 @@ async fn nobody_sees_the_lost_missing_before_they_are_guarded() {
     let (shared, mut store) = store(Some(Guard::default()));
     let now = Instant::now();
     store.take(reset(vec![state("a", &["1", "2"]), state("b", &["1", "2", "3"]), state("c", &["1"])]), now);
-    let (_, version) = shared.since(None);
+    let version = shared.since(None).version;
     store.take(Event::Stale, now);
     store.take(reset(vec![state("a", &["1"]), state("c", &["1"])]), now);
     assert_eq!(*shared.version.borrow(), version + 2, "one snapshot for each service that has lost anything");
@@ -97,6 +101,117 @@ async fn nobody_sees_the_lost_missing_before_they_are_guarded() {
     assert_eq!(guarded("b"), (3, 0));
     store.end_guards(now + Duration::from_secs(30));
     assert_eq!([guarded("a"), guarded("c")], [(1, 0), (1, 0)]);
+}
+
+/// One service comes, and leaves cleanly.
+fn pass(store: &mut Store, service: &str, now: Instant) {
+    store.take(Event::Put(state(service, &["a"])), now);
+    store.take(Event::Put(ServiceState { left: vec!["a".into()], ..ServiceState::empty(service) }), now);
+}
+
+#[tokio::test]
+async fn what_has_vanished_is_forgotten_but_for_its_revision() {
+    let (shared, mut store) = store(Some(Guard::default()));
+    let now = Instant::now();
+    store.take(Event::Put(state("lives", &["a"])), now);
+    pass(&mut store, "often", now);
+    let vanished = shared.snapshot("often").revision();
+    for number in 0..5 * IDLE {
+        pass(&mut store, &format!("service-{number}"), now);
+        assert!(shared.has_left(&format!("service-{number}"), "a"), "whoever reads the change asks");
+        assert_eq!((store.held.len(), store.deadlines.len()), (1, 0));
+        assert!(shared.cells().len() <= IDLE + 2, "{}", shared.cells().len());
+    }
+    let (forgotten, unknown) = (shared.snapshot("often"), shared.snapshot("never").revision());
+    assert!(forgotten.is_empty() && forgotten.revision() >= vanished && unknown == forgotten.revision());
+    store.take(Event::Put(state("often", &["a"])), now);
+    assert!(shared.snapshot("often").revision() > forgotten.revision());
+}
+
+#[tokio::test]
+async fn the_view_of_a_service_that_has_vanished_comes_alive_again() {
+    let (shared, mut store) = store(Some(Guard::default()));
+    let now = Instant::now();
+    let (never, _) = shared.cell("never");
+    let (view, mut changed) = shared.cell("s");
+    pass(&mut store, "s", now);
+    for number in 0..3 * IDLE {
+        pass(&mut store, &format!("service-{number}"), now);
+    }
+    changed.mark_unchanged();
+    assert!(view.load().is_empty());
+    store.take(Event::Put(state("s", &["a", "b"])), now);
+    assert_eq!((view.load().instances().len(), never.load().is_empty()), (2, true));
+    assert!(changed.has_changed().unwrap() && shared.cell("s").0.is_same(&view));
+    drop((view, changed, never));
+    store.take(Event::Put(ServiceState::empty("s")), now);
+    for number in 0..3 * IDLE {
+        pass(&mut store, &format!("service-{number}"), now);
+    }
+    assert!(shared.cells().len() <= IDLE + 1, "nobody reads them any more: {}", shared.cells().len());
+}
+
+#[tokio::test]
+async fn who_is_far_behind_hears_of_those_that_are_forgotten() {
+    let (shared, mut store) = store(None);
+    let now = Instant::now();
+    store.take(reset(vec![state("gone", &["a"]), state("lives", &["a"])]), now);
+    let directory = Directory::new(Arc::new(Inner::new(shared.clone(), watch::channel(()).0)));
+    let mut updates = directory.updates();
+    let before = shared.snapshot("gone").revision();
+    store.take(Event::Put(ServiceState::empty("gone")), now);
+    for number in 0..JOURNAL {
+        pass(&mut store, &format!("service-{number}"), now);
+    }
+    let told = updates.next().await;
+    assert!(told.is_sorted_by_key(|snapshot| snapshot.revision()));
+    let gone: Vec<_> = told.iter().filter(|snapshot| &**snapshot.service() == "gone").collect();
+    assert!(gone.len() == 1 && gone[0].is_empty() && gone[0].revision() > before, "{gone:?}");
+    store.take(Event::Put(state("gone", &["b"])), now);
+    let told = updates.next().await;
+    assert!(told.len() == 1 && told[0].instances().len() == 1 && told[0].revision() > gone[0].revision());
+}
+
+#[tokio::test]
+async fn who_was_lost_a_moment_ago_is_guarded_when_the_rest_is_lost_as_well() {
+    let (shared, mut store) = store(Some(Guard::default()));
+    let now = Instant::now();
+    store.take(reset(vec![state("small", &["a"]), state("other", &["a"])]), now);
+    store.take(Event::Put(ServiceState::empty("small")), now);
+    assert!(shared.snapshot("small").is_empty());
+    let soon = now + Duration::from_secs(4);
+    store.take(reset(vec![]), soon);
+    assert!(shared.snapshot("small").is_guarded() && shared.snapshot("other").is_guarded());
+    // And what is not guarded is forgotten when the window is over.
+    store.take(Event::Put(state("later", &["a"])), soon);
+    store.take(Event::Put(ServiceState::empty("later")), soon);
+    assert!(store.held.contains_key("later"));
+    store.end_guards(soon + Duration::from_secs(5));
+    assert!(!store.held.contains_key("later"));
+    store.end_guards(soon + Duration::from_secs(60));
+    assert_eq!((store.held.len(), store.deadlines.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_reset_is_seen_whole_or_not_at_all() {
+    let (shared, mut store) = store(None);
+    let reader = shared.clone();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let reading = std::thread::spawn(move || {
+        let mut torn = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let codes = reader.snapshots().into_iter().map(|snapshot| snapshot.instances()[0].code.clone());
+            torn += usize::from(codes.collect::<HashSet<_>>().len() > 1);
+        }
+        torn
+    });
+    for round in 0..200 {
+        let code = round.to_string();
+        store.take(reset((0..50).map(|service| state(&format!("s-{service}"), &[&code])).collect()), Instant::now());
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(reading.join().unwrap(), 0);
 }
 
 #[tokio::test]
