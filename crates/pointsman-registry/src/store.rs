@@ -48,6 +48,12 @@ struct News {
     is_emptied: bool,
 }
 
+/// Maximum number of events that are taken in together.
+const GATHERED: usize = 1024;
+/// After what takes no longer, events need not gather.
+const QUICK: Duration = Duration::from_micros(250);
+/// Maximum time for which events gather.
+const LONGEST_REST: Duration = Duration::from_millis(5);
 /// Changes that come in quick succession are written to disk together.
 const SAVE_AFTER: Duration = Duration::from_millis(250);
 
@@ -71,11 +77,20 @@ impl Store {
         // One at a time, so that an older snapshot never replaces a newer one; and never waited for while there are
         // events: a slow disk must not make the directory slow.
         let mut saving: Option<JoinHandle<()>> = None;
+        let mut pace = Pace::default();
         loop {
             let deadline = self.deadlines.first();
+            let next = async {
+                pace.rest().await;
+                events.recv().await
+            };
             tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => self.take(event, Instant::now()),
+                event = next => match event {
+                    Some(event) => {
+                        let began = Instant::now();
+                        gather(event, &mut events).into_iter().for_each(|event| self.take(event, began));
+                        pace.note(began, Instant::now());
+                    }
                     None => break,
                 },
                 () = at(deadline) => self.end_guards(Instant::now()),
@@ -287,6 +302,51 @@ impl Store {
         };
         let services: Vec<_> = unsaved.iter().map(with_overrides).collect();
         Some(tokio::task::spawn_blocking(move || disk::save(&folder, &services)))
+    }
+}
+
+/// Returns what is told at this moment, with one event for each service in a row of events: the last of them, with all who have left.
+fn gather(first: Event, events: &mut mpsc::Receiver<Event>) -> Vec<Event> {
+    let (mut gathered, mut places) = (Vec::new(), HashMap::<Arc<str>, usize>::new());
+    let more = std::iter::from_fn(|| events.try_recv().ok()).take(GATHERED);
+    for event in std::iter::once(first).chain(more) {
+        match event {
+            Event::Put(mut state) => {
+                if let Some(Event::Put(earlier)) = places.get(&state.service).and_then(|place| gathered.get_mut(*place))
+                {
+                    state.left.append(&mut earlier.left);
+                    *earlier = state;
+                } else {
+                    places.insert(state.service.clone(), gathered.len());
+                    gathered.push(Event::Put(state));
+                }
+            }
+            other => {
+                places.clear();
+                gathered.push(other);
+            }
+        }
+    }
+    gathered
+}
+
+/// Lets the events gather after one that took long: a large service that changes all the time is compared now and then, not for each of its
+/// changes. Whatever comes after a quiet while is taken at once.
+#[derive(Debug, Default)]
+struct Pace {
+    rests_until: Option<Instant>,
+}
+
+impl Pace {
+    fn note(&mut self, began: Instant, ended: Instant) {
+        let took = ended.saturating_duration_since(began);
+        self.rests_until = (took > QUICK).then(|| ended + (took * 2).min(LONGEST_REST));
+    }
+
+    async fn rest(&self) {
+        if let Some(until) = self.rests_until.filter(|until| *until > Instant::now()) {
+            tokio::time::sleep_until(until).await;
+        }
     }
 }
 

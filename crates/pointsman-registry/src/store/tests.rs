@@ -193,6 +193,36 @@ async fn who_was_lost_a_moment_ago_is_guarded_when_the_rest_is_lost_as_well() {
 }
 
 #[tokio::test]
+async fn what_comes_together_is_one_event_for_each_service_and_nobody_who_left_is_forgotten() {
+    let (events, mut receiver) = mpsc::channel(10);
+    let left = |code: &str| ServiceState { left: vec![code.into()], ..state("s", &["z"]) };
+    for event in [Event::Put(state("t", &["1"])), Event::Put(left("b")), Event::Stale, Event::Put(left("c"))] {
+        events.send(event).await.unwrap();
+    }
+    let gathered = gather(Event::Put(left("a")), &mut receiver);
+    let words: Vec<_> = gathered
+        .iter()
+        .map(|event| match event {
+            Event::Put(state) => format!("{} {}", state.service, state.left.concat()),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(words, ["s ba", "t ", "Stale", "s c"]);
+}
+
+#[test]
+fn only_after_what_took_long_events_gather() {
+    let (mut pace, now) = (Pace::default(), Instant::now());
+    let mut rest = |took: Duration| {
+        pace.note(now, now + took);
+        pace.rests_until.map(|until| until.saturating_duration_since(now + took))
+    };
+    assert_eq!(rest(QUICK), None);
+    assert_eq!(rest(Duration::from_millis(1)), Some(Duration::from_millis(2)));
+    assert_eq!(rest(Duration::from_secs(1)), Some(LONGEST_REST));
+}
+
+#[tokio::test]
 async fn a_reset_is_seen_whole_or_not_at_all() {
     let (shared, mut store) = store(None);
     let reader = shared.clone();
