@@ -29,6 +29,8 @@ mod registrations;
 mod server;
 mod settings;
 mod tls;
+#[cfg(test)]
+mod year;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

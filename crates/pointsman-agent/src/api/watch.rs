@@ -80,8 +80,7 @@ async fn poll(topic: &Topic, after: Option<u64>, wait: Duration, mut closing: wa
     let (revision, events) = match after.and_then(known) {
         Some((after, groups)) => {
             let revision = groups.last().map_or(after, |(revision, _)| *revision);
-            let events: Vec<&[u8]> = groups.iter().map(|(_, group)| &group.json[..]).collect();
-            (revision, Bytes::from(events.join(&b',')))
+            (revision, objects(groups.iter().map(|(_, group)| &**group)))
         }
         None => {
             let whole = topic.whole();
@@ -99,6 +98,18 @@ async fn poll(topic: &Topic, after: Option<u64>, wait: Duration, mut closing: wa
     let mut response = body(StatusCode::OK, text.freeze());
     response.headers_mut().insert(REVISION, revision.into());
     response
+}
+
+/// Events as objects in JSON, with commas between them.
+pub(super) fn objects<'a>(groups: impl Iterator<Item = &'a Group>) -> Bytes {
+    let mut objects = BytesMut::new();
+    for group in groups {
+        if !objects.is_empty() {
+            objects.put_u8(b',');
+        }
+        group.write_json(&mut objects);
+    }
+    objects.freeze()
 }
 
 /// Who watches one service.
