@@ -36,9 +36,13 @@ impl Snapshot {
             instances.sort_by(|a, b| a.code.cmp(&b.code));
             instances.dedup_by(|later, first| later.code == first.code);
         }
-        let term_of = |index: &usize| instances[*index].role.term().unwrap_or(Term(0));
-        let master = (0..instances.len()).filter(|&i| instances[i].role.is_master()).max_by_key(term_of);
-        let guarded = instances.iter().any(|instance| instance.is_guarded());
+        let (mut master, mut highest, mut guarded) = (None, Term(0), false);
+        for (index, instance) in instances.iter().enumerate() {
+            guarded |= instance.is_guarded();
+            if let Some(term) = instance.role.term().filter(|term| *term >= highest) {
+                (master, highest) = (Some(index), term);
+            }
+        }
         let instances = instances.into();
         Self { service: service.into(), revision, instances, master, problems: Vec::new(), guarded }
     }

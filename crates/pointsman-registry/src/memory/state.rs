@@ -24,6 +24,8 @@ pub(super) struct State<R> {
     clock: u64,
     new_roles: Vec<(R, Role)>,
     terms: Terms,
+    /// Something is stored of which only that nothing is set.
+    keeps_empty: bool,
     pub(super) followers: Followers,
 }
 
@@ -51,7 +53,8 @@ struct Member<R> {
 impl<R> Default for State<R> {
     fn default() -> Self {
         let (services, new_roles) = (HashMap::new(), Vec::new());
-        Self { services, clock: 0, new_roles, terms: Terms::default(), followers: Followers::default() }
+        let (terms, followers) = (Terms::default(), Followers::default());
+        Self { services, clock: 0, new_roles, terms, keeps_empty: false, followers }
     }
 }
 
@@ -160,6 +163,23 @@ impl<R: Clone> State<R> {
         }
         self.new_roles.extend(service.hand_on(self.clock));
         self.forget_empty(name);
+        self.keeps_empty |= keeps_empty;
+        if !keeps_empty && std::mem::take(&mut self.keeps_empty) {
+            self.clear_empty();
+        }
+    }
+
+    /// Forgets of which instances nothing is set: nobody restores any more what was set before.
+    fn clear_empty(&mut self) {
+        let has_empty = |service: &Service<R>| service.overrides.values().any(|set| set.is_empty());
+        let concerned = self.services.iter().filter(|(_, service)| has_empty(service)).map(|(name, _)| name.clone());
+        for name in concerned.collect::<Vec<_>>() {
+            if let Some(service) = self.services.get_mut(&name) {
+                service.overrides.retain(|_, set| !set.is_empty());
+            }
+            self.followers.note(&name);
+            self.forget_empty(&name);
+        }
     }
 
     /// Sets what was set in a registry before this one, unless something is set already.
@@ -332,6 +352,21 @@ mod tests {
             let set = state.read(&"s".into(), BTreeSet::new()).overrides["a"];
             assert_eq!(set.drained, is_restored);
         }
+    }
+
+    #[test]
+    fn what_was_cleared_in_a_young_registry_is_forgotten_when_it_is_settled() {
+        let mut state = State::<()>::default();
+        let follower = state.followers.add(Scope::All, Arc::default());
+        for number in 0..10 {
+            let service = format!("job-{number}").into();
+            state.set_override(&service, "a", OverrideChange::Drain, true);
+            state.set_override(&service, "a", OverrideChange::Undrain, true);
+        }
+        assert_eq!(state.services.len(), 10);
+        state.set_override(&"s".into(), "a", OverrideChange::Drain, false);
+        assert_eq!((state.services.len(), state.followers.waiting()), (1, 10));
+        assert!(state.followers.next(follower).is_some());
     }
 
     #[test]
