@@ -17,6 +17,8 @@ use super::ring::Ring;
 #[derive(Debug)]
 pub(crate) struct Topic {
     service: Arc<str>,
+    /// The revision at which it was made, without anything in it.
+    first: u64,
     state: RwLock<State>,
     revision: watch::Sender<u64>,
 }
@@ -67,7 +69,7 @@ const MASTERS: usize = 64;
 
 impl Topic {
     /// A service that nobody has registered under, at a revision.
-    pub(super) fn new(service: Arc<str>, revision: u64) -> Self {
+    pub(crate) fn new(service: Arc<str>, revision: u64) -> Self {
         let mut ring = Ring::new(KEPT);
         ring.start(revision);
         let state = State {
@@ -78,7 +80,7 @@ impl Topic {
             masters: VecDeque::new(),
             bodies: Bodies::default(),
         };
-        Self { service, state: RwLock::new(state), revision: watch::Sender::new(revision) }
+        Self { service, first: revision, state: RwLock::new(state), revision: watch::Sender::new(revision) }
     }
 
     pub(crate) fn service(&self) -> &Arc<str> {
@@ -161,6 +163,12 @@ impl Topic {
     /// The revision, now and as it rises.
     pub(crate) fn revision(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
+    }
+
+    /// The revision, if nothing is known to have happened to the service.
+    pub(crate) fn nothing_yet(&self) -> Option<u64> {
+        let state = self.read();
+        (state.revision == self.first && state.snapshot.is_empty()).then_some(self.first)
     }
 
     /// What happened after a revision; `None` if that is not known any more.
