@@ -24,6 +24,7 @@ Tasks:
   bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
   bench mqtt [ARGUMENTS]       measure the relay against Mosquitto's bridge and shared subscriptions; `--quick` for a glance
   bench agent [ARGUMENTS]      measure the agent, its answers against nginx's; `--quick` for a glance
+  bench churn [ARGUMENTS]      measure what an agent takes after a long life, and for each change; `--quick` for a glance
   bench http [ARGUMENTS]       measure the proxy beside nginx, HAProxy and pingora; `--quick` for a glance
   bench all                    all of them
   soak [http] [--requests N]   the long runs, in release: the proxy under reloads, hand-overs, killed origins and more, with N requests
@@ -35,7 +36,7 @@ Tasks:
   fuzz [TARGET] [SECONDS]      look for failures with cargo-fuzz, which has to be installed; see fuzz/README.md
 ";
 
-const BENCHES: [&str; 5] = ["pick", "registry", "mqtt", "agent", "http"];
+const BENCHES: [&str; 6] = ["pick", "registry", "mqtt", "agent", "churn", "http"];
 const SOAK_REQUESTS: &str = "1000000";
 const CHAOS_FOR: &str = "5m";
 const FUZZ_TARGETS: [&str; 3] = ["http", "packets", "session"];

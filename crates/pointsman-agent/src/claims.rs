@@ -65,8 +65,9 @@ struct Out {
 
 /// The length of a claim's id: 16 hexadecimal digits for the agent, and 16 for the claim.
 const ID: usize = 32;
-/// Services that have been picked from and have vanished are forgotten beyond so many.
-const SERVICES: usize = 4096;
+/// Services that have been picked from and have vanished are forgotten when there are this many, and whenever their number has doubled:
+/// each may hold a large table.
+const SERVICES: usize = 256;
 
 impl Claims {
     /// Claims whose ids begin with the name of this agent among its peers.
@@ -136,7 +137,8 @@ impl Claims {
     ) -> Result<Balancer, Problem> {
         let mut services = lock(&self.services);
         // Only for a new one: not with each pick, where there are so many.
-        if services.len() >= SERVICES && !services.contains_key(service) {
+        let is_due = services.len() >= SERVICES && services.len().is_power_of_two();
+        if is_due && !services.contains_key(service) {
             services.retain(|service, _| feed.find(service).is_some_and(|topic| !topic.is_empty()));
         }
         let Service { endpoints, balancers } = services.entry(service.clone()).or_default();
@@ -190,6 +192,12 @@ impl Claims {
         drop(out);
         // Claims are let go of outside the lock.
         drop(ended);
+    }
+
+    /// How many services there are balancers for.
+    #[cfg(test)]
+    pub(crate) fn services(&self) -> usize {
+        lock(&self.services).len()
     }
 
     /// How many are out, and how many have expired so far.

@@ -4,13 +4,14 @@
 //! all. Who watches holds nothing but a number, its place; who comes too late for its place starts over with everything.
 //! So a watcher costs no memory for what it has not read yet, and a slow one holds up nobody.
 
+mod budget;
 mod group;
 mod ring;
 mod topic;
+mod topics;
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
@@ -18,17 +19,19 @@ use pointsman_core::Snapshot;
 use pointsman_registry::{Directory, Freshness, Updates};
 use tokio::sync::watch;
 
+use self::budget::{Budget, Kept};
 pub(crate) use self::group::{Group, event, event_around};
 pub(crate) use self::ring::Ring;
 pub(crate) use self::topic::{Shot, Topic};
+use self::topics::Topics;
 
 /// Everything that is watched. One writer: [`Feed::run`].
 #[derive(Debug)]
 pub(crate) struct Feed {
     directory: Directory,
-    topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
-    /// With so many topics, those that nobody needs are forgotten.
-    sweep_at: AtomicUsize,
+    topics: RwLock<Topics>,
+    /// Of what is remembered of each service. Never taken while `topics` is held.
+    budget: Mutex<Budget>,
     /// What happened in all services, and what operators did.
     all: RwLock<Ring>,
     /// The number of the last group of `all`.
@@ -43,8 +46,8 @@ pub(crate) struct Feed {
 
 /// So many groups are kept of all services together.
 const KEPT: usize = 8192;
-/// So many services that have vanished may be remembered, besides twice those that there are.
-const VANISHED: usize = 1024;
+/// Maximum number of bytes in all rings together, that of all services included. What is in that and in a service's own counts twice.
+const BYTES: usize = 64 << 20;
 
 impl Feed {
     /// A feed of all that the directory has now; and what is to be run.
@@ -54,7 +57,7 @@ impl Feed {
         let feed = Self {
             directory,
             topics: RwLock::default(),
-            sweep_at: AtomicUsize::new(VANISHED),
+            budget: Mutex::new(Budget::new(BYTES - ring::BYTES)),
             all: RwLock::new(Ring::new(KEPT)),
             last: watch::Sender::new(0),
             reset: Mutex::default(),
@@ -88,19 +91,52 @@ impl Feed {
 
     fn take(&self, snapshot: Arc<Snapshot>) {
         let at = now_ms();
-        let service = snapshot.service().clone();
+        let (service, is_empty) = (snapshot.service().clone(), snapshot.is_empty());
         let has_left = |code: &str| self.directory.has_left(&service, code);
-        if let Some(group) = self.topic(&service).advance(snapshot, has_left, at) {
+        let topic = self.topic(&service);
+        let (before, stamp) = (topic.kept(), self.budget().stamp());
+        let group = topic.advance(snapshot, has_left, at, stamp);
+        self.budget().note(&service, before, topic.kept());
+        self.keep_within_budget();
+        drop(topic);
+        if let Some(group) = group {
             self.publish(group);
         }
+        if is_empty {
+            self.retire(&service);
+        }
+    }
+
+    /// Forgets what happened the longest ago, of whichever service, until there is not too much.
+    fn keep_within_budget(&self) {
+        loop {
+            let oldest = self.budget().beyond();
+            // It may be being dropped just now.
+            let Some(topic) = oldest.and_then(|service| self.find(&service)) else { return };
+            let before = topic.kept();
+            topic.forget_oldest();
+            self.budget().note(topic.service(), before, topic.kept());
+        }
+    }
+
+    /// Drops services that have been empty for long and that nobody watches.
+    fn retire(&self, service: &Arc<str>) {
+        let dropped = self.topics.write().unwrap_or_else(PoisonError::into_inner).retire(service);
+        for topic in dropped {
+            self.budget().note(topic.service(), topic.kept(), Kept::default());
+        }
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a group to what all see.
     fn publish(&self, group: Arc<Group>) {
-        let mut all = self.all.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         // All under the lock: numbers are given out in order.
         let number = *self.last.borrow() + 1;
-        all.push(number, group);
+        all.push(number, number, group);
         self.last.send_replace(number);
     }
 
@@ -114,27 +150,35 @@ impl Feed {
         if let Some(topic) = self.find(service) {
             return topic;
         }
-        let mut topics = self.topics.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if topics.len() >= self.sweep_at.load(Ordering::Relaxed) {
-            // Services that somebody has asked for and that do not exist, or have vanished.
-            topics.retain(|_, topic| !topic.is_empty() || Arc::strong_count(topic) > 1);
-            self.sweep_at.store(topics.len() * 2 + VANISHED, Ordering::Relaxed);
-        }
-        let service: Arc<str> = service.into();
-        topics.entry(service.clone()).or_insert_with(|| Arc::new(Topic::new(service))).clone()
+        let topic = self.topics.write().unwrap_or_else(PoisonError::into_inner).add(service);
+        // Nobody may ever register under it.
+        self.retire(topic.service());
+        topic
     }
 
-    /// What there is of a service that exists, or has existed.
+    /// What there is of a service that exists, or has existed a moment ago.
     pub(crate) fn find(&self, service: &str) -> Option<Arc<Topic>> {
-        self.topics.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(service).cloned()
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).find(service).cloned()
+    }
+
+    /// The revision of a service that does not exist.
+    pub(crate) fn revision_of_unknown(&self) -> u64 {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).floor()
     }
 
     /// All services that hold anything, by name.
     pub(crate) fn topics(&self) -> Vec<Arc<Topic>> {
-        let topics = self.topics.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut topics: Vec<_> = topics.values().filter(|topic| !topic.is_empty()).cloned().collect();
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let mut topics: Vec<_> = topics.present().cloned().collect();
         topics.sort_by(|a, b| a.service().cmp(b.service()));
         topics
+    }
+
+    /// How many services it remembers, and how many bytes of what happened to them.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> (usize, usize) {
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner).len();
+        (topics, self.budget().bytes())
     }
 
     /// The number of the last group, now and as it rises.
@@ -144,12 +188,12 @@ impl Feed {
 
     /// The groups after `after`; `None` if they are not all known any more.
     pub(crate) fn after(&self, after: u64) -> Option<Vec<(u64, Arc<Group>)>> {
-        self.all.read().unwrap_or_else(std::sync::PoisonError::into_inner).after(after)
+        self.all.read().unwrap_or_else(PoisonError::into_inner).after(after)
     }
 
     /// The last groups, the oldest first.
     pub(crate) fn latest(&self, count: usize) -> Vec<Arc<Group>> {
-        self.all.read().unwrap_or_else(std::sync::PoisonError::into_inner).latest(count)
+        self.all.read().unwrap_or_else(PoisonError::into_inner).latest(count)
     }
 
     /// The id of a group of all services.
@@ -194,7 +238,7 @@ impl Feed {
             return self.reset_of(&topics, about, number);
         }
         // Those who come one after the other are shown the same, which is in memory once.
-        let mut last = self.reset.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self.reset.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((there, is, text)) if *there == number && is == about => vec![text.clone()],
             _ => {
@@ -223,3 +267,6 @@ pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,8 @@ mod registrations;
 mod server;
 mod settings;
 mod tls;
+#[cfg(test)]
+mod year;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -1,10 +1,10 @@
 //! The state that balancers over one service share: claims in flight, failures, check results, ages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use pointsman_core::{Instance, Snapshot};
+use pointsman_core::{Difference, Instance, Snapshot};
 
 use crate::ejection::{Ejection, Ejections, Epoch};
 use crate::endpoint::{Endpoint, EndpointStats, Keep, Shared};
@@ -39,9 +39,12 @@ pub(crate) struct Entries {
     had_master: bool,
     /// How many snapshots with a master there had been, whether or not they were followed.
     masters: u64,
-    by_code: HashMap<Arc<str>, Record>,
-    /// How many snapshots have been followed.
-    round: u64,
+    /// In the order of the codes, as the instances are in a snapshot: so both are walked side by side.
+    by_code: BTreeMap<Arc<str>, Record>,
+    /// The snapshot that was followed last.
+    followed: Option<Arc<Snapshot>>,
+    /// The codes that have left with claims still held on them.
+    left: HashSet<Arc<str>>,
     /// Whether a snapshot with instances has been seen: an instance that joins after it is new, one that is in it is not.
     started: bool,
 }
@@ -60,8 +63,6 @@ pub(crate) struct Record {
     /// When it joined; `None` if it was there from the first.
     pub(crate) joined: Option<Instant>,
     pub(crate) ejections: Ejections,
-    /// The last round in which it was there.
-    seen: u64,
 }
 
 impl Endpoints {
@@ -125,10 +126,7 @@ impl Endpoints {
     #[must_use]
     pub fn all_in_flight(&self) -> Vec<(Arc<str>, usize)> {
         let entries = self.lock();
-        let figures = entries.by_code.iter().map(|(code, entry)| (code.clone(), entry.endpoint.in_flight()));
-        let mut figures: Vec<_> = figures.collect();
-        figures.sort_unstable();
-        figures
+        entries.by_code.iter().map(|(code, entry)| (code.clone(), entry.endpoint.in_flight())).collect()
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -180,24 +178,17 @@ impl Entries {
 
     /// Brings the entries up to a snapshot: endpoints for those that are new or have changed; one that has left stays only while
     /// claims are held on it, so that its count is right if it returns. `masters` is [`View::masters`](pointsman_core::View::masters).
-    pub(crate) fn follow(&mut self, snapshot: &Snapshot, masters: u64, shared: &Arc<Shared>, now: Instant) {
-        let (before, round) = (self.round, self.round + 1);
-        self.round = round;
+    pub(crate) fn follow(&mut self, snapshot: &Arc<Snapshot>, masters: u64, shared: &Arc<Shared>, now: Instant) {
+        let before = self.followed.replace(snapshot.clone());
+        let before = before.unwrap_or_else(|| Arc::new(Snapshot::empty(snapshot.service().clone())));
         let joined = self.started.then_some(now);
-        for instance in snapshot.instances() {
-            let known = self.by_code.get_mut(&instance.code);
-            if let Some(entry) = known.filter(|entry| entry.endpoint.instance.address == instance.address) {
-                if entry.seen != before {
-                    entry.start_anew(joined);
+        for difference in before.differences(snapshot) {
+            match difference {
+                Difference::Joined(instance) => self.join(instance, shared, joined),
+                Difference::Stayed { new, .. } => self.show(new, shared, joined),
+                Difference::Left(instance) => {
+                    self.left.insert(instance.code.clone());
                 }
-                entry.seen = round;
-                entry.show(instance);
-            } else {
-                // At another address it is another process: neither the claims on the one before count for it, nor its failures.
-                let endpoint = Endpoint::first(instance.clone(), Arc::new(EndpointStats::new(shared.clone())));
-                endpoint.stats.failures.guard(instance.is_guarded());
-                let entry = Record { endpoint, joined, ejections: Ejections::default(), seen: round };
-                self.by_code.insert(instance.code.clone(), entry);
             }
         }
         let has_master = snapshot.master().is_some_and(|master| master.takes_work() && !self.is_given_up(master, now));
@@ -208,7 +199,51 @@ impl Entries {
         }
         (self.had_master, self.masters) = (has_master, masters);
         self.started |= !snapshot.instances().is_empty();
-        self.by_code.retain(|_, entry| entry.seen == round || entry.endpoint.in_flight() > 0);
+        self.left.retain(|code| {
+            let is_held = self.by_code.get(code).is_some_and(|record| record.endpoint.in_flight() > 0);
+            if !is_held {
+                self.by_code.remove(code);
+            }
+            is_held
+        });
+    }
+
+    /// An instance is there that was not before.
+    fn join(&mut self, instance: &Arc<Instance>, shared: &Arc<Shared>, joined: Option<Instant>) {
+        self.left.remove(&instance.code);
+        if let Some(record) = self.by_code.get_mut(&instance.code) {
+            record.start_anew(joined);
+        }
+        self.show(instance, shared, joined);
+    }
+
+    /// An instance is there, as it is now.
+    fn show(&mut self, instance: &Arc<Instance>, shared: &Arc<Shared>, joined: Option<Instant>) {
+        let known = self.by_code.get_mut(&instance.code);
+        if let Some(record) = known.filter(|record| record.endpoint.instance.address == instance.address) {
+            record.show(instance);
+            return;
+        }
+        // At another address it is another process: neither the claims on the one before count for it, nor its failures.
+        let endpoint = Endpoint::first(instance.clone(), Arc::new(EndpointStats::new(shared.clone())));
+        endpoint.stats.failures.guard(instance.is_guarded());
+        let record = Record { endpoint, joined, ejections: Ejections::default() };
+        self.by_code.insert(instance.code.clone(), record);
+    }
+
+    /// The instances of the snapshot that was followed last, each with its record.
+    pub(crate) fn of<'e, 's>(
+        &'e self,
+        snapshot: &'s Snapshot,
+    ) -> impl Iterator<Item = (&'s Arc<Instance>, &'e Record)> + use<'e, 's> {
+        let mut records = self.by_code.iter();
+        snapshot.instances().iter().filter_map(move |instance| {
+            // Those that are passed over have left, and are held.
+            let is_of = |(code, record): &(&Arc<str>, &Record)| {
+                Arc::ptr_eq(&record.endpoint.instance, instance) || **code == instance.code
+            };
+            records.find(is_of).map(|(_, record)| (instance, record))
+        })
     }
 
     /// Whether it is taken for dead: a master of which that is known is about to be replaced.

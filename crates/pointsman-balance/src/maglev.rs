@@ -50,9 +50,9 @@ impl Maglev {
     /// A table of members given as (code, weight), each weight above 0, in the order of their codes.
     pub(crate) fn new(members: &[(&str, u32)]) -> Self {
         let places = if members.len() <= SMALL_UP_TO {
-            Places::Small(populate(members, SMALL).into_iter().map(|member| member as u16).collect())
+            Places::Small(populate::<SMALL>(members).into_iter().map(|member| member as u16).collect())
         } else {
-            Places::Large(populate(members, LARGE).into())
+            Places::Large(populate::<LARGE>(members).into())
         };
         Self { places }
     }
@@ -86,13 +86,16 @@ fn place(key: KeyHash, size: usize) -> usize {
     crate::rng::below(key.0, size)
 }
 
-fn populate(members: &[(&str, u32)], size: usize) -> Vec<u32> {
-    const FREE: u32 = u32::MAX;
-    let mut places = vec![FREE; size];
+/// Fills a table of `SIZE` places, which is prime.
+///
+/// Most of the work are the last places: the fewer are free, the longer each walk is until it meets one. So the last few are not walked to:
+/// of each it is calculated after how many steps the walk would come there, and the nearest is taken. It is the same table.
+fn populate<const SIZE: usize>(members: &[(&str, u32)]) -> Vec<u32> {
+    let mut places = vec![u32::MAX; SIZE];
     let Some(heaviest) = members.iter().map(|member| u64::from(member.1)).max() else { return places };
-    let mut walks: Vec<Walk> = members.iter().map(|(code, _)| Walk::of(code, size)).collect();
+    let mut walks: Vec<Walk<SIZE>> = members.iter().map(|(code, _)| Walk::of(code)).collect();
     let mut credit = vec![0u64; members.len()];
-    let mut left = size;
+    let mut free = Free::<SIZE>::new();
     loop {
         for (index, (_, weight)) in members.iter().enumerate() {
             credit[index] += u64::from(*weight);
@@ -100,35 +103,87 @@ fn populate(members: &[(&str, u32)], size: usize) -> Vec<u32> {
                 continue;
             }
             credit[index] -= heaviest;
-            let walk = &mut walks[index];
-            while places[walk.at] != FREE {
-                walk.step(size);
-            }
-            places[walk.at] = index as u32;
-            left -= 1;
-            if left == 0 {
+            let place = free.take(&mut walks[index]);
+            places[place] = index as u32;
+            if free.count == 0 {
                 return places;
             }
         }
     }
 }
 
-/// Where a member stands in its order of preference: `(offset + k × skip) mod size`.
-struct Walk {
-    at: usize,
-    skip: usize,
+/// The places that nobody has chosen yet. One bit for each: that stays in the processor's caches, where the table does not.
+struct Free<const SIZE: usize> {
+    taken: Vec<u64>,
+    count: usize,
+    /// The last ones, in no order.
+    last: Vec<u32>,
 }
 
-impl Walk {
-    fn of(code: &str, size: usize) -> Self {
-        let hash = |seed, modulus: usize| (xxh3_64_with_seed(code.as_bytes(), seed) % modulus as u64) as usize;
-        Self { at: hash(OFFSET_SEED, size), skip: 1 + hash(SKIP_SEED, size - 1) }
+impl<const SIZE: usize> Free<SIZE> {
+    /// With no more than these it is quicker to calculate than to walk: the one takes as many steps as there are free places, the other
+    /// `SIZE` divided by that.
+    const LAST: usize = SIZE.isqrt() * 3 / 4;
+
+    fn new() -> Self {
+        Self { taken: vec![0; SIZE.div_ceil(64)], count: SIZE, last: Vec::new() }
     }
 
-    fn step(&mut self, size: usize) {
+    fn is_taken(&self, place: usize) -> bool {
+        self.taken[place / 64] >> (place % 64) & 1 == 1
+    }
+
+    /// Takes the next free place on a member's walk.
+    fn take(&mut self, walk: &mut Walk<SIZE>) -> usize {
+        if self.count > Self::LAST {
+            while self.is_taken(walk.at as usize) {
+                walk.step();
+            }
+        } else {
+            if self.last.is_empty() {
+                self.last = (0..SIZE).filter(|place| !self.is_taken(*place)).map(|place| place as u32).collect();
+            }
+            let inverse = inverse(u64::from(walk.skip), SIZE as u64);
+            let steps = |place: u32| (u64::from(place) + SIZE as u64 - u64::from(walk.at)) * inverse % SIZE as u64;
+            let nearest = (0..self.last.len()).min_by_key(|index| steps(self.last[*index])).unwrap_or_default();
+            walk.at = self.last.swap_remove(nearest);
+        }
+        let place = walk.at as usize;
+        self.taken[place / 64] |= 1 << (place % 64);
+        self.count -= 1;
+        place
+    }
+}
+
+/// The number by which `number` must be multiplied to give 1 modulo a prime: by the extended Euclidean algorithm.
+fn inverse(number: u64, prime: u64) -> u64 {
+    let modulus = prime.cast_signed();
+    let (mut rest, mut next) = (modulus, number.cast_signed());
+    let (mut factor, mut next_factor) = (0, 1);
+    while next != 0 {
+        let quotient = rest / next;
+        (rest, next) = (next, rest - quotient * next);
+        (factor, next_factor) = (next_factor, factor - quotient * next_factor);
+    }
+    factor.rem_euclid(modulus).cast_unsigned()
+}
+
+/// Where a member stands in its order of preference: `(offset + k × skip) mod SIZE`.
+struct Walk<const SIZE: usize> {
+    at: u32,
+    skip: u32,
+}
+
+impl<const SIZE: usize> Walk<SIZE> {
+    fn of(code: &str) -> Self {
+        let hash = |seed, modulus: usize| (xxh3_64_with_seed(code.as_bytes(), seed) % modulus as u64) as u32;
+        Self { at: hash(OFFSET_SEED, SIZE), skip: 1 + hash(SKIP_SEED, SIZE - 1) }
+    }
+
+    fn step(&mut self) {
         self.at += self.skip;
-        if self.at >= size {
-            self.at -= size;
+        if self.at >= SIZE as u32 {
+            self.at -= SIZE as u32;
         }
     }
 }
@@ -143,6 +198,47 @@ mod tests {
 
     fn members(codes: &[String]) -> Vec<(&str, u32)> {
         codes.iter().map(|code| (code.as_str(), 1)).collect()
+    }
+
+    /// As the paper has it: each member walks from place to place.
+    fn walked(members: &[(&str, u32)], size: usize) -> Vec<u32> {
+        let hash = |code: &str, seed, modulus| xxh3_64_with_seed(code.as_bytes(), seed) as usize % modulus;
+        let heaviest = members.iter().map(|member| u64::from(member.1)).max().unwrap();
+        let mut walks: Vec<_> = members
+            .iter()
+            .map(|(code, _)| (hash(code, OFFSET_SEED, size), 1 + hash(code, SKIP_SEED, size - 1), 0))
+            .collect();
+        let (mut places, mut left) = (vec![u32::MAX; size], size);
+        loop {
+            for (index, (at, skip, credit)) in walks.iter_mut().enumerate() {
+                *credit += u64::from(members[index].1);
+                if *credit < heaviest {
+                    continue;
+                }
+                *credit -= heaviest;
+                while places[*at] != u32::MAX {
+                    *at = (*at + *skip) % size;
+                }
+                places[*at] = index as u32;
+                left -= 1;
+                if left == 0 {
+                    return places;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_is_that_of_the_paper_place_by_place() {
+        for count in [1, 2, 3, 10, 700, 1024] {
+            let codes = codes(count);
+            let weighted: Vec<_> =
+                members(&codes).iter().enumerate().map(|(i, (code, _))| (*code, 1 + i as u32 % 4)).collect();
+            assert_eq!(populate::<SMALL>(&weighted), walked(&weighted, SMALL), "{count}");
+        }
+        let codes = codes(1500);
+        assert_eq!(populate::<LARGE>(&members(&codes)), walked(&members(&codes), LARGE));
+        assert_eq!((1..SMALL as u64).step_by(97).find(|n| n * inverse(*n, SMALL as u64) % SMALL as u64 != 1), None);
     }
 
     fn moved(before: &[(&str, u32)], after: &[(&str, u32)]) -> f64 {

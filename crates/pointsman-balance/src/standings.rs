@@ -122,8 +122,7 @@ impl Standings {
 
     fn enrol(&mut self, entries: &Entries, rules: Rules, now: Instant) {
         let snapshot = self.snapshot.clone();
-        for instance in snapshot.instances() {
-            let Some(record) = entries.get(&instance.code) else { continue };
+        for (instance, record) in entries.of(&snapshot) {
             let standing = Standing::of(instance, entries.evidence(instance, record, now));
             let is_master = is_master(&snapshot, instance);
             let tier = Tier::of(rules.candidates, rules.fall_back_to_master, is_master, standing);
@@ -177,9 +176,8 @@ fn judge(entries: &mut Entries, snapshot: &Snapshot, rule: &Ejection, epoch: &Ep
         Standing::Ejected { .. } => Some(true),
         _ => None,
     };
-    let failures = |instance: &Arc<Instance>| entries.get(&instance.code).map(|record| &record.endpoint.stats.failures);
-    let due = |instance: &&Arc<Instance>| failures(instance).is_some_and(|failures| epoch.is_due(failures));
-    let due: Vec<&Arc<Instance>> = snapshot.instances().iter().filter(due).collect();
+    let due = entries.of(snapshot).filter(|(_, record)| epoch.is_due(&record.endpoint.stats.failures));
+    let due: Vec<&Arc<Instance>> = due.map(|(instance, _)| instance).collect();
     if due.is_empty() {
         return;
     }

@@ -53,7 +53,7 @@ pub(crate) enum Chooser {
 pub(crate) struct Hashed {
     maglev: Arc<Maglev>,
     /// (code, weight): while they are the same, so is the table.
-    basis: Vec<(Arc<str>, u32)>,
+    basis: Arc<[(Arc<str>, u32)]>,
     /// From the table's members to candidates; [`Hashed::AWAY`] for those that are not used now.
     candidates: Box<[u32]>,
 }
@@ -386,13 +386,26 @@ impl Hashed {
         };
         let hashed = |member: &&Member| member.endpoint.instance.weight > 0 && is_in_role(member);
         let members: Vec<&Member> = standings.members.iter().filter(hashed).collect();
-        let basis: Vec<_> = members
-            .iter()
-            .map(|member| (member.endpoint.instance.code.clone(), member.endpoint.instance.weight))
-            .collect();
-        let maglev = match old.map(|table| &table.chooser) {
-            Some(Ok(Chooser::Hash(old))) if old.basis == basis => old.maglev.clone(),
-            _ => Arc::new(Maglev::new(&basis.iter().map(|(code, weight)| (&**code, *weight)).collect::<Vec<_>>())),
+        let is_of = |member: &Member, (code, weight): &(Arc<str>, u32)| {
+            let instance = &member.endpoint.instance;
+            instance.weight == *weight && (Arc::ptr_eq(&instance.code, code) || instance.code == *code)
+        };
+        let holds = |old: &&Hashed| {
+            old.basis.len() == members.len()
+                && members.iter().zip(&*old.basis).all(|(member, basis)| is_of(member, basis))
+        };
+        let old = match old.map(|table| &table.chooser) {
+            Some(Ok(Chooser::Hash(old))) => Some(old).filter(holds),
+            _ => None,
+        };
+        let (maglev, basis) = match old {
+            Some(old) => (old.maglev.clone(), old.basis.clone()),
+            None => {
+                let instances = members.iter().map(|member| &member.endpoint.instance);
+                let basis: Arc<[_]> = instances.map(|instance| (instance.code.clone(), instance.weight)).collect();
+                let named: Vec<(&str, u32)> = basis.iter().map(|(code, weight)| (&**code, *weight)).collect();
+                (Arc::new(Maglev::new(&named)), basis)
+            }
         };
         let mut next = 0..;
         let is_used = |member: &Member| member.tier.is_some() && member.tier == standings.tier;

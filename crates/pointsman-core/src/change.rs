@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::instance::Instance;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Difference, Snapshot};
 
 /// One difference between an older and a newer snapshot of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,21 +49,16 @@ impl Change {
         if old.instances().is_empty() && !new.instances().is_empty() {
             changes.push(Change::ServiceAppeared(new.service().clone()));
         }
-        let joined = new.instances().iter().filter(|instance| old.find(&instance.code).is_none());
-        changes.extend(joined.cloned().map(Change::Joined));
-        let left = old.instances().iter().filter(|instance| new.find(&instance.code).is_none());
-        changes.extend(left.cloned().map(Change::Left));
-        let both = new.instances().iter().filter_map(|after| Some((old.find(&after.code)?, after)));
-        for (before, after) in both.filter(|(before, after)| !Arc::ptr_eq(before, after)) {
-            match (before.is_guarded(), after.is_guarded()) {
-                (false, true) => changes.push(Change::Guarded(after.clone())),
-                (true, false) => changes.push(Change::Returned(after.clone())),
-                _ => {}
-            }
-            if !same_but_for_role(before, after) {
-                changes.push(Change::Updated { old: before.clone(), new: after.clone() });
+        let (mut left, mut stayed) = (Vec::new(), Vec::new());
+        for difference in old.differences(new) {
+            match difference {
+                Difference::Joined(instance) => changes.push(Change::Joined(instance.clone())),
+                Difference::Left(instance) => left.push(Change::Left(instance.clone())),
+                Difference::Stayed { old, new } => stayed.extend(Change::of_one(old, new)),
             }
         }
+        changes.append(&mut left);
+        changes.append(&mut stayed);
         let master_of = |snapshot: &Snapshot| snapshot.master().map(|m| (m.code.clone(), m.role));
         if master_of(old) != master_of(new) {
             changes.push(Change::MasterChanged {
@@ -76,6 +71,17 @@ impl Change {
             changes.push(Change::ServiceDisappeared(new.service().clone()));
         }
         changes
+    }
+
+    /// What has become of an instance that is in both.
+    fn of_one(old: &Arc<Instance>, new: &Arc<Instance>) -> impl Iterator<Item = Change> {
+        let guard = match (old.is_guarded(), new.is_guarded()) {
+            (false, true) => Some(Change::Guarded(new.clone())),
+            (true, false) => Some(Change::Returned(new.clone())),
+            _ => None,
+        };
+        let updated = || Change::Updated { old: old.clone(), new: new.clone() };
+        guard.into_iter().chain((!same_but_for_role(old, new)).then(updated))
     }
 
     /// The service that the change is about.

@@ -20,5 +20,5 @@ pub use duration::parse_duration;
 pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, Status, check_address};
 pub use name::{InvalidName, MAX_NAME_BYTES, check_name};
 pub use role::{Role, StaleTerm, Term, TermGuard};
-pub use snapshot::{Problem, Snapshot};
+pub use snapshot::{Difference, Problem, Snapshot};
 pub use view::{View, ViewWriter};

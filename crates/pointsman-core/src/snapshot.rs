@@ -1,5 +1,6 @@
 //! All instances of one service at one moment.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::instance::Instance;
@@ -13,7 +14,8 @@ use crate::role::Term;
 pub struct Snapshot {
     service: Arc<str>,
     revision: u64,
-    instances: Vec<Arc<Instance>>,
+    /// Shared by the snapshots that tell the same of the instances: to tell it at another revision costs nothing.
+    instances: Arc<[Arc<Instance>]>,
     master: Option<usize>,
     problems: Vec<Problem>,
     guarded: bool,
@@ -30,12 +32,25 @@ impl Snapshot {
     /// highest term counts; of several instances with one code, the first.
     #[must_use]
     pub fn new(service: impl Into<Arc<str>>, revision: u64, mut instances: Vec<Arc<Instance>>) -> Self {
-        instances.sort_by(|a, b| a.code.cmp(&b.code));
-        instances.dedup_by(|later, first| later.code == first.code);
-        let term_of = |index: &usize| instances[*index].role.term().unwrap_or(Term(0));
-        let master = (0..instances.len()).filter(|&i| instances[i].role.is_master()).max_by_key(term_of);
-        let guarded = instances.iter().any(|instance| instance.is_guarded());
+        if !instances.is_sorted_by(|a, b| a.code < b.code) {
+            instances.sort_by(|a, b| a.code.cmp(&b.code));
+            instances.dedup_by(|later, first| later.code == first.code);
+        }
+        let (mut master, mut highest, mut guarded) = (None, Term(0), false);
+        for (index, instance) in instances.iter().enumerate() {
+            guarded |= instance.is_guarded();
+            if let Some(term) = instance.role.term().filter(|term| *term >= highest) {
+                (master, highest) = (Some(index), term);
+            }
+        }
+        let instances = instances.into();
         Self { service: service.into(), revision, instances, master, problems: Vec::new(), guarded }
+    }
+
+    /// The same at another revision. Copies nothing but the problems.
+    #[must_use]
+    pub fn at_revision(&self, revision: u64) -> Self {
+        Self { revision, ..self.clone() }
     }
 
     /// Adds what was found in the registry but could not be taken as it is.
@@ -103,8 +118,59 @@ impl Snapshot {
     /// Whether `other` tells the same, whatever its revision.
     #[must_use]
     pub fn same_content(&self, other: &Self) -> bool {
-        self.instances == other.instances && self.problems == other.problems
+        let same_list = Arc::ptr_eq(&self.instances, &other.instances);
+        (same_list || self.instances == other.instances) && self.problems == other.problems
     }
+
+    /// What differs between this snapshot and a newer one, in the order of the codes. One walk over both; instances that are the
+    /// same in memory, as those that have not changed are, are passed over without a look at them.
+    pub fn differences<'a>(&'a self, newer: &'a Self) -> impl Iterator<Item = Difference<'a>> {
+        let (mut old, mut new) = (&*self.instances, &*newer.instances);
+        if Arc::ptr_eq(&self.instances, &newer.instances) {
+            (old, new) = (&[], &[]);
+        }
+        std::iter::from_fn(move || {
+            loop {
+                let order = match (old.first(), new.first()) {
+                    (Some(was), Some(is)) if Arc::ptr_eq(was, is) => {
+                        (old, new) = (&old[1..], &new[1..]);
+                        continue;
+                    }
+                    (Some(was), Some(is)) => was.code.cmp(&is.code),
+                    (Some(_), None) => Ordering::Less,
+                    (None, Some(_)) => Ordering::Greater,
+                    (None, None) => return None,
+                };
+                return Some(match order {
+                    Ordering::Less => Difference::Left(next(&mut old)?),
+                    Ordering::Greater => Difference::Joined(next(&mut new)?),
+                    Ordering::Equal => Difference::Stayed { old: next(&mut old)?, new: next(&mut new)? },
+                });
+            }
+        })
+    }
+}
+
+fn next<'a>(rest: &mut &'a [Arc<Instance>]) -> Option<&'a Arc<Instance>> {
+    let (first, others) = rest.split_first()?;
+    *rest = others;
+    Some(first)
+}
+
+/// One difference between two snapshots, from [`Snapshot::differences`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference<'a> {
+    /// The newer one has an instance with this code, the older one has none.
+    Joined(&'a Arc<Instance>),
+    /// The older one has an instance with this code, the newer one has none.
+    Left(&'a Arc<Instance>),
+    /// Both have an instance with this code, but not the same in memory. They may still be equal.
+    Stayed {
+        /// As it was.
+        old: &'a Arc<Instance>,
+        /// As it is.
+        new: &'a Arc<Instance>,
+    },
 }
 
 /// Something in the registry that is not, or not quite, an instance.
@@ -157,6 +223,29 @@ mod tests {
         );
         assert_eq!(snapshot.instances().len(), 2);
         assert_eq!(&*snapshot.master().unwrap().code, "b");
+    }
+
+    #[test]
+    fn a_walk_finds_every_difference_and_passes_over_what_is_the_same() {
+        let all: Vec<_> = ["a", "b", "c", "d", "e"].map(|code| instance(code, Role::Normal)).to_vec();
+        let of = |indices: &[usize]| Snapshot::new("s", 1, indices.iter().map(|i| all[*i].clone()).collect());
+        let words = |old: &Snapshot, new: &Snapshot| {
+            let word = |difference| match difference {
+                Difference::Joined(instance) => format!("+{}", instance.code),
+                Difference::Left(instance) => format!("-{}", instance.code),
+                Difference::Stayed { new, .. } => format!("={}", new.code),
+            };
+            old.differences(new).map(word).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(words(&of(&[0, 1, 3]), &of(&[1, 2, 3, 4])), "-a +c +e");
+        assert_eq!(words(&of(&[]), &of(&[2, 4])), "+c +e");
+        assert_eq!(words(&of(&[2, 4]), &of(&[])), "-c -e");
+        let mut other = all.clone();
+        other[1] = instance("b", Role::Normal);
+        assert_eq!(words(&of(&[0, 1, 2]), &Snapshot::new("s", 2, other[..3].to_vec())), "=b");
+        let all = of(&[0, 1, 2, 3, 4]);
+        assert_eq!(words(&all, &all.at_revision(9)), "");
+        assert!(all.same_content(&all.at_revision(9)) && all.at_revision(9).revision() == 9);
     }
 
     #[test]

@@ -55,6 +55,13 @@ impl ViewWriter {
         View { shared: self.shared.clone() }
     }
 
+    /// Whether anybody has a handle, and so may read what is stored later. A handle can only be made by [`ViewWriter::view`], and from
+    /// another handle: where this is `false` it stays so until the writer gives one out.
+    #[must_use]
+    pub fn has_readers(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
     /// Lets every reader see `snapshot` from now on, and wakes those who wait for it.
     pub fn store(&mut self, snapshot: Arc<Snapshot>) {
         // Before the snapshot: who sees that also sees the count of all before it.
@@ -180,7 +187,9 @@ mod tests {
     #[test]
     fn readers_see_what_was_written_last() {
         let mut writer = ViewWriter::new(Snapshot::empty("s"));
+        assert!(!writer.has_readers());
         let view = writer.view();
+        assert!(writer.has_readers());
         let before = view.generation();
         writer.store(Arc::new(Snapshot::new("s", 5, vec![])));
         assert_eq!(view.load().revision(), 5);

@@ -1,6 +1,6 @@
 //! Changes as they happen.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use futures_util::Stream;
@@ -8,6 +8,7 @@ use pointsman_core::{Change, Snapshot};
 use tokio::sync::watch;
 
 use crate::directory::{Directory, Service};
+use crate::store::Since;
 
 /// The newest snapshots of the services that change, as they do.
 #[derive(Debug)]
@@ -16,28 +17,54 @@ pub struct Updates {
     changed: watch::Receiver<u64>,
     /// The version of the directory up to which all has been told; `None` if nothing has.
     told: Option<u64>,
+    /// The services that held something when they were told last: of those that have vanished too long ago nothing else is known.
+    alive: HashSet<Arc<str>>,
 }
 
 impl Updates {
     pub(crate) fn new(directory: Directory) -> Self {
         let changed = directory.shared().version.subscribe();
-        let told = Some(*changed.borrow());
-        Self { directory, changed, told }
+        let now = directory.shared().since(None);
+        let alive = now.snapshots.iter().filter(|snapshot| !snapshot.is_empty());
+        let alive = alive.map(|snapshot| snapshot.service().clone()).collect();
+        Self { directory, changed, told: Some(now.version), alive }
     }
 
     /// Waits until services have changed, and returns the newest snapshot of each: of one that has vanished an empty one.
-    /// What has changed several times is there once. Never ends. Cancellation loses nothing.
+    /// What has changed several times is there once. They are in the order of their revisions, and no later one is lower than any of
+    /// these. Never ends. Cancellation loses nothing.
     pub async fn next(&mut self) -> Vec<Arc<Snapshot>> {
         loop {
             if self.changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
-            let (snapshots, version) = self.directory.shared().since(self.told);
-            self.told = Some(version);
+            let since = self.directory.shared().since(self.told);
+            self.told = Some(since.version);
+            let snapshots = self.with_vanished(since);
             if !snapshots.is_empty() {
                 return snapshots;
             }
         }
+    }
+
+    /// Adds empty snapshots of those that have vanished since, where nothing is known of them any more.
+    fn with_vanished(&mut self, since: Since) -> Vec<Arc<Snapshot>> {
+        let mut snapshots = since.snapshots;
+        if since.is_all {
+            let known: HashSet<&Arc<str>> = snapshots.iter().map(|snapshot| snapshot.service()).collect();
+            let vanished = self.alive.iter().filter(|service| !known.contains(service));
+            let vanished: Vec<_> = vanished.map(|service| Snapshot::empty(service.clone())).collect();
+            snapshots.extend(vanished.into_iter().map(|snapshot| Arc::new(snapshot.at_revision(since.floor))));
+            snapshots.sort_by_key(|snapshot| snapshot.revision());
+        }
+        for snapshot in &snapshots {
+            if snapshot.is_empty() {
+                self.alive.remove(snapshot.service());
+            } else if !self.alive.contains(snapshot.service()) {
+                self.alive.insert(snapshot.service().clone());
+            }
+        }
+        snapshots
     }
 
     fn start_over(&mut self) {

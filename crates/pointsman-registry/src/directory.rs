@@ -81,7 +81,8 @@ impl Directory {
     }
 
     /// Whether an instance that is gone left cleanly: it deregistered, or was deregistered. Otherwise the registry lost it, or
-    /// nobody knows: of each service the last thousand are remembered, until they come back.
+    /// nobody knows: of each service the last thousand are remembered, until they come back; of the services that have vanished, the
+    /// last thousand.
     #[must_use]
     pub fn has_left(&self, service: &str, code: &str) -> bool {
         self.inner.shared.has_left(service, code)

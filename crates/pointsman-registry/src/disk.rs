@@ -118,15 +118,17 @@ pub(crate) fn load(folder: &Path, scope: &Scope) -> Vec<Saved> {
     paths.iter().filter(|path| path.exists()).filter_map(|path| load_one(path)).collect()
 }
 
-/// The highest revision or term of all snapshots in a folder; 0 if there are none. What a double cannot hold is no number of
-/// ours: a broken file must not lift everything for good.
+/// Revisions and terms are below this. What a double cannot hold is no number of ours: a broken file must not lift everything for good.
+pub(crate) const NUMBERS: u64 = 1 << 53;
+
+/// The highest revision or term of all snapshots in a folder; 0 if there are none.
 pub(crate) fn highest(folder: &Path) -> u64 {
     let numbers = |saved: Saved| {
         let terms = saved.snapshot.instances().iter().filter_map(|instance| instance.role.term()).map(|term| term.0);
         terms.chain([saved.snapshot.revision()]).collect::<Vec<_>>()
     };
     let numbers = load(folder, &Scope::All).into_iter().flat_map(numbers);
-    numbers.filter(|number| *number < 1 << 53).max().unwrap_or_default()
+    numbers.filter(|number| *number < NUMBERS).max().unwrap_or_default()
 }
 
 fn load_one(path: &Path) -> Option<Saved> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Instance, Role, Snapshot};
+use pointsman_core::{Difference, Instance, Role, Snapshot};
 use tokio::time::Instant;
 
 /// When a loss of instances is so sudden and so large that it is more likely the registry's trouble than theirs.
@@ -166,17 +166,32 @@ impl GuardState {
         self.guarding.as_ref().map(|guarding| guarding.until).or(self.settles)
     }
 
+    /// Whether nothing is guarded, and none is remembered that was lost.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.guarding.is_none() && self.lost.is_empty()
+    }
+
+    /// Until when those are remembered that were lost, while they are not guarded.
+    pub(crate) fn remembers_until(&self, guard: &Guard) -> Option<Instant> {
+        let last = self.lost.values().map(|lost| lost.at).max().filter(|_| self.guarding.is_none())?;
+        Some(last + guard.window)
+    }
+
     fn peak(&self) -> usize {
         self.populations.iter().map(|(_, count)| *count).max().unwrap_or_default()
     }
 
     fn take_in(&mut self, seen: &Observation<'_>, now: Instant) {
         let left: HashSet<&str> = seen.left.iter().map(|code| &**code).collect();
-        for instance in seen.before.instances().iter().filter(|instance| seen.after.find(&instance.code).is_none()) {
-            if left.contains(&*instance.code) {
-                self.leave(&instance.code);
-            } else {
-                self.lost.insert(instance.code.clone(), Lost::new(instance, now));
+        let mut joined = Vec::new();
+        for difference in seen.before.differences(seen.after) {
+            match difference {
+                Difference::Left(instance) if left.contains(&*instance.code) => self.leave(&instance.code),
+                Difference::Left(instance) => {
+                    self.lost.insert(instance.code.clone(), Lost::new(instance, now));
+                }
+                Difference::Joined(instance) => joined.push(&instance.code),
+                Difference::Stayed { .. } => {}
             }
         }
         // It was lost at first; it has come and left since, or the word of its leave is late.
@@ -185,10 +200,10 @@ impl GuardState {
                 self.leave(code);
             }
         }
-        for instance in seen.after.instances().iter().filter(|instance| seen.before.find(&instance.code).is_none()) {
+        for code in joined {
             // One that comes back counts as if it had never been away.
-            if self.lost.remove(&instance.code).is_none() {
-                self.joined.insert(instance.code.clone(), now);
+            if self.lost.remove(code).is_none() {
+                self.joined.insert(code.clone(), now);
             }
         }
         let present = seen.after.instances().len();

@@ -1,8 +1,10 @@
 //! The registry within one process.
 
+mod followers;
 mod logs;
 mod peers;
 mod state;
+mod terms;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +13,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use pointsman_core::Term;
-use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, mpsc};
 
 use self::state::{MemberId, State};
@@ -26,7 +27,6 @@ use crate::{Error, Result};
 pub(crate) struct Memory {
     name: String,
     state: Mutex<State<Told>>,
-    changed: broadcast::Sender<Arc<str>>,
     identity: Identity,
     is_restored: AtomicBool,
     members: peers::Members,
@@ -34,9 +34,6 @@ pub(crate) struct Memory {
 }
 
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Memory>>>> = LazyLock::new(Mutex::default);
-
-/// A follower that falls this many changes behind lists again.
-const CHANGES: usize = 1024;
 
 impl Memory {
     pub(crate) fn named(name: &str) -> Arc<Self> {
@@ -48,7 +45,6 @@ impl Memory {
         let memory = Arc::new(Self {
             name: name.to_owned(),
             state: Mutex::default(),
-            changed: broadcast::channel(CHANGES).0,
             identity: Identity { id: format!("{:032x}", fastrand::u128(..)), since_unix_ms: Some(now_us() / 1000) },
             is_restored: AtomicBool::new(false),
             members: peers::Members::default(),
@@ -86,30 +82,47 @@ impl Memory {
         for (told, role) in state.take_new_roles(service) {
             lock(&told.report).registered(role, None);
         }
-        drop(state);
-        // No follower: nobody to wake.
-        let _ = self.changed.send(service.clone());
+        state.followers.note(service);
         result
-    }
-
-    fn read(&self, service: &Arc<str>, seen: &mut Seen) -> ServiceState {
-        read(&lock(&self.state), service, seen)
-    }
-
-    fn read_all(&self, scope: &Scope, seen: &mut Seen) -> Vec<ServiceState> {
-        let state = lock(&self.state);
-        state.services().filter(|service| scope.contains(service)).map(|service| read(&state, service, seen)).collect()
     }
 }
 
-/// At which revision a follower has read each service last.
-type Seen = HashMap<Arc<str>, u64>;
+/// One who follows, until this is dropped.
+struct Following<'a> {
+    memory: &'a Memory,
+    number: u64,
+    wake: Arc<Notify>,
+}
 
-fn read(state: &State<Told>, service: &Arc<str>, seen: &mut Seen) -> ServiceState {
-    let seen = seen.entry(service.clone()).or_default();
-    let read = state.read(service, *seen);
-    *seen = read.revision;
-    read
+impl<'a> Following<'a> {
+    /// Begins to follow, with everything that the scope holds now.
+    fn begin(memory: &'a Memory, scope: &Scope) -> (Self, Vec<ServiceState>) {
+        let mut state = lock(&memory.state);
+        let wake = Arc::new(Notify::new());
+        let number = state.followers.add(scope.clone(), wake.clone());
+        let states = state.read_all(scope);
+        drop(state);
+        (Self { memory, number, wake }, states)
+    }
+
+    /// The next service that has changed, as it is now.
+    async fn next(&self) -> ServiceState {
+        loop {
+            {
+                let mut state = lock(&self.memory.state);
+                if let Some((service, left)) = state.followers.next(self.number) {
+                    return state.read(&service, left);
+                }
+            }
+            self.wake.notified().await;
+        }
+    }
+}
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        lock(&self.memory.state).followers.remove(self.number);
+    }
 }
 
 #[async_trait]
@@ -168,24 +181,10 @@ impl Backend for Memory {
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
-        let (mut changed, mut seen) = (self.changed.subscribe(), Seen::new());
-        let reset = |seen: &mut Seen| Event::Reset {
-            states: self.read_all(&scope, seen),
-            identity: Some(self.identity.clone()),
-        };
-        if events.send(reset(&mut seen)).await.is_err() {
-            return;
-        }
-        loop {
-            let event = match changed.recv().await {
-                Ok(service) if !scope.contains(&service) => continue,
-                Ok(service) => Event::Put(self.read(&service, &mut seen)),
-                Err(RecvError::Lagged(_)) => reset(&mut seen),
-                Err(RecvError::Closed) => return,
-            };
-            if events.send(event).await.is_err() {
-                return;
-            }
+        let (following, states) = Following::begin(self, &scope);
+        let mut event = Event::Reset { states, identity: Some(self.identity.clone()) };
+        while events.send(event).await.is_ok() {
+            event = Event::Put(following.next().await);
         }
     }
 

@@ -1,206 +1,30 @@
 //! The one writer of a directory: takes a backend's events, leaves snapshots for the readers.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+mod cells;
+mod deadlines;
+mod departures;
+mod held;
+mod shared;
+
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Instance, Snapshot, Status, View, ViewWriter};
-use tokio::sync::{mpsc, watch};
+use pointsman_core::Snapshot;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::backend::{Event, Scope, ServiceState};
-use crate::disk;
-use crate::guard::{Guard, GuardState, Observation};
-use crate::overrides::{Identity, Override, Overrides, SETTLED, TOO_OLD};
-
-/// What the writer and the readers of one directory share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) scope: Scope,
-    /// Revisions begin here: in microseconds since 1970, so that no two runs give the same one to different content, and
-    /// whoever comes back with a revision of another run is found to know nothing of this one.
-    base: u64,
-    cells: RwLock<HashMap<Arc<str>, Cell>>,
-    /// Rises with every change of any service.
-    pub(crate) version: watch::Sender<u64>,
-    /// Which service it was, of the last changes: the one of the newest version is the last.
-    journal: RwLock<VecDeque<Arc<str>>>,
-    pub(crate) link: watch::Sender<Link>,
-    /// Which data the registry holds, where it can tell.
-    identity: RwLock<Option<Identity>>,
-    /// What operators have set, by service; those that have nothing set are not in it.
-    overrides: RwLock<BTreeMap<Arc<str>, Overrides>>,
-}
-
-/// An override of which a registry that has lost its data knows nothing: to be set there again.
-#[derive(Debug)]
-pub(crate) struct Restore {
-    pub(crate) service: Arc<str>,
-    pub(crate) code: Arc<str>,
-    pub(crate) set: Override,
-}
-
-/// Whether the directory is connected to its registry.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Link {
-    /// Whether there is anything to show yet: from the registry, or from disk.
-    pub(crate) loaded: Loaded,
-    /// `None` while what is shown is fresh; otherwise when it last was.
-    pub(crate) stale_since: Option<Instant>,
-}
-
-/// Where what is shown came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Loaded {
-    Nothing,
-    FromDisk,
-    FromRegistry,
-}
-
-#[derive(Debug)]
-struct Cell {
-    writer: ViewWriter,
-    changed: watch::Sender<u64>,
-    /// The codes that left cleanly last and have not come back, the newest at the end.
-    left: VecDeque<Arc<str>>,
-}
-
-impl Shared {
-    pub(crate) fn new(scope: Scope) -> Self {
-        let link = Link { loaded: Loaded::Nothing, stale_since: Some(Instant::now()) };
-        let (version, link) = (watch::Sender::new(0), watch::Sender::new(link));
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let base = u64::try_from(since.as_micros()).unwrap_or_default();
-        Self {
-            scope,
-            base,
-            cells: RwLock::default(),
-            version,
-            journal: RwLock::default(),
-            link,
-            identity: RwLock::default(),
-            overrides: RwLock::default(),
-        }
-    }
-
-    /// What operators have set, by service; also for those that are not registered.
-    pub(crate) fn overrides(&self) -> BTreeMap<Arc<str>, Overrides> {
-        self.overrides.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Whether anything is set for an instance.
-    pub(crate) fn has_override(&self, service: &str, code: &str) -> bool {
-        let overrides = self.overrides.read().unwrap_or_else(PoisonError::into_inner);
-        overrides.get(service).and_then(|overrides| overrides.get(code)).is_some_and(|set| !set.is_empty())
-    }
-
-    fn note_overrides(&self, service: &Arc<str>, mut set: Overrides) {
-        set.retain(|_, set| !set.is_empty());
-        let is_same =
-            |known: &BTreeMap<Arc<str>, Overrides>| known.get(service).map_or(set.is_empty(), |old| *old == set);
-        if is_same(&self.overrides.read().unwrap_or_else(PoisonError::into_inner)) {
-            return;
-        }
-        let mut known = self.overrides.write().unwrap_or_else(PoisonError::into_inner);
-        if set.is_empty() {
-            known.remove(service);
-        } else {
-            known.insert(service.clone(), set);
-        }
-    }
-
-    /// Which data the registry holds.
-    pub(crate) fn identity(&self) -> Option<Identity> {
-        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Follows one service, whether it exists or not.
-    pub(crate) fn cell(&self, service: &str) -> (View, watch::Receiver<u64>) {
-        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
-        let cell = cells.entry(service.into()).or_insert_with(|| Cell::new(Snapshot::empty(service)));
-        (cell.writer.view(), cell.changed.subscribe())
-    }
-
-    /// The newest snapshot, without following the service if it does not exist.
-    pub(crate) fn snapshot(&self, service: &str) -> Arc<Snapshot> {
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        cells.get(service).map_or_else(|| Arc::new(Snapshot::empty(service)), |cell| cell.writer.load())
-    }
-
-    /// The newest snapshots of all services that hold anything, in no order.
-    pub(crate) fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        cells.values().map(|cell| cell.writer.load()).filter(|snapshot| !snapshot.is_empty()).collect()
-    }
-
-    /// Whether an instance that is gone is known to have left cleanly, as far as that is remembered.
-    pub(crate) fn has_left(&self, service: &str, code: &str) -> bool {
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        cells.get(service).is_some_and(|cell| cell.left.iter().any(|left| **left == *code))
-    }
-
-    /// Remembers who has left cleanly, and forgets who is there, or was lost.
-    fn note_departures(&self, before: &Snapshot, after: &Snapshot, left: Vec<Arc<str>>) {
-        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(cell) = cells.get_mut(after.service()) else { return };
-        if !cell.left.is_empty() {
-            cell.left.retain(|code| after.find(code).is_none() && before.find(code).is_none() && !left.contains(code));
-        }
-        cell.left.extend(left.into_iter().filter(|code| after.find(code).is_none()));
-        while cell.left.len() > LEFT {
-            cell.left.pop_front();
-        }
-    }
-
-    fn store(&self, snapshot: Snapshot) {
-        let service = snapshot.service().clone();
-        let snapshot = Arc::new(snapshot);
-        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
-        match cells.get_mut(snapshot.service()) {
-            Some(cell) => {
-                cell.writer.store(snapshot.clone());
-                cell.changed.send_modify(|changes| *changes += 1);
-            }
-            None => {
-                cells.insert(snapshot.service().clone(), Cell::new(Snapshot::clone(&snapshot)));
-            }
-        }
-        drop(cells);
-        let mut journal = self.journal.write().unwrap_or_else(PoisonError::into_inner);
-        if journal.len() == JOURNAL {
-            journal.pop_front();
-        }
-        journal.push_back(service);
-        // Under the lock: whoever reads the journal knows which version its last line is of.
-        self.version.send_modify(|version| *version += 1);
-    }
-
-    /// The newest snapshots of the services that have changed since a version, or of all; and the version now.
-    pub(crate) fn since(&self, version: Option<u64>) -> (Vec<Arc<Snapshot>>, u64) {
-        let journal = self.journal.read().unwrap_or_else(PoisonError::into_inner);
-        let now = *self.version.borrow();
-        let behind = version.and_then(|version| usize::try_from(now - version).ok());
-        let changed = behind
-            .filter(|behind| *behind <= journal.len())
-            .map(|behind| journal.range(journal.len() - behind..).cloned().collect::<HashSet<Arc<str>>>());
-        drop(journal);
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        let snapshots = match changed {
-            Some(changed) => changed.iter().filter_map(|service| Some(cells.get(service)?.writer.load())).collect(),
-            // Too far behind: everything, with what has vanished.
-            None => cells.values().map(|cell| cell.writer.load()).collect(),
-        };
-        (snapshots, now)
-    }
-}
-
-impl Cell {
-    fn new(snapshot: Snapshot) -> Self {
-        Self { writer: ViewWriter::new(snapshot), changed: watch::Sender::new(0), left: VecDeque::new() }
-    }
-}
+use self::cells::Shown;
+pub(crate) use self::cells::Since;
+use self::deadlines::Deadlines;
+use self::held::{Held, registered};
+pub(crate) use self::shared::{Link, Loaded, Restore, Shared};
+use crate::backend::{Event, ServiceState};
+use crate::disk::{self, Saved};
+use crate::guard::{Guard, Observation};
+use crate::overrides::{Identity, Overrides, SETTLED, TOO_OLD};
 
 /// The one writer. Shares the backend's task; what it writes to disk is written elsewhere.
 #[derive(Debug)]
@@ -210,23 +34,11 @@ pub(crate) struct Store {
     folder: Option<PathBuf>,
     /// What the registry holds, without what a guard adds.
     held: HashMap<Arc<str>, Held>,
+    deadlines: Deadlines,
+    /// The highest revision so far, of whichever service.
+    last: u64,
     unsaved: HashSet<Arc<str>>,
     restores: mpsc::UnboundedSender<Restore>,
-}
-
-#[derive(Debug)]
-struct Held {
-    /// As the instances have registered.
-    raw: Snapshot,
-    guard: GuardState,
-    /// What operators have set, as the registry says.
-    overrides: Overrides,
-    /// What operators had set before the registry lost its data: in force until it says something else of the same code.
-    kept: Overrides,
-    /// Until when these are in force, if the registry says nothing: by then operators have seen what it has lost.
-    kept_until: Option<Instant>,
-    /// The overrides are of a file that is too old for them to be set again.
-    are_too_old: bool,
 }
 
 /// What the registry says of one service.
@@ -236,10 +48,12 @@ struct News {
     is_emptied: bool,
 }
 
-/// Maximum number of clean leavers of one service that are remembered for those who compare snapshots later.
-const LEFT: usize = 1024;
-/// So many changes are remembered: whoever is further behind compares everything.
-const JOURNAL: usize = 4096;
+/// Maximum number of events that are taken in together.
+const GATHERED: usize = 1024;
+/// After what takes no longer, events need not gather.
+const QUICK: Duration = Duration::from_micros(250);
+/// Maximum time for which events gather.
+const LONGEST_REST: Duration = Duration::from_millis(5);
 /// Changes that come in quick succession are written to disk together.
 const SAVE_AFTER: Duration = Duration::from_millis(250);
 
@@ -251,7 +65,9 @@ impl Store {
         folder: Option<PathBuf>,
         restores: mpsc::UnboundedSender<Restore>,
     ) -> Self {
-        Self { shared, guard, folder, held: HashMap::new(), unsaved: HashSet::new(), restores }
+        let last = shared.base.saturating_sub(1);
+        let (held, deadlines, unsaved) = (HashMap::new(), Deadlines::default(), HashSet::new());
+        Self { shared, guard, folder, held, deadlines, last, unsaved, restores }
     }
 
     /// Runs until the backend's end of `events` is dropped.
@@ -261,14 +77,23 @@ impl Store {
         // One at a time, so that an older snapshot never replaces a newer one; and never waited for while there are
         // events: a slow disk must not make the directory slow.
         let mut saving: Option<JoinHandle<()>> = None;
+        let mut pace = Pace::default();
         loop {
-            let guard_ends = self.held.values().filter_map(Held::until).min();
+            let deadline = self.deadlines.first();
+            let next = async {
+                pace.rest().await;
+                events.recv().await
+            };
             tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => self.take(event, Instant::now()),
+                event = next => match event {
+                    Some(event) => {
+                        let began = Instant::now();
+                        gather(event, &mut events).into_iter().for_each(|event| self.take(event, began));
+                        pace.note(began, Instant::now());
+                    }
                     None => break,
                 },
-                () = at(guard_ends) => self.end_guards(Instant::now()),
+                () = at(deadline) => self.end_guards(Instant::now()),
                 () = at(save_at), if saving.is_none() => {
                     save_at = None;
                     saving = self.save_to_disk();
@@ -288,10 +113,10 @@ impl Store {
             Event::Stale => self.shared.link.send_modify(|link| {
                 link.stale_since.get_or_insert(now);
             }),
-            Event::Put(state) => self.put(state, false, now),
+            Event::Put(state) => self.put_one(state, now),
             // What is on disk says more: what operators have set, apart.
             Event::Known(state) if self.held.contains_key(&state.service) => {}
-            Event::Known(state) => self.put(state, false, now),
+            Event::Known(state) => self.put_one(state, now),
             Event::Identity(identity) => self.note_identity(Some(identity)),
             Event::Reset { states, identity } => self.reset(states, identity, now),
         }
@@ -302,14 +127,13 @@ impl Store {
         let is_other = self.keep_overrides(identity, is_empty, now);
         let is_emptied = is_other || is_empty && self.guard.is_some_and(|guard| guard.doubts_an_empty_list());
         let named: HashSet<Arc<str>> = states.iter().map(|state| state.service.clone()).collect();
-        for state in states {
-            self.put(state, is_emptied, now);
-        }
+        let mut shown: Vec<Shown> = states.into_iter().map(|state| self.put(state, is_emptied, now)).collect();
         let gone: Vec<_> = self.held.keys().filter(|service| !named.contains(*service)).cloned().collect();
         for service in gone {
             let revision = self.held[&service].raw.revision();
-            self.put(ServiceState { revision, ..ServiceState::empty(service) }, is_emptied, now);
+            shown.push(self.put(ServiceState { revision, ..ServiceState::empty(service) }, is_emptied, now));
         }
+        self.shared.publish(shown);
         self.restore_overrides();
         self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
     }
@@ -372,7 +196,13 @@ impl Store {
         after == 0 && before > 0 || guard.is_mass_loss(before, after)
     }
 
-    fn put(&mut self, state: ServiceState, is_emptied: bool, now: Instant) {
+    fn put_one(&mut self, state: ServiceState, now: Instant) {
+        let shown = self.put(state, false, now);
+        self.shared.publish(vec![shown]);
+    }
+
+    /// Takes in one service; what is returned is still to be published.
+    fn put(&mut self, state: ServiceState, is_emptied: bool, now: Instant) -> Shown {
         let ServiceState { service, revision, instances, problems, overrides, left } = state;
         let held = self.held.entry(service.clone()).or_insert_with(|| Held::new(Snapshot::empty(service.clone())));
         held.kept.retain(|code, _| !overrides.contains_key(code));
@@ -381,51 +211,54 @@ impl Store {
         }
         held.overrides = overrides;
         held.are_too_old = false;
-        let raw = Snapshot::new(service, revision, instances).with_problems(problems);
-        let guard = self.guard.as_ref();
-        Self::show(&self.shared, guard, held, News { raw, left, is_emptied }, now, &mut self.unsaved);
+        let raw = Snapshot::new(service.clone(), revision, instances).with_problems(problems);
+        self.show(&service, News { raw, left, is_emptied }, now)
     }
 
     fn end_guards(&mut self, now: Instant) {
-        for held in self.held.values_mut().filter(|held| held.until().is_some_and(|until| until <= now)) {
+        let mut shown = Vec::new();
+        for service in self.deadlines.due(now) {
+            let Some(held) = self.held.get_mut(&service) else { continue };
             if held.kept_until.is_some_and(|until| until <= now) {
                 (held.kept_until, held.kept) = (None, Overrides::new());
             }
             let news = News { raw: held.raw.clone(), left: Vec::new(), is_emptied: false };
-            Self::show(&self.shared, self.guard.as_ref(), held, news, now, &mut self.unsaved);
+            shown.push(self.show(&service, news, now));
         }
+        self.shared.publish(shown);
     }
 
-    fn show(
-        shared: &Shared,
-        guard: Option<&Guard>,
-        held: &mut Held,
-        News { raw, left, is_emptied }: News,
-        now: Instant,
-        unsaved: &mut HashSet<Arc<str>>,
-    ) {
+    /// Decides what is shown of a service, which must be held, and forgets it when there is nothing to hold any more.
+    fn show(&mut self, service: &Arc<str>, News { raw, left, is_emptied }: News, now: Instant) -> Shown {
+        let before = self.shared.snapshot(service);
+        let Some(held) = self.held.get_mut(service) else { return Shown { before, raw, left, next: None } };
         let seen = Observation { before: &held.raw, after: &raw, left: &left, is_emptied };
-        let lost = guard.map(|guard| held.guard.update(guard, &seen, now)).unwrap_or_default();
-        let before = shared.snapshot(raw.service());
-        shared.note_overrides(raw.service(), held.all_overrides());
-        shared.note_departures(&before, &raw, left);
-        // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
-        let revision = raw.revision().max(before.revision() + 1).max(shared.base);
-        let all = raw.instances().iter().cloned().chain(lost.iter().cloned());
-        let shown = all.map(|instance| held.in_force(&instance.code).apply(instance)).collect();
-        let next = Snapshot::new(raw.service().clone(), revision, shown).with_problems(raw.problems().to_vec());
-        held.raw = raw;
-        if next.same_content(&before) {
-            return;
+        let lost = self.guard.map(|guard| held.guard.update(&guard, &seen, now)).unwrap_or_default();
+        held.raw = raw.clone();
+        self.shared.note_overrides(service, held.all_overrides());
+        let mut next = held.shown(&lost);
+        let is_new = !next.same_content(&before);
+        if is_new {
+            // A revision of our own: the registry's may stand still when only a guard ends, or fall when it was rebuilt.
+            self.last = raw.revision().max(self.last.saturating_add(1));
+            next = next.at_revision(self.last);
+            if next.is_guarded() && !before.is_guarded() {
+                tracing::warn!(%service, lost = lost.len(), "mass loss: the lost instances are kept for a while");
+            } else if before.is_guarded() && !next.is_guarded() {
+                tracing::info!(%service, instances = next.instances().len(), "guard ended");
+            }
+            self.unsaved.insert(service.clone());
         }
-        if next.is_guarded() && !before.is_guarded() {
-            let (service, lost) = (next.service(), lost.len());
-            tracing::warn!(%service, lost, "mass loss: the lost instances are kept for a while");
-        } else if before.is_guarded() && !next.is_guarded() {
-            tracing::info!(service = %next.service(), instances = next.instances().len(), "guard ended");
+        let vanished = self.guard.filter(|_| held.raw.is_empty());
+        held.remembers_until = vanished.and_then(|guard| held.guard.remembers_until(&guard));
+        let deadline = held.until();
+        self.deadlines.set(service, held.deadline, deadline);
+        held.deadline = deadline;
+        if held.is_nothing() {
+            self.deadlines.set(service, deadline, None);
+            self.held.remove(service);
         }
-        unsaved.insert(next.service().clone());
-        shared.store(next);
+        Shown { before, raw, left, next: is_new.then(|| Arc::new(next)) }
     }
 
     async fn load_from_disk(&mut self) {
@@ -435,21 +268,28 @@ impl Store {
         let (saved, identity) = loading.await.unwrap_or_default();
         *self.shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
         let Some(oldest) = saved.iter().map(|saved| saved.at).min() else { return };
-        for saved in saved {
-            // Held as if the registry had told it: what its first word does not name is gone, after the guard's time.
-            let raw = registered(&saved.snapshot, &saved.overrides);
-            let are_too_old = saved.at.elapsed().is_ok_and(|age| age > TOO_OLD);
-            let held = Held { overrides: saved.overrides, are_too_old, ..Held::new(raw) };
-            self.shared.note_overrides(saved.snapshot.service(), held.all_overrides());
-            self.held.insert(saved.snapshot.service().clone(), held);
-            if !saved.snapshot.is_empty() {
-                self.shared.store(saved.snapshot);
-            }
-        }
+        let shown = saved.into_iter().map(|saved| self.take_saved(saved)).collect();
+        self.shared.publish(shown);
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
         let now = Instant::now();
         let stale_since = Some(now.checked_sub(age).unwrap_or(now));
         self.shared.link.send_replace(Link { loaded: Loaded::FromDisk, stale_since });
+    }
+
+    /// Takes in a service as it was on disk, as if the registry had told it: what its first word does not name is gone, after the guard's time.
+    fn take_saved(&mut self, Saved { snapshot, overrides, at }: Saved) -> Shown {
+        let service = snapshot.service().clone();
+        let raw = registered(&snapshot, &overrides);
+        let are_too_old = at.elapsed().is_ok_and(|age| age > TOO_OLD);
+        let held = Held { overrides, are_too_old, ..Held::new(raw.clone()) };
+        self.shared.note_overrides(&service, held.all_overrides());
+        self.held.insert(service, held);
+        if snapshot.revision() < disk::NUMBERS {
+            self.last = self.last.max(snapshot.revision());
+        }
+        let before = Arc::new(Snapshot::empty(snapshot.service().clone()));
+        let next = (!snapshot.is_empty()).then(|| Arc::new(snapshot));
+        Shown { before, raw, left: Vec::new(), next }
     }
 
     /// Starts writing what has changed since the last call; `None` if there is nothing to write.
@@ -465,40 +305,49 @@ impl Store {
     }
 }
 
-impl Held {
-    fn new(raw: Snapshot) -> Self {
-        let (overrides, kept) = (Overrides::new(), Overrides::new());
-        Self { raw, guard: GuardState::default(), overrides, kept, kept_until: None, are_too_old: false }
+/// Returns what is told at this moment, with one event for each service in a row of events: the last of them, with all who have left.
+fn gather(first: Event, events: &mut mpsc::Receiver<Event>) -> Vec<Event> {
+    let (mut gathered, mut places) = (Vec::new(), HashMap::<Arc<str>, usize>::new());
+    let more = std::iter::from_fn(|| events.try_recv().ok()).take(GATHERED);
+    for event in std::iter::once(first).chain(more) {
+        match event {
+            Event::Put(mut state) => {
+                if let Some(Event::Put(earlier)) = places.get(&state.service).and_then(|place| gathered.get_mut(*place))
+                {
+                    state.left.append(&mut earlier.left);
+                    *earlier = state;
+                } else {
+                    places.insert(state.service.clone(), gathered.len());
+                    gathered.push(Event::Put(state));
+                }
+            }
+            other => {
+                places.clear();
+                gathered.push(other);
+            }
+        }
     }
-
-    /// When something is to be decided although nothing is told.
-    fn until(&self) -> Option<Instant> {
-        self.guard.until().into_iter().chain(self.kept_until).min()
-    }
-
-    /// What an operator has set for an instance.
-    fn in_force(&self, code: &str) -> Override {
-        self.overrides.get(code).or_else(|| self.kept.get(code)).copied().unwrap_or_default()
-    }
-
-    fn all_overrides(&self) -> Overrides {
-        let mut all = self.kept.clone();
-        all.extend(self.overrides.iter().map(|(code, set)| (code.clone(), *set)));
-        all
-    }
+    gathered
 }
 
-/// What a snapshot would be without drains. What a weight was before an operator set it is not known: the registry will tell.
-fn registered(shown: &Snapshot, overrides: &Overrides) -> Snapshot {
-    let without_drain = |instance: &Arc<Instance>| {
-        let mut instance = instance.clone();
-        if overrides.get(&instance.code).is_some_and(|set| set.drained) {
-            Arc::make_mut(&mut instance).status = Status::Passing;
+/// Lets the events gather after one that took long: a large service that changes all the time is compared now and then, not for each of its
+/// changes. Whatever comes after a quiet while is taken at once.
+#[derive(Debug, Default)]
+struct Pace {
+    rests_until: Option<Instant>,
+}
+
+impl Pace {
+    fn note(&mut self, began: Instant, ended: Instant) {
+        let took = ended.saturating_duration_since(began);
+        self.rests_until = (took > QUICK).then(|| ended + (took * 2).min(LONGEST_REST));
+    }
+
+    async fn rest(&self) {
+        if let Some(until) = self.rests_until.filter(|until| *until > Instant::now()) {
+            tokio::time::sleep_until(until).await;
         }
-        instance
-    };
-    let instances = shown.instances().iter().map(without_drain).collect();
-    Snapshot::new(shown.service().clone(), shown.revision(), instances).with_problems(shown.problems().to_vec())
+    }
 }
 
 async fn at(when: Option<Instant>) {
@@ -525,206 +374,4 @@ async fn done_or_idle(task: &mut Option<JoinHandle<()>>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state(service: &str, codes: &[&str]) -> ServiceState {
-        let instance = |code: &&str| Arc::new(Instance::new(service).code(*code));
-        let instances = codes.iter().map(instance).collect();
-        ServiceState { revision: 1, instances, ..ServiceState::empty(service) }
-    }
-
-    fn reset(states: Vec<ServiceState>) -> Event {
-        Event::Reset { states, identity: None }
-    }
-
-    fn restores() -> mpsc::UnboundedSender<Restore> {
-        mpsc::unbounded_channel().0
-    }
-
-    fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {
-        let instances = codes.map(|code| Arc::new(Instance::new(service).code(code.to_string()))).collect();
-        disk::save(folder, &[(Arc::new(Snapshot::new(service, 7, instances)), Overrides::new())]);
-    }
-
-    #[tokio::test]
-    async fn who_is_too_far_behind_gets_everything_and_others_what_has_changed() {
-        let shared = Shared::new(Scope::All);
-        let put = |service: &str, code: &str| {
-            shared.store(Snapshot::new(service, 1, vec![Arc::new(Instance::new(service).code(code))]));
-        };
-        let since = |version| {
-            let (snapshots, now) = shared.since(version);
-            let mut names: Vec<_> = snapshots.iter().map(|snapshot| snapshot.service().to_string()).collect();
-            names.sort();
-            (names.join(" "), now)
-        };
-        assert_eq!(since(Some(0)), (String::new(), 0));
-        ["a", "b", "a"].into_iter().for_each(|service| put(service, "x"));
-        assert_eq!(since(Some(1)), ("a b".to_owned(), 3));
-        assert_eq!(since(Some(2)), ("a".to_owned(), 3));
-        (0..JOURNAL).for_each(|_| put("c", "x"));
-        assert_eq!(since(Some(3)).0, "c");
-        assert_eq!(since(Some(2)).0, "a b c", "the journal does not reach back so far");
-        assert_eq!(since(None).0, "a b c");
-    }
-
-    #[tokio::test]
-    async fn what_only_the_disk_knows_is_gone_with_the_first_reset() {
-        let folder = tempfile::tempdir().unwrap();
-        saved(folder.path(), "few", 0..2);
-        saved(folder.path(), "many", 0..20);
-        let shared = Arc::new(Shared::new(Scope::All));
-        let (events, receiver) = mpsc::channel(1);
-        let store = Store::new(shared.clone(), Some(Guard::default()), Some(folder.path().to_owned()), restores());
-        let running = tokio::spawn(store.run(receiver));
-        let mut link = shared.link.subscribe();
-        link.wait_for(|link| link.loaded == Loaded::FromDisk).await.unwrap();
-        assert_eq!(shared.snapshot("few").instances().len(), 2);
-        events.send(reset(vec![])).await.unwrap();
-        link.wait_for(|link| link.loaded == Loaded::FromRegistry).await.unwrap();
-        for (service, count) in [("few", 2), ("many", 20)] {
-            let snapshot = shared.snapshot(service);
-            assert!(snapshot.is_guarded() && snapshot.instances().len() == count, "an emptied registry: {snapshot:?}");
-        }
-        drop(events);
-        running.await.unwrap();
-        let loaded = disk::load(folder.path(), &Scope::one("few")).pop().unwrap().snapshot;
-        assert_eq!(loaded, *shared.snapshot("few"), "who is guarded, and since when");
-    }
-
-    fn store(guard: Option<Guard>) -> (Arc<Shared>, Store) {
-        let shared = Arc::new(Shared::new(Scope::All));
-        (shared.clone(), Store::new(shared, guard, None, restores()))
-    }
-
-    #[tokio::test]
-    async fn nobody_sees_the_lost_missing_before_they_are_guarded() {
-        let (shared, mut store) = store(Some(Guard::default()));
-        let now = Instant::now();
-        store.take(reset(vec![state("a", &["1", "2"]), state("b", &["1", "2", "3"]), state("c", &["1"])]), now);
-        let (_, version) = shared.since(None);
-        store.take(Event::Stale, now);
-        store.take(reset(vec![state("a", &["1"]), state("c", &["1"])]), now);
-        assert_eq!(*shared.version.borrow(), version + 2, "one snapshot for each service that has lost anything");
-        let guarded = |service: &str| {
-            let snapshot = shared.snapshot(service);
-            let guarded = snapshot.instances().iter().filter(|instance| instance.is_guarded()).count();
-            (snapshot.instances().len(), guarded)
-        };
-        assert_eq!([guarded("a"), guarded("b"), guarded("c")], [(2, 1), (3, 3), (1, 0)]);
-        // They come back one by one, and the others stay.
-        store.take(Event::Put(state("b", &["1", "2"])), now);
-        assert_eq!(guarded("b"), (3, 1));
-        store.take(Event::Put(state("b", &["1", "2", "3"])), now);
-        assert_eq!(guarded("b"), (3, 0));
-        store.end_guards(now + Duration::from_secs(30));
-        assert_eq!([guarded("a"), guarded("c")], [(1, 0), (1, 0)]);
-    }
-
-    #[tokio::test]
-    async fn overrides_outlive_the_loss_of_the_registrys_data() {
-        let shared = Arc::new(Shared::new(Scope::All));
-        let (restores, mut restored) = mpsc::unbounded_channel();
-        let mut store = Store::new(shared.clone(), Some(Guard::default()), None, restores);
-        let (now, drained) = (Instant::now(), Override { drained: true, weight: Some(7) });
-        let identity = |id: &str, age: u64| {
-            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() - Duration::from_secs(age);
-            Some(Identity { id: id.to_owned(), since_unix_ms: u64::try_from(since.as_millis()).ok() })
-        };
-        let with = |overrides: &[(&str, Override)]| {
-            let overrides = overrides.iter().map(|(code, set)| ((*code).into(), *set)).collect();
-            vec![ServiceState { overrides, ..state("s", &["a", "b"]) }]
-        };
-        let status = |code: &str| {
-            let snapshot = shared.snapshot("s");
-            let instance = snapshot.find(code).unwrap();
-            (instance.status, instance.weight, instance.is_guarded())
-        };
-        store
-            .take(Event::Reset { states: with(&[("a", drained), ("gone", drained)]), identity: identity("1", 5) }, now);
-        assert_eq!((status("a"), status("b")), ((Status::Drained, 7, false), (Status::Passing, 1, false)));
-        // Nobody is registered in the new one yet.
-        store.take(Event::Reset { states: vec![], identity: identity("2", 0) }, now);
-        assert_eq!((status("a"), status("b")), ((Status::Drained, 7, true), (Status::Passing, 1, true)));
-        let codes = [restored.try_recv().unwrap().code, restored.try_recv().unwrap().code];
-        assert_eq!(codes, ["a", "gone"].map(Arc::from));
-        store.take(Event::Put(with(&[]).remove(0)), now);
-        assert_eq!(status("a"), (Status::Drained, 7, false), "it has said nothing of it");
-        let weight = Override { drained: false, weight: Some(3) };
-        store.take(Event::Put(with(&[("a", weight)]).remove(0)), now);
-        store.take(Event::Put(with(&[]).remove(0)), now);
-        assert_eq!(status("a"), (Status::Passing, 1, false), "it has said something, and then nothing");
-        // Of the same registry, and of one that is as it is for long, everything is believed.
-        for (id, age) in [("2", 0), ("3", 601)] {
-            store.take(Event::Put(with(&[("a", drained)]).remove(0)), now);
-            assert_eq!(status("a"), (Status::Drained, 7, false));
-            store.take(Event::Reset { states: with(&[]), identity: identity(id, age) }, now);
-            assert_eq!(status("a"), (Status::Passing, 1, false), "{id}");
-        }
-        // What a registry that cannot tell its age never mentions again ends by itself.
-        store.take(Event::Put(with(&[("a", drained)]).remove(0)), now);
-        let ageless = Some(Identity { id: "4".to_owned(), since_unix_ms: None });
-        store.take(Event::Reset { states: with(&[]), identity: ageless }, now);
-        assert_eq!(status("a"), (Status::Drained, 7, false));
-        assert_eq!(store.held["s"].until(), Some(now + SETTLED));
-        store.end_guards(now + SETTLED);
-        assert_eq!(status("a"), (Status::Passing, 1, false));
-        // A directory of the same process says nothing that is not known better.
-        store.take(Event::Known(with(&[("a", drained)]).remove(0)), now);
-        assert_eq!(status("a"), (Status::Passing, 1, false));
-    }
-
-    #[tokio::test]
-    async fn a_reset_after_clean_leaves_guards_nobody() {
-        let (shared, mut store) = store(Some(Guard::default()));
-        let now = Instant::now();
-        let ten = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-        store.take(reset(vec![state("s", &ten), state("t", &["1"])]), now);
-        let left: Vec<Arc<str>> = ten.iter().map(|code| (*code).into()).collect();
-        let gone = ServiceState { left, ..ServiceState::empty("s") };
-        store.take(reset(vec![gone, state("t", &["1"])]), now);
-        assert!(shared.snapshot("s").is_empty() && !shared.snapshot("t").is_guarded());
-        assert!(shared.has_left("s", "3") && !shared.has_left("t", "1"));
-        store.take(Event::Put(state("s", &["3"])), now);
-        store.take(Event::Put(state("s", &[])), now);
-        assert!(!shared.has_left("s", "3"), "it has come back, and was lost");
-    }
-
-    #[test]
-    fn a_slow_disk_does_not_stop_the_directory() {
-        // The one thread for what blocks is taken: no write ends before it is given back.
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().unwrap();
-        runtime.block_on(async {
-            let folder = tempfile::tempdir().unwrap();
-            let shared = Arc::new(Shared::new(Scope::All));
-            let (events, receiver) = mpsc::channel(1);
-            let running = tokio::spawn(
-                Store::new(shared.clone(), None, Some(folder.path().to_owned()), restores()).run(receiver),
-            );
-            events.send(Event::Put(state("s", &["a"]))).await.unwrap();
-            shared.version.subscribe().wait_for(|version| *version == 1).await.unwrap();
-            let (give_back, taken) = std::sync::mpsc::channel::<()>();
-            let disk = tokio::task::spawn_blocking(move || taken.recv());
-            for codes in [&["b"], &["c"]] {
-                tokio::time::advance(SAVE_AFTER * 2).await;
-                let sent = async { events.send(Event::Put(state("s", codes))).await.unwrap() };
-                // In turns, not by time: the clock stands still while something blocks.
-                let turns = async {
-                    for _ in 0..100 {
-                        tokio::task::yield_now().await;
-                    }
-                };
-                tokio::join!(sent, turns);
-                assert!(shared.snapshot("s").find(codes[0]).is_some());
-            }
-            give_back.send(()).unwrap();
-            disk.await.unwrap().unwrap();
-            drop(events);
-            running.await.unwrap();
-            let loaded = disk::load(folder.path(), &Scope::All);
-            assert!(loaded[0].snapshot.find("c").is_some(), "the rest is saved at the end: {loaded:?}");
-        });
-    }
-}
+mod tests;

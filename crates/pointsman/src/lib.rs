@@ -45,8 +45,8 @@ pub use pointsman_balance::{
     Outcome, PickError, Standing, Tier, UnknownAlgorithm, UnknownRole,
 };
 pub use pointsman_core::{
-    Change, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot, StaleTerm,
-    Status, Term, TermGuard, View, check_address, check_name,
+    Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot,
+    StaleTerm, Status, Term, TermGuard, View, check_address, check_name,
 };
 pub use pointsman_registry::{
     Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,

@@ -12,6 +12,7 @@ use pointsman_registry::Freshness;
 use pointsman_registry::wire::{InstanceJson, ServiceJson};
 
 use super::input::{OfInstance, OfService, Query, short};
+use super::watch::objects;
 use super::{body, has_already, json};
 use crate::State;
 use crate::feed::Shot;
@@ -49,7 +50,10 @@ pub(super) async fn instances(
     let shot = match state.feed.find(&service) {
         Some(topic) if all => topic.every(),
         Some(topic) => topic.working(),
-        None => Shot { snapshot: Arc::new(Snapshot::empty(service)), revision: 0, body: "[]".into() },
+        None => {
+            let revision = state.feed.revision_of_unknown();
+            Shot { snapshot: Arc::new(Snapshot::empty(service).at_revision(revision)), revision, body: "[]".into() }
+        }
     };
     let shot = if tags.is_empty() { shot } else { tagged(&shot, all, &tags) };
     let etag = if all { format!("\"{}-all\"", shot.revision) } else { format!("\"{}\"", shot.revision) };
@@ -119,13 +123,9 @@ pub(super) async fn history(Of(state): Of<Arc<State>>, OfService(service): OfSer
 /// `GET /v1/events`.
 pub(super) async fn events(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
     Query::read(&uri, &[], None)?;
+    let latest = state.feed.latest(LATEST);
     let mut list = BytesMut::from(&b"["[..]);
-    for group in state.feed.latest(LATEST).iter().filter(|group| !group.json.is_empty()) {
-        if list.len() > 1 {
-            list.put_u8(b',');
-        }
-        list.put_slice(&group.json);
-    }
+    list.put(objects(latest.iter().map(|group| &**group).filter(|group| group.service.is_some())));
     list.put_u8(b']');
     Ok(body(StatusCode::OK, list.freeze()))
 }

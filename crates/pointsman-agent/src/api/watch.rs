@@ -66,22 +66,23 @@ pub(super) async fn service(
 async fn poll(topic: &Topic, after: Option<u64>, wait: Duration, mut closing: watch::Receiver<bool>) -> Response {
     let mut revision = topic.revision();
     // 0 stands for nothing: it is answered with everything, as soon as there is anything.
-    let is_there = |after: u64| after > 0 || *topic.revision().borrow() == 0;
-    let known = |after: u64| topic.after(after).filter(|_| is_there(after)).map(|groups| (after, groups));
-    if let Some((after, groups)) = after.and_then(known)
+    let known = |after: u64| match after {
+        0 => topic.nothing_yet().map(|revision| (revision, Vec::new())),
+        _ => topic.after(after).map(|groups| (after, groups)),
+    };
+    if let Some((place, groups)) = after.and_then(known)
         && groups.is_empty()
     {
         tokio::select! {
-            _ = revision.wait_for(|revision| *revision != after) => {}
+            _ = revision.wait_for(|revision| *revision != place) => {}
             () = tokio::time::sleep(wait) => {}
             () = is_closing(&mut closing) => {}
         }
     }
     let (revision, events) = match after.and_then(known) {
-        Some((after, groups)) => {
-            let revision = groups.last().map_or(after, |(revision, _)| *revision);
-            let events: Vec<&[u8]> = groups.iter().map(|(_, group)| &group.json[..]).collect();
-            (revision, Bytes::from(events.join(&b',')))
+        Some((place, groups)) => {
+            let revision = groups.last().map_or(place, |(revision, _)| *revision);
+            (revision, objects(groups.iter().map(|(_, group)| &**group)))
         }
         None => {
             let whole = topic.whole();
@@ -99,6 +100,18 @@ async fn poll(topic: &Topic, after: Option<u64>, wait: Duration, mut closing: wa
     let mut response = body(StatusCode::OK, text.freeze());
     response.headers_mut().insert(REVISION, revision.into());
     response
+}
+
+/// Events as objects in JSON, with commas between them.
+pub(super) fn objects<'a>(groups: impl Iterator<Item = &'a Group>) -> Bytes {
+    let mut objects = BytesMut::new();
+    for group in groups {
+        if !objects.is_empty() {
+            objects.put_u8(b',');
+        }
+        group.write_json(&mut objects);
+    }
+    objects.freeze()
 }
 
 /// Who watches one service.
@@ -322,5 +335,31 @@ impl Source for OfAll {
                 () = load => self.read_load(),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn answered(topic: &Topic, after: u64) -> serde_json::Value {
+        let (_open, closing) = watch::channel(false);
+        let answer = poll(topic, Some(after), Duration::from_secs(1), closing).await;
+        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_service_of_which_nothing_is_known_waits_at_whatever_revision() {
+        for revision in [0, 70] {
+            let topic = Topic::new("s".into(), revision);
+            let nothing = json!({ "service": "s", "revision": revision, "events": [] });
+            assert_eq!([answered(&topic, 0).await, answered(&topic, revision).await], [nothing.clone(), nothing]);
+        }
+        let topic = Topic::new("s".into(), 70);
+        let started = Instant::now();
+        let whole = answered(&topic, 60).await;
+        assert_eq!((&whole["revision"], &whole["events"][0]["event"]), (&json!(70), &json!("snapshot")));
+        assert_eq!(started.elapsed(), Duration::ZERO, "who resumes at what is forgotten starts over at once");
     }
 }

@@ -8,15 +8,22 @@ use pointsman_core::{Change, Instance, Snapshot};
 use pointsman_registry::wire::{InstanceJson, ProblemJson};
 use serde::Serialize;
 
-/// The events of one revision of a service, encoded. What reads them never has to know more.
+/// The events of one revision of a service, encoded once. What reads them never has to know more.
 #[derive(Debug)]
 pub(crate) struct Group {
     /// `None` for what operators do.
     pub(crate) service: Option<Arc<str>>,
-    /// As a stream, without the id of the last event, and without its end: both differ.
-    text: Bytes,
-    /// As objects in JSON, with commas between them.
-    pub(crate) json: Bytes,
+    at_ms: u64,
+    events: Box<[Name]>,
+    /// What each event says, in JSON, one after the other.
+    data: Box<[u8]>,
+}
+
+/// The name of an event, and where its data ends.
+#[derive(Debug)]
+struct Name {
+    name: &'static str,
+    end: usize,
 }
 
 /// Writes an event of a stream (WHATWG HTML, 9.2). `data` must be in one line, as JSON is here.
@@ -97,9 +104,9 @@ impl Group {
         has_left: impl Fn(&str) -> bool,
         at_ms: u64,
     ) -> Option<Self> {
-        let mut group = Builder::default();
+        let mut group = Builder::new(Some(new.service().clone()), at_ms);
         let (service, revision) = (new.service(), new.revision());
-        let mut add = |name, what| group.add(name, &Data { service, revision, at_ms, what }, at_ms);
+        let mut add = |name, what| group.add(name, &Data { service, revision, at_ms, what });
         let changes = Change::between(old, new);
         for change in &changes {
             match change {
@@ -142,53 +149,73 @@ impl Group {
             let problems = new.problems().iter().map(ProblemJson::from).collect();
             add("service", What::Service { guarded: new.is_guarded(), problems });
         }
-        group.build(Some(service.clone()))
+        group.build()
     }
 
     /// One event that is not of a service.
     pub(crate) fn alone(name: &'static str, data: &[u8]) -> Self {
-        let mut text = BytesMut::new();
-        begin(&mut text, name, data);
-        Self { service: None, text: text.freeze(), json: Bytes::new() }
+        let events = [Name { name, end: data.len() }].into();
+        Self { service: None, at_ms: 0, events, data: data.into() }
+    }
+
+    /// Each event's name and data.
+    fn events(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        let mut start = 0;
+        self.events.iter().map(move |event| {
+            let data = &self.data[start..event.end];
+            start = event.end;
+            (event.name, data)
+        })
     }
 
     /// The events as a stream; the last one with the id.
     pub(crate) fn write(&self, text: &mut BytesMut, id: &str) {
-        text.reserve(self.text.len() + id.len() + 8);
-        text.put_slice(&self.text);
-        text.put_slice(b"id: ");
-        text.put_slice(id.as_bytes());
-        text.put_slice(b"\n\n");
+        text.reserve(self.data.len() + self.events.len() * 32 + id.len());
+        for (index, (name, data)) in self.events().enumerate() {
+            let is_last = index + 1 == self.events.len();
+            event(text, name, data, is_last.then_some(id));
+        }
+    }
+
+    /// The events as objects in JSON, with commas between them.
+    pub(crate) fn write_json(&self, json: &mut BytesMut) {
+        json.reserve(self.data.len() + self.events.len() * 64);
+        for (index, (name, data)) in self.events().enumerate() {
+            if index > 0 {
+                json.put_u8(b',');
+            }
+            json.put_slice(format!("{{\"event\":\"{name}\",\"at_ms\":{},\"data\":", self.at_ms).as_bytes());
+            json.put_slice(data);
+            json.put_u8(b'}');
+        }
     }
 
     pub(crate) fn size(&self) -> usize {
-        self.text.len() + self.json.len() + size_of::<Self>()
+        self.data.len() + size_of_val(&*self.events) + size_of::<Self>()
     }
 }
 
-#[derive(Default)]
 struct Builder {
-    text: BytesMut,
-    json: BytesMut,
+    service: Option<Arc<str>>,
+    at_ms: u64,
+    events: Vec<Name>,
+    data: Vec<u8>,
 }
 
 impl Builder {
-    fn add(&mut self, name: &str, data: &Data<'_>, at_ms: u64) {
-        // Strings and numbers under string keys: there is nothing in it that JSON cannot say.
-        let data = serde_json::to_vec(data).unwrap_or_default();
-        if !self.text.is_empty() {
-            // Ends the event before, which is not the last.
-            self.text.put_u8(b'\n');
-            self.json.put_u8(b',');
-        }
-        begin(&mut self.text, name, &data);
-        self.json.put_slice(format!("{{\"event\":\"{name}\",\"at_ms\":{at_ms},\"data\":").as_bytes());
-        self.json.put_slice(&data);
-        self.json.put_u8(b'}');
+    fn new(service: Option<Arc<str>>, at_ms: u64) -> Self {
+        Self { service, at_ms, events: Vec::new(), data: Vec::new() }
     }
 
-    fn build(self, service: Option<Arc<str>>) -> Option<Group> {
-        (!self.text.is_empty()).then(|| Group { service, text: self.text.freeze(), json: self.json.freeze() })
+    fn add(&mut self, name: &'static str, data: &Data<'_>) {
+        // Strings and numbers under string keys: there is nothing in it that JSON cannot say.
+        let _ = serde_json::to_writer(&mut self.data, data);
+        self.events.push(Name { name, end: self.data.len() });
+    }
+
+    fn build(self) -> Option<Group> {
+        let Self { service, at_ms, events, data } = self;
+        (!events.is_empty()).then(|| Group { service, at_ms, events: events.into(), data: data.into() })
     }
 }
 
@@ -220,7 +247,10 @@ mod tests {
         assert_eq!(text, format!("event: put\ndata: {put}\n\nevent: master\ndata: {master}\nid: 9\n\n"));
         let json =
             format!(r#"{{"event":"put","at_ms":77,"data":{put}}},{{"event":"master","at_ms":77,"data":{master}}}"#);
-        assert_eq!(group.json, json);
+        text.clear();
+        group.write_json(&mut text);
+        assert_eq!(text, json);
+        assert!(group.size() < put.len() + master.len() + 128, "it is in memory once");
         assert!(Group::between(&new, &new, &HashMap::new(), |_| false, 0).is_none());
     }
 }

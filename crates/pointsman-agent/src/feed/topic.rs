@@ -4,11 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use pointsman_core::Snapshot;
+use pointsman_core::{Difference, Snapshot};
 use pointsman_registry::wire::{InstanceJson, ProblemJson};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::budget::Kept;
 use super::group::{Group, Shown};
 use super::ring::Ring;
 use crate::history::Mastership;
@@ -17,6 +18,8 @@ use crate::history::Mastership;
 #[derive(Debug)]
 pub(crate) struct Topic {
     service: Arc<str>,
+    /// The revision at which it was made, without anything in it.
+    first: u64,
     state: RwLock<State>,
     revision: watch::Sender<u64>,
 }
@@ -56,17 +59,19 @@ const KEPT: usize = 256;
 const MASTERS: usize = 64;
 
 impl Topic {
-    /// A service that nobody has registered under.
-    pub(crate) fn new(service: Arc<str>) -> Self {
+    /// A service that nobody has registered under, at a revision.
+    pub(crate) fn new(service: Arc<str>, revision: u64) -> Self {
+        let mut ring = Ring::new(KEPT);
+        ring.start(revision);
         let state = State {
-            snapshot: Arc::new(Snapshot::empty(service.clone())),
-            revision: 0,
+            snapshot: Arc::new(Snapshot::empty(service.clone()).at_revision(revision)),
+            revision,
             since: HashMap::new(),
-            ring: Ring::new(KEPT),
+            ring,
             masters: VecDeque::new(),
             bodies: Bodies::default(),
         };
-        Self { service, state: RwLock::new(state), revision: watch::Sender::new(0) }
+        Self { service, first: revision, state: RwLock::new(state), revision: watch::Sender::new(revision) }
     }
 
     pub(crate) fn service(&self) -> &Arc<str> {
@@ -101,27 +106,41 @@ impl Topic {
         snapshot: Arc<Snapshot>,
         has_left: impl Fn(&str) -> bool,
         at: u64,
+        stamp: u64,
     ) -> Option<Arc<Group>> {
         let revision = snapshot.revision();
         let mut state = self.write();
-        for instance in snapshot.instances() {
-            if !state.since.contains_key(&instance.code) {
+        let before = state.snapshot.clone();
+        for difference in before.differences(&snapshot) {
+            if let Difference::Joined(instance) = difference {
                 state.since.insert(instance.code.clone(), at);
             }
         }
-        let group = Group::between(&state.snapshot, &snapshot, &state.since, has_left, at);
-        if state.since.len() > snapshot.instances().len() {
-            state.since.retain(|code, _| snapshot.find(code).is_some());
+        let group = Group::between(&before, &snapshot, &state.since, has_left, at);
+        for difference in before.differences(&snapshot) {
+            if let Difference::Left(instance) = difference {
+                state.since.remove(&instance.code);
+            }
         }
         state.note_master(&snapshot, at);
         state.snapshot = snapshot;
         state.bodies = Bodies::default();
         let group = Arc::new(group?);
         state.revision = revision;
-        state.ring.push(revision, group.clone());
+        state.ring.push(revision, stamp, group.clone());
         drop(state);
         self.revision.send_replace(revision);
         Some(group)
+    }
+
+    /// How much is remembered of what happened to it.
+    pub(super) fn kept(&self) -> Kept {
+        self.read().ring.held()
+    }
+
+    /// Forgets what happened the longest ago.
+    pub(super) fn forget_oldest(&self) {
+        self.write().ring.forget_oldest();
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
@@ -135,6 +154,12 @@ impl Topic {
     /// The revision, now and as it rises.
     pub(crate) fn revision(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
+    }
+
+    /// The revision, if nothing is known to have happened to the service.
+    pub(crate) fn nothing_yet(&self) -> Option<u64> {
+        let state = self.read();
+        (state.revision == self.first && state.snapshot.is_empty()).then_some(self.first)
     }
 
     /// What happened after a revision; `None` if that is not known any more.

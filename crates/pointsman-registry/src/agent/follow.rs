@@ -172,14 +172,20 @@ impl Mirror {
 
     fn state(&mut self, service: &Arc<str>) -> ServiceState {
         let Some(mirrored) = self.services.get_mut(service) else { return ServiceState::empty(service.clone()) };
-        ServiceState {
+        let is_gone = mirrored.is_empty();
+        let state = ServiceState {
             service: service.clone(),
             revision: mirrored.revision,
             instances: mirrored.instances.values().cloned().collect(),
             problems: mirrored.problems.clone(),
             overrides: mirrored.drains(),
             left: std::mem::take(&mut mirrored.left),
+        };
+        if is_gone {
+            // It may have been named for this once.
+            self.services.remove(service);
         }
+        state
     }
 }
 
@@ -254,6 +260,24 @@ fn read<T: DeserializeOwned>(data: &str) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services_that_have_vanished_are_forgotten_and_who_has_left_is_told() {
+        let mut mirror = Mirror::default();
+        let mut take = |name: &str, revision: u64, more: &str| {
+            let data = format!(
+                r#"{{"service":"s","revision":{revision},"instance":{{"service":"s","code":"a","weight":1,"role":"normal","status":"passing"}}{more}}}"#
+            );
+            let event = sse::Event { name: name.to_owned(), data, id: Some(format!("x-{revision}")) };
+            match mirror.take(event, &Scope::All, &mut false).unwrap() {
+                Some(Event::Put(state)) => (state.instances.len(), state.left.len(), mirror.services.len()),
+                told => panic!("{told:?}"),
+            }
+        };
+        assert_eq!(take("put", 1, ""), (1, 0, 1));
+        assert_eq!(take("delete", 2, r#","reason":"left""#), (0, 1, 0));
+        assert_eq!(take("put", 3, ""), (1, 0, 1));
+    }
 
     #[test]
     fn an_agent_tells_since_when_its_registry_holds_its_data() {

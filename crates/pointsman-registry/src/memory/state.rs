@@ -1,156 +1,161 @@
 //! Who is registered, and who is master: the memory registry's state, without tasks or channels.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use pointsman_core::{Instance, Role, StaleTerm, Term};
 
-use crate::backend::ServiceState;
+use super::followers::Followers;
+use super::terms::Terms;
+use crate::backend::{Scope, ServiceState};
 use crate::overrides::{Override, OverrideChange, Overrides};
 use crate::registration::Departure;
 
 /// The order in which instances have registered, over all services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct MemberId(u64);
+pub(super) struct MemberId(u64);
 
 /// Everything that the memory registry holds. `R` is what each member's roles are reported through.
 #[derive(Debug)]
-pub(crate) struct State<R> {
+pub(super) struct State<R> {
+    /// Those that have members, or of which something is set.
     services: HashMap<Arc<str>, Service<R>>,
     /// Counts every change: the revision, and the terms.
     clock: u64,
     new_roles: Vec<(R, Role)>,
-    /// By service: the highest term that was granted, or accepted since.
-    terms: HashMap<Arc<str>, Term>,
+    terms: Terms,
+    /// Something is stored of which only that nothing is set.
+    keeps_empty: bool,
+    pub(super) followers: Followers,
 }
 
 #[derive(Debug)]
 struct Service<R> {
-    members: BTreeMap<MemberId, Member<R>>,
+    /// By code, as they are told.
+    members: BTreeMap<Arc<str>, Member<R>>,
+    /// The codes, in the order in which the members have registered.
+    order: BTreeMap<MemberId, Arc<str>>,
+    /// The code of the master.
+    master: Option<Arc<str>>,
     overrides: Overrides,
-    /// The codes that left cleanly and have not come back, and at which revision; the newest at the end.
-    left: VecDeque<(u64, Arc<str>)>,
     revision: u64,
 }
 
 #[derive(Debug)]
 struct Member<R> {
+    id: MemberId,
     instance: Arc<Instance>,
     /// Who has registered it, where the same may take over from itself.
     holder: Option<Arc<str>>,
     report: R,
 }
 
-/// Maximum number of clean leavers of one service that are remembered for followers who read later.
-const LEFT: usize = 4096;
-/// Maximum number of services of which a term is remembered for nothing but that it was checked.
-const TERMS: usize = 65_536;
-
 impl<R> Default for State<R> {
     fn default() -> Self {
-        Self { services: HashMap::new(), clock: 0, new_roles: Vec::new(), terms: HashMap::new() }
+        let (services, new_roles) = (HashMap::new(), Vec::new());
+        let (terms, followers) = (Terms::default(), Followers::default());
+        Self { services, clock: 0, new_roles, terms, keeps_empty: false, followers }
     }
 }
 
 impl<R> State<R> {
     /// Counts on from `clock`, if that is higher: terms and revisions rise also over those of a process before this one.
-    pub(crate) fn rise_above(&mut self, clock: u64) {
+    pub(super) fn rise_above(&mut self, clock: u64) {
         self.clock = self.clock.max(clock);
     }
 }
 
 impl<R> Default for Service<R> {
     fn default() -> Self {
-        Self { members: BTreeMap::new(), overrides: Overrides::new(), left: VecDeque::new(), revision: 0 }
+        let (members, order, overrides) = (BTreeMap::new(), BTreeMap::new(), Overrides::new());
+        Self { members, order, master: None, overrides, revision: 0 }
     }
 }
 
 impl<R: Clone> State<R> {
     /// Adds an instance, as master if there is none; in the place of one that the same holder has registered, whose report is
     /// returned. `Err` names who has the code already.
-    pub(crate) fn join(
+    pub(super) fn join(
         &mut self,
         mut instance: Instance,
         holder: Option<Arc<str>>,
         report: R,
     ) -> Result<(MemberId, Option<R>), String> {
         let service = self.services.entry(instance.service.clone()).or_default();
-        let (mut before, mut inherited) = (None, None);
-        if let Some((id, there)) = service.members.iter().find(|(_, member)| member.instance.code == instance.code) {
-            if holder.is_none() || there.holder != holder {
-                let address = there.instance.address.as_deref().unwrap_or("no address");
-                return Err(format!("an instance of this process ({address})"));
-            }
-            let id = *id;
-            inherited = there.instance.role.term();
-            before = service.members.remove(&id).map(|member| member.report);
+        if let Some(there) = service.members.get(&instance.code)
+            && (holder.is_none() || there.holder != holder)
+        {
+            let address = there.instance.address.as_deref().unwrap_or("no address");
+            return Err(format!("an instance of this process ({address})"));
         }
+        let before = service.remove(&instance.code);
         self.clock += 1;
-        let id = MemberId(self.clock);
-        let has_master = service.members.values().any(|member| member.instance.role.is_master());
-        let role = || if has_master { Role::Normal } else { Role::Master(Term(self.clock)) };
+        let (id, code) = (MemberId(self.clock), instance.code.clone());
+        let role = || if service.master.is_some() { Role::Normal } else { Role::Master(Term(self.clock)) };
         // The mastership goes on when the same holder takes it over.
+        let inherited = before.as_ref().and_then(|before| before.instance.role.term());
         instance.role = inherited.map_or_else(role, Role::Master);
         self.new_roles.push((report.clone(), instance.role));
+        if instance.role.is_master() {
+            service.master = Some(code.clone());
+        }
         service.revision = self.clock;
-        service.left.retain(|(_, code)| *code != instance.code);
-        service.members.insert(id, Member { instance: Arc::new(instance), holder, report });
+        self.followers.note_joined(&instance.service, &code);
+        service.order.insert(id, code.clone());
+        service.members.insert(code, Member { id, instance: Arc::new(instance), holder, report });
         self.new_roles.extend(service.hand_on(self.clock));
-        Ok((id, before))
+        Ok((id, before.map(|member| member.report)))
     }
 
     /// Removes an instance. If it was master, the one that has been registered for the longest takes over.
-    pub(crate) fn leave(&mut self, service: &str, id: MemberId, departure: Departure) {
-        let Some(service) = self.services.get_mut(service) else { return };
+    pub(super) fn leave(&mut self, name: &Arc<str>, id: MemberId, departure: Departure) {
+        let Some(service) = self.services.get_mut(name) else { return };
         // Another may have taken its place.
-        let Some(member) = service.members.remove(&id) else { return };
+        let Some(code) = service.order.get(&id).cloned() else { return };
+        let was_master = service.master.as_ref() == Some(&code);
+        service.remove(&code);
         self.clock += 1;
         service.revision = self.clock;
-        if departure == Departure::Left {
-            service.left.push_back((self.clock, member.instance.code.clone()));
-            if service.left.len() > LEFT {
-                service.left.pop_front();
-            }
-        }
-        if member.instance.role.is_master() {
+        self.followers.note_gone(name, &code, departure);
+        if was_master {
             self.new_roles.extend(service.promote(self.clock));
         }
+        self.forget_empty(name);
     }
 
     /// Replaces what an instance has registered.
-    pub(crate) fn update(&mut self, service: &str, id: MemberId, mut instance: Instance) {
+    pub(super) fn update(&mut self, service: &str, id: MemberId, mut instance: Instance) {
         let Some(service) = self.services.get_mut(service) else { return };
-        let Some(member) = service.members.get_mut(&id) else { return };
-        self.clock += 1;
-        service.revision = self.clock;
+        let Some(member) = service.by_id(id) else { return };
         instance.role = member.instance.role;
         member.instance = Arc::new(instance);
+        self.clock += 1;
+        service.revision = self.clock;
         self.new_roles.extend(service.hand_on(self.clock));
     }
 
     /// Hands the mastership over; the old master queues up behind the others. `false` if it is not master.
-    pub(crate) fn resign(&mut self, service: &str, id: MemberId) -> bool {
+    pub(super) fn resign(&mut self, service: &str, id: MemberId) -> bool {
         let Some(service) = self.services.get_mut(service) else { return false };
-        let Some(member) = service.members.get_mut(&id).filter(|member| member.instance.role.is_master()) else {
+        let Some(member) = service.by_id(id).filter(|member| member.instance.role.is_master()) else {
             return false;
         };
-        self.clock += 1;
-        service.revision = self.clock;
         set_role(member, Role::Normal);
         self.new_roles.push((member.report.clone(), Role::Normal));
+        self.clock += 1;
+        service.revision = self.clock;
         // The drained come last: also after the one that resigns.
-        let others = || service.members.iter().filter(|(other, _)| **other != id);
-        let undrained = others().find(|(_, member)| !service.is_drained(member));
-        let anybody =
-            || others().next().filter(|_| service.members.get(&id).is_some_and(|own| service.is_drained(own)));
-        let successor = undrained.or_else(anybody).map_or(id, |(other, _)| *other);
+        let others = || service.in_order().filter(|member| member.id != id);
+        let undrained = others().find(|member| !service.is_drained(member));
+        let is_drained = || service.in_order().any(|member| member.id == id && service.is_drained(member));
+        let successor = undrained.or_else(|| others().next().filter(|_| is_drained())).map_or(id, |member| member.id);
         self.new_roles.extend(service.promote_one(successor, self.clock));
         true
     }
 
     /// Changes what an operator has set; an empty override is stored where `keeps_empty`. A master that is drained hands over, where another can take it.
-    pub(crate) fn set_override(&mut self, service: &Arc<str>, code: &str, change: OverrideChange, keeps_empty: bool) {
-        let service = self.services.entry(service.clone()).or_default();
+    pub(super) fn set_override(&mut self, name: &Arc<str>, code: &str, change: OverrideChange, keeps_empty: bool) {
+        let service = self.services.entry(name.clone()).or_default();
         self.clock += 1;
         service.revision = self.clock;
         let set = service.overrides.get(code).copied().unwrap_or_default().changed(change);
@@ -160,10 +165,28 @@ impl<R: Clone> State<R> {
             service.overrides.insert(code.into(), set);
         }
         self.new_roles.extend(service.hand_on(self.clock));
+        self.forget_empty(name);
+        self.keeps_empty |= keeps_empty;
+        if !keeps_empty && std::mem::take(&mut self.keeps_empty) {
+            self.clear_empty();
+        }
+    }
+
+    /// Forgets of which instances nothing is set: nobody restores any more what was set before.
+    fn clear_empty(&mut self) {
+        let has_empty = |service: &Service<R>| service.overrides.values().any(|set| set.is_empty());
+        let concerned = self.services.iter().filter(|(_, service)| has_empty(service)).map(|(name, _)| name.clone());
+        for name in concerned.collect::<Vec<_>>() {
+            if let Some(service) = self.services.get_mut(&name) {
+                service.overrides.retain(|_, set| !set.is_empty());
+            }
+            self.followers.note(&name);
+            self.forget_empty(&name);
+        }
     }
 
     /// Sets what was set in a registry before this one, unless something is set already.
-    pub(crate) fn restore_override(&mut self, service: &Arc<str>, code: &str, set: Override) {
+    pub(super) fn restore_override(&mut self, service: &Arc<str>, code: &str, set: Override) {
         let service = self.services.entry(service.clone()).or_default();
         self.clock += 1;
         service.revision = self.clock;
@@ -171,58 +194,83 @@ impl<R: Clone> State<R> {
         self.new_roles.extend(service.hand_on(self.clock));
     }
 
-    /// Accepts a term, unless a higher one was granted or accepted; returns the highest. `None`: the terms of too many services are remembered.
-    pub(crate) fn check_term(&mut self, service: &str, term: Term) -> Option<Result<Term, StaleTerm>> {
-        match self.terms.get(service) {
-            Some(seen) if *seen > term => return Some(Err(StaleTerm { offered: term, seen: *seen })),
-            None if self.terms.len() >= TERMS => return None,
-            _ => {}
+    /// Services may be named anew with each start of something: what is empty is not kept.
+    fn forget_empty(&mut self, name: &Arc<str>) {
+        if self.services.get(name).is_some_and(|service| service.members.is_empty() && service.overrides.is_empty()) {
+            self.services.remove(name);
+            self.terms.retire(name, |service| self.services.contains_key(service));
         }
-        self.terms.insert(service.into(), term);
-        Some(Ok(term))
+    }
+
+    /// Accepts a term, unless a higher one was granted or accepted; returns the highest. `None`: the terms of too many services are remembered.
+    pub(super) fn check_term(&mut self, service: &str, term: Term) -> Option<Result<Term, StaleTerm>> {
+        self.terms.check(service, term)
     }
 
     /// Who has a new role since the last call, in order; all are of this service.
-    pub(crate) fn take_new_roles(&mut self, service: &Arc<str>) -> Vec<(R, Role)> {
+    pub(super) fn take_new_roles(&mut self, service: &Arc<str>) -> Vec<(R, Role)> {
         if let Some(granted) = self.new_roles.iter().rev().find_map(|(_, role)| role.term()) {
-            self.terms.insert(service.clone(), granted);
+            self.terms.grant(service, granted);
         }
         std::mem::take(&mut self.new_roles)
     }
 
-    pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.services.keys()
+    /// Everything that a scope holds, with who has left cleanly a while ago and is not there.
+    pub(super) fn read_all(&self, scope: &Scope) -> Vec<ServiceState> {
+        let mut departures = self.followers.departures();
+        let here = self.services.keys().filter(|service| scope.contains(service));
+        let mut states: Vec<_> =
+            here.map(|name| self.read(name, departures.remove(name).unwrap_or_default())).collect();
+        let vanished = departures.into_iter().filter(|(service, _)| scope.contains(service));
+        states.extend(vanished.map(|(service, left)| self.read(&service, left)));
+        states
     }
 
-    /// One service as it is now, for a follower who has read it at revision `since`.
-    pub(crate) fn read(&self, service: &str, since: u64) -> ServiceState {
-        let Some((name, service)) = self.services.get_key_value(service) else {
-            return ServiceState::empty(service);
+    /// One service as it is now, in the order of the codes; `left` are codes that have left cleanly, and may be back.
+    pub(super) fn read(&self, name: &Arc<str>, left: BTreeSet<Arc<str>>) -> ServiceState {
+        let Some(service) = self.services.get(name) else {
+            let left = left.into_iter().collect();
+            return ServiceState { revision: self.clock, left, ..ServiceState::empty(name.clone()) };
         };
-        let left = service.left.iter().rev().take_while(|(at, _)| *at > since).map(|(_, code)| code.clone()).collect();
         ServiceState {
             revision: service.revision,
             instances: service.members.values().map(|member| member.instance.clone()).collect(),
             overrides: service.overrides.clone(),
-            left,
+            left: left.into_iter().filter(|code| !service.members.contains_key(code)).collect(),
             ..ServiceState::empty(name.clone())
         }
     }
 }
 
 impl<R: Clone> Service<R> {
+    fn by_id(&mut self, id: MemberId) -> Option<&mut Member<R>> {
+        self.members.get_mut(self.order.get(&id)?)
+    }
+
+    /// The members in the order in which they have registered.
+    fn in_order(&self) -> impl Iterator<Item = &Member<R>> {
+        self.order.values().filter_map(|code| self.members.get(code))
+    }
+
+    fn remove(&mut self, code: &Arc<str>) -> Option<Member<R>> {
+        let member = self.members.remove(code)?;
+        self.order.remove(&member.id);
+        self.master.take_if(|master| master == code);
+        Some(member)
+    }
+
     fn promote(&mut self, term: u64) -> Option<(R, Role)> {
-        let first = self.first_undrained().or_else(|| self.members.keys().next().copied())?;
+        let first = self.first_undrained().or_else(|| self.order.keys().next().copied())?;
         self.promote_one(first, term)
     }
 
     /// Lets another be master if the one who is, is drained, and the other is not.
     fn hand_on(&mut self, term: u64) -> Vec<(R, Role)> {
-        let master = self.members.iter().find(|(_, member)| member.instance.role.is_master());
-        let drained = master.filter(|(_, member)| self.is_drained(member)).map(|(id, _)| *id);
+        let master = self.master.as_ref().and_then(|code| self.members.get(code));
+        let drained = master.filter(|master| self.is_drained(master)).map(|master| master.id);
         let (Some(drained), Some(next)) = (drained, self.first_undrained()) else { return Vec::new() };
         let mut roles = Vec::new();
-        if let Some(member) = self.members.get_mut(&drained) {
+        if let Some(member) = self.by_id(drained) {
             set_role(member, Role::Normal);
             roles.push((member.report.clone(), Role::Normal));
         }
@@ -231,7 +279,7 @@ impl<R: Clone> Service<R> {
     }
 
     fn first_undrained(&self) -> Option<MemberId> {
-        self.members.iter().find(|(_, member)| !self.is_drained(member)).map(|(id, _)| *id)
+        self.in_order().find(|member| !self.is_drained(member)).map(|member| member.id)
     }
 
     fn is_drained(&self, member: &Member<R>) -> bool {
@@ -240,9 +288,11 @@ impl<R: Clone> Service<R> {
     }
 
     fn promote_one(&mut self, id: MemberId, term: u64) -> Option<(R, Role)> {
-        let member = self.members.get_mut(&id)?;
+        let code = self.order.get(&id)?.clone();
+        let member = self.members.get_mut(&code)?;
         let role = Role::Master(Term(term));
         set_role(member, role);
+        self.master = Some(code);
         Some((member.report.clone(), role))
     }
 }
@@ -275,11 +325,11 @@ mod tests {
                         let change = [OverrideChange::Drain, OverrideChange::Undrain, OverrideChange::Weight(Some(1))];
                         state.set_override(&"s".into(), &codes[which % codes.len()], change[usize::from(step) - 4], which % 2 == 0);
                     }
-                    2 if !members.is_empty() => state.leave("s", members.swap_remove(which % members.len()), Departure::Left),
+                    2 if !members.is_empty() => state.leave(&"s".into(), members.swap_remove(which % members.len()), Departure::Left),
                     3 if !members.is_empty() => { state.resign("s", members[which % members.len()]); }
                     _ => {}
                 }
-                let read = state.read("s", 0);
+                let read = state.read(&"s".into(), BTreeSet::new());
                 let terms: Vec<_> = read.instances.iter().filter_map(|i| i.role.term()).collect();
                 prop_assert_eq!(read.instances.len(), members.len());
                 prop_assert_eq!(terms.len(), usize::from(!members.is_empty()));
@@ -302,23 +352,65 @@ mod tests {
             let (mut state, service) = (State::<()>::default(), "s".into());
             state.set_override(&service, "a", OverrideChange::Undrain, keeps_empty);
             state.restore_override(&service, "a", Override { drained: true, weight: None });
-            let set = state.read("s", 0).overrides["a"];
+            let set = state.read(&"s".into(), BTreeSet::new()).overrides["a"];
             assert_eq!(set.drained, is_restored);
         }
     }
 
     #[test]
+    fn what_was_cleared_in_a_young_registry_is_forgotten_when_it_is_settled() {
+        let mut state = State::<()>::default();
+        let follower = state.followers.add(Scope::All, Arc::default());
+        for number in 0..10 {
+            let service = format!("job-{number}").into();
+            state.set_override(&service, "a", OverrideChange::Drain, true);
+            state.set_override(&service, "a", OverrideChange::Undrain, true);
+        }
+        assert_eq!(state.services.len(), 10);
+        state.set_override(&"s".into(), "a", OverrideChange::Drain, false);
+        assert_eq!((state.services.len(), state.followers.waiting()), (1, 10));
+        assert!(state.followers.next(follower).is_some());
+    }
+
+    #[test]
     fn who_leaves_cleanly_is_named_until_it_is_back() {
-        let mut state = State::default();
+        let (mut state, service) = (State::default(), Arc::<str>::from("s"));
         let join = |state: &mut State<()>| state.join(Instance::new("s").code("a"), None, ()).unwrap().0;
-        let left = |state: &State<()>, since| state.read("s", since).left.len();
+        let follower = state.followers.add(Scope::All, Arc::default());
+        let next = |state: &mut State<()>| state.followers.next(follower);
         let a = join(&mut state);
-        let seen = state.read("s", 0).revision;
-        state.leave("s", a, Departure::Left);
-        assert_eq!((left(&state, seen), left(&state, state.read("s", seen).revision)), (1, 0));
+        state.leave(&service, a, Departure::Left);
+        assert_eq!(next(&mut state), Some((service.clone(), ["a".into()].into())));
+        assert_eq!(next(&mut state), None);
         let a = join(&mut state);
-        assert_eq!(left(&state, seen), 0);
-        state.leave("s", a, Departure::Lost);
-        assert_eq!(left(&state, seen), 0);
+        state.leave(&service, a, Departure::Left);
+        let a = join(&mut state);
+        assert_eq!(next(&mut state), Some((service.clone(), BTreeSet::new())));
+        assert!(state.read_all(&Scope::All)[0].left.is_empty(), "it is there");
+        state.leave(&service, a, Departure::Left);
+        assert_eq!(state.read_all(&Scope::All)[0].left, ["a".into()], "for those who begin now");
+        let a = join(&mut state);
+        state.leave(&service, a, Departure::Lost);
+        state.followers.note(&service);
+        assert_eq!(next(&mut state), Some((service, BTreeSet::new())));
+        assert!(state.read_all(&Scope::All).is_empty());
+    }
+
+    #[test]
+    fn what_has_vanished_is_forgotten() {
+        let mut state = State::<()>::default();
+        let follower = state.followers.add(Scope::one("followed"), Arc::default());
+        for number in 0..20_000 {
+            let service: Arc<str> = format!("service-{number}").into();
+            let id = state.join(Instance::new(service.clone()).code("a"), None, ()).unwrap().0;
+            state.set_override(&service, "a", OverrideChange::Drain, false);
+            state.leave(&service, id, Departure::Left);
+            state.set_override(&service, "a", OverrideChange::Undrain, false);
+            state.take_new_roles(&service);
+            state.followers.note(&service);
+        }
+        assert_eq!((state.services.len(), state.followers.waiting()), (0, 0));
+        assert!(state.terms.len() < 10_000, "{}", state.terms.len());
+        assert_eq!(state.followers.next(follower), None);
     }
 }

@@ -19,6 +19,8 @@ pub(super) const BATCH: usize = 128;
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     services: HashMap<Arc<str>, Service>,
+    /// The number of services of whose instances anything is set.
+    overridden: usize,
 }
 
 #[derive(Debug, Default)]
@@ -129,6 +131,12 @@ impl Tree {
     /// The codes that are gone since the last call, and left cleanly.
     pub(super) fn take_left(&mut self, service: &str) -> Vec<Arc<str>> {
         let Some(known) = self.services.get_mut(service) else { return Vec::new() };
+        // Of a large service each look at all its nodes counts.
+        if known.gone.is_empty() {
+            known.left.iter_mut().for_each(|marker| marker.is_new = false);
+            self.forget_empty(service);
+            return Vec::new();
+        }
         let there: HashSet<&Arc<str>> = known.nodes.values().filter_map(Node::code).collect();
         let mut gone = std::mem::take(&mut known.gone);
         gone.retain(|code, _| !there.contains(code));
@@ -177,6 +185,7 @@ impl Tree {
     pub(super) fn set_override(&mut self, service: &str, code: &str, data: Option<&[u8]>) {
         let name = self.name(service);
         let overrides = &mut self.services.entry(name).or_default().overrides;
+        let was_empty = overrides.is_empty();
         match data.map(serde_json::from_slice) {
             Some(Ok(set)) => {
                 overrides.insert(code.into(), set);
@@ -184,14 +193,19 @@ impl Tree {
             Some(Err(error)) => tracing::warn!(service, code, %error, "override not understood: ignored"),
             None => {
                 overrides.remove(code);
-                self.forget_empty(service);
             }
         }
+        match (was_empty, overrides.is_empty()) {
+            (true, false) => self.overridden += 1,
+            (false, true) => self.overridden -= 1,
+            _ => {}
+        }
+        self.forget_empty(service);
     }
 
     /// Whether anything is set for any instance.
     pub(super) fn has_overrides(&self) -> bool {
-        self.services.values().any(|service| !service.overrides.is_empty())
+        self.overridden > 0
     }
 
     /// Every service that has a node, or of which something is set or has gone; with what has left since the last call.
@@ -233,7 +247,8 @@ impl Node {
 
 impl Service {
     fn collect(&self, state: &mut ServiceState) {
-        let mut by_code: HashMap<&str, (&Node, &Arc<Instance>)> = HashMap::with_capacity(self.nodes.len());
+        // In the order of the codes, as a snapshot has them.
+        let mut by_code: BTreeMap<&str, (&Node, &Arc<Instance>)> = BTreeMap::new();
         for (name, node) in &self.nodes {
             let problem =
                 |reason: &String, skipped| Problem { node: name.to_string(), reason: reason.clone(), skipped };
@@ -315,6 +330,22 @@ mod tests {
         assert_eq!(list(&tree), ["a 3 master (term 9)", "b 1 normal"]);
         tree.remove("s", "master");
         assert_eq!(list(&tree), ["a 3 normal", "b 1 normal"]);
+    }
+
+    #[test]
+    fn what_is_set_is_counted_and_what_is_not_understood_leaves_nothing() {
+        let mut tree = Tree::default();
+        tree.set_override("s", "a", Some(b"nothing that we know"));
+        assert!(tree.services.is_empty() && !tree.has_overrides());
+        for code in ["a", "b", "a"] {
+            tree.set_override("s", code, Some(b"{\"drained\":true}"));
+        }
+        tree.set_override("s", "a", None);
+        assert!(tree.has_overrides());
+        for code in ["b", "b"] {
+            tree.set_override("s", code, None);
+        }
+        assert!(tree.services.is_empty() && !tree.has_overrides());
     }
 
     #[test]
