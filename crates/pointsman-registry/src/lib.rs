@@ -24,6 +24,7 @@ mod overrides;
 mod registration;
 mod registry;
 mod store;
+mod tls;
 mod url;
 pub mod wire;
 mod zookeeper;

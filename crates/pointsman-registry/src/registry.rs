@@ -159,7 +159,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`]; [`Error::Closed`].
+    /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`]; [`Error::Refused`] when the registry lets nothing be
+    /// read (where only a part may not be read, that is a [`Problem`](pointsman_core::Problem) of its service); [`Error::Closed`].
     pub async fn discover(&self, service: &str) -> Result<Service> {
         check_name("service", service)?;
         let directory = self.follow(Scope::one(service)).await?;
@@ -192,7 +193,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Unreachable`], [`Error::Closed`].
+    /// [`Error::Unreachable`], [`Error::Refused`], [`Error::Closed`].
     pub async fn discover_all(&self) -> Result<Directory> {
         self.follow(Scope::All).await
     }
@@ -321,8 +322,12 @@ impl Registry {
             }
         }
         self.check_open()?;
+        let tried = format!("read services from {}", self.inner.url);
+        if let Some(reason) = directory.shared().refusal() {
+            return Err(Error::Refused { step: tried, reason: reason.to_string() });
+        }
         Err(Error::Unreachable {
-            tried: format!("read services from {}", self.inner.url),
+            tried,
             waited: self.inner.connect_timeout,
             reason: "no connection, and no snapshot on disk".to_owned(),
         })

@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     /// Which service it was, of the last changes: the one of the newest version is the last.
     journal: RwLock<VecDeque<Arc<str>>>,
     pub(crate) link: watch::Sender<Link>,
+    /// Why the registry lets nothing be read, since it has said so.
+    refusal: RwLock<Option<Arc<str>>>,
     /// Which data the registry holds, where it can tell.
     identity: RwLock<Option<Identity>>,
     /// What operators have set, by service; those that have nothing set are not in it.
@@ -80,6 +82,7 @@ impl Shared {
             version,
             journal: RwLock::default(),
             link,
+            refusal: RwLock::default(),
             identity: RwLock::default(),
             overrides: RwLock::default(),
         }
@@ -109,6 +112,15 @@ impl Shared {
         } else {
             known.insert(service.clone(), set);
         }
+    }
+
+    /// Why the registry lets nothing be read.
+    pub(crate) fn refusal(&self) -> Option<Arc<str>> {
+        self.refusal.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_refusal(&self, reason: Option<Arc<str>>) {
+        *self.refusal.write().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
     /// Which data the registry holds.
@@ -288,6 +300,7 @@ impl Store {
             Event::Stale => self.shared.link.send_modify(|link| {
                 link.stale_since.get_or_insert(now);
             }),
+            Event::Refused(reason) => self.shared.note_refusal(Some(reason)),
             Event::Put(state) => self.put(state, false, now),
             // What is on disk says more: what operators have set, apart.
             Event::Known(state) if self.held.contains_key(&state.service) => {}
@@ -311,6 +324,7 @@ impl Store {
             self.put(ServiceState { revision, ..ServiceState::empty(service) }, is_emptied, now);
         }
         self.restore_overrides();
+        self.shared.note_refusal(None);
         self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
     }
 

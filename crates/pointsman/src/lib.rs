@@ -46,7 +46,7 @@ pub use pointsman_balance::{
 };
 pub use pointsman_core::{
     Change, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot, StaleTerm,
-    Status, Term, TermGuard, View, check_address, check_name,
+    Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
     Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,

@@ -1,8 +1,12 @@
 //! Where things are.
 
-/// The paths under one prefix: go-micro-service's for what it reads too, and ours under `/pointsman` for what it must
+use zookeeper_client::Stat;
+
+use super::tree::Kind;
+
+/// The paths under one prefix: go-micro-service's for what it reads too, and ours under a root of our own, `/pointsman`, for what it must
 /// not see, because it takes every child of the prefix for a service and every child of a service for an instance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
     /// `/micro-service`
     pub(super) services: String,
@@ -19,8 +23,8 @@ pub(super) const MASTER: &str = "master";
 const NORMAL: &str = "normal";
 
 impl Layout {
-    pub(super) fn new(prefix: &str) -> Self {
-        let own = |folder| format!("/pointsman{prefix}/{folder}");
+    pub(super) fn new(prefix: &str, root: &str) -> Self {
+        let own = |folder| format!("{root}{prefix}/{folder}");
         Self { services: prefix.to_owned(), overrides: own("overrides"), left: own("left"), terms: own("terms") }
     }
 
@@ -32,6 +36,13 @@ impl Layout {
         format!("{}/{service}", self.overrides)
     }
 
+    pub(super) fn folder(&self, service: &str, kind: Kind) -> String {
+        match kind {
+            Kind::Nodes => self.service(service),
+            Kind::Overrides => self.overrides_of(service),
+        }
+    }
+
     /// Where those who leave a service cleanly leave their markers.
     pub(super) fn left_of(&self, service: &str) -> String {
         format!("{}/{service}", self.left)
@@ -41,6 +52,21 @@ impl Layout {
     pub(super) fn terms_of(&self, service: &str) -> String {
         format!("{}/{service}", self.terms)
     }
+}
+
+/// Whether a session keeps a node: with it the node goes. A persistent node has no owner, a container this one; one with a time to live has
+/// 0xff in the first byte, which only a server of that number could have in its sessions, and is left alone: it goes by itself.
+pub(super) fn is_ephemeral(stat: &Stat) -> bool {
+    !matches!(stat.ephemeral_owner, 0 | i64::MIN)
+}
+
+/// What is wrong with a node that is not ephemeral, and how to remove it.
+pub(super) fn removal(path: &str, stat: &Stat) -> String {
+    let command = if stat.num_children == 0 { "delete" } else { "deleteall" };
+    format!(
+        "is a persistent node, so it is not of a living instance, and it stays in the way of elections; remove it in zkCli.sh \
+         with `{command} {path}`"
+    )
 }
 
 /// The marker of the clean leave of the instance `code` whose node was created by transaction `czxid`. Several nodes may be of one transaction.
