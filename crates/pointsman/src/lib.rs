@@ -49,7 +49,7 @@ pub use pointsman_core::{
     Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
-    Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,
-    parse_duration, wire,
+    Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, Updates,
+    check, parse_duration, wire,
 };
 pub use registry::{Builder, Registry, Service};
