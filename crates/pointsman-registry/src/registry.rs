@@ -78,7 +78,8 @@ impl Registry {
     /// `zookeeper://HOST:PORT,HOST:PORT/PREFIX?OPTIONS`, or `http://HOST:PORT,HOST:PORT?OPTIONS` for agents (`https://`, too).
     ///
     /// Options: `session_timeout` (10s), `connect_timeout` (5s), `auth=digest:USER:PASSWORD` or `auth_file=PATH`, `acl`
-    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `snapshots=FOLDER`, `guard` (`on` or `off`). Of agents:
+    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `root` (`/pointsman`: where drains, weights and terms are stored; the
+    /// same for the whole fleet), `snapshots=FOLDER`, `guard` (`on` or `off`). Of agents:
     /// `token_file=PATH` or `token`, `ttl` (10s; the lease of registrations), for https `ca`, `cert` and `key`.
     ///
     /// # Errors

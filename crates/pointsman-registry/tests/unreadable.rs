@@ -141,6 +141,32 @@ async fn a_prefix_that_may_not_be_read_is_refused_with_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_operators_have_set_is_seen_as_soon_as_it_may_be_read() {
+    let (server, prefix) = (ZooKeeper::shared().await, unique_prefix());
+    let (url, raw) = (url(&server.address(), &prefix, ""), server.client().await);
+    let registry = Registry::connect(&url).await.unwrap();
+    let _a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    registry.drain("elsewhere", "b").await.unwrap();
+    let root = format!("/pointsman{prefix}/overrides");
+    allow(&raw, &root, unreadable()).await;
+    let all = Registry::connect(&url).await.unwrap().discover_all().await.unwrap();
+    let is_drained = |s: &Snapshot, code: &str| s.find(code).is_some_and(|i| i.status == Status::Drained);
+    assert!(is_drained(&all.snapshot("s"), "a"), "what can be read is read");
+    assert!(!all.has_override("elsewhere", "b"));
+    allow(&raw, &root, Permission::ALL).await;
+    soon("known", async {
+        while !all.has_override("elsewhere", "b") {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    // Followed from then on.
+    registry.undrain("s", "a").await.unwrap();
+    soon("undrained", all.service("s").unwrap().wait_for(|s| !is_drained(s, "a"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn persistent_nodes_are_no_instances_and_it_is_said_how_they_go() {
     let (server, prefix) = (ZooKeeper::shared().await, unique_prefix());
     let (url, raw) = (url(&server.address(), &prefix, ""), server.client().await);

@@ -209,18 +209,20 @@ impl Reader<'_> {
         if !self.session.is_read_only {
             self.session.run(|| "sync".to_owned(), self.session.client.sync("/")).await?;
         }
+        let mut tree = Tree::new(self.layout);
         let (services, overridden) = match scope {
             Scope::Services(services) => {
                 let services: Vec<Arc<str>> = services.iter().cloned().collect();
                 (services.clone(), services)
             }
             Scope::All => {
-                let services = self.list(&self.layout.services).await?;
-                let overridden = self.list_overridden(&services).await?;
+                let listing = (self.list(&self.layout.services), self.list(&self.layout.overrides));
+                let (services, overridden) = tokio::join!(listing.0, listing.1);
+                let services = services?;
+                let overridden = overridden_of(&mut tree, &services, overridden)?;
                 (services, overridden)
             }
         };
-        let mut tree = Tree::new(self.layout);
         let nodes = self.children(&mut tree, &services, Kind::Nodes, before).await?;
         self.read_nodes(&mut tree, &nodes).await?;
         let codes = self.children(&mut tree, &overridden, Kind::Overrides, before).await?;
@@ -230,8 +232,13 @@ impl Reader<'_> {
 
     /// Reads again what could not be read, and returns the services that it concerns.
     async fn read_again(&self, tree: &mut Tree, unread: Unread) -> Result<HashSet<Box<str>>, Fault> {
-        let concerned = unread.services();
-        let [folders, overridden] = [Kind::Nodes, Kind::Overrides].map(|kind| unread.folders_of(kind));
+        let mut concerned = unread.services();
+        let [folders, mut overridden] = [Kind::Nodes, Kind::Overrides].map(|kind| unread.folders_of(kind));
+        if unread.overridden {
+            let (known, listed) = (tree.services(), self.list(&self.layout.overrides).await);
+            overridden = overridden_of(tree, &known, listed)?;
+            concerned.extend(overridden.iter().map(|service| Box::from(&**service)));
+        }
         let Unread { mut nodes, mut overrides, .. } = unread;
         // What was known is read, too: it may be gone.
         nodes.extend(tree.names(&folders, Kind::Nodes));
@@ -249,17 +256,6 @@ impl Reader<'_> {
             Ok(names) => Ok(names.into_iter().map(Into::into).collect()),
             Err(fault) if fault.error == ZkError::NoNode => Ok(Vec::new()),
             Err(fault) => Err(fault),
-        }
-    }
-
-    /// The services for which something is set. Where that may not be listed, each of the services may have something.
-    async fn list_overridden(&self, services: &[Arc<str>]) -> Result<Vec<Arc<str>>, Fault> {
-        match self.list(&self.layout.overrides).await {
-            Err(fault) if fault.is_refusal() => {
-                tracing::warn!(%fault, "of services without instances it is not known what operators have set");
-                Ok(services.to_vec())
-            }
-            listed => listed,
         }
     }
 
@@ -434,6 +430,26 @@ impl Reader<'_> {
         }
         let (service, code) = below(&self.layout.overrides)?;
         (!code.contains('/')).then_some(Subject::Override(service, code))
+    }
+}
+
+/// The services for which something is set, by what the listing of them has given. Where it is refused, each of those that are known may have
+/// something.
+fn overridden_of(
+    tree: &mut Tree,
+    known: &[Arc<str>],
+    listed: Result<Vec<Arc<str>>, Fault>,
+) -> Result<Vec<Arc<str>>, Fault> {
+    match listed {
+        Err(fault) if fault.is_refusal() => {
+            tracing::warn!(%fault, "of services without instances it is not known what operators have set");
+            tree.put_overridden(false);
+            Ok(known.to_vec())
+        }
+        listed => {
+            tree.put_overridden(true);
+            listed
+        }
     }
 }
 

@@ -287,6 +287,8 @@ impl Folder<'_> {
             committed = self.commit_all(recorded, what).await?;
         }
         if is_unrecorded(&committed, |_| true) {
+            // Whoever asks later for the highest term hears only of a living master's.
+            tracing::warn!(path = self.terms, "the term cannot be recorded here");
             self.commit_all(add, what).await
         } else {
             Ok(without_record(committed))

@@ -99,7 +99,7 @@ pub(super) async fn prepare(session: &Session, path: &str, acl: Acl) -> bool {
     match session.run(|| format!("create {path}"), making).await {
         Ok(()) => true,
         Err(fault) => {
-            tracing::warn!(%fault, "terms are not recorded");
+            tracing::debug!(%fault, "terms are not recorded");
             false
         }
     }

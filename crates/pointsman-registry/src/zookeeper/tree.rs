@@ -80,6 +80,8 @@ pub(super) enum Kind {
 /// What exists and may not be read. No event tells when it may: it is to be read again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Unread {
+    /// It cannot be listed for which services something is set.
+    pub(super) overridden: bool,
     /// The services whose folders cannot be listed.
     pub(super) folders: HashSet<(Kind, Arc<str>)>,
     pub(super) nodes: Dirty,
@@ -88,7 +90,7 @@ pub(super) struct Unread {
 
 impl Unread {
     pub(super) fn is_empty(&self) -> bool {
-        self.folders.is_empty() && self.nodes.is_empty() && self.overrides.is_empty()
+        !self.overridden && self.folders.is_empty() && self.nodes.is_empty() && self.overrides.is_empty()
     }
 
     /// The services whose folders of one kind cannot be listed.
@@ -243,6 +245,16 @@ impl Tree {
         }
     }
 
+    /// Takes in whether it can be listed for which services something is set.
+    pub(super) fn put_overridden(&mut self, is_read: bool) {
+        self.unread.overridden = !is_read;
+    }
+
+    /// The names of all services.
+    pub(super) fn services(&self) -> Vec<Arc<str>> {
+        self.services.keys().cloned().collect()
+    }
+
     /// Takes in that an item has been read, or does not exist.
     fn is_read(&mut self, of: impl FnOnce(&mut Unread) -> &mut Dirty, service: &str, item: &str) {
         let unread = of(&mut self.unread);
@@ -335,7 +347,7 @@ impl Tree {
 
     /// Every service that has a node, or of which something is set or has gone; with what has left since the last call.
     pub(super) fn take_states(&mut self) -> Vec<ServiceState> {
-        let names: Vec<Arc<str>> = self.services.keys().cloned().collect();
+        let names = self.services();
         names.iter().map(|name| self.take_state(name)).collect()
     }
 
