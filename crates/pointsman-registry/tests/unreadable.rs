@@ -157,7 +157,7 @@ async fn what_operators_have_set_is_seen_as_soon_as_it_may_be_read() {
     allow(&raw, &root, Permission::ALL).await;
     soon("known", async {
         while !all.has_override("elsewhere", "b") {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     })
     .await;

@@ -266,7 +266,10 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 impl Connection {
     /// Why a request has failed. Where the connection had ended before it was sent, its own error says more.
     async fn ended(&mut self, error: hyper::Error) -> AnyError {
-        let ended = if error.is_canceled() { self.driving.join_next().await } else { None };
+        // One that is only not ready for another request does not end.
+        let has_ended = error.is_canceled() && self.sender.is_closed();
+        let ended = async { if has_ended { self.driving.join_next().await } else { None } };
+        let ended = tokio::time::timeout(CONNECT, ended).await.ok().flatten();
         Box::new(ended.and_then(Result::ok).flatten().unwrap_or(error))
     }
 }
