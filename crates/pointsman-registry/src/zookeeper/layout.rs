@@ -54,13 +54,13 @@ impl Layout {
     }
 }
 
-/// Whether a session keeps a node: with it the node goes. A persistent node has no owner, a container this one; one with a time to live has
-/// 0xff in the first byte, which only a server of that number could have in its sessions, and is left alone: it goes by itself.
-pub(super) fn is_ephemeral(stat: &Stat) -> bool {
-    !matches!(stat.ephemeral_owner, 0 | i64::MIN)
+/// Whether a node takes part in the election, and no session keeps it: it stays for ever. A persistent node has no owner, a container this
+/// one. One with a time to live, which has 0xff in the first byte, goes by itself.
+pub(super) fn is_in_the_way(name: &str, stat: &Stat) -> bool {
+    (name == MASTER || name.starts_with(NORMAL)) && matches!(stat.ephemeral_owner, 0 | i64::MIN)
 }
 
-/// What is wrong with a node that is not ephemeral, and how to remove it.
+/// What is wrong with a node that [is in the way](is_in_the_way), and how to remove it.
 pub(super) fn removal(path: &str, stat: &Stat) -> String {
     let command = if stat.num_children == 0 { "delete" } else { "deleteall" };
     format!(

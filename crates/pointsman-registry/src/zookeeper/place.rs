@@ -10,7 +10,7 @@ use zookeeper_client::{
 
 use super::batch::Created;
 use super::fault::Fault;
-use super::layout::{MASTER, is_ephemeral, normal_prefix, number, removal};
+use super::layout::{MASTER, is_in_the_way, normal_prefix, number, removal};
 use super::session::Session;
 use super::{options, terms, wire};
 use crate::url::Acl;
@@ -156,7 +156,7 @@ impl Folder<'_> {
         let path = self.at(name);
         let looking = self.session.client.check_and_watch_stat(&path);
         let (stat, watcher) = self.session.run(|| format!("watch {path}"), looking).await?;
-        if let Some(stat) = stat.filter(|stat| !is_ephemeral(stat)) {
+        if let Some(stat) = stat.filter(|stat| is_in_the_way(name, stat)) {
             // Whoever waits for it to go waits for ever: each look says so.
             tracing::warn!("{path} {}", removal(&path, &stat));
         }
@@ -388,7 +388,7 @@ impl Folder<'_> {
         let mut all = Vec::with_capacity(names.len());
         for (name, read) in names.into_iter().zip(read) {
             match read {
-                Ok(Some((data, stat))) if is_ephemeral(&stat) => all.push((name, data, stat)),
+                Ok(Some((data, stat))) if !is_in_the_way(&name, &stat) => all.push((name, data, stat)),
                 Ok(_) => {}
                 Err(fault) => tracing::warn!(%fault, "passed over: it is not known whose node this is"),
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pointsman_core::{Instance, Problem, Role, Term, check_name, shown};
 use zookeeper_client::{Error as ZkError, Stat};
 
-use super::layout::{Layout, MASTER, is_ephemeral, removal};
+use super::layout::{Layout, MASTER, is_in_the_way, removal};
 use super::wire;
 use crate::backend::ServiceState;
 use crate::overrides::Overrides;
@@ -125,7 +125,7 @@ impl Tree {
             return false;
         }
         let mut is_foreign = false;
-        let content = if is_ephemeral(stat) { wire::decode(&name, data) } else { Err(removal(&path, stat)) };
+        let content = if is_in_the_way(node, stat) { Err(removal(&path, stat)) } else { wire::decode(&name, data) };
         let content = content.map(|parsed| {
             is_foreign = parsed.session_timeout.is_none();
             let mut instance = parsed.instance;
