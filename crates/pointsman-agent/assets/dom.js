@@ -2,6 +2,17 @@
 
 export const $ = (id) => document.getElementById(id);
 
+// Characters that change the order of others, or that nobody can see: a name from a stranger must not pass for another one.
+const HIDDEN = /[\p{Cf}\u034f\u115f\u1160\u17b4\u17b5\u2028\u2029\u3164\uffa0]|(?![\t\n\r])\p{Cc}/gu;
+
+/** The text with what cannot be seen escaped, as `\u{202e}`. */
+export const visible = (text) =>
+  String(text).replace(HIDDEN, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
+
+// What people read or hear of an element's attributes; the others are for programs.
+const READ = new Set(["title", "aria-label", "placeholder"]);
+const written = (name, value) => (READ.has(name) ? visible(value) : String(value));
+
 /** An element with properties (`class`, `data-…`, `aria-…`, `onclick`, …) and children (nodes or text). */
 export function h(tag, properties, ...children) {
   const element = document.createElement(tag);
@@ -9,9 +20,10 @@ export function h(tag, properties, ...children) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "value") element.value = value;
-    else element.setAttribute(name, value === true ? "" : value);
+    else element.setAttribute(name, value === true ? "" : written(name, value));
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  const shown = children.filter((child) => child !== null && child !== undefined && child !== false);
+  element.append(...shown.map((child) => (child instanceof Node ? child : visible(child))));
   return element;
 }
 
@@ -25,14 +37,14 @@ export function svg(tag, attributes, ...children) {
 
 /** Writes only what is different: most of what is drawn again is as it was. */
 export function text(element, value) {
-  const wanted = String(value);
+  const wanted = visible(value);
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 
 export function attribute(element, name, value) {
   if (value === null || value === undefined || value === false) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
-  } else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
+  } else if (element.getAttribute(name) !== written(name, value)) element.setAttribute(name, written(name, value));
 }
 
 // How far the agent's clock is ahead of this one's; what is less than two seconds is not worth correcting.

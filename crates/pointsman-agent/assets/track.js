@@ -47,7 +47,7 @@ function draw(history, width) {
   const current = terms.at(-1)?.until_ms === null ? terms.at(-1).code : null;
   for (const code of lanes) {
     const name = svg("text", { x: 0, y: y(code) + 4, class: code === current ? "lane now" : "lane" });
-    name.textContent = short(code, width < 480 ? 10 : 18);
+    text(name, short(code, width < 480 ? 10 : 18));
     picture.append(name, svg("line", { x1: labels, x2: width - 10, y1: y(code), y2: y(code), class: "rail-line" }));
   }
   let free = 0;

@@ -105,7 +105,10 @@ impl Claims {
             Some(key) => balancer.pick(key),
             None => balancer.pick_any(),
         };
-        let claim = claim.map_err(|error| none(format!("service {service}: {error}")))?;
+        let claim = claim.map_err(|error| {
+            let unreadable = Problem::unreadable(&topic.snapshot());
+            unreadable.unwrap_or_else(|| none(format!("service {service}: {error}")))
+        })?;
         let instance = claim.instance().clone();
         let claim_id = self.hold(claim, request.ttl)?;
         Ok(Picked { claim: claim_id, instance, explanation })

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use pointsman_core::Snapshot;
 use pointsman_registry::Error;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,7 @@ kinds! {
     UnsupportedMediaType "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE "the body is not of a type that is understood here"
     Misdirected "misdirected" MISDIRECTED_REQUEST "this agent does not go by that name"
     Internal "internal" INTERNAL_SERVER_ERROR "the agent has failed"
+    Unreadable "unreadable" SERVICE_UNAVAILABLE "the registry does not let the service be read"
     NoInstance "no-instance" SERVICE_UNAVAILABLE "no instance can take work"
     TooMany "too-many" SERVICE_UNAVAILABLE "the agent is at its limit"
     Unavailable "unavailable" SERVICE_UNAVAILABLE "the registry cannot be reached"
@@ -114,6 +116,12 @@ impl Problem {
             Kind::UnknownInstance,
             format!("service {service} has no instance {code}, and nothing is set for one"),
         )
+    }
+
+    /// The service's folder may not be read: which instances it has is not known.
+    pub(crate) fn unreadable(snapshot: &Snapshot) -> Option<Self> {
+        let reason = &snapshot.unreadable()?.reason;
+        Some(Self::new(Kind::Unreadable, format!("service {} cannot be read: {reason}", snapshot.service())))
     }
 
     /// The registry has not answered within `limit`.

@@ -64,6 +64,15 @@ async fn what_looks_like_markup_is_only_a_name() {
     fleet.complains_of_nothing().await;
 }
 
+/// What cannot be seen, and what turns the rest of a line round, is shown as what it is.
+#[tokio::test]
+async fn nothing_hides_in_a_name() {
+    let fleet = Fleet::start().await;
+    fleet.show("#/services/or%E2%80%AEders%E2%80%8B").await;
+    fleet.says("h1", r"or\u{202e}ders\u{200b}").await;
+    fleet.complains_of_nothing().await;
+}
+
 #[tokio::test]
 async fn a_drain_is_asked_about_done_and_on_record() {
     let fleet = Fleet::start().await;

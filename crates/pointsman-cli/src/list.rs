@@ -19,6 +19,9 @@ pub(crate) async fn services(global: &Global) -> Outcome {
         Output::Json => output::json(&snapshots.map(ServiceJson::new).collect::<Vec<_>>())?,
         Output::Table => output::line(&table::services(snapshots))?,
     }
+    for snapshot in directory.snapshots() {
+        session::tell_unreadable(&snapshot);
+    }
     if directory.snapshots().iter().all(|snapshot| snapshot.is_empty()) {
         output::note(&format!("note: no service has instances in {}", registry.url()));
     }
@@ -41,13 +44,14 @@ pub(crate) async fn instances(args: &Instances, global: &Global) -> Outcome {
         }
         Output::Table => output::line(&table::instances(listed(), problems()))?,
     }
+    drop(service);
+    session::close(registry).await;
+    session::check_readable(&snapshot)?;
     if snapshot.is_empty() {
         output::note(&format!("note: service {} has no instances", args.service));
     } else if !args.all {
         hint_at_the_rest(&snapshot);
     }
-    drop(service);
-    session::close(registry).await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -66,9 +70,12 @@ fn hint_at_the_rest(snapshot: &Snapshot) {
 pub(crate) async fn master(service: &str, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
     let service = session::discover(&registry, service).await?;
-    let master = service.master();
+    let (master, snapshot) = (service.master(), service.snapshot());
     drop(service);
     session::close(registry).await;
+    if master.is_err() {
+        session::check_readable(&snapshot)?;
+    }
     let master = master?;
     match global.output {
         Output::Json => output::json(&InstanceJson::new(&master))?,

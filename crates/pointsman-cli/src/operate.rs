@@ -54,6 +54,7 @@ async fn find(registry: &Registry, target: &Target) -> Result<Arc<Snapshot>, Fai
     if target.force || snapshot.find(&target.code).is_some() {
         return Ok(snapshot);
     }
+    session::check_readable(&snapshot)?;
     let codes: Vec<_> = snapshot.instances().iter().map(|instance| &*instance.code).collect();
     let there_are = match codes.as_slice() {
         [] => "it has no instances now".to_owned(),

@@ -4,8 +4,11 @@
 //! once. A reader that went away is an error of kind `BrokenPipe`, which ends a command quietly (see
 //! [`Failure`](crate::failure::Failure)).
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 
+use pointsman::is_invisible;
+pub(crate) use pointsman::shown;
 use serde::Serialize;
 
 /// Writes one line, or several, of data.
@@ -15,9 +18,26 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Writes an object as one line of JSON.
+/// Writes an object as one line of JSON. For whoever reads it on a terminal, what cannot be seen is escaped, as JSON does: programs read the
+/// same text.
 pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
-    line(&serde_json::to_string(value)?)
+    line(&json_escaped(&serde_json::to_string(value)?))
+}
+
+/// JSON with every character escaped that cannot be seen, or that changes the order of others: such stand only in its strings.
+pub(crate) fn json_escaped(json: &str) -> Cow<'_, str> {
+    if !json.chars().any(is_invisible) {
+        return json.into();
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if is_invisible(c) {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped.into()
 }
 
 /// Writes bytes as they are.
@@ -38,30 +58,17 @@ pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// The text with every character escaped that could move the cursor, change colours or the direction of writing, or hide:
-/// names in a registry are written by strangers.
-pub(crate) fn shown(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        let hides =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hides {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    safe
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_moves_the_cursor_is_escaped() {
-        assert_eq!(shown("用户 a-b"), "用户 a-b");
-        assert_eq!(shown("a\u{1b}[2Jb\r\n\0"), "a\\u{1b}[2Jb\\r\\n\\u{0}");
-        assert_eq!(shown("a\u{202e}b\u{9b}"), "a\\u{202e}b\\u{9b}");
+    fn json_says_the_same_with_nothing_hidden() {
+        let text = "a\u{202e}b\u{e0041}c";
+        let json = serde_json::to_string(&[text]).unwrap();
+        let escaped = json_escaped(&json);
+        assert_eq!(escaped, r#"["a\u202eb\udb40\udc41c"]"#);
+        assert_eq!(serde_json::from_str::<Vec<String>>(&escaped).unwrap(), [text]);
+        assert!(matches!(json_escaped("[\"\u{7528}\"]"), Cow::Borrowed(_)));
     }
 }

@@ -17,9 +17,12 @@ pub(crate) async fn run(args: &Pick, global: &Global) -> Outcome {
     let service = session::discover(&registry, &args.service).await?;
     let balancer = Balancer::builder(service.view()).algorithm(args.algorithm).candidates(args.role).build();
     let explanation = args.explain.then(|| balancer.explain(&args.key));
-    let claims = picks(&balancer, args);
+    let (claims, snapshot) = (picks(&balancer, args), service.snapshot());
     drop(service);
     session::close(registry).await;
+    if claims.is_err() {
+        session::check_readable(&snapshot)?;
+    }
     match (claims, explanation) {
         (Ok(claims), explanation) => tell(&claims, explanation.as_ref(), global.output)?,
         (Err(failure), Some(explanation)) => {

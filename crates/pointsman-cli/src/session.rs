@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use pointsman::{Error, Freshness, Registry, Service};
+use pointsman::{Error, Freshness, Registry, Service, Snapshot};
 
 use crate::args::{DEFAULT_REGISTRY, Global};
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, shown};
 
 /// How long to wait for sessions to be closed before the process ends anyway: a registry that is away must not hold up
 /// whoever wants to leave.
@@ -80,6 +80,26 @@ pub(crate) async fn discover(registry: &Registry, service: &str) -> Result<Servi
     let service = registry.discover(service).await?;
     tell_age(service.freshness());
     Ok(service)
+}
+
+/// Fails where the registry does not let a service be read: it is not known that there is nothing.
+pub(crate) fn check_readable(snapshot: &Snapshot) -> Result<(), Failure> {
+    match snapshot.unreadable() {
+        Some(problem) => {
+            Err(Failure::new(format!("service {} cannot be read: {}", snapshot.service(), problem.reason)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Says that the registry does not let a service be read, if that is so; returns whether it is.
+pub(crate) fn tell_unreadable(snapshot: &Snapshot) -> bool {
+    let problem = snapshot.unreadable();
+    if let Some(problem) = problem {
+        let (service, reason) = (shown(snapshot.service()), shown(&problem.reason));
+        output::note(&format!("note: service {service} cannot be read, its instances may be others: {reason}"));
+    }
+    problem.is_some()
 }
 
 /// Says how old the data is, if it is not what the registry holds now.

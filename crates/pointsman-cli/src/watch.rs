@@ -1,9 +1,11 @@
 //! `watch`: what changes, as it changes.
 
+use std::collections::HashSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman::{Change, Changes, Directory, Freshness, Instance};
+use pointsman::{Change, Changes, Directory, Freshness, Instance, Snapshot, Updates};
 
 use crate::args::{Global, Output};
 use crate::json::ChangeJson;
@@ -28,6 +30,10 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
             (all.changes(), all)
         }
     };
+    let mut updates = directory.updates();
+    let is_unreadable =
+        |snapshot: &Arc<Snapshot>| session::tell_unreadable(snapshot).then(|| snapshot.service().clone());
+    let mut unreadable: HashSet<Arc<str>> = directory.snapshots().iter().filter_map(is_unreadable).collect();
     if directory.snapshots().iter().all(|snapshot| snapshot.is_empty()) {
         output::note(&match service {
             Some(service) => format!("note: service {service} has no instances now; what changes is told"),
@@ -37,6 +43,7 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
     tokio::select! {
         told = tell_all(changes.from_nothing(), global.output) => told?,
         () = tell_absences(&directory) => {}
+        () = tell_unreadable(&mut updates, &mut unreadable) => {}
         _ = signals.next() => {}
     }
     drop(directory);
@@ -58,6 +65,26 @@ async fn tell_absences(directory: &Directory) {
             output::note("note: the registry is away; what changes now is told when it is back");
             directory.fresh().await;
             output::note("note: the registry is back");
+        }
+    }
+}
+
+/// Silence of a service that may not be read means nothing. Never returns.
+async fn tell_unreadable(updates: &mut Updates, unreadable: &mut HashSet<Arc<str>>) {
+    loop {
+        for snapshot in updates.next().await {
+            let service = snapshot.service();
+            match (snapshot.unreadable().is_some(), unreadable.contains(service)) {
+                (true, false) => {
+                    session::tell_unreadable(&snapshot);
+                    unreadable.insert(service.clone());
+                }
+                (false, true) => {
+                    output::note(&format!("note: service {} can be read again", shown(service)));
+                    unreadable.remove(service);
+                }
+                _ => {}
+            }
         }
     }
 }

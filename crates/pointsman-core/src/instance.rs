@@ -1,11 +1,11 @@
 //! One running copy of a service.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::name::{InvalidName, check_name};
+use crate::name::{InvalidName, check_name, is_invisible, shown};
 use crate::role::Role;
 
 /// The highest weight that an instance may have.
@@ -153,11 +153,17 @@ impl Instance {
         if self.tags.keys().any(String::is_empty) {
             return Err(InvalidInstance::Tag);
         }
+        for (name, value) in &self.tags {
+            if let Some(character) = name.chars().chain(value.chars()).find(|c| is_invisible(*c)) {
+                return Err(InvalidInstance::InvisibleTag { name: name.chars().take(64).collect(), character });
+            }
+        }
         Ok(())
     }
 }
 
-/// Checks that `address` is `host:port` with a port from 1 to 65535.
+/// Checks that `address` is `host:port` with a port from 1 to 65535, and that a caller can connect to it: the host is an IP address of
+/// one host (not `0.0.0.0` or `[::]`, on which a server listens, and no multicast address), or a name of which no part is empty.
 ///
 /// # Errors
 ///
@@ -171,11 +177,33 @@ pub fn check_address(address: &str) -> Result<(), InvalidInstance> {
         return refuse("has a port that is not a number from 1 to 65535");
     }
     let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    let host_is_right = match bracketed {
-        Some(inner) => matches!(inner.parse(), Ok(IpAddr::V6(_))),
-        None => !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_')),
+    let ip = match bracketed {
+        Some(inner) => match inner.parse::<Ipv6Addr>() {
+            Ok(ip) => Some(IpAddr::V6(ip).to_canonical()),
+            Err(_) => return refuse("has no proper host"),
+        },
+        None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
     };
-    if host_is_right { Ok(()) } else { refuse("has no proper host") }
+    match ip {
+        Some(ip) if ip.is_unspecified() => refuse("is where a server listens, not where a caller can reach it"),
+        Some(ip) if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) => refuse("is not that of one host"),
+        None if !is_host_name(host) => refuse("has no proper host"),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether a resolver can find a host by this name. One that ends in a number would be read as an IPv4 address, by some in an old form of
+/// it (`0` is `0.0.0.0`), by others not at all; the URL standard refuses it, too.
+fn is_host_name(host: &str) -> bool {
+    // A dot at the end says that the name is complete.
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_');
+    let are_labels = host.split('.').all(|label| !label.is_empty() && label.chars().all(is_allowed));
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    let is_number = last.bytes().all(|byte| byte.is_ascii_digit())
+        || hex.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    are_labels && !is_number
 }
 
 /// Why an instance cannot be registered.
@@ -186,7 +214,7 @@ pub enum InvalidInstance {
     #[error(transparent)]
     Name(#[from] InvalidName),
     /// The address is not `host:port`.
-    #[error("address {address:?} {reason}; an address is host:port, for IPv6 [host]:port")]
+    #[error("address {} {reason}; an address is host:port, for IPv6 [host]:port", shown(&format!("{address:?}")))]
     Address {
         /// The address as it was given, cut after 64 characters.
         address: String,
@@ -199,6 +227,14 @@ pub enum InvalidInstance {
     /// A tag has no name.
     #[error("a tag has an empty name")]
     Tag,
+    /// A tag has a character in its name or value that cannot be seen, or that changes the order of others.
+    #[error("tag {} in its name or value: use no invisible or bidirectional characters", shown(&format!("{name:?} has {character:?}")))]
+    InvisibleTag {
+        /// The tag's name, cut after 64 characters.
+        name: String,
+        /// The first such character.
+        character: char,
+    },
 }
 
 #[cfg(test)]
@@ -216,7 +252,16 @@ mod tests {
 
     #[test]
     fn addresses() {
-        for good in ["127.0.0.1:50000", "host:1", "a-b.example:65535", "[::1]:80"] {
+        for good in [
+            "127.0.0.1:50000",
+            "host:1",
+            "a-b.example:65535",
+            "[::1]:80",
+            "a.b.:80",
+            "名.example:80",
+            "x_1.y2:80",
+            "1a:80",
+        ] {
             check_address(good).unwrap();
         }
         for bad in
@@ -227,11 +272,49 @@ mod tests {
     }
 
     #[test]
+    fn addresses_that_no_caller_can_use() {
+        for bad in [
+            "0.0.0.0:80",
+            "[::]:80",
+            "[::0.0.0.0]:80",
+            "[::ffff:0.0.0.0]:80",
+            "224.0.0.1:80",
+            "255.255.255.255:80",
+            "[ff02::1]:80",
+            "a..b:80",
+            ".a:80",
+            "a..:80",
+            ".:80",
+            "..:80",
+            "0:80",
+            "0x0:80",
+            "0x:80",
+            "1.2.3:80",
+            "256.1.1.1:80",
+            "1.2.3.4.5:80",
+            "a.1:80",
+            "127.0.0.1.:80",
+            "[127.0.0.1]:80",
+            "[::1%lo]:80",
+        ] {
+            let error = check_address(bad).unwrap_err().to_string();
+            assert!(error.contains(bad) && error.contains("host:port"), "{error}");
+        }
+        assert!(check_address("0.0.0.0:80").unwrap_err().to_string().contains("listens"));
+    }
+
+    #[test]
     fn what_cannot_be_registered() {
         assert!(matches!(Instance::new("a/b").check(), Err(InvalidInstance::Name(_))));
         assert!(matches!(Instance::new("a").code("").check(), Err(InvalidInstance::Name(_))));
         assert!(matches!(Instance::new("a").address("x").check(), Err(InvalidInstance::Address { .. })));
         assert!(matches!(Instance::new("a").weight(MAX_WEIGHT + 1).check(), Err(InvalidInstance::Weight(_))));
         assert!(matches!(Instance::new("a").tag("", "x").check(), Err(InvalidInstance::Tag)));
+        for (name, value) in [("a\u{202e}b", "x"), ("a", "x\u{200d}")] {
+            let error = Instance::new("a").tag(name, value).check().unwrap_err();
+            assert!(matches!(error, InvalidInstance::InvisibleTag { .. }));
+            assert!(error.to_string().is_ascii(), "{error}");
+        }
+        Instance::new("a").tag("名", "❤\u{fe0f}").check().unwrap();
     }
 }

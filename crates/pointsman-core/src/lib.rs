@@ -18,7 +18,7 @@ mod view;
 pub use change::Change;
 pub use duration::parse_duration;
 pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, Status, check_address};
-pub use name::{InvalidName, MAX_NAME_BYTES, check_name};
+pub use name::{InvalidName, MAX_NAME_BYTES, check_name, is_invisible, shown};
 pub use role::{Role, StaleTerm, Term, TermGuard};
 pub use snapshot::{Difference, Problem, Snapshot};
 pub use view::{View, ViewWriter};

@@ -103,6 +103,13 @@ impl Snapshot {
         &self.problems
     }
 
+    /// Why it is not known which instances there are, where the registry does not let the service's folder be read: what is listed was
+    /// known before. A service that cannot be read is not one without instances.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<&Problem> {
+        self.problems.iter().find(|problem| problem.skipped && problem.is_of_folder())
+    }
+
     /// Whether it holds [guarded](Instance::guarded_since) instances: those that were lost in a sudden mass loss.
     #[must_use]
     pub fn is_guarded(&self) -> bool {
@@ -176,12 +183,21 @@ pub enum Difference<'a> {
 /// Something in the registry that is not, or not quite, an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The name of the node it was found in.
+    /// The name of the node it was found in; the path, beginning with a slash, of what is not a node of the service: its folder, or what
+    /// operators have set for an instance.
     pub node: String,
     /// What is wrong with it.
     pub reason: String,
     /// Whether it was left out altogether; otherwise a value was clamped, and the instance is listed.
     pub skipped: bool,
+}
+
+impl Problem {
+    /// Whether it was found in a folder, not in the node of an instance.
+    #[must_use]
+    pub fn is_of_folder(&self) -> bool {
+        self.node.starts_with('/')
+    }
 }
 
 #[cfg(test)]
@@ -246,6 +262,16 @@ mod tests {
         let all = of(&[0, 1, 2, 3, 4]);
         assert_eq!(words(&all, &all.at_revision(9)), "");
         assert!(all.same_content(&all.at_revision(9)) && all.at_revision(9).revision() == 9);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_is_told_from_one_that_is_empty() {
+        let problem = |node: &str, skipped| Problem { node: node.to_owned(), reason: "x".to_owned(), skipped };
+        let with = |problems| Snapshot::empty("s").with_problems(problems);
+        assert_eq!(with(vec![problem("normal1", true), problem("/o/s/a", false)]).unreadable(), None);
+        let unreadable = with(vec![problem("master", true), problem("/p/s", true)]);
+        assert_eq!(unreadable.unreadable().unwrap().node, "/p/s");
+        assert!(!unreadable.is_empty());
     }
 
     #[test]

@@ -79,6 +79,8 @@ impl Scope {
 pub(crate) enum Event {
     /// The connection is lost: what is known may be out of date from now on.
     Stale,
+    /// The registry answers, and lets nothing of the scope be read: why.
+    Refused(Arc<str>),
     /// A service as another directory of the process knows it, before the registry has said anything.
     Known(ServiceState),
     /// All services of the scope that hold anything. Services that are not named hold nothing. Everything is fresh.

@@ -26,6 +26,7 @@ mod peers;
 mod registration;
 mod registry;
 mod store;
+mod tls;
 mod url;
 pub mod wire;
 mod zookeeper;

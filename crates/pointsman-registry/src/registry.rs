@@ -80,7 +80,8 @@ impl Registry {
     /// `zookeeper://HOST:PORT,HOST:PORT/PREFIX?OPTIONS`, or `http://HOST:PORT,HOST:PORT?OPTIONS` for agents (`https://`, too).
     ///
     /// Options: `session_timeout` (10s), `connect_timeout` (5s), `auth=digest:USER:PASSWORD` or `auth_file=PATH`, `acl`
-    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `snapshots=FOLDER`, `guard` (`on` or `off`). Of agents:
+    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `root` (`/pointsman`: where drains, weights and terms are stored; the
+    /// same for the whole fleet), `snapshots=FOLDER`, `guard` (`on` or `off`). Of agents:
     /// `token_file=PATH` or `token`, `ttl` (10s; the lease of registrations), for https `ca`, `cert` and `key`.
     ///
     /// # Errors
@@ -161,7 +162,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`]; [`Error::Closed`].
+    /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`]; [`Error::Refused`] when the registry lets nothing be
+    /// read (where only a part may not be read, that is a [`Problem`](pointsman_core::Problem) of its service); [`Error::Closed`].
     pub async fn discover(&self, service: &str) -> Result<Service> {
         check_name("service", service)?;
         let directory = self.follow(Scope::one(service)).await?;
@@ -194,7 +196,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Unreachable`], [`Error::Closed`].
+    /// [`Error::Unreachable`], [`Error::Refused`], [`Error::Closed`].
     pub async fn discover_all(&self) -> Result<Directory> {
         self.follow(Scope::All).await
     }
@@ -378,8 +380,12 @@ impl Registry {
             }
         }
         self.check_open()?;
+        let tried = format!("read services from {}", self.inner.url);
+        if let Some(reason) = directory.shared().refusal() {
+            return Err(Error::Refused { step: tried, reason: reason.to_string() });
+        }
         Err(Error::Unreachable {
-            tried: format!("read services from {}", self.inner.url),
+            tried,
             waited: self.inner.connect_timeout,
             reason: "no connection, and no snapshot on disk".to_owned(),
         })

@@ -113,6 +113,7 @@ impl Store {
             Event::Stale => self.shared.link.send_modify(|link| {
                 link.stale_since.get_or_insert(now);
             }),
+            Event::Refused(reason) => self.shared.note_refusal(Some(reason)),
             Event::Put(state) => self.put_one(state, now),
             // What is on disk says more: what operators have set, apart.
             Event::Known(state) if self.held.contains_key(&state.service) => {}
@@ -135,6 +136,7 @@ impl Store {
         }
         self.shared.publish(shown);
         self.restore_overrides();
+        self.shared.note_refusal(None);
         self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct ZooKeeperUrl {
     pub(crate) servers: Vec<String>,
     /// With a leading slash, without a trailing one, never empty.
     pub(crate) prefix: String,
+    /// Where what is not a service or an instance is stored; as the prefix is written. The same for the whole fleet.
+    pub(crate) root: String,
     pub(crate) session_timeout: Duration,
     pub(crate) acl: Acl,
     /// `user:password` for digest authentication.
@@ -75,11 +77,13 @@ pub(crate) struct Common {
 
 /// What every scheme knows.
 const COMMON: &str = "connect_timeout, snapshots, guard";
-const OF_ZOOKEEPER: &str = "session_timeout, auth, auth_file, acl, tls, ca, cert, key";
+const OF_ZOOKEEPER: &str = "root, session_timeout, auth, auth_file, acl, tls, ca, cert, key";
 const OF_AGENTS: &str = "token, token_file, ttl";
 const OF_AGENTS_TLS: &str = "token, token_file, ttl, ca, cert, key";
 const AGENT_PORT: u16 = 7480;
 const ZOOKEEPER_PORT: u16 = 2181;
+/// Where Pointsman stores in ZooKeeper what is not a service or an instance, unless told otherwise.
+pub(crate) const ROOT: &str = "/pointsman";
 /// What agents take.
 const TTLS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const TTL: Duration = Duration::from_secs(10);
@@ -114,13 +118,19 @@ impl ZooKeeperUrl {
     fn parse(place: &str, options: &mut Options) -> Result<Self, String> {
         let (servers, prefix) = place.split_once('/').unwrap_or((place, ""));
         let servers = servers.split(',').map(|text| server(text, ZOOKEEPER_PORT)).collect::<Result<Vec<_>, _>>()?;
+        let tls = options.tls()?;
+        if tls.is_some() {
+            check_certifiable(&servers)?;
+        }
+        let prefix = check_prefix(prefix)?;
         Ok(Self {
             servers,
-            prefix: check_prefix(prefix)?,
+            root: check_root(options.take("root").as_deref().unwrap_or(ROOT), &prefix)?,
+            prefix,
             session_timeout: options.session_timeout()?,
             acl: options.acl()?,
             digest: options.digest()?,
-            tls: options.tls()?,
+            tls,
         })
     }
 }
@@ -137,6 +147,9 @@ impl AgentUrl {
         let servers = place.split(',').map(|text| server(text, AGENT_PORT)).collect::<Result<Vec<_>, _>>()?;
         let https = scheme == "https";
         let tls = if https { options.files()? } else { Tls::default() };
+        if https {
+            check_certifiable(&servers)?;
+        }
         if https && tls.ca.is_none() {
             return Err("https needs ca, a PEM file of trusted certificates".to_owned());
         }
@@ -157,6 +170,41 @@ fn server(text: &str, port: u16) -> Result<String, String> {
     let with_port = if text.ends_with(']') || !text.contains(':') { format!("{text}:{port}") } else { text.to_owned() };
     pointsman_core::check_address(&with_port).map_err(|error| format!("server {error}"))?;
     Ok(with_port)
+}
+
+/// Checks that the servers can have certificates.
+fn check_certifiable(servers: &[String]) -> Result<(), String> {
+    match servers.iter().find(|server| crate::tls::server_name(server).is_none()) {
+        Some(server) => Err(format!(
+            "server {server:?} has no name that a certificate can have; write it in ASCII (IDNA), or as an IP address"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks the root of what is not a service: go-micro-service takes all under the prefix for services, so neither lies in the other.
+fn check_root(root: &str, prefix: &str) -> Result<String, String> {
+    let example = format!("for example root=/apps{ROOT}");
+    let Some(names) = root.strip_prefix('/').map(|names| names.trim_end_matches('/')).filter(|names| !names.is_empty())
+    else {
+        return Err(format!("option root is {root:?}; it is a path that begins with a slash, {example}"));
+    };
+    for name in names.split('/') {
+        pointsman_core::check_name("root", name).map_err(|error| error.to_string())?;
+    }
+    let root = format!("/{names}");
+    let lies_in = |path: &str, folder: &str| {
+        path == folder || path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+    };
+    if lies_in(&root, "/zookeeper") {
+        return Err(format!("option root is {root}, which is ZooKeeper's own; choose another, {example}"));
+    }
+    if lies_in(&root, prefix) || lies_in(prefix, &root) {
+        return Err(format!(
+            "option root is {root}, but the services are in {prefix}: neither may lie in the other, {example}"
+        ));
+    }
+    Ok(root)
 }
 
 fn check_prefix(prefix: &str) -> Result<String, String> {
@@ -369,6 +417,14 @@ mod tests {
     }
 
     #[test]
+    fn the_root_of_what_is_no_service() {
+        let root = |query: &str| zookeeper(&format!("zookeeper://h/apps/micro-service{query}")).root;
+        assert_eq!(root(""), "/pointsman");
+        assert_eq!(root("?root=/apps/pointsman/"), "/apps/pointsman");
+        assert_eq!(root("?root=%2Fapps%2Fmicro-services"), "/apps/micro-services");
+    }
+
+    #[test]
     fn agents() {
         let Url::Agent(url) = Url::parse("http://h1,h2:80,[::1]/?ttl=3s&token=geheim-geheim").unwrap().0 else {
             panic!()
@@ -391,6 +447,18 @@ mod tests {
             ("zookeeper://h/a//b", "empty"),
             ("zookeeper://h/zookeeper", "reserved"),
             ("zookeeper://h/pointsman/x", "reserved"),
+            ("zookeeper://h/p?root=x", "begins with a slash"),
+            ("zookeeper://h/p?root=/", "root=/apps/pointsman"),
+            ("zookeeper://h/p?root=/a//b", "empty"),
+            ("zookeeper://h/p?root=/zookeeper/x", "ZooKeeper's own"),
+            ("zookeeper://h/p?root=/p", "neither may lie in the other"),
+            ("zookeeper://h/p?root=/p/x", "neither may lie in the other"),
+            ("zookeeper://h/a/p?root=/a", "neither may lie in the other"),
+            ("memory://?root=/x", "unknown option \"root\""),
+            ("zookeeper://0.0.0.0/p", "listens"),
+            ("zookeeper://a..b/p", "no proper host"),
+            ("zookeeper://名.example/p?tls=on&ca=/x", "no name that a certificate can have"),
+            ("https://名.example?ca=/x", "no name that a certificate can have"),
             ("zookeeper://h/p?sesion_timeout=1s", "unknown option \"sesion_timeout\""),
             ("zookeeper://h/p?session_timeout=1", "10s"),
             ("zookeeper://h/p?session_timeout=0s", "above zero"),

@@ -1,6 +1,7 @@
 //! The registry on ZooKeeper, side by side with go-micro-service.
 
 mod batch;
+mod explain;
 mod fault;
 mod follow;
 mod heartbeat;
@@ -33,7 +34,7 @@ use crate::log::Log;
 use crate::overrides::{Override, OverrideChange};
 use crate::peers::Part;
 use crate::registration::{End, Task};
-use crate::url::{Acl as AclSetting, ZooKeeperUrl};
+use crate::url::{Acl as AclSetting, ROOT, ZooKeeperUrl};
 use crate::{Error, Result};
 
 /// One ensemble and one prefix.
@@ -54,7 +55,7 @@ pub(crate) struct ZooKeeper {
 
 impl ZooKeeper {
     pub(crate) fn new(settings: ZooKeeperUrl) -> Result<Self> {
-        let layout = Layout::new(&settings.prefix);
+        let layout = Layout::new(&settings.prefix, &settings.root);
         if settings.acl == AclSetting::Protected && settings.digest.is_none() {
             let reason = "acl=protected needs auth=digest:user:password, or auth_file".to_owned();
             return Err(Error::Url { url: format!("{settings:?}"), reason });
@@ -118,12 +119,10 @@ impl Backend for ZooKeeper {
         let started = Instant::now();
         let first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let Some(sessions) = first else { return Ok(()) };
-        let up = sessions.up();
+        let up = sessions.up_to_read();
         let reason = match timeout {
-            None => up.await.map(|_| ()),
-            Some(timeout) => {
-                tokio::time::timeout(timeout, up).await.map_or_else(|_| Err(sessions.trouble()), |up| up.map(|_| ()))
-            }
+            None => up.await,
+            Some(timeout) => tokio::time::timeout(timeout, up).await.unwrap_or_else(|_| Err(sessions.trouble())),
         };
         reason.map_err(|reason| Error::Unreachable {
             tried: format!("connect to {:?}", self.settings),
@@ -144,7 +143,7 @@ impl Backend for ZooKeeper {
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
         match self.directories().await {
-            Ok(sessions) => follow::follow(&self.layout, &scope, sessions.link(), &events).await,
+            Ok(sessions) => follow::follow(&self.layout, &scope, sessions.readable(), &events).await,
             Err(error) => tracing::error!(%error, "directory not followed"),
         }
     }
@@ -192,11 +191,13 @@ impl Backend for ZooKeeper {
     }
 
     fn label(&self) -> String {
-        let ZooKeeperUrl { prefix, servers, .. } = &*self.settings;
+        let ZooKeeperUrl { prefix, servers, root, .. } = &*self.settings;
         // Another ensemble may have the same prefix. The same one may be named in any order.
         let mut servers: Vec<_> = servers.iter().map(String::as_str).collect();
         servers.sort_unstable();
-        let ensemble = crate::disk::fnv1a(servers.join(",").as_bytes());
+        // What operators have set elsewhere is not of this registry.
+        let root = if root == ROOT { "" } else { root };
+        let ensemble = crate::disk::fnv1a(format!("{}{root}", servers.join(",")).as_bytes());
         format!("zookeeper-{}-{ensemble:016x}", crate::disk::escaped(prefix.trim_start_matches('/')))
     }
 }
@@ -216,5 +217,7 @@ mod tests {
         assert_eq!(one, label("zookeeper://127.0.0.1:2,127.0.0.1:1/a"));
         assert_ne!(one, label("zookeeper://127.0.0.1:1,127.0.0.1:3/a"));
         assert_ne!(one, label("zookeeper://127.0.0.1:1,127.0.0.1:2/b"));
+        assert_ne!(one, label("zookeeper://127.0.0.1:1,127.0.0.1:2/a?root=/b"));
+        assert_eq!(one, label("zookeeper://127.0.0.1:1,127.0.0.1:2/a?root=/pointsman"));
     }
 }

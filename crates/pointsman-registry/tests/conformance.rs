@@ -139,7 +139,8 @@ async fn what_an_operator_sets_survives_the_instance(url: String) {
 
 async fn bad_names_are_refused_before_anything_is_written(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
-    for name in ["", ".", "..", "a/b", "a+", "a#", "$SYS", "a\0", &"x".repeat(256)] {
+    for name in ["", ".", "..", "a/b", "a+", "a#", "$SYS", "a\0", "a\u{200b}", "\u{202e}a", "a\u{ad}", &"x".repeat(256)]
+    {
         let error = registry.register(Instance::new(name)).await.map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("1 to 255 bytes"), "{error}");
         assert!(registry.register(Instance::new("s").code(name)).await.is_err());
@@ -148,6 +149,25 @@ async fn bad_names_are_refused_before_anything_is_written(url: String) {
     }
     assert!(registry.register(Instance::new("s").address("h:70000")).await.is_err());
     assert!(registry.discover_all().await.unwrap().snapshots().is_empty());
+}
+
+async fn what_no_caller_can_use_or_see_is_refused(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let mut good = registry.register(Instance::new("s").code("good").address("h:1")).await.unwrap();
+    for address in ["0.0.0.0:80", "[::]:80", "a..b:80", "0:80", "224.0.0.1:80", "[::ffff:0.0.0.0]:80"] {
+        let error = registry.register(Instance::new("s").address(address)).await.map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)) && error.to_string().contains(address), "{error}");
+        let error = good.update(|instance| instance.address = Some(address.into())).await.unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)), "{error}");
+    }
+    for (name, value) in [("a\u{202e}", "x"), ("a", "x\u{2066}y"), ("a", "\u{feff}")] {
+        let error = registry.register(Instance::new("s").tag(name, value)).await.map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)) && error.to_string().is_ascii(), "{error}");
+    }
+    let service = registry.discover("s").await.unwrap();
+    let snapshot = until("the good one", &service, |s| s.find("good").is_some()).await;
+    assert_eq!((codes(&snapshot), snapshot.problems().len()), (vec!["good"], 0));
+    assert_eq!(snapshot.find("good").unwrap().address.as_deref(), Some("h:1"), "as it was");
 }
 
 async fn the_same_code_twice_is_refused_and_free_again_afterwards(url: String) {
@@ -553,6 +573,7 @@ conformance! {
     a_living_registration_is_updated
     what_an_operator_sets_survives_the_instance
     bad_names_are_refused_before_anything_is_written
+    what_no_caller_can_use_or_see_is_refused
     the_same_code_twice_is_refused_and_free_again_afterwards
     a_code_is_free_for_the_next_as_soon_as_its_registration_is_dropped
     a_closed_registry_holds_nothing_and_takes_nothing

@@ -44,11 +44,18 @@ pub struct ZooKeeperOptions {
     full_speed: bool,
     tls: bool,
     extra: Vec<(String, String)>,
+    properties: Vec<String>,
 }
 
 impl Default for ZooKeeperOptions {
     fn default() -> ZooKeeperOptions {
-        ZooKeeperOptions { tick: Duration::from_millis(200), full_speed: false, tls: false, extra: Vec::new() }
+        ZooKeeperOptions {
+            tick: Duration::from_millis(200),
+            full_speed: false,
+            tls: false,
+            extra: Vec::new(),
+            properties: Vec::new(),
+        }
     }
 }
 
@@ -78,6 +85,13 @@ impl ZooKeeperOptions {
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> ZooKeeperOptions {
         self.extra.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A system property of the server's process, for what its configuration cannot say.
+    #[must_use]
+    pub fn property(mut self, key: &str, value: &str) -> ZooKeeperOptions {
+        self.properties.push(format!("-D{key}={value}"));
         self
     }
 
@@ -265,6 +279,7 @@ pub(crate) struct ServerConfig {
     folder: TempDir,
     full_speed: bool,
     tls: Option<(SocketAddr, TlsFiles)>,
+    properties: Vec<String>,
 }
 
 impl ServerConfig {
@@ -293,7 +308,7 @@ impl ServerConfig {
             writeln!(text, "{key}={value}").unwrap();
         }
         fs::write(folder.path().join("zoo.cfg"), text).unwrap();
-        ServerConfig { address, folder, full_speed: options.full_speed, tls }
+        ServerConfig { address, folder, full_speed: options.full_speed, tls, properties: options.properties.clone() }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -329,6 +344,7 @@ impl ServerConfig {
             "-Dzookeeper.extendedTypesEnabled=true",
         ];
         command.extend(properties.iter().map(|&property| property.to_owned()));
+        command.extend(self.properties.iter().cloned());
         command.extend(["-cp".to_owned(), classpath.join(":")]);
         command.push("org.apache.zookeeper.server.quorum.QuorumPeerMain".to_owned());
         command.push(self.folder.path().join("zoo.cfg").display().to_string());

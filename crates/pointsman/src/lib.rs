@@ -46,10 +46,10 @@ pub use pointsman_balance::{
 };
 pub use pointsman_core::{
     Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot,
-    StaleTerm, Status, Term, TermGuard, View, check_address, check_name,
+    StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
-    Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, check,
-    parse_duration, wire,
+    Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, Updates,
+    check, parse_duration, wire,
 };
 pub use registry::{Builder, Registry, Service};

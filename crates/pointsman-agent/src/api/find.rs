@@ -55,6 +55,12 @@ pub(super) async fn instances(
             Shot { snapshot: Arc::new(Snapshot::empty(service).at_revision(revision)), revision, body: "[]".into() }
         }
     };
+    if !all
+        && shot.snapshot.instances().is_empty()
+        && let Some(problem) = Problem::unreadable(&shot.snapshot)
+    {
+        return Err(problem);
+    }
     let shot = if tags.is_empty() { shot } else { tagged(&shot, all, &tags) };
     let etag = if all { format!("\"{}-all\"", shot.revision) } else { format!("\"{}\"", shot.revision) };
     let is_known = has_already(&headers, &etag);
@@ -92,7 +98,9 @@ fn tagged(shot: &Shot, all: bool, tags: &[(&str, &str)]) -> Shot {
 pub(super) async fn instance(Of(state): Of<Arc<State>>, OfInstance(service, code): OfInstance, uri: Uri) -> Answer {
     Query::read(&uri, &[], None)?;
     let snapshot = state.feed.directory().snapshot(&service);
-    let Some(instance) = snapshot.find(&code) else { return Err(Problem::unknown_instance(&service, &code)) };
+    let Some(instance) = snapshot.find(&code) else {
+        return Err(Problem::unreadable(&snapshot).unwrap_or_else(|| Problem::unknown_instance(&service, &code)));
+    };
     let mut response = json(StatusCode::OK, &InstanceJson::new(instance));
     response.headers_mut().insert(REVISION, snapshot.revision().into());
     response.headers_mut().insert(FRESHNESS, freshness(&state, instance.is_guarded()));
@@ -105,7 +113,8 @@ pub(super) async fn master(Of(state): Of<Arc<State>>, OfService(service): OfServ
     // Not what the feed has told already: one that has left since is not to be named.
     let snapshot = state.feed.directory().snapshot(&service);
     let Some(master) = snapshot.master() else {
-        return Err(Problem::new(Kind::NoMaster, format!("service {service} has no master now")));
+        let no_master = || Problem::new(Kind::NoMaster, format!("service {service} has no master now"));
+        return Err(Problem::unreadable(&snapshot).unwrap_or_else(no_master));
     };
     let mut response = json(StatusCode::OK, &InstanceJson::new(master));
     response.headers_mut().insert(REVISION, snapshot.revision().into());

@@ -2,9 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -13,23 +12,20 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use super::sse::{Event, Parser};
-use crate::url::AgentUrl;
-use crate::{Error, Result};
+use crate::url::{AgentUrl, Tls};
+use crate::{Result, tls};
 
 /// The agents of a URL, and the connections to them.
 pub(super) struct Agents {
     servers: Vec<Server>,
     /// The one that has answered last.
     current: AtomicUsize,
-    tls: Option<TlsConnector>,
+    tls: Option<(TlsConnector, Tls)>,
     authorization: Option<HeaderValue>,
 }
 
@@ -42,8 +38,8 @@ struct Server {
 /// One that can be asked again.
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    /// Ends with this value, and with it the connection.
-    _driving: JoinSet<()>,
+    /// Ends with this value, and with it the connection. Gives the error of which the connection has ended.
+    driving: JoinSet<Option<hyper::Error>>,
 }
 
 /// What an agent answers.
@@ -91,7 +87,7 @@ const LARGEST: usize = 16 << 20;
 
 impl Agents {
     pub(super) fn new(url: AgentUrl) -> Result<Self> {
-        let tls = if url.https { Some(connector(&url)?) } else { None };
+        let tls = if url.https { Some((tls::connector(&url.tls)?, url.tls)) } else { None };
         let server = |address| Server { address, idle: Mutex::default() };
         let servers: Vec<Server> = url.servers.into_iter().map(server).collect();
         let authorization = url.token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
@@ -154,7 +150,6 @@ impl Agents {
         body: Option<String>,
     ) -> Result<Answer, Fault> {
         let server = &self.servers[place];
-        let fail = |error: &dyn fmt::Display| Fault(format!("{}: {error}", server.address));
         let asking = async {
             let idle = lock(&server.idle).pop().filter(|connection| !connection.sender.is_closed());
             let request = || self.request(place, &method, path, body.clone());
@@ -164,8 +159,8 @@ impl Agents {
                 return Ok(answer);
             }
             // The agent may have closed it just now: what is asked here may be asked twice.
-            let connection = self.connect(place).await.map_err(|error| fail(&error))?;
-            ask(connection, request(), server).await.map_err(|error| fail(&error))
+            let connection = self.connect(place).await.map_err(|error| self.fault(place, &error))?;
+            ask(connection, request(), server).await.map_err(|error| self.fault(place, &*error))
         };
         tokio::time::timeout(ANSWER, asking).await.unwrap_or_else(|_| Err(Fault::late(&server.address, ANSWER)))
     }
@@ -180,14 +175,17 @@ impl Agents {
         last_id: Option<&str>,
     ) -> Result<std::result::Result<Stream, Answer>, Fault> {
         let fail = |error: &dyn fmt::Display| Fault(format!("{}: {error}", self.servers[place].address));
-        let mut connection = self.connect(place).await.map_err(|error| fail(&error))?;
+        let mut connection = self.connect(place).await.map_err(|error| self.fault(place, &error))?;
         let mut request = self.request(place, &method, path, body);
         if let Some(id) = last_id.and_then(|id| HeaderValue::try_from(id).ok()) {
             request.headers_mut().insert("last-event-id", id);
         }
         let asking = connection.sender.send_request(request);
         let response = tokio::time::timeout(SILENCE, asking).await.map_err(|_| fail(&"no answer"))?;
-        let response = response.map_err(|error| fail(&error))?;
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => return Err(self.fault(place, &*connection.ended(error).await)),
+        };
         if response.status() != StatusCode::OK {
             return Ok(Err(collect(response).await.map_err(|error| fail(&error))?));
         }
@@ -219,15 +217,21 @@ impl Agents {
             stream.set_nodelay(true)?;
             match &self.tls {
                 None => handshake(TokioIo::new(stream)).await,
-                Some(tls) => {
-                    let host = address.rsplit_once(':').map_or(&**address, |(host, _)| host).trim_matches(['[', ']']);
-                    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+                Some((tls, _)) => {
+                    let name = tls::server_name(address).ok_or(io::ErrorKind::InvalidInput)?;
                     handshake(TokioIo::new(tls.connect(name, stream).await?)).await
                 }
             }
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("not connected within {CONNECT:?}"));
         tokio::time::timeout(CONNECT, connecting).await.map_err(late)?
+    }
+
+    /// Why one of them cannot be asked.
+    fn fault(&self, place: usize, error: &(dyn std::error::Error + 'static)) -> Fault {
+        let address = self.address(place);
+        let tls = self.tls.as_ref().and_then(|(_, tls)| tls::explain(error, address, tls));
+        Fault(format!("{address}: {}", tls.unwrap_or_else(|| error.to_string())))
     }
 
     /// Lets go of what is idle.
@@ -253,15 +257,28 @@ where
 {
     let (sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
     let mut driving = JoinSet::new();
-    driving.spawn(async move {
-        // Whoever asks gets the error.
-        let _ = connection.await;
-    });
-    Ok(Connection { sender, _driving: driving })
+    driving.spawn(async move { connection.await.err() });
+    Ok(Connection { sender, driving })
 }
 
-async fn ask(mut connection: Connection, request: Request<Full<Bytes>>, server: &Server) -> Result<Answer, String> {
-    let response = connection.sender.send_request(request).await.map_err(|error| error.to_string())?;
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Connection {
+    /// Why a request has failed. Where the connection had ended before it was sent, its own error says more.
+    async fn ended(&mut self, error: hyper::Error) -> AnyError {
+        // One that is only not ready for another request does not end.
+        let has_ended = error.is_canceled() && self.sender.is_closed();
+        let ended = async { if has_ended { self.driving.join_next().await } else { None } };
+        let ended = tokio::time::timeout(CONNECT, ended).await.ok().flatten();
+        Box::new(ended.and_then(Result::ok).flatten().unwrap_or(error))
+    }
+}
+
+async fn ask(mut connection: Connection, request: Request<Full<Bytes>>, server: &Server) -> Result<Answer, AnyError> {
+    let response = match connection.sender.send_request(request).await {
+        Ok(response) => response,
+        Err(error) => return Err(connection.ended(error).await),
+    };
     let answer = collect(response).await?;
     let mut idle = lock(&server.idle);
     if idle.len() < IDLE && !connection.sender.is_closed() {
@@ -291,37 +308,6 @@ impl Stream {
             }
         }
     }
-}
-
-fn connector(url: &AgentUrl) -> Result<TlsConnector> {
-    let mut roots = RootCertStore::empty();
-    if let Some(ca) = &url.tls.ca {
-        for certificate in certificates(ca)? {
-            roots.add(certificate).map_err(|error| file(ca, &error))?;
-        }
-    }
-    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Refused { step: "set up tls".to_owned(), reason: error.to_string() })?
-        .with_root_certificates(roots);
-    let config = match (&url.tls.cert, &url.tls.key) {
-        (Some(cert), Some(key)) => {
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| file(key, &error))?;
-            builder.with_client_auth_cert(certificates(cert)?, private).map_err(|error| file(cert, &error))?
-        }
-        _ => builder.with_no_client_auth(),
-    };
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    read.map_err(|error| file(path, &error))
-}
-
-fn file(path: &Path, reason: &dyn fmt::Display) -> Error {
-    Error::File { path: path.to_owned(), reason: reason.to_string() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -70,6 +70,10 @@ async fn by(
         Ok(Err(answer)) => {
             let error = answer.refusal(|| format!("watch at {}", agents.address(place)));
             tracing::warn!(%error, "the agent gives no events");
+            if !error.is_retryable() {
+                // Whoever has gone does not need to know.
+                let _ = events.send(Event::Refused(error.to_string().into())).await;
+            }
             return error.to_string();
         }
         Err(fault) => return fault.to_string(),

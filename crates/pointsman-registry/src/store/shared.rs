@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     /// Rises with every change of any service.
     pub(crate) version: watch::Sender<u64>,
     pub(crate) link: watch::Sender<Link>,
+    /// Why the registry lets nothing be read, since it has said so.
+    refusal: RwLock<Option<Arc<str>>>,
     /// Which data the registry holds, where it can tell.
     pub(super) identity: RwLock<Option<Identity>>,
     /// What operators have set, by service; those that have nothing set are not in it.
@@ -66,6 +68,7 @@ impl Shared {
             cells: RwLock::default(),
             version,
             link,
+            refusal: RwLock::default(),
             identity: RwLock::default(),
             overrides: RwLock::default(),
         }
@@ -95,6 +98,15 @@ impl Shared {
         } else {
             known.insert(service.clone(), set);
         }
+    }
+
+    /// Why the registry lets nothing be read.
+    pub(crate) fn refusal(&self) -> Option<Arc<str>> {
+        self.refusal.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn note_refusal(&self, reason: Option<Arc<str>>) {
+        *self.refusal.write().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
     /// Which data the registry holds.

@@ -2,19 +2,21 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, BoxStream, SelectAll};
 use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, WatchedEvent};
 
 use super::fault::Fault;
 use super::layout::{Layout, marked};
 use super::overrides;
 use super::session::{Link, Session, left, up};
-use super::tree::{BATCH, Dirty, Tree};
+use super::tree::{BATCH, Dirty, Kind, Tree, Unread};
 use crate::backend::{Event, Scope};
 
 /// Sends what the scope holds, and every change, until nobody listens or the registry is closed.
@@ -24,7 +26,7 @@ pub(super) async fn follow(
     mut link: watch::Receiver<Link>,
     events: &mpsc::Sender<Event>,
 ) {
-    let (mut watched, mut tree): (Option<Watched>, _) = (None, Tree::default());
+    let (mut watched, mut tree): (Option<Watched>, _) = (None, Tree::new(layout));
     while let Some(session) = up(&mut link).await {
         let outcome = tokio::select! {
             outcome = follow_connection(layout, scope, &session, &mut watched, &mut tree, events) => outcome,
@@ -33,6 +35,9 @@ pub(super) async fn follow(
         };
         if let Err(fault) = &outcome {
             tracing::warn!(%fault, "directory: reading failed, trying again");
+            if fault.is_refusal() && events.send(Event::Refused(fault.to_string().into())).await.is_err() {
+                return;
+            }
         }
         if events.send(Event::Stale).await.is_err() {
             return;
@@ -64,7 +69,7 @@ async fn follow_connection(
     let watched = watched.insert(watch_all(layout, scope, session).await?);
     let reader = Reader { layout, session };
     // After the watches, so that nothing is missed; what is told twice does no harm.
-    let loaded = reader.load(scope).await?;
+    let loaded = reader.load(scope, tree).await?;
     let gone = tree.follow_on(loaded);
     reader.read_markers(tree, &gone).await?;
     let mut watched = watched.ready_chunks(BATCH);
@@ -74,8 +79,19 @@ async fn follow_connection(
     // What is taken from the tree is told for sure: this may be cancelled while it waits for room.
     let Ok(room) = events.reserve().await else { return Ok(()) };
     room.send(Event::Reset { states: tree.take_states(), identity });
-    while let Some(batch) = watched.next().await {
-        let concerned = reader.catch_up(tree, &mut watched, batch).await?;
+    if session.is_read_only && events.send(Event::Stale).await.is_err() {
+        return Ok(());
+    }
+    let mut again = Again::default();
+    loop {
+        again.plan(tree);
+        let concerned = tokio::select! {
+            batch = watched.next() => match batch {
+                Some(batch) => reader.catch_up(tree, &mut watched, batch).await?,
+                None => return Err(Fault::new("watch", ZkError::NoWatcher)),
+            },
+            unread = again.due() => reader.read_again(tree, unread).await?,
+        };
         if !is_identified && tree.has_overrides() {
             // Something is set for the first time. Told before what it is: whoever knows of it must be able to miss it.
             if let Some(identity) = overrides::identity(session, layout).await? {
@@ -91,7 +107,44 @@ async fn follow_connection(
             }
         }
     }
-    Err(Fault::new("watch", ZkError::NoWatcher))
+}
+
+/// When to read again what exists and could not be read: no event of ZooKeeper's tells that an access control list was changed.
+#[derive(Debug, Default)]
+struct Again {
+    unread: Unread,
+    next: Option<Instant>,
+    delay: Duration,
+}
+
+const FIRST_AGAIN: Duration = Duration::from_millis(500);
+const LONGEST_AGAIN: Duration = Duration::from_secs(30);
+
+impl Again {
+    /// Takes in what cannot be read now. Where that is other than before, it is read again sooner.
+    fn plan(&mut self, tree: &Tree) {
+        let unread = tree.unread();
+        if *unread != self.unread {
+            (self.unread, self.next, self.delay) = (unread.clone(), None, FIRST_AGAIN);
+        }
+        if self.unread.is_empty() {
+            self.next = None;
+        } else if self.next.is_none() {
+            // Spread, so that a fleet does not ask all at once.
+            self.next = Some(Instant::now() + self.delay.mul_f64(0.5 + fastrand::f64() / 2.0));
+            self.delay = (self.delay * 2).min(LONGEST_AGAIN);
+        }
+    }
+
+    /// Waits until it is time, and returns what is to be read. Never returns while all can be read.
+    async fn due(&mut self) -> Unread {
+        match self.next {
+            Some(next) => tokio::time::sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+        self.next = None;
+        self.unread.clone()
+    }
 }
 
 /// Tells one service as it is. Cancelled, it has told nothing, and the tree still knows who has left.
@@ -150,28 +203,52 @@ enum Subject<'p> {
 }
 
 impl Reader<'_> {
-    /// Reads everything that the scope holds.
-    async fn load(&self, scope: &Scope) -> Result<Tree, Fault> {
+    /// Reads everything that the scope holds. What was known `before` is read as well where it cannot be listed any more.
+    async fn load(&self, scope: &Scope, before: &Tree) -> Result<Tree, Fault> {
         // A server that lags behind the one we were connected to before must catch up first.
-        let root = "/";
-        self.session.run(|| "sync".to_owned(), self.session.client.sync(root)).await?;
+        if !self.session.is_read_only {
+            self.session.run(|| "sync".to_owned(), self.session.client.sync("/")).await?;
+        }
+        let mut tree = Tree::new(self.layout);
         let (services, overridden) = match scope {
             Scope::Services(services) => {
                 let services: Vec<Arc<str>> = services.iter().cloned().collect();
                 (services.clone(), services)
             }
             Scope::All => {
-                let listed = try_join_all([&self.layout.services, &self.layout.overrides].map(|path| self.list(path)));
-                let mut listed = listed.await?.into_iter();
-                (listed.next().unwrap_or_default(), listed.next().unwrap_or_default())
+                let listing = (self.list(&self.layout.services), self.list(&self.layout.overrides));
+                let (services, overridden) = tokio::join!(listing.0, listing.1);
+                let services = services?;
+                let overridden = overridden_of(&mut tree, &services, overridden)?;
+                (services, overridden)
             }
         };
-        let mut tree = Tree::default();
-        let nodes = self.children(&services, |service| self.layout.service(service)).await?;
-        self.read_nodes(&mut tree, nodes.iter().map(|(service, node)| (&**service, &**node))).await?;
-        let codes = self.children(&overridden, |service| self.layout.overrides_of(service)).await?;
-        self.read_overrides(&mut tree, codes.iter().map(|(service, code)| (&**service, &**code))).await?;
+        let nodes = self.children(&mut tree, &services, Kind::Nodes, before).await?;
+        self.read_nodes(&mut tree, &nodes).await?;
+        let codes = self.children(&mut tree, &overridden, Kind::Overrides, before).await?;
+        self.read_overrides(&mut tree, &codes).await?;
         Ok(tree)
+    }
+
+    /// Reads again what could not be read, and returns the services that it concerns.
+    async fn read_again(&self, tree: &mut Tree, unread: Unread) -> Result<HashSet<Box<str>>, Fault> {
+        let mut concerned = unread.services();
+        let [folders, mut overridden] = [Kind::Nodes, Kind::Overrides].map(|kind| unread.folders_of(kind));
+        if unread.overridden {
+            let (known, listed) = (tree.services(), self.list(&self.layout.overrides).await);
+            overridden = overridden_of(tree, &known, listed)?;
+            concerned.extend(overridden.iter().map(|service| Box::from(&**service)));
+        }
+        let Unread { mut nodes, mut overrides, .. } = unread;
+        // What was known is read, too: it may be gone.
+        nodes.extend(tree.names(&folders, Kind::Nodes));
+        overrides.extend(tree.names(&overridden, Kind::Overrides));
+        let nothing = Tree::default();
+        nodes.extend(self.children(tree, &folders, Kind::Nodes, &nothing).await?);
+        overrides.extend(self.children(tree, &overridden, Kind::Overrides, &nothing).await?);
+        self.read_nodes(tree, &nodes).await?;
+        self.read_overrides(tree, &overrides).await?;
+        Ok(concerned)
     }
 
     async fn list(&self, path: &str) -> Result<Vec<Arc<str>>, Fault> {
@@ -182,36 +259,43 @@ impl Reader<'_> {
         }
     }
 
-    /// The children of many folders.
+    /// The children of many folders. Of one that cannot be listed, what was known before.
     async fn children(
         &self,
+        tree: &mut Tree,
         services: &[Arc<str>],
-        folder: impl Fn(&str) -> String,
-    ) -> Result<Vec<(Arc<str>, String)>, Fault> {
-        let paths = services.iter().map(|service| folder(service));
+        kind: Kind,
+        before: &Tree,
+    ) -> Result<Dirty, Fault> {
+        let paths = services.iter().map(|service| self.layout.folder(service, kind));
         let results = self.read_many(paths, Read::Children).await?;
-        let children = services.iter().zip(results).filter_map(|(service, result)| match result {
-            MultiReadResult::Children { children } => Some((service, children)),
-            _ => None,
-        });
-        Ok(children.flat_map(|(service, names)| names.into_iter().map(|name| (service.clone(), name))).collect())
+        let mut children = Dirty::new();
+        for (service, result) in services.iter().zip(results) {
+            let error = match result {
+                MultiReadResult::Error { err } if err != ZkError::NoNode => {
+                    children.extend(before.names(std::slice::from_ref(service), kind));
+                    Some(err)
+                }
+                MultiReadResult::Children { children: names } => {
+                    children.extend(names.into_iter().map(|name| (Box::from(&**service), name.into())));
+                    None
+                }
+                _ => None,
+            };
+            tree.put_folder(service, kind, error.as_ref());
+        }
+        Ok(children)
     }
 
     /// Whether an instance is not where it was.
-    async fn read_nodes<'p>(
-        &self,
-        tree: &mut Tree,
-        nodes: impl Iterator<Item = (&'p str, &'p str)> + Clone,
-    ) -> Result<bool, Fault> {
+    async fn read_nodes(&self, tree: &mut Tree, nodes: &Dirty) -> Result<bool, Fault> {
         let mut went = false;
-        let paths = nodes.clone().map(|(service, node)| format!("{}/{service}/{node}", self.layout.services));
+        let paths = nodes.iter().map(|(service, node)| format!("{}/{service}/{node}", self.layout.services));
         let results = self.read_many(paths, Read::Data).await?;
-        for ((service, node), result) in nodes.zip(results) {
+        for ((service, node), result) in nodes.iter().zip(results) {
             match result {
                 MultiReadResult::Data { data, stat } => went |= tree.put(service, node, &data, &stat),
-                MultiReadResult::Error { err } if err != ZkError::NoNode => {
-                    tree.put_unreadable(service, node, format!("cannot be read: {err}"));
-                }
+                MultiReadResult::Error { err } if err != ZkError::NoNode => tree.put_unreadable(service, node, &err),
                 _ => {
                     tree.remove(service, node);
                     went = true;
@@ -221,18 +305,14 @@ impl Reader<'_> {
         Ok(went)
     }
 
-    async fn read_overrides<'p>(
-        &self,
-        tree: &mut Tree,
-        codes: impl Iterator<Item = (&'p str, &'p str)> + Clone,
-    ) -> Result<(), Fault> {
-        let paths = codes.clone().map(|(service, code)| format!("{}/{service}/{code}", self.layout.overrides));
+    async fn read_overrides(&self, tree: &mut Tree, codes: &Dirty) -> Result<(), Fault> {
+        let paths = codes.iter().map(|(service, code)| format!("{}/{service}/{code}", self.layout.overrides));
         let results = self.read_many(paths, Read::Data).await?;
-        for ((service, code), result) in codes.zip(results) {
+        for ((service, code), result) in codes.iter().zip(results) {
             match result {
                 MultiReadResult::Data { data, .. } => tree.set_override(service, code, Some(&data)),
                 MultiReadResult::Error { err } if err != ZkError::NoNode => {
-                    tracing::warn!(service, code, %err, "override cannot be read: ignored");
+                    tree.put_unreadable_override(service, code, &err);
                 }
                 _ => tree.set_override(service, code, None),
             }
@@ -242,11 +322,22 @@ impl Reader<'_> {
 
     /// Lists which instances of these services have left cleanly.
     async fn read_markers(&self, tree: &mut Tree, services: &[Arc<str>]) -> Result<(), Fault> {
-        let listed = self.children(services, |service| self.layout.left_of(service)).await?;
-        for (service, name) in listed {
-            let Some((czxid, code)) = marked(&name) else { continue };
-            if tree.oldest_gone(&service).is_some_and(|oldest| oldest <= czxid) {
-                tree.leaves(&service, czxid, code);
+        let paths = services.iter().map(|service| self.layout.left_of(service));
+        let results = self.read_many(paths, Read::Children).await?;
+        for (service, result) in services.iter().zip(results) {
+            let names = match result {
+                MultiReadResult::Children { children } => children,
+                MultiReadResult::Error { err } if err != ZkError::NoNode => {
+                    let path = self.layout.left_of(service);
+                    tracing::warn!(%path, %err, "whoever has left this service meanwhile counts as lost");
+                    continue;
+                }
+                _ => continue,
+            };
+            for (czxid, code) in names.iter().filter_map(|name| marked(name)) {
+                if tree.oldest_gone(service).is_some_and(|oldest| oldest <= czxid) {
+                    tree.leaves(service, czxid, code);
+                }
             }
         }
         Ok(())
@@ -324,8 +415,8 @@ impl Reader<'_> {
             // Deleted ones are read too: the event may be older than what is known, of a node that has been created again.
             dirty.insert((Box::from(service), Box::from(name)));
         }
-        let went = self.read_nodes(tree, nodes.iter().map(|(service, node)| (&**service, &**node))).await?;
-        self.read_overrides(tree, overrides.iter().map(|(service, code)| (&**service, &**code))).await?;
+        let went = self.read_nodes(tree, &nodes).await?;
+        self.read_overrides(tree, &overrides).await?;
         Ok(went)
     }
 
@@ -339,6 +430,26 @@ impl Reader<'_> {
         }
         let (service, code) = below(&self.layout.overrides)?;
         (!code.contains('/')).then_some(Subject::Override(service, code))
+    }
+}
+
+/// The services for which something is set, by what the listing of them has given. Where it is refused, each of those that are known may have
+/// something.
+fn overridden_of(
+    tree: &mut Tree,
+    known: &[Arc<str>],
+    listed: Result<Vec<Arc<str>>, Fault>,
+) -> Result<Vec<Arc<str>>, Fault> {
+    match listed {
+        Err(fault) if fault.is_refusal() => {
+            tracing::warn!(%fault, "of services without instances it is not known what operators have set");
+            tree.put_overridden(false);
+            Ok(known.to_vec())
+        }
+        listed => {
+            tree.put_overridden(true);
+            listed
+        }
     }
 }
 

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::fault::within;
-use super::session::{Link, Session};
+use super::session::{Links, Session};
 
 /// The moments from which the leader is known to count the session's time.
 pub(super) struct Confirmed {
@@ -46,11 +45,7 @@ impl Confirmed {
 
 /// Renews the session's lease for as long as the leader confirms the session (`sync` goes through it, a read would not),
 /// and announces the connection after the first time.
-pub(super) async fn heartbeat(
-    session: &Session,
-    confirmed: &mut Confirmed,
-    link: &watch::Sender<Link>,
-) -> std::convert::Infallible {
+pub(super) async fn heartbeat(session: &Session, confirmed: &mut Confirmed, links: &Links) -> std::convert::Infallible {
     let timeout = session.timeout();
     let mut announced = false;
     confirmed.reconnected();
@@ -62,7 +57,7 @@ pub(super) async fn heartbeat(
                 if !announced {
                     announced = true;
                     tracing::info!(session = %session.client.session_id(), ?timeout, "connected");
-                    link.send_replace(Link::Up(session.clone()));
+                    links.up(session);
                 }
             }
             Err(fault) => tracing::debug!(%fault, "no answer"),

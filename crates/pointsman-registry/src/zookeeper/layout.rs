@@ -1,10 +1,13 @@
 //! Where things are.
 
+use zookeeper_client::Stat;
+
+use super::tree::Kind;
 use crate::log::Log;
 
-/// The paths under one prefix: go-micro-service's for what it reads too, and ours under `/pointsman` for what it must
+/// The paths under one prefix: go-micro-service's for what it reads too, and ours under a root of our own, `/pointsman`, for what it must
 /// not see, because it takes every child of the prefix for a service and every child of a service for an instance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
     /// `/micro-service`
     pub(super) services: String,
@@ -25,8 +28,8 @@ pub(super) const MASTER: &str = "master";
 const NORMAL: &str = "normal";
 
 impl Layout {
-    pub(super) fn new(prefix: &str) -> Self {
-        let own = |folder| format!("/pointsman{prefix}/{folder}");
+    pub(super) fn new(prefix: &str, root: &str) -> Self {
+        let own = |folder| format!("{root}{prefix}/{folder}");
         Self {
             services: prefix.to_owned(),
             overrides: own("overrides"),
@@ -43,6 +46,13 @@ impl Layout {
 
     pub(super) fn overrides_of(&self, service: &str) -> String {
         format!("{}/{service}", self.overrides)
+    }
+
+    pub(super) fn folder(&self, service: &str, kind: Kind) -> String {
+        match kind {
+            Kind::Nodes => self.service(service),
+            Kind::Overrides => self.overrides_of(service),
+        }
     }
 
     /// Where those who leave a service cleanly leave their markers.
@@ -67,6 +77,21 @@ impl Layout {
     pub(super) fn terms_of(&self, service: &str) -> String {
         format!("{}/{service}", self.terms)
     }
+}
+
+/// Whether a node takes part in the election, and no session keeps it: it stays for ever. A persistent node has no owner, a container this
+/// one. One with a time to live, which has 0xff in the first byte, goes by itself.
+pub(super) fn is_in_the_way(name: &str, stat: &Stat) -> bool {
+    (name == MASTER || name.starts_with(NORMAL)) && matches!(stat.ephemeral_owner, 0 | i64::MIN)
+}
+
+/// What is wrong with a node that [is in the way](is_in_the_way), and how to remove it.
+pub(super) fn removal(path: &str, stat: &Stat) -> String {
+    let command = if stat.num_children == 0 { "delete" } else { "deleteall" };
+    format!(
+        "is a persistent node, so it is not of a living instance, and it stays in the way of elections; remove it in zkCli.sh \
+         with `{command} {path}`"
+    )
 }
 
 /// The marker of the clean leave of the instance `code` whose node was created by transaction `czxid`. Several nodes may be of one transaction.

@@ -48,7 +48,7 @@ pub(super) async fn leave(folder: &Folder<'_>, left: &str, place: &Place, code: 
         }
         Outcome::NoFolder => folder.delete(&place.name).await,
         Outcome::NoMarker(error) => {
-            tracing::debug!(folder = left, %error, "leaves without a marker: it counts as lost");
+            tracing::warn!(folder = left, %error, "leaves without a marker: for others it counts as lost");
             folder.delete(&place.name).await
         }
     }
@@ -96,7 +96,14 @@ async fn sweep(folder: &Folder<'_>, left: &str, place: &Place, code: &str) -> Re
         reader.add_get_data(path).map_err(|error| Fault::new(format!("read {path}"), error))?;
     }
     let mut read = session.run(|| format!("read {left}"), reader.commit()).await?;
-    let Some(MultiReadResult::Data { stat: own, .. }) = read.pop() else { return Ok(()) };
+    let own = match read.pop() {
+        Some(MultiReadResult::Data { stat, .. }) => stat,
+        Some(MultiReadResult::Error { err }) if err != ZkError::NoNode => {
+            return Err(Fault::new(format!("read {own}"), err));
+        }
+        // Removed by another already.
+        _ => return Ok(()),
+    };
     let kept = i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX);
     for (path, result) in paths.iter().zip(read) {
         if matches!(result, MultiReadResult::Data { stat, .. } if stat.ctime + kept < own.ctime) {

@@ -94,7 +94,7 @@ impl Logs<'_> {
 
     async fn read_keys(&self, folder: &str, keys: &[String]) -> Result<Vec<Option<(Vec<u8>, Stat)>>, Fault> {
         let paths: Vec<String> = keys.iter().map(|key| format!("{folder}/{key}")).collect();
-        read_many(self.session, folder, &paths).await
+        read_many(self.session, folder, &paths).await?.into_iter().collect()
     }
 
     async fn delete_all(&self, folder: &str, keys: &[String]) -> Result<(), Fault> {

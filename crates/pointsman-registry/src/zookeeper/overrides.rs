@@ -1,4 +1,4 @@
-//! Where an operator's settings lie: `/pointsman/<prefix>/overrides/<service>/<code>`, persistent.
+//! Where an operator's settings lie: `<root>/<prefix>/overrides/<service>/<code>`, persistent; the root is `/pointsman` unless told otherwise.
 
 use std::time::SystemTime;
 
@@ -34,11 +34,25 @@ pub(super) async fn restore(
     let folder = layout.overrides_of(service);
     let (path, persistent) = (format!("{folder}/{code}"), options(CreateMode::Persistent, acl));
     let data = serde_json::to_vec(&set).unwrap_or_default();
-    session.run(|| format!("create {folder}"), session.client.mkdir(&folder, &persistent)).await?;
+    make(session, &folder, acl).await?;
     match session.run(|| format!("write {path}"), session.client.create(&path, &data, &persistent)).await {
         Err(fault) if fault.error != ZkError::NodeExists => Err(fault),
         _ => Ok(()),
     }
+}
+
+/// Creates a folder and all above it.
+async fn make(session: &Session, folder: &str, acl: Acl) -> Result<(), Fault> {
+    let persistent = options(CreateMode::Persistent, acl);
+    let making = session.client.mkdir(folder, &persistent);
+    let made = session.run(|| format!("create {folder}"), making).await;
+    made.map_err(|fault| match fault.error {
+        ZkError::NoAuth => Fault::new(
+            format!("create {folder} (an administrator creates the folder above it, or the registry's url names another, with root=PATH)"),
+            fault.error,
+        ),
+        _ => fault,
+    })
 }
 
 /// Changes what is set, however many operators do so at once: read, change, write if nobody else has.
@@ -72,7 +86,7 @@ pub(super) async fn change(
                 let persistent = options(CreateMode::Persistent, acl);
                 match session.run(step, client.create(&path, &data, &persistent)).await {
                     Err(fault) if fault.error == ZkError::NoNode => {
-                        session.run(|| format!("create {folder}"), client.mkdir(&folder, &persistent)).await?;
+                        make(session, &folder, acl).await?;
                         continue;
                     }
                     result => result.map(|_| ()),

@@ -10,7 +10,7 @@ use zookeeper_client::{
 
 use super::batch::Created;
 use super::fault::Fault;
-use super::layout::{MASTER, normal_prefix, number};
+use super::layout::{MASTER, is_in_the_way, normal_prefix, number, removal};
 use super::session::Session;
 use super::{options, terms, wire};
 use crate::url::Acl;
@@ -165,6 +165,10 @@ impl Folder<'_> {
         let path = self.at(name);
         let looking = self.session.client.check_and_watch_stat(&path);
         let (stat, watcher) = self.session.run(|| format!("watch {path}"), looking).await?;
+        if let Some(stat) = stat.filter(|stat| is_in_the_way(name, stat)) {
+            // Whoever waits for it to go waits for ever: each look says so.
+            tracing::warn!("{path} {}", removal(&path, &stat));
+        }
         Ok((stat.is_some(), watcher))
     }
 
@@ -287,6 +291,8 @@ impl Folder<'_> {
             committed = self.commit_all(recorded, what).await?;
         }
         if is_unrecorded(&committed, |_| true) {
+            // Whoever asks later for the highest term hears only of a living master's.
+            tracing::warn!(path = self.terms, "the term cannot be recorded here");
             self.commit_all(add, what).await
         } else {
             Ok(without_record(committed))
@@ -378,12 +384,21 @@ impl Folder<'_> {
         Ok(found)
     }
 
-    /// What each node says.
+    /// What each node says. One that may not be read is passed over, as is one that is of no instance: a foreign node must not stop the
+    /// others. Our own can be read by everybody.
     async fn read_all(&self) -> Result<Vec<(String, Vec<u8>, Stat)>, Fault> {
         let names = self.names().await?;
         let paths = Vec::from_iter(names.iter().map(|name| self.at(name)));
         let read = read_many(self.session, self.path, &paths).await?;
-        Ok(names.into_iter().zip(read).filter_map(|(name, read)| read.map(|(data, stat)| (name, data, stat))).collect())
+        let mut all = Vec::with_capacity(names.len());
+        for (name, read) in names.into_iter().zip(read) {
+            match read {
+                Ok(Some((data, stat))) if !is_in_the_way(&name, &stat) => all.push((name, data, stat)),
+                Ok(_) => {}
+                Err(fault) => tracing::warn!(%fault, "passed over: it is not known whose node this is"),
+            }
+        }
+        Ok(all)
     }
 }
 
@@ -402,13 +417,12 @@ fn without_record<T>(committed: Result<T, MultiWriteError>) -> Result<T, MultiWr
     })
 }
 
-/// Reads many nodes under one folder, in batches; `None` for each that is gone or cannot be read. The results are in the order of the
-/// paths.
-pub(super) async fn read_many(
-    session: &Session,
-    folder: &str,
-    paths: &[String],
-) -> Result<Vec<Option<(Vec<u8>, Stat)>>, Fault> {
+/// What came of reading one node: `None` if it is gone.
+pub(super) type Read = Result<Option<(Vec<u8>, Stat)>, Fault>;
+
+/// Reads many nodes under one folder, in batches; `None` for each that is gone, and why for each that cannot be read. The results are in
+/// the order of the paths.
+pub(super) async fn read_many(session: &Session, folder: &str, paths: &[String]) -> Result<Vec<Read>, Fault> {
     let mut all = Vec::with_capacity(paths.len());
     for paths in paths.chunks(super::tree::BATCH) {
         let mut reader = session.client.new_multi_reader();
@@ -416,9 +430,10 @@ pub(super) async fn read_many(
             reader.add_get_data(path).map_err(|error| Fault::new(format!("read {path}"), error))?;
         }
         let results = session.run(|| format!("read {folder}"), reader.commit()).await?;
-        all.extend(results.into_iter().map(|result| match result {
-            MultiReadResult::Data { data, stat } => Some((data, stat)),
-            _ => None,
+        all.extend(paths.iter().zip(results).map(|(path, result)| match result {
+            MultiReadResult::Data { data, stat } => Ok(Some((data, stat))),
+            MultiReadResult::Error { err } if err != ZkError::NoNode => Err(Fault::new(format!("read {path}"), err)),
+            _ => Ok(None),
         }));
     }
     Ok(all)

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -12,6 +11,7 @@ use zookeeper_client::{
 };
 
 use super::batch::Batches;
+use super::explain::explain;
 use super::fault::{Fault, within};
 use super::heartbeat::{Confirmed, heartbeat};
 use crate::lease::Lease;
@@ -20,7 +20,7 @@ use crate::{Error, Result};
 
 /// Keeps a session alive: connects, sends heartbeats, and when a session is lost makes the next one. Never gives up.
 pub(super) struct Sessions {
-    link: watch::Receiver<Link>,
+    links: Links,
     stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -36,11 +36,54 @@ pub(super) enum Link {
     Closed,
 }
 
+/// How things stand, for those who write and for those who only read.
+#[derive(Clone)]
+pub(super) struct Links {
+    writable: watch::Sender<Link>,
+    /// The same, and in addition [`Link::Up`] with a server that has no quorum and can be read.
+    readable: watch::Sender<Link>,
+}
+
+impl Links {
+    fn new() -> Self {
+        let connecting = || watch::Sender::new(Link::Down("connecting".into()));
+        Self { writable: connecting(), readable: connecting() }
+    }
+
+    fn send(&self, link: &Link) {
+        self.writable.send_replace(link.clone());
+        self.readable.send_replace(link.clone());
+    }
+
+    /// Connected.
+    pub(super) fn up(&self, session: &Session) {
+        self.send(&Link::Up(session.clone()));
+    }
+
+    fn down(&self, reason: &str) {
+        self.send(&Link::Down(reason.into()));
+    }
+
+    /// There is a server without a quorum, which can be read, but not be written to.
+    fn read_only(&self, session: Session) {
+        self.writable
+            .send_replace(Link::Down("only a server without a quorum answers: it can be read, not written to".into()));
+        self.readable.send_replace(Link::Up(session));
+    }
+
+    /// Whether anybody would read from a server without a quorum.
+    fn has_readers(&self) -> bool {
+        self.readable.receiver_count() > 0
+    }
+}
+
 /// A connection within a session. Each reconnection of the same session is another `epoch`, with a lease of its own.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) epoch: u64,
+    /// The server has no quorum: what it says may be out of date.
+    pub(super) is_read_only: bool,
     pub(super) lease: Lease,
     pub(super) batches: Batches,
     /// How many creations are under way: they come first, before what is to be watched, also when hundreds register at
@@ -67,6 +110,7 @@ impl Session {
         Session {
             client: client.clone(),
             epoch,
+            is_read_only: client.state() == SessionState::ConnectedReadOnly,
             batches: Batches::start(client, &lease),
             lease,
             creating: watch::Sender::new(0),
@@ -121,24 +165,34 @@ impl Sessions {
     /// Starts connecting.
     pub(super) fn start(settings: Arc<ZooKeeperUrl>) -> Result<Self> {
         let connector = connector(&settings)?;
-        let (sender, link) = watch::channel(Link::Down("connecting".into()));
+        let links = Links::new();
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run(settings, connector, sender, stopped));
-        Ok(Self { link, stop, task: Mutex::new(Some(task)) })
+        let task = tokio::spawn(run(settings, connector, links.clone(), stopped));
+        Ok(Self { links, stop, task: Mutex::new(Some(task)) })
     }
 
     pub(super) fn link(&self) -> watch::Receiver<Link> {
-        self.link.clone()
+        self.links.writable.subscribe()
+    }
+
+    /// As [`Sessions::link`], for whoever only reads: from a server without a quorum, where there is no other.
+    pub(super) fn readable(&self) -> watch::Receiver<Link> {
+        self.links.readable.subscribe()
     }
 
     /// Waits until connected. `Err` says why that will not be.
     pub(super) async fn up(&self) -> Result<Session, String> {
-        up(&mut self.link.clone()).await.ok_or_else(|| "the registry is closed".to_owned())
+        up(&mut self.link()).await.ok_or_else(|| "the registry is closed".to_owned())
+    }
+
+    /// Waits until there is something to read from. `Err` says why that will not be.
+    pub(super) async fn up_to_read(&self) -> Result<(), String> {
+        up(&mut self.readable()).await.map(drop).ok_or_else(|| "the registry is closed".to_owned())
     }
 
     /// Why there is no connection.
     pub(super) fn trouble(&self) -> String {
-        match &*self.link.borrow() {
+        match &*self.links.writable.borrow() {
             Link::Down(reason) => reason.to_string(),
             Link::Up(_) => "connected".to_owned(),
             Link::Closed => "closed".to_owned(),
@@ -202,13 +256,9 @@ fn tls_options(settings: &ZooKeeperUrl, tls: &Tls) -> Result<TlsOptions> {
     Ok(TlsOptions::new().with_certs(certs.build().map_err(|error| unusable("tls", error))?))
 }
 
-async fn run(
-    settings: Arc<ZooKeeperUrl>,
-    connector: Connector,
-    link: watch::Sender<Link>,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mut stop: watch::Receiver<bool>) {
     let mut epoch = 0;
+    let mut reading: Option<Client> = None;
     let mut delay = FIRST_DELAY;
     // Kept after the client has given a session up: the server may still have it, and with it what we registered.
     let mut last: Option<SessionInfo> = None;
@@ -223,9 +273,9 @@ async fn run(
                 delay = FIRST_DELAY;
                 last = Some(client.session().clone());
                 tokio::select! {
-                    () = serve(&client, started, &link, &mut epoch) => {}
+                    () = serve(&client, started, &links, &mut epoch, &mut reading) => {}
                     () = stopped(&mut stop) => {
-                        close(client, &link).await;
+                        close(client, &links).await;
                         return;
                     }
                 }
@@ -241,7 +291,19 @@ async fn run(
                     () = stopped(&mut stop) => break,
                 };
                 tracing::debug!(%reason, "not connected");
-                down(&link, &reason);
+                reading = reading.filter(|client| client.state() == SessionState::ConnectedReadOnly);
+                if reading.is_none() {
+                    links.down(&reason);
+                    tokio::select! {
+                        client = connect_to_read(&settings, &connector, &links) => reading = client,
+                        () = stopped(&mut stop) => break,
+                    }
+                    if let Some(client) = &reading {
+                        epoch += 1;
+                        tracing::warn!(%reason, "reading from a server without a quorum: what it says may be out of date");
+                        links.read_only(Session::new(client, epoch));
+                    }
+                }
             }
         }
         // Full jitter, so that a fleet does not come back all at once.
@@ -253,7 +315,7 @@ async fn run(
             () = stopped(&mut stop) => break,
         }
     }
-    link.send_replace(Link::Closed);
+    links.send(&Link::Closed);
 }
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -262,10 +324,6 @@ const LONGEST_DELAY: Duration = Duration::from_secs(3);
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A dropped sender is a dropped registry: the same.
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-fn down(link: &watch::Sender<Link>, reason: &str) {
-    link.send_replace(Link::Down(reason.into()));
 }
 
 async fn connect(
@@ -290,30 +348,23 @@ async fn connect(
     }
 }
 
-/// Why no server could be connected to, one by one: the client itself says only that there was none.
-async fn explain(settings: &ZooKeeperUrl, error: &zookeeper_client::Error) -> String {
-    let reasons = join_all(settings.servers.iter().map(|server| async move {
-        let limit = Duration::from_millis(500);
-        let no_session = match settings.tls {
-            Some(_) => "accepts connections, but no session could be made (is it a TLS port with this ca?)",
-            None => "accepts connections, but no session could be made (is it ZooKeeper, and has it a quorum?)",
-        };
-        let reason = match tokio::time::timeout(limit, tokio::net::TcpStream::connect(server)).await {
-            Ok(Ok(_)) => no_session.to_owned(),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer".to_owned(),
-        };
-        format!("{server}: {reason}")
-    }));
-    let reasons = reasons.await;
-    match error {
-        zookeeper_client::Error::NoHosts | zookeeper_client::Error::Timeout => reasons.join("; "),
-        error => format!("{error} ({})", reasons.join("; ")),
+/// Connects to a server that has no quorum, for whoever only reads: one in read-only mode (`readonlymode.enabled`) serves what it knew
+/// last. `None` if nobody would read, or there is none.
+async fn connect_to_read(settings: &ZooKeeperUrl, connector: &Connector, links: &Links) -> Option<Client> {
+    if !links.has_readers() {
+        return None;
     }
+    let connecting = connect(settings, connector.clone().with_readonly(true), None);
+    let client = tokio::time::timeout(READ_ONLY_LIMIT, connecting).await.ok()?.ok()?;
+    // Otherwise there is a quorum by now: the next attempt finds it.
+    (client.state() == SessionState::ConnectedReadOnly).then_some(client)
 }
 
+/// Timeout for connecting to a server without a quorum: the others are tried again after it.
+const READ_ONLY_LIMIT: Duration = Duration::from_secs(1);
+
 /// Serves one client, whose connecting began at `started`, until its session ends.
-async fn serve(client: &Client, started: Instant, link: &watch::Sender<Link>, epoch: &mut u64) {
+async fn serve(client: &Client, started: Instant, links: &Links, epoch: &mut u64, reading: &mut Option<Client>) {
     let mut confirmed = Confirmed::new(started);
     let mut states = client.state_watcher();
     let mut state = client.state();
@@ -325,11 +376,12 @@ async fn serve(client: &Client, started: Instant, link: &watch::Sender<Link>, ep
                 let session = Session::new(client, *epoch);
                 tokio::select! {
                     next = states.changed() => state = next,
-                    never = heartbeat(&session, &mut confirmed, link) => match never {},
+                    never = heartbeat(&session, &mut confirmed, links) => match never {},
                 }
                 // First of all: nobody holds a role by this connection any more.
                 session.lease.end();
-                down(link, "connection lost");
+                *reading = None;
+                links.down("connection lost");
                 tracing::info!(session = %id, %state, "disconnected");
             }
             state if state.is_terminated() => {
@@ -342,10 +394,10 @@ async fn serve(client: &Client, started: Instant, link: &watch::Sender<Link>, ep
 }
 
 /// Drops the last handles on the client and waits for the server's confirmation.
-async fn close(client: Client, link: &watch::Sender<Link>) {
+async fn close(client: Client, links: &Links) {
     let mut states = client.state_watcher();
     // Registrations and directories drop theirs when they see this.
-    link.send_replace(Link::Closed);
+    links.send(&Link::Closed);
     drop(client);
     let closed = async { while !states.changed().await.is_terminated() {} };
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;

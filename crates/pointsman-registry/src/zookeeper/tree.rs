@@ -1,12 +1,12 @@
 //! What a directory knows of the registry's nodes, and what it makes of them: without any I/O.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use pointsman_core::{Instance, Problem, Role, check_name};
-use zookeeper_client::Stat;
+use pointsman_core::{Instance, Problem, Role, check_name, shown};
+use zookeeper_client::{Error as ZkError, Stat};
 
-use super::layout::MASTER;
+use super::layout::{Layout, MASTER, is_in_the_way, removal};
 use super::wire;
 use crate::backend::ServiceState;
 use crate::overrides::Overrides;
@@ -18,15 +18,19 @@ pub(super) const BATCH: usize = 128;
 /// All nodes of the services that are followed.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
+    layout: Layout,
     services: HashMap<Arc<str>, Service>,
     /// The number of services of whose instances anything is set.
     overridden: usize,
+    unread: Unread,
 }
 
 #[derive(Debug, Default)]
 struct Service {
     nodes: BTreeMap<Box<str>, Node>,
     overrides: Overrides,
+    /// What is wrong with other things of the service than its nodes.
+    flaws: BTreeMap<Item, String>,
     /// The codes that went since the last state, and the newest node that each had.
     gone: HashMap<Arc<str>, i64>,
     /// The nodes whose instances left cleanly, as far as that is not told yet; the newest at the end.
@@ -50,11 +54,64 @@ const LEFT: usize = 4096;
 struct Node {
     czxid: i64,
     mzxid: i64,
+    /// The session that keeps it.
+    owner: i64,
+    /// It was not Pointsman that has written it.
+    is_foreign: bool,
     /// The instance with its role, and what had to be clamped; or why it is none.
     content: Result<(Arc<Instance>, Option<String>), String>,
 }
 
+/// What there is of a service besides its nodes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Item {
+    Folder(Kind),
+    /// What an operator has set for a code.
+    Override(Box<str>),
+}
+
+/// What a folder of a service holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Kind {
+    /// A node for each instance.
+    Nodes,
+    /// What operators have set, for each code.
+    Overrides,
+}
+
+/// What exists and may not be read. No event tells when it may: it is to be read again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Unread {
+    /// It cannot be listed for which services something is set.
+    pub(super) overridden: bool,
+    /// The services whose folders cannot be listed.
+    pub(super) folders: HashSet<(Kind, Arc<str>)>,
+    pub(super) nodes: Dirty,
+    pub(super) overrides: Dirty,
+}
+
+impl Unread {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.overridden && self.folders.is_empty() && self.nodes.is_empty() && self.overrides.is_empty()
+    }
+
+    /// The services whose folders of one kind cannot be listed.
+    pub(super) fn folders_of(&self, kind: Kind) -> Vec<Arc<str>> {
+        self.folders.iter().filter(|(of, _)| *of == kind).map(|(_, service)| service.clone()).collect()
+    }
+
+    /// The services that it concerns.
+    pub(super) fn services(&self) -> HashSet<Box<str>> {
+        let items = self.nodes.iter().chain(&self.overrides).map(|(service, _)| service.clone());
+        self.folders.iter().map(|(_, service)| Box::from(&**service)).chain(items).collect()
+    }
+}
+
 impl Tree {
+    pub(super) fn new(layout: &Layout) -> Self {
+        Self { layout: layout.clone(), ..Self::default() }
+    }
+
     /// The service's name, shared with all its instances.
     fn name(&self, service: &str) -> Arc<str> {
         self.services.get_key_value(service).map_or_else(|| service.into(), |(name, _)| name.clone())
@@ -63,18 +120,22 @@ impl Tree {
     /// Takes in what a node of a service says now. What is older than what is known already is refused: it was read from
     /// a server that lags behind. Whether another instance was there before.
     pub(super) fn put(&mut self, service: &str, node: &str, data: &[u8], stat: &Stat) -> bool {
-        let name = self.name(service);
+        let (name, path) = (self.name(service), format!("{}/{node}", self.layout.service(service)));
+        self.is_read(|unread| &mut unread.nodes, service, node);
         let nodes = &mut self.services.entry(name.clone()).or_default().nodes;
         if nodes.get(node).is_some_and(|known| known.czxid == stat.czxid && known.mzxid > stat.mzxid) {
             return false;
         }
-        let content = wire::decode(&name, data).map(|parsed| {
+        let mut is_foreign = false;
+        let content = if is_in_the_way(node, stat) { Err(removal(&path, stat)) } else { wire::decode(&name, data) };
+        let content = content.map(|parsed| {
             let role = if node == MASTER { Role::Master(parsed.term(stat.czxid)) } else { Role::Normal };
+            is_foreign = parsed.session_timeout.is_none();
             let mut instance = parsed.instance;
             instance.role = role;
             (Arc::new(instance), parsed.clamped)
         });
-        let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, content };
+        let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, owner: stat.ephemeral_owner, is_foreign, content };
         let (code, czxid) = (new.code().cloned(), new.czxid);
         let Some(old) = nodes.insert(node.into(), new) else { return false };
         let went = old.code().is_some() && old.code() != code.as_ref();
@@ -112,9 +173,15 @@ impl Tree {
     pub(super) fn follow_on(&mut self, loaded: Tree) -> Vec<Arc<str>> {
         let before = std::mem::replace(self, loaded);
         let mut concerned = Vec::new();
-        for (name, Service { nodes, gone, left, .. }) in before.services {
+        for (name, Service { nodes, gone, left, overrides, .. }) in before.services {
             let service = self.services.entry(name.clone()).or_default();
             (service.gone, service.left) = (gone, left);
+            // What cannot be read now is as it was.
+            let is_unread = |code: &Arc<str>| service.flaws.contains_key(&Item::Override((&**code).into()));
+            let unread: Overrides = overrides.into_iter().filter(|(code, _)| is_unread(code)).collect();
+            let was_empty = service.overrides.is_empty();
+            service.overrides.extend(unread);
+            self.overridden += usize::from(was_empty && !service.overrides.is_empty());
             let there: HashSet<i64> = service.nodes.values().map(|node| node.czxid).collect();
             for node in nodes.values().filter(|node| !there.contains(&node.czxid)) {
                 self.goes(&name, node);
@@ -157,14 +224,93 @@ impl Tree {
     }
 
     /// Takes in that there is a node of which nothing can be read, and why.
-    pub(super) fn put_unreadable(&mut self, service: &str, node: &str, reason: String) {
-        let name = self.name(service);
+    pub(super) fn put_unreadable(&mut self, service: &str, node: &str, error: &ZkError) {
+        let (name, path) = (self.name(service), format!("{}/{node}", self.layout.service(service)));
+        self.unread.nodes.insert((service.into(), node.into()));
         let nodes = &mut self.services.entry(name).or_default().nodes;
-        nodes.insert(node.into(), Node { czxid: 0, mzxid: 0, content: Err(reason) });
+        let content = Err(unreadable(&path, error));
+        nodes.insert(node.into(), Node { czxid: 0, mzxid: 0, owner: 0, is_foreign: false, content });
+    }
+
+    /// Takes in that there is an override that cannot be read, and why. What was known of it before stays in force.
+    pub(super) fn put_unreadable_override(&mut self, service: &str, code: &str, error: &ZkError) {
+        self.unread.overrides.insert((service.into(), code.into()));
+        let flaw = unreadable(&format!("{}/{code}", self.layout.overrides_of(service)), error);
+        self.set_flaw(service, Item::Override(code.into()), flaw);
+    }
+
+    /// Takes in why a folder of a service cannot be listed; `None`: it can, or does not exist.
+    pub(super) fn put_folder(&mut self, service: &str, kind: Kind, error: Option<&ZkError>) {
+        let (name, item) = (self.name(service), Item::Folder(kind));
+        match error {
+            Some(error) => {
+                self.unread.folders.insert((kind, name));
+                self.set_flaw(service, item, unreadable(&self.layout.folder(service, kind), error));
+            }
+            None => {
+                if !self.unread.folders.is_empty() {
+                    self.unread.folders.remove(&(kind, name));
+                }
+                self.clear_flaw(service, &item);
+            }
+        }
+    }
+
+    /// Takes in whether it can be listed for which services something is set.
+    pub(super) fn put_overridden(&mut self, is_read: bool) {
+        self.unread.overridden = !is_read;
+    }
+
+    /// The names of all services.
+    pub(super) fn services(&self) -> Vec<Arc<str>> {
+        self.services.keys().cloned().collect()
+    }
+
+    /// Takes in that an item has been read, or does not exist.
+    fn is_read(&mut self, of: impl FnOnce(&mut Unread) -> &mut Dirty, service: &str, item: &str) {
+        let unread = of(&mut self.unread);
+        if !unread.is_empty() {
+            unread.remove(&(service.into(), item.into()));
+        }
+    }
+
+    fn set_flaw(&mut self, service: &str, item: Item, flaw: String) {
+        let name = self.name(service);
+        let flaws = &mut self.services.entry(name).or_default().flaws;
+        if flaws.get(&item) != Some(&flaw) {
+            tracing::warn!(service = shown(service), flaw = shown(&flaw), "something in the registry cannot be used");
+            flaws.insert(item, flaw);
+        }
+    }
+
+    fn clear_flaw(&mut self, service: &str, item: &Item) {
+        if let Some(known) = self.services.get_mut(service) {
+            known.flaws.remove(item);
+            self.forget_empty(service);
+        }
+    }
+
+    /// What is known of services: the names of their nodes, or the codes of which something is set.
+    pub(super) fn names(&self, services: &[Arc<str>], kind: Kind) -> Dirty {
+        let mut names = Dirty::new();
+        for (service, known) in services.iter().filter_map(|service| self.services.get_key_value(service)) {
+            let of = |name: &str| (Box::from(&**service), Box::from(name));
+            match kind {
+                Kind::Nodes => names.extend(known.nodes.keys().map(|name| of(name))),
+                Kind::Overrides => names.extend(known.overrides.keys().map(|code| of(code))),
+            }
+        }
+        names
+    }
+
+    /// What exists and could not be read.
+    pub(super) fn unread(&self) -> &Unread {
+        &self.unread
     }
 
     /// Takes in that a node of a service is gone.
     pub(super) fn remove(&mut self, service: &str, node: &str) {
+        self.is_read(|unread| &mut unread.nodes, service, node);
         if let Some(known) = self.services.get_mut(service) {
             if let Some(gone) = known.nodes.remove(node) {
                 self.goes(service, &gone);
@@ -175,32 +321,40 @@ impl Tree {
 
     /// Services may be named anew with each start of something; whoever follows all must not remember all that ever were.
     fn forget_empty(&mut self, service: &str) {
-        let is_empty = |known: &Service| known.nodes.is_empty() && known.overrides.is_empty() && known.gone.is_empty();
+        let is_empty = |known: &Service| {
+            let Service { nodes, overrides, flaws, gone, .. } = known;
+            nodes.is_empty() && overrides.is_empty() && flaws.is_empty() && gone.is_empty()
+        };
         if self.services.get(service).is_some_and(is_empty) {
             self.services.remove(service);
         }
     }
 
-    /// Takes in what an operator has set for an instance; `None`: nothing.
+    /// Takes in what an operator has set for an instance; `None`: nothing. Where it cannot be understood, what was known before stays in
+    /// force.
     pub(super) fn set_override(&mut self, service: &str, code: &str, data: Option<&[u8]>) {
-        let name = self.name(service);
-        let overrides = &mut self.services.entry(name).or_default().overrides;
-        let was_empty = overrides.is_empty();
+        self.is_read(|unread| &mut unread.overrides, service, code);
+        let (name, item) = (self.name(service), Item::Override(code.into()));
+        let known = self.services.entry(name).or_default();
+        let was_empty = known.overrides.is_empty();
         match data.map(serde_json::from_slice) {
             Some(Ok(set)) => {
-                overrides.insert(code.into(), set);
+                known.overrides.insert(code.into(), set);
             }
-            Some(Err(error)) => tracing::warn!(service, code, %error, "override not understood: ignored"),
+            Some(Err(error)) => {
+                let path = format!("{}/{code}", self.layout.overrides_of(service));
+                return self.set_flaw(service, item, format!("not understood, ignored: {path}: {error}"));
+            }
             None => {
-                overrides.remove(code);
+                known.overrides.remove(code);
             }
         }
-        match (was_empty, overrides.is_empty()) {
+        match (was_empty, known.overrides.is_empty()) {
             (true, false) => self.overridden += 1,
             (false, true) => self.overridden -= 1,
             _ => {}
         }
-        self.forget_empty(service);
+        self.clear_flaw(service, &item);
     }
 
     /// Whether anything is set for any instance.
@@ -210,7 +364,7 @@ impl Tree {
 
     /// Every service that has a node, or of which something is set or has gone; with what has left since the last call.
     pub(super) fn take_states(&mut self) -> Vec<ServiceState> {
-        let names: Vec<Arc<str>> = self.services.keys().cloned().collect();
+        let names = self.services();
         names.iter().map(|name| self.take_state(name)).collect()
     }
 
@@ -227,10 +381,18 @@ impl Tree {
         let Some(service) = self.services.get(&name) else { return state };
         state.overrides = service.overrides.clone();
         state.revision = service.nodes.values().map(|node| node.mzxid.unsigned_abs()).max().unwrap_or(0);
+        for (item, flaw) in &service.flaws {
+            let node = match item {
+                Item::Folder(kind) => self.layout.folder(&name, *kind),
+                Item::Override(code) => format!("{}/{code}", self.layout.overrides_of(&name)),
+            };
+            // Only then are instances missing.
+            let skipped = *item == Item::Folder(Kind::Nodes);
+            state.problems.push(Problem { node, reason: flaw.clone(), skipped });
+        }
         if let Err(error) = check_name("service", &name) {
             // Nobody can ask for it by this name; but it is there, and an operator wants to know.
-            let problem = |node: &str| Problem { node: node.to_owned(), reason: error.to_string(), skipped: true };
-            state.problems = service.nodes.keys().map(|node| problem(node)).collect();
+            state.problems.extend(service.nodes.keys().map(|node| problem(node, error.to_string(), true)));
             return state;
         }
         service.collect(&mut state);
@@ -245,248 +407,83 @@ impl Node {
     }
 }
 
+/// A node of an instance: its name, itself, what it says.
+type Entry<'s> = (&'s str, &'s Node, &'s Arc<Instance>);
+
 impl Service {
     fn collect(&self, state: &mut ServiceState) {
         // In the order of the codes, as a snapshot has them.
-        let mut by_code: BTreeMap<&str, (&Node, &Arc<Instance>)> = BTreeMap::new();
+        let mut by_code: BTreeMap<&str, Entry<'_>> = BTreeMap::new();
+        let mut doubles = BTreeSet::new();
         for (name, node) in &self.nodes {
-            let problem =
-                |reason: &String, skipped| Problem { node: name.to_string(), reason: reason.clone(), skipped };
             match &node.content {
-                Err(reason) => state.problems.push(problem(reason, true)),
+                Err(reason) => state.problems.push(problem(name, reason.clone(), true)),
                 Ok((instance, clamped)) => {
-                    state.problems.extend(clamped.iter().map(|reason| problem(reason, false)));
+                    state.problems.extend(clamped.iter().map(|reason| problem(name, reason.clone(), false)));
+                    let entry = (&**name, node, instance);
                     // One code, one instance: the newest node is the living one, an older one a ghost.
-                    let newest = by_code.entry(&instance.code).or_insert((node, instance));
-                    if newest.0.czxid < node.czxid {
-                        *newest = (node, instance);
+                    let newest = by_code.entry(&instance.code).or_insert(entry);
+                    if newest.0 != entry.0 && are_doubles(newest, &entry) {
+                        doubles.insert(&*instance.code);
+                    }
+                    if newest.1.czxid < node.czxid {
+                        *newest = entry;
                     }
                 }
             }
         }
         let master = self.nodes.get(MASTER).and_then(|node| node.content.as_ref().ok()).map(|(instance, _)| instance);
-        for (code, (_, instance)) in by_code {
+        for code in &doubles {
+            self.tell_doubles(state, code, by_code.get(code).map_or("", |(newest, ..)| newest));
+        }
+        for (code, (_, _, instance)) in by_code {
             let mut instance = instance.clone();
-            if let Some(master) = master.filter(|master| *master.code == *code && !instance.role.is_master()) {
+            let is_double = doubles.contains(code);
+            // Of two instances with one code, only the one that has the node is master.
+            let has_node = |master: &&Arc<Instance>| !is_double || master.address == instance.address;
+            if let Some(master) = master.filter(|m| *m.code == *code && !instance.role.is_master()).filter(has_node) {
                 Arc::make_mut(&mut instance).role = master.role;
             }
             state.instances.push(instance);
         }
     }
+
+    /// Names the nodes that have one code.
+    fn tell_doubles(&self, state: &mut ServiceState, code: &str, newest: &str) {
+        let with_code = self.nodes.iter().filter(|(_, node)| node.code().is_some_and(|other| **other == *code));
+        let names: Vec<&str> = with_code.map(|(name, _)| &**name).collect();
+        for name in &names {
+            let others: Vec<&str> = names.iter().copied().filter(|other| other != name).collect();
+            let used = if *name == newest { "this one, the newest, is used" } else { "only the newest is used" };
+            let reason = format!(
+                "has the code {code:?}, as {} has: {used}; each instance needs a code of its own",
+                others.join(" and ")
+            );
+            state.problems.push(problem(name, reason, *name != newest));
+        }
+    }
+}
+
+/// Whether two nodes with one code may be of two instances. Instances of Pointsman see to it themselves that they are not: the second one
+/// is refused, and what else has the code is a ghost of its own. go-micro-service looks at nobody else's code; one of its processes has two
+/// nodes only while it becomes master.
+fn are_doubles((name, node, instance): &Entry<'_>, (other_name, other, other_instance): &Entry<'_>) -> bool {
+    let becomes_master = (*name == MASTER) != (*other_name == MASTER)
+        && node.owner == other.owner
+        && instance.address == other_instance.address;
+    (node.is_foreign || other.is_foreign) && !becomes_master
+}
+
+fn problem(node: &str, reason: String, skipped: bool) -> Problem {
+    Problem { node: node.to_owned(), reason, skipped }
+}
+
+fn unreadable(path: &str, error: &ZkError) -> String {
+    format!("{error}: {path}")
 }
 
 /// Nodes that are to be read, in no order, each once.
 pub(super) type Dirty = HashSet<(Box<str>, Box<str>)>;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::overrides::Override;
-
-    fn stat(czxid: i64, mzxid: i64) -> Stat {
-        Stat {
-            czxid,
-            mzxid,
-            pzxid: 0,
-            ctime: 0,
-            mtime: 0,
-            version: 0,
-            cversion: 0,
-            aversion: 0,
-            ephemeral_owner: 1,
-            data_length: 0,
-            num_children: 0,
-        }
-    }
-
-    fn data(code: &str, weight: u32) -> Vec<u8> {
-        wire::encode(&Instance::new("s").code(code).weight(weight), std::time::Duration::from_secs(1), None)
-    }
-
-    fn list(tree: &Tree) -> Vec<String> {
-        let mut list: Vec<_> =
-            tree.state("s").instances.iter().map(|i| format!("{} {} {}", i.code, i.weight, i.role)).collect();
-        list.sort();
-        list
-    }
-
-    fn left(tree: &mut Tree) -> Vec<String> {
-        tree.take_state("s").left.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn an_instance_at_two_places_is_listed_once() {
-        let mut tree = Tree::default();
-        tree.put("s", "normal0000000001", &data("a", 1), &stat(5, 5));
-        tree.put("s", "normal0000000002", &data("b", 1), &stat(6, 6));
-        assert_eq!(list(&tree), ["a 1 normal", "b 1 normal"]);
-        // go-micro-service promotes in two steps.
-        tree.put("s", "master", &data("a", 2), &stat(9, 9));
-        assert_eq!(list(&tree), ["a 2 master (term 9)", "b 1 normal"]);
-        tree.remove("s", "normal0000000001");
-        assert_eq!(list(&tree), ["a 2 master (term 9)", "b 1 normal"]);
-        // It comes back by a new session while its old one's master node still stands.
-        tree.put("s", "normal0000000007", &data("a", 3), &stat(12, 12));
-        assert_eq!(list(&tree), ["a 3 master (term 9)", "b 1 normal"]);
-        tree.remove("s", "master");
-        assert_eq!(list(&tree), ["a 3 normal", "b 1 normal"]);
-    }
-
-    #[test]
-    fn what_is_set_is_counted_and_what_is_not_understood_leaves_nothing() {
-        let mut tree = Tree::default();
-        tree.set_override("s", "a", Some(b"nothing that we know"));
-        assert!(tree.services.is_empty() && !tree.has_overrides());
-        for code in ["a", "b", "a"] {
-            tree.set_override("s", code, Some(b"{\"drained\":true}"));
-        }
-        tree.set_override("s", "a", None);
-        assert!(tree.has_overrides());
-        for code in ["b", "b"] {
-            tree.set_override("s", code, None);
-        }
-        assert!(tree.services.is_empty() && !tree.has_overrides());
-    }
-
-    #[test]
-    fn what_is_older_than_what_is_known_is_refused() {
-        let mut tree = Tree::default();
-        tree.put("s", "master", &data("a", 2), &stat(5, 9));
-        tree.put("s", "master", &data("a", 1), &stat(5, 7));
-        assert_eq!(list(&tree), ["a 2 master (term 5)"]);
-        tree.put("s", "master", &data("b", 1), &stat(4, 4));
-        assert_eq!(list(&tree), ["b 1 master (term 4)"], "another node: a registry that was rebuilt may count anew");
-    }
-
-    #[test]
-    fn overrides_outlive_registrations() {
-        let mut tree = Tree::default();
-        tree.set_override("s", "a", Some(br#"{"drained":true,"weight":9}"#));
-        tree.put("s", "master", &data("a", 2), &stat(5, 5));
-        let set = Override { drained: true, weight: Some(9) };
-        assert_eq!((tree.state("s").instances[0].weight, tree.state("s").overrides["a"]), (2, set));
-        tree.set_override("s", "a", Some(b"nonsense"));
-        assert_eq!(tree.state("s").overrides["a"], set);
-        tree.set_override("s", "a", None);
-        assert!(tree.state("s").overrides.is_empty());
-        tree.remove("s", "master");
-        tree.set_override("s", "a", None);
-        assert_eq!(left(&mut tree), [""; 0]);
-        assert!(tree.services.is_empty(), "nothing is left of a service that is gone");
-    }
-
-    #[test]
-    fn unreadable_nodes_are_problems_until_they_can_be_read_or_are_gone() {
-        let mut tree = Tree::default();
-        tree.put("s", "master", &data("a", 1), &stat(5, 5));
-        tree.put_unreadable("s", "master", "cannot be read: no auth".to_owned());
-        let state = tree.state("s");
-        assert!(state.instances.is_empty() && state.problems[0].skipped, "{state:?}");
-        tree.put("s", "master", &data("a", 1), &stat(5, 5));
-        assert!(tree.state("s").problems.is_empty());
-        tree.remove("s", "master");
-        assert_eq!(left(&mut tree), [""; 0]);
-        assert!(tree.services.is_empty(), "nothing is left of a service that is gone");
-    }
-
-    #[test]
-    fn who_leaves_is_told_from_who_is_lost() {
-        let mut tree = Tree::default();
-        tree.leaves("s", 5, "a");
-        for (number, code) in ["a", "b", "c", "d"].into_iter().enumerate() {
-            let czxid = 5 + i64::try_from(number).unwrap();
-            tree.put("s", &format!("normal000000000{number}"), &data(code, 1), &stat(czxid, czxid));
-        }
-        tree.leaves("s", 6, "b");
-        assert_eq!(left(&mut tree), [""; 0], "it is still there");
-        // One is lost, one has left, one moves, and one has left and comes back.
-        tree.remove("s", "normal0000000000");
-        tree.remove("s", "normal0000000001");
-        tree.remove("s", "normal0000000002");
-        tree.put("s", "master", &data("c", 1), &stat(9, 9));
-        tree.leaves("s", 8, "d");
-        tree.remove("s", "normal0000000003");
-        tree.put("s", "normal0000000004", &data("d", 1), &stat(10, 10));
-        assert_eq!(left(&mut tree), ["b"]);
-        // And is lost afterwards.
-        tree.remove("s", "normal0000000004");
-        assert_eq!(left(&mut tree), [""; 0]);
-        tree.leaves("s", 9, "c");
-        tree.put("s", "master", &data("e", 1), &stat(11, 11));
-        assert_eq!(left(&mut tree), ["c"], "another has the same place now");
-    }
-
-    #[test]
-    fn what_has_gone_while_nobody_watched_is_found_by_comparing() {
-        let mut before = Tree::default();
-        before.put("s", "master", &data("a", 1), &stat(5, 5));
-        before.put("s", "normal0000000001", &data("b", 1), &stat(6, 6));
-        before.put("t", "master", &data("a", 1), &stat(7, 7));
-        before.put("u", "master", &data("a", 1), &stat(8, 8));
-        let mut loaded = Tree::default();
-        loaded.put("s", "master", &data("b", 1), &stat(9, 9));
-        loaded.put("t", "master", &data("a", 1), &stat(7, 7));
-        let mut tree = before;
-        let mut concerned = tree.follow_on(loaded);
-        concerned.sort();
-        assert_eq!(concerned, ["s", "u"].map(Arc::from));
-        tree.leaves("s", 5, "a");
-        tree.leaves("u", 8, "a");
-        let mut states = tree.take_states();
-        states.sort_by(|a, b| a.service.cmp(&b.service));
-        let told: Vec<_> =
-            states.iter().map(|state| (&*state.service, state.instances.len(), state.left.len())).collect();
-        assert_eq!(told, [("s", 1, 1), ("t", 1, 0), ("u", 0, 1)]);
-    }
-
-    #[test]
-    fn of_nodes_that_one_transaction_created_only_the_marked_one_has_left() {
-        let mut tree = Tree::default();
-        for code in ["a", "b"] {
-            tree.put("s", &format!("normal000000000{code}"), &data(code, 1), &stat(5, 5));
-        }
-        tree.leaves("s", 5, "b");
-        tree.remove("s", "normal000000000a");
-        tree.remove("s", "normal000000000b");
-        assert_eq!(left(&mut tree), ["b"]);
-    }
-
-    #[test]
-    fn who_moved_and_left_while_nobody_watched_has_left() {
-        let mut before = Tree::default();
-        for (czxid, code) in [(5, "a"), (6, "b"), (7, "c"), (8, "d")] {
-            before.put("s", &format!("normal000000000{czxid}"), &data(code, 1), &stat(czxid, czxid));
-        }
-        let mut tree = before;
-        assert_eq!(tree.follow_on(Tree::default()), [Arc::from("s")]);
-        assert_eq!(tree.oldest_gone("s"), Some(5));
-        // One has moved and left, one left before and came back, one has left, and one is lost.
-        tree.leaves("s", 9, "a");
-        tree.leaves("s", 4, "b");
-        tree.leaves("s", 7, "c");
-        let mut gone = left(&mut tree);
-        gone.sort();
-        assert_eq!(gone, ["a", "c"]);
-        // What was read then says nothing of what is seen to go later.
-        tree.leaves("s", 20, "e");
-        tree.put("s", "master", &data("e", 1), &stat(11, 11));
-        assert_eq!(left(&mut tree), [""; 0]);
-        tree.remove("s", "master");
-        assert_eq!(left(&mut tree), [""; 0]);
-    }
-
-    #[test]
-    fn broken_nodes_are_counted_and_harm_nobody() {
-        let mut tree = Tree::default();
-        tree.put("s", "normal0000000001", &data("a", 1), &stat(5, 5));
-        tree.put("s", "normal0000000002", b"{", &stat(6, 6));
-        tree.put("s", "whatever", br#"{"serverip":"h","serverport":1,"weight":-2}"#, &stat(7, 7));
-        assert_eq!(list(&tree), ["a 1 normal", "h:1 0 normal"]);
-        let problems = tree.state("s").problems;
-        assert_eq!(problems.iter().filter(|problem| problem.skipped).count(), 1);
-        assert_eq!(problems.len(), 2);
-        tree.put("a#b", "master", &data("a", 1), &stat(5, 5));
-        let state = tree.state("a#b");
-        assert!(state.instances.is_empty() && state.problems[0].reason.contains('#'));
-    }
-}
+mod tests;

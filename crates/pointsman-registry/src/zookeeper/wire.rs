@@ -219,6 +219,10 @@ mod tests {
             (FOREIGN.replace("code-a", "a/b"), "'/'"),
             (FOREIGN.replace("code-a", ".."), "relative"),
             (FOREIGN.replace("127.0.0.1", "a b"), "host"),
+            (FOREIGN.replace("127.0.0.1", "a..b"), "a..b:50001"),
+            (FOREIGN.replace("127.0.0.1", "0.0.0.0"), "listens"),
+            (FOREIGN.replace("127.0.0.1", "::"), "[::]:50001"),
+            (FOREIGN.replace("code-a", "a\u{202e}b"), "\\u{202e}"),
             (FOREIGN.replace("\"weight\":1", "\"weight\":\"1\""), "json"),
             ("{".to_owned(), "json"),
             ("[]".to_owned(), "json"),
@@ -244,7 +248,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(code in "[a-z0-9-]{1,40}", port in 1..=u16::MAX, weight in 0..=MAX_WEIGHT,
-                                   host in "[a-z0-9.-]{1,20}|\\[::1\\]", tags in any::<BTreeMap<String, String>>(),
+                                   host in "[a-z0-9-]{1,9}(\\.[a-z0-9-]{1,9})?[a-z-]|\\[::1\\]", tags in any::<BTreeMap<String, String>>(),
                                    holder in proptest::option::of(".{1,20}")) {
             let holder = holder.map(|name| Holder::new(name.into()));
             let mut instance = Instance::new("s").code(code).address(format!("{host}:{port}")).weight(weight);

@@ -24,13 +24,17 @@ pub(super) fn is_drained(instance: &Instance, set: Override) -> bool {
     !set.apply(Arc::new(instance.clone())).takes_work()
 }
 
-/// What an operator has set for an instance, and a watch on it. Where it cannot be read nothing is set.
+/// What an operator has set for an instance, and a watch on it. Where it may not be read it counts as not drained: whoever is not known to be
+/// drained takes a mastership, and directories tell that it cannot be read.
 pub(super) async fn watch_override(session: &Session, path: &str) -> Result<(Override, Option<OneshotWatcher>), Fault> {
     let client = &session.client;
     loop {
         match session.run(|| format!("read {path}"), client.get_and_watch_data(path)).await {
             Ok((data, _, watcher)) => return Ok((serde_json::from_slice(&data).unwrap_or_default(), Some(watcher))),
-            Err(fault) if fault.is_refusal() => return Ok((Override::default(), None)),
+            Err(fault) if fault.is_refusal() => {
+                tracing::warn!(%fault, "not known whether this instance is drained: taken as not");
+                return Ok((Override::default(), None));
+            }
             Err(fault) if fault.error != ZkError::NoNode => return Err(fault),
             Err(_) => {}
         }
@@ -131,14 +135,21 @@ impl Keeper {
     async fn others(&self, folder: &Folder<'_>, watches: &mut Vec<OneshotWatcher>) -> Result<Others, Fault> {
         watches.extend(folder.watch_names().await?);
         // Tells of most that operators change at once, and costs one request however many settings there are.
-        watches.extend(Folder { path: &self.overrides, ..*folder }.watch_names().await?);
+        match (Folder { path: &self.overrides, ..*folder }.watch_names().await) {
+            // What else can be read is looked at all the same, and again before long.
+            Err(fault) if fault.is_refusal() => tracing::warn!(%fault, "not told of what operators set"),
+            watcher => watches.extend(watcher?),
+        }
         let mut instances = folder.instances(&self.instance.service).await?;
         instances.retain(|(name, instance)| number(name).is_some() && instance.code != self.instance.code);
         let paths = instances.iter().map(|(_, instance)| format!("{}/{}", self.overrides, instance.code));
         let set = read_many(folder.session, &self.overrides, &Vec::from_iter(paths)).await?;
         let mut others = Others { undrained: Vec::new(), any_drained: false };
         for ((name, instance), set) in instances.into_iter().zip(set) {
-            // Where it cannot be read nothing is set.
+            let set = set.unwrap_or_else(|fault| {
+                tracing::warn!(%fault, "not known whether this instance is drained: taken as not");
+                None
+            });
             let set = set.and_then(|(data, _)| serde_json::from_slice(&data).ok()).unwrap_or_default();
             if is_drained(&instance, set) {
                 others.any_drained = true;
