@@ -4,7 +4,7 @@
 //! |---|---|
 //! | what can be asked, and what is answered | `docs/agent.md`, `api.rs`, `api/` |
 //! | who is let in | `gate.rs` |
-//! | how connections come and go | `server.rs`, `tls.rs` |
+//! | how connections come and go | `server.rs`, `http2.rs`, `tls.rs` |
 //! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
 //! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
@@ -23,6 +23,7 @@ mod error;
 mod feed;
 mod gate;
 mod go_micro_service;
+mod http2;
 mod metrics;
 mod problem;
 mod registrations;
@@ -38,7 +39,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use pointsman_registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -77,6 +78,9 @@ struct State {
     metrics: Metrics,
     limits: Limits,
     access: ArcSwap<Access>,
+    /// Permits for requests over HTTP/2, which a connection may have many of at a time: as many in all as over HTTP/1.1, where each takes a
+    /// connection.
+    requests: Semaphore,
     closing: watch::Sender<bool>,
     /// Each connection holds a receiver, so that closing can wait for their ends.
     open: watch::Sender<()>,
@@ -143,6 +147,7 @@ impl Agent {
             metrics: Metrics::new(),
             limits: settings.limits,
             access: ArcSwap::from_pointee(access),
+            requests: Semaphore::new(settings.limits.connections),
             closing: watch::Sender::new(false),
             open: watch::Sender::new(()),
             more_metrics: Mutex::default(),
