@@ -26,6 +26,8 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+pub(crate) use self::stream::EVENT_STREAM;
+
 use crate::State;
 use crate::dashboard;
 use crate::go_micro_service;

@@ -13,15 +13,18 @@ use axum::response::Response;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, interval};
 
 use crate::State;
+use crate::api::EVENT_STREAM;
 use crate::server::{HEAD, HEADERS, UNTAKEN};
 
 /// Maximum number of requests at a time on one connection (RFC 9113, 5.1.2, recommends no fewer than 100), and its maximum share of those that are
@@ -57,13 +60,16 @@ pub(crate) async fn serve<F>(
         async move {
             let Some(answering) = answering else {
                 // As HTTP/1.1 answers it.
-                let mut response = Response::new(Answer::new(Body::empty(), stream));
+                let mut response = Response::new(Answer::new(Body::empty(), stream, None));
                 *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                 return Ok::<_, Infallible>(response);
             };
-            // Until the answer begins: streams of events have a limit of their own. It is never closed.
-            let _permit = state.requests.acquire().await;
-            Ok(answering.await?.map(|body| Answer::new(body, stream)))
+            // It is never closed.
+            let permit = state.requests.clone().acquire_owned().await.ok();
+            let response = answering.await?;
+            // Streams of events have a limit of their own.
+            let is_endless = response.headers().get(CONTENT_TYPE) == Some(&EVENT_STREAM);
+            Ok(response.map(|body| Answer::new(body, stream, permit.filter(|_| !is_endless))))
         }
     });
     let mut connection = pin!(builder(state.limits.connections).serve_connection(TokioIo::new(stream), service));
@@ -202,12 +208,14 @@ struct Answer {
     /// What is left of its last frame.
     rest: Bytes,
     stream: Stream,
+    /// Of the request, which is worked on until its answer has been handed on whole.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Answer {
-    fn new(body: Body, stream: Stream) -> Self {
+    fn new(body: Body, stream: Stream, permit: Option<OwnedSemaphorePermit>) -> Self {
         stream.set_untaken(Some(Instant::now()));
-        Self { body, rest: Bytes::new(), stream }
+        Self { body, rest: Bytes::new(), stream, _permit: permit }
     }
 }
 

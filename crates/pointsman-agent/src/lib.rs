@@ -80,7 +80,7 @@ struct State {
     access: ArcSwap<Access>,
     /// Permits for requests over HTTP/2, which a connection may have many of at a time: as many in all as over HTTP/1.1, where each takes a
     /// connection.
-    requests: Semaphore,
+    requests: Arc<Semaphore>,
     closing: watch::Sender<bool>,
     /// Each connection holds a receiver, so that closing can wait for their ends.
     open: watch::Sender<()>,
@@ -147,7 +147,7 @@ impl Agent {
             metrics: Metrics::new(),
             limits: settings.limits,
             access: ArcSwap::from_pointee(access),
-            requests: Semaphore::new(settings.limits.connections),
+            requests: Arc::new(Semaphore::new(settings.limits.connections)),
             closing: watch::Sender::new(false),
             open: watch::Sender::new(()),
             more_metrics: Mutex::default(),

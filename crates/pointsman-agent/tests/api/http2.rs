@@ -49,8 +49,12 @@ impl Secure {
     }
 
     async fn connect(&self) -> Connection {
+        self.connect_with(&h2::client::Builder::new()).await
+    }
+
+    async fn connect_with(&self, builder: &h2::client::Builder) -> Connection {
         let stream = handshake(&self.server, &self.files, false, &[b"h2"]).await.unwrap();
-        let (sender, mut connection) = soon("http/2", h2::client::handshake(stream)).await.unwrap();
+        let (sender, mut connection) = soon("http/2", builder.handshake(stream)).await.unwrap();
         let pings = connection.ping_pong().unwrap();
         let running = tokio::spawn(async move { connection.await.map_err(|error| error.to_string()) });
         Connection { sender, pings, running, address: self.server.address }
@@ -259,6 +263,31 @@ async fn more_requests_than_the_limit_wait() {
         sending.send_data(Bytes::from_static(b"{}"), true).unwrap();
         assert_eq!(soon("an answer", answer).await.unwrap().status(), StatusCode::CREATED);
     }
+    assert_eq!(soon("an answer", waiting).await.unwrap().status(), StatusCode::OK);
+}
+
+/// An answer that nobody takes is kept, which is what the limit is for.
+#[tokio::test]
+async fn answers_that_are_not_taken_count_as_requests_and_streams_of_events_do_not() {
+    let secure = Secure::start(|settings| settings.limits.connections = 8).await;
+    let (patient, mut greedy) = (secure.connect().await, Vec::new());
+    for path in ["/v1/watch", "/openapi.json"] {
+        assert_eq!(patient.ask("GET", "/readyz", None).await.0, StatusCode::OK);
+        for _ in 0..4 {
+            let connection = secure.connect_with(h2::client::Builder::new().initial_window_size(0)).await;
+            let answers = [connection.open("GET", path, None).await, connection.open("GET", path, None).await];
+            greedy.push((connection, answers));
+        }
+        if path == "/v1/watch" {
+            // Closed, or there would be too many connections.
+            assert_eq!(patient.ask("GET", "/readyz", None).await.0, StatusCode::OK);
+            greedy.drain(..).for_each(|(connection, _)| connection.running.abort());
+            secure.server.until_metric("pointsman_agent_connections", 1).await;
+        }
+    }
+    let (mut waiting, _) = patient.send(patient.request("GET", "/readyz"), true).await;
+    tokio::time::timeout(Duration::from_millis(200), &mut waiting).await.unwrap_err();
+    greedy.iter().for_each(|(connection, _)| connection.running.abort());
     assert_eq!(soon("an answer", waiting).await.unwrap().status(), StatusCode::OK);
 }
 
