@@ -24,7 +24,7 @@ use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
+use tower_http::compression::predicate::SizeAbove;
 
 pub(crate) use self::stream::EVENT_STREAM;
 
@@ -44,23 +44,29 @@ struct Route {
     methods: &'static str,
     call: &'static str,
     answer: Answering,
+    /// Whether it may be long enough to be compressed. Streams of events are not: each event has to arrive at once.
+    may_be_long: bool,
 }
 
 const fn route(path: &'static str, methods: &'static str, call: &'static str, answer: Answering) -> Route {
-    Route { path, methods, call, answer }
+    Route { path, methods, call, answer, may_be_long: false }
+}
+
+const fn long(path: &'static str, methods: &'static str, call: &'static str, answer: Answering) -> Route {
+    Route { path, methods, call, answer, may_be_long: true }
 }
 
 /// Every path of the API. `openapi.json` describes them; the files of the dashboard are not in it.
 const ROUTES: &[Route] = &[
-    route("/v1/services", "GET, HEAD", "services", || get(find::services)),
-    route("/v1/services/{service}/instances", "GET, HEAD", "instances", || get(find::instances)),
+    long("/v1/services", "GET, HEAD", "services", || get(find::services)),
+    long("/v1/services/{service}/instances", "GET, HEAD", "instances", || get(find::instances)),
     route("/v1/services/{service}/master", "GET, HEAD", "master", || get(find::master)),
-    route("/v1/services/{service}/history", "GET, HEAD", "history", || get(find::history)),
-    route("/v1/events", "GET, HEAD", "events", || get(find::events)),
-    route("/v1/overrides", "GET, HEAD", "overrides", || get(operate::overrides)),
-    route("/v1/audit", "GET, HEAD", "audit", || get(find::audit)),
+    long("/v1/services/{service}/history", "GET, HEAD", "history", || get(find::history)),
+    long("/v1/events", "GET, HEAD", "events", || get(find::events)),
+    long("/v1/overrides", "GET, HEAD", "overrides", || get(operate::overrides)),
+    long("/v1/audit", "GET, HEAD", "audit", || get(find::audit)),
     route("/v1/services/{service}/watch", "GET", "watch", || only_get(watch::service)),
-    route("/v1/services/{service}/changes", "GET", "changes", || only_get(watch::changes)),
+    long("/v1/services/{service}/changes", "GET", "changes", || only_get(watch::changes)),
     route("/v1/watch", "GET", "watch-all", || only_get(watch::all)),
     route("/v1/services/{service}/pick", "GET", "pick", || only_get(pick::pick)),
     route("/v1/claims/{claim}", "DELETE", "release", || delete(pick::release)),
@@ -76,14 +82,18 @@ const ROUTES: &[Route] = &[
     route("/v1/services/{service}/check-term", "POST", "check-term", || post(operate::check_term)),
     route("/livez", "GET, HEAD", "livez", || get(system::livez)),
     route("/readyz", "GET, HEAD", "readyz", || get(system::readyz)),
-    route("/metrics", "GET, HEAD", "metrics", || get(system::metrics)),
-    route("/openapi.json", "GET, HEAD", "openapi", || get(system::openapi)),
+    long("/metrics", "GET, HEAD", "metrics", || get(system::metrics)),
+    long("/openapi.json", "GET, HEAD", "openapi", || get(system::openapi)),
 ];
 
 /// All of it, for the listener.
 pub(crate) fn router(state: &Arc<State>, settings: &Settings) -> Router {
-    let api = ROUTES.iter().map(|&Route { path, methods, call, answer }| (path, methods, call, answer()));
-    let dashboard = dashboard::routes().map(|(path, answer)| (path, "GET, HEAD", "dashboard", answer));
+    let api = ROUTES.iter().map(|&Route { path, methods, call, answer, may_be_long }| {
+        let answer = answer();
+        (path, methods, call, if may_be_long { answer.layer(compression()) } else { answer })
+    });
+    let dashboard =
+        dashboard::routes().map(|(path, answer)| (path, "GET, HEAD", "dashboard", answer.layer(compression())));
     let mut router = Router::new();
     for (path, methods, call, answer) in api.chain(dashboard) {
         let answer = answer.fallback(move || async move { method_not_allowed(methods) });
@@ -97,15 +107,15 @@ pub(crate) fn router(state: &Arc<State>, settings: &Settings) -> Router {
         router = router.route(path, answer().layer(counted));
     }
     // The listener has read it, within its own limit.
-    router.fallback(not_found).layer(DefaultBodyLimit::disable()).layer(compression()).with_state(state.clone())
+    router.fallback(not_found).layer(DefaultBodyLimit::disable()).with_state(state.clone())
 }
 
 /// Answers below this size go out as they are: they fit one packet, or nearly.
 const COMPRESSED_FROM: u16 = 1 << 10;
 
-/// gzip for those who accept it. Streams of events go out as they are: each has to arrive at once.
-fn compression() -> CompressionLayer<impl Predicate> {
-    let pays = SizeAbove::new(COMPRESSED_FROM).and(NotForContentType::const_new("text/event-stream"));
+/// gzip for those who accept it.
+fn compression() -> CompressionLayer<SizeAbove> {
+    let pays = SizeAbove::new(COMPRESSED_FROM);
     CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest).compress_when(pays)
 }
 
