@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use pointsman_core::{Instance, Problem, Role, Term, check_name};
+use pointsman_core::{Instance, Problem, Role, check_name};
 use zookeeper_client::Stat;
 
 use super::layout::MASTER;
@@ -67,8 +67,9 @@ impl Tree {
             return false;
         }
         let content = wire::decode(&name, data).map(|parsed| {
+            let role = if node == MASTER { Role::Master(parsed.term(stat.czxid)) } else { Role::Normal };
             let mut instance = parsed.instance;
-            instance.role = if node == MASTER { Role::Master(Term(stat.czxid.unsigned_abs())) } else { Role::Normal };
+            instance.role = role;
             (Arc::new(instance), parsed.clamped)
         });
         let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, content };
