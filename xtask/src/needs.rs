@@ -22,7 +22,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("h2load", "nghttp2-client"),
     ("varnishtest", "varnish"),
     ("wrk", "wrk"),
-    // For schemathesis, websockets and grpcio, which come from PyPI. The files of the package itself have the version of Python in
+    // For schemathesis, websockets, grpcio, and the generators of clients with their Node.js, which come from PyPI. The files of the package itself have the version of Python in
     // their paths.
     ("/var/lib/dpkg/info/python3-venv.list", "python3-venv"),
     // Partitions of the network.

@@ -1,6 +1,7 @@
 // Requests to the agent: the token, and what is said when one fails.
 
-const KEY = "pointsman-token";
+// All paths are relative to the page's: a proxy may have it under a path of its own, beside other agents with other tokens.
+const KEY = `pointsman-token ${location.pathname}`;
 
 // In this tab only, and gone with it.
 export const token = () => sessionStorage.getItem(KEY);
@@ -39,7 +40,7 @@ export async function ask(path, options = {}) {
 
 export const get = async (path) => (await ask(path)).json();
 
-const at = (service, code) => `/v1/services/${encodeURIComponent(service)}/instances/${encodeURIComponent(code)}`;
+const at = (service, code) => `v1/services/${encodeURIComponent(service)}/instances/${encodeURIComponent(code)}`;
 export const drain = (service, code) => ask(`${at(service, code)}/drain`, { method: "POST" });
 export const undrain = (service, code) => ask(`${at(service, code)}/undrain`, { method: "POST" });
 export const setWeight = (service, code, weight) =>
@@ -48,4 +49,4 @@ export const setWeight = (service, code, weight) =>
     headers: { "content-type": "application/json" },
     body: JSON.stringify({ weight }),
   });
-export const history = (service) => get(`/v1/services/${encodeURIComponent(service)}/history`);
+export const history = (service) => get(`v1/services/${encodeURIComponent(service)}/history`);

@@ -105,7 +105,7 @@ function startTheme() {
 /** What happened before; asked for with each connection, since a new one may be to another agent. */
 async function loadHistory() {
   try {
-    const [events, audit] = await Promise.all([get("/v1/events"), get("/v1/audit")]);
+    const [events, audit] = await Promise.all([get("v1/events"), get("v1/audit")]);
     takeHistory(events, audit);
   } catch (error) {
     // The stream meets the same trouble, and says so.
@@ -113,7 +113,7 @@ async function loadHistory() {
   }
 }
 
-const stream = new Stream("/v1/watch?load=1s", {
+const stream = new Stream("v1/watch?load=1s", {
   event(event, data) {
     if (event === "freshness") status.freshness(data);
     else take(event, data);

@@ -123,7 +123,7 @@ async function sample() {
   if (!isLive()) return miss();
   isAsking = true;
   const asked = Date.now();
-  const text = await ask("/metrics", { signal: AbortSignal.timeout(GAP) }).then((response) => response.text()).catch(() => null);
+  const text = await ask("metrics", { signal: AbortSignal.timeout(GAP) }).then((response) => response.text()).catch(() => null);
   isAsking = false;
   if (text === null) miss();
   else take((asked + Date.now()) / 2, text);

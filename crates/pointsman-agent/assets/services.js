@@ -79,7 +79,7 @@ const unfound = (query) => [
 ];
 
 function empty() {
-  const command = `curl -N -X POST ${location.origin}/v1/services/hello/instances/hello-1/hold \\
+  const command = `curl -N -X POST ${new URL("v1/services/hello", location)}/instances/hello-1/hold \\
   -H 'content-type: application/json' \\
   -d '{"address": "127.0.0.1:8080", "tags": {"zone": "here"}}'`;
   const copy = h("button", { type: "button", class: "primary" }, "Copy");

@@ -19,9 +19,14 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue, IF_NONE_MATCH};
+use hyper::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
+
+pub(crate) use self::stream::EVENT_STREAM;
 
 use crate::State;
 use crate::dashboard;
@@ -39,22 +44,29 @@ struct Route {
     methods: &'static str,
     call: &'static str,
     answer: Answering,
+    /// Whether it may be long enough to be compressed. Streams of events are not: each event has to arrive at once.
+    may_be_long: bool,
 }
 
 const fn route(path: &'static str, methods: &'static str, call: &'static str, answer: Answering) -> Route {
-    Route { path, methods, call, answer }
+    Route { path, methods, call, answer, may_be_long: false }
+}
+
+const fn long(path: &'static str, methods: &'static str, call: &'static str, answer: Answering) -> Route {
+    Route { path, methods, call, answer, may_be_long: true }
 }
 
 /// Every path of the API. `openapi.json` describes them; the files of the dashboard are not in it.
 const ROUTES: &[Route] = &[
-    route("/v1/services", "GET, HEAD", "services", || get(find::services)),
-    route("/v1/services/{service}/instances", "GET, HEAD", "instances", || get(find::instances)),
+    long("/v1/services", "GET, HEAD", "services", || get(find::services)),
+    long("/v1/services/{service}/instances", "GET, HEAD", "instances", || get(find::instances)),
     route("/v1/services/{service}/master", "GET, HEAD", "master", || get(find::master)),
-    route("/v1/services/{service}/history", "GET, HEAD", "history", || get(find::history)),
-    route("/v1/events", "GET, HEAD", "events", || get(find::events)),
-    route("/v1/overrides", "GET, HEAD", "overrides", || get(operate::overrides)),
-    route("/v1/audit", "GET, HEAD", "audit", || get(find::audit)),
+    long("/v1/services/{service}/history", "GET, HEAD", "history", || get(find::history)),
+    long("/v1/events", "GET, HEAD", "events", || get(find::events)),
+    long("/v1/overrides", "GET, HEAD", "overrides", || get(operate::overrides)),
+    long("/v1/audit", "GET, HEAD", "audit", || get(find::audit)),
     route("/v1/services/{service}/watch", "GET", "watch", || only_get(watch::service)),
+    long("/v1/services/{service}/changes", "GET", "changes", || only_get(watch::changes)),
     route("/v1/watch", "GET", "watch-all", || only_get(watch::all)),
     route("/v1/services/{service}/pick", "GET", "pick", || only_get(pick::pick)),
     route("/v1/claims/{claim}", "DELETE", "release", || delete(pick::release)),
@@ -70,14 +82,18 @@ const ROUTES: &[Route] = &[
     route("/v1/services/{service}/check-term", "POST", "check-term", || post(operate::check_term)),
     route("/livez", "GET, HEAD", "livez", || get(system::livez)),
     route("/readyz", "GET, HEAD", "readyz", || get(system::readyz)),
-    route("/metrics", "GET, HEAD", "metrics", || get(system::metrics)),
-    route("/openapi.json", "GET, HEAD", "openapi", || get(system::openapi)),
+    long("/metrics", "GET, HEAD", "metrics", || get(system::metrics)),
+    long("/openapi.json", "GET, HEAD", "openapi", || get(system::openapi)),
 ];
 
 /// All of it, for the listener.
 pub(crate) fn router(state: &Arc<State>, settings: &Settings) -> Router {
-    let api = ROUTES.iter().map(|&Route { path, methods, call, answer }| (path, methods, call, answer()));
-    let dashboard = dashboard::routes().map(|(path, answer)| (path, "GET, HEAD", "dashboard", answer));
+    let api = ROUTES.iter().map(|&Route { path, methods, call, answer, may_be_long }| {
+        let answer = answer();
+        (path, methods, call, if may_be_long { answer.layer(compression()) } else { answer })
+    });
+    let dashboard =
+        dashboard::routes().map(|(path, answer)| (path, "GET, HEAD", "dashboard", answer.layer(compression())));
     let mut router = Router::new();
     for (path, methods, call, answer) in api.chain(dashboard) {
         let answer = answer.fallback(move || async move { method_not_allowed(methods) });
@@ -92,6 +108,15 @@ pub(crate) fn router(state: &Arc<State>, settings: &Settings) -> Router {
     }
     // The listener has read it, within its own limit.
     router.fallback(not_found).layer(DefaultBodyLimit::disable()).with_state(state.clone())
+}
+
+/// Answers below this size go out as they are: they fit one packet, or nearly.
+const COMPRESSED_FROM: u16 = 1 << 10;
+
+/// gzip for those who accept it.
+fn compression() -> CompressionLayer<SizeAbove> {
+    let pays = SizeAbove::new(COMPRESSED_FROM);
+    CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest).compress_when(pays)
 }
 
 /// `HEAD` of a stream, or of a pick, would have an effect that nobody wants.
@@ -127,7 +152,18 @@ fn body(status: StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// Whether the client has what has this tag (RFC 9110, 13.1.2).
+/// Says what is needed to keep an answer and to ask whether it is still the same: also where nothing is sent because it is (RFC 9110,
+/// 15.4.5). The tag is a weak one, since what has it is sent compressed to some and plain to others (8.8.3.3).
+pub(crate) fn tag(headers: &mut HeaderMap, etag: &str) {
+    if let Ok(etag) = HeaderValue::try_from(format!("W/{etag}")) {
+        headers.insert(ETAG, etag);
+    }
+    headers.insert(VARY, ACCEPT_ENCODING.into());
+    // It may be kept, but is asked for each time.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+}
+
+/// Whether the client has what has this tag (RFC 9110, 13.1.2: by weak comparison).
 pub(crate) fn has_already(headers: &HeaderMap, etag: &str) -> bool {
     let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|known| known.to_str().ok());
     known
@@ -175,7 +211,7 @@ mod tests {
         let answers = document["components"]["responses"].as_object().unwrap();
         // What HTTP itself does not let pass has no body.
         for (_, answer) in answers.iter().filter(|(name, _)| *name != "HeadTooLarge") {
-            let more = &answer["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
+            let more = &answer["content"]["application/problem+json"]["schema"]["properties"];
             let status = more["status"]["const"].as_u64().unwrap();
             for name in more["type"]["enum"].as_array().unwrap() {
                 described.insert((name.as_str().unwrap().to_owned(), status));

@@ -7,13 +7,12 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{HeaderMap, StatusCode};
 
 use crate::State;
-use crate::api::has_already;
+use crate::api::{has_already, tag};
 
 /// A file, and the path under which it is served.
 struct Asset {
@@ -87,10 +86,7 @@ impl Asset {
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         headers.insert(OPENER_POLICY, HeaderValue::from_static("same-origin"));
         // Another version of the agent may answer the next time.
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        if let Ok(etag) = HeaderValue::try_from(etag) {
-            headers.insert(ETAG, etag);
-        }
+        tag(headers, etag);
         response
     }
 }
@@ -113,7 +109,7 @@ mod tests {
     fn whatever_the_files_name_is_served() {
         for asset in ASSETS.iter().filter(|asset| asset.kind.starts_with("text/")) {
             let text = std::str::from_utf8(asset.content).unwrap();
-            for from in ["\"/assets/", "\"./"] {
+            for from in ["\"assets/", "\"./"] {
                 for named in text.split(from).skip(1) {
                     let path = format!("/assets/{}", named.split('"').next().unwrap());
                     assert!(ASSETS.iter().any(|asset| asset.path == path), "{} names {path}", asset.path);
@@ -139,7 +135,7 @@ mod tests {
         let etag = etag(asset.content);
         let whole = asset.answer(&HeaderMap::new(), &etag);
         assert_eq!(whole.status(), StatusCode::OK);
-        assert_eq!(whole.headers()[ETAG], etag.as_str());
+        assert_eq!(whole.headers()[hyper::header::ETAG], format!("W/{etag}"));
         let known = HeaderMap::from_iter([(hyper::header::IF_NONE_MATCH, HeaderValue::try_from(&etag).unwrap())]);
         assert_eq!(asset.answer(&known, &etag).status(), StatusCode::NOT_MODIFIED);
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | what can be asked, and what is answered | `docs/agent.md`, `api.rs`, `api/` |
 //! | who is let in | `gate.rs` |
-//! | how connections come and go | `server.rs`, `tls.rs` |
+//! | how connections come and go | `server.rs`, `http2.rs`, `tls.rs` |
 //! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
 //! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
@@ -26,6 +26,7 @@ mod feed;
 mod gate;
 mod go_micro_service;
 mod history;
+mod http2;
 mod metrics;
 mod peers;
 mod problem;
@@ -43,7 +44,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use pointsman_registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -85,6 +86,9 @@ struct State {
     metrics: Metrics,
     limits: Limits,
     access: ArcSwap<Access>,
+    /// Permits for requests over HTTP/2, which a connection may have many of at a time: as many in all as over HTTP/1.1, where each takes a
+    /// connection.
+    requests: Arc<Semaphore>,
     closing: watch::Sender<bool>,
     /// Each connection holds a receiver, so that closing can wait for their ends.
     open: watch::Sender<()>,
@@ -156,6 +160,7 @@ impl Agent {
             metrics: Metrics::new(),
             limits: settings.limits,
             access: ArcSwap::from_pointee(access),
+            requests: Arc::new(Semaphore::new(settings.limits.connections)),
             closing: watch::Sender::new(false),
             open: watch::Sender::new(()),
             more_metrics: Mutex::default(),

@@ -10,11 +10,11 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,20 +26,22 @@ use tower::Service as _;
 use crate::State;
 use crate::body::{self, Unread};
 use crate::go_micro_service;
+use crate::http2;
 use crate::problem::Problem;
+use crate::tls;
 
 /// A TLS handshake takes at most this long.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// What a client neither acknowledges nor takes in for so long, it never will.
-const UNTAKEN: Duration = Duration::from_secs(30);
+pub(crate) const UNTAKEN: Duration = Duration::from_secs(30);
 /// Whether a silent client's host is still there is asked after so long, and then so often.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 /// Before a listener that cannot accept (too many open files) tries again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The longest request line with headers: a key to pick by has 8 KiB, three times that when it is escaped.
-const HEAD: usize = 32 << 10;
+pub(crate) const HEAD: usize = 32 << 10;
 /// The most headers.
-const HEADERS: usize = 64;
+pub(crate) const HEADERS: usize = 64;
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy)]
@@ -117,6 +119,11 @@ async fn talk_in_secret(
     state: &Arc<State>,
 ) {
     match tokio::time::timeout(HANDSHAKE.min(state.limits.head_time), acceptor.accept(stream)).await {
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2) => {
+            let answer = |request| respond(request, peer, router.clone(), state.clone());
+            // Apart again: HTTP/1.1 has no use for its room.
+            Box::pin(http2::serve(stream, peer, state, answer)).await;
+        }
         Ok(Ok(stream)) => serve(stream, peer, router, state).await,
         Ok(Err(error)) => {
             state.metrics.handshake_failures.inc();
@@ -137,13 +144,15 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(UNTAKEN))
 }
 
-async fn respond(
+/// Answers a request, however it has come.
+pub(crate) async fn respond(
     request: Request<Incoming>,
     peer: SocketAddr,
     mut router: Router,
     state: Arc<State>,
 ) -> Result<Response, Infallible> {
     let (mut parts, body) = request.into_parts();
+    let version = parts.version;
     let admitted =
         if *state.closing.borrow() { Err(Problem::closing()) } else { state.access.load().gate.admit(&parts) };
     let mut response = match admitted {
@@ -158,25 +167,28 @@ async fn respond(
                 state.metrics.refused(problem.kind);
                 if parts.uri.path() == go_micro_service::INIT {
                     parts.extensions.insert(Unread(problem));
-                    closing(router.call(Request::from_parts(parts, Body::empty())).await?)
+                    closing(version, router.call(Request::from_parts(parts, Body::empty())).await?)
                 } else {
-                    closing(problem)
+                    closing(version, problem)
                 }
             }
         },
         Err(problem) => {
             state.metrics.refused(problem.kind);
-            if body::discard(body, &state.limits).await { problem.into_response() } else { closing(problem) }
+            if body::discard(body, &state.limits).await { problem.into_response() } else { closing(version, problem) }
         }
     };
     response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
-/// The answer to a request whose body has not come whole: what is still on its way is not read as another request.
-fn closing(answer: impl IntoResponse) -> Response {
+/// The answer to a request whose body has not come whole: what is still on its way is not read as another request. In HTTP/2 that concerns
+/// only its stream, which is reset.
+fn closing(version: Version, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

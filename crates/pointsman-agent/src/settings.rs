@@ -44,7 +44,8 @@ pub struct Tls {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Connections at a time; others wait to be accepted. Default 20,000.
+    /// Connections at a time; others wait to be accepted. As many requests are worked on at a time over HTTP/2, where others wait as well. Default
+    /// 20,000.
     pub connections: usize,
     /// Streams of events at a time (`watch`, `role`, `hold`). Default 15,000.
     pub watchers: usize,

@@ -12,6 +12,9 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 use crate::error::Error;
 use crate::settings::Tls;
 
+/// HTTP/2, as ALPN names it (RFC 9113, 3.1).
+pub(crate) const HTTP_2: &[u8] = b"h2";
+
 /// Reads the files. To be called again when they have changed: connections made after that use what is new.
 pub(crate) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Error> {
     let certificates = certificates(&tls.cert)?;
@@ -32,7 +35,7 @@ pub(crate) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Error> {
         }
     };
     let mut config = builder.with_single_cert(certificates, key).map_err(|error| file(&tls.cert, &error))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP_2.to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 

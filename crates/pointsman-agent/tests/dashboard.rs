@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use fleet::{Fleet, get, instance, traffic};
 use pointsman_agent::Token;
+use pointsman_testkit::http::Nginx;
 use serde_json::{Value, json};
 
 const ESCAPE: &str = "\u{e00c}";
@@ -113,6 +114,41 @@ async fn a_drain_is_asked_about_done_and_on_record() {
     fleet.show("#/audit").await;
     fleet.says(".audit tbody", "drained b of orders").await;
     fleet.complains_of_nothing().await;
+}
+
+/// The proxy is that of the documentation, and has the page beside others.
+#[tokio::test]
+async fn behind_a_proxy_it_may_have_any_path() {
+    let fleet = Fleet::start().await;
+    let documented = include_str!("../../../docs/agent.md").split("```nginx\n").nth(1).unwrap();
+    let location = documented.split("```").next().unwrap().replace("127.0.0.1:7480", &fleet.address().to_string());
+    let nginx = Nginx::start(&format!("{location}location / {{ return 404; }}")).await;
+    let (service, code) = ("50%&?ü", "a?b=%2e%2e");
+    fleet.set_metrics(|| traffic::units("r", 1, 1));
+    // Who forgets the slash is told where it is.
+    fleet.browser.open(&format!("http://{}/pointsman", nginx.address())).await;
+    fleet.browser.wait_for("location.pathname === '/pointsman/'").await;
+    fleet.browser.wait_for("document.body.dataset.trust === 'fresh'").await;
+    fleet.says("main pre", &format!("http://{}/pointsman/v1/services/hello", nginx.address())).await;
+    fleet.keep(instance(service, code)).await;
+    fleet.browser.click(".services td.c-name a").await;
+    fleet.says("h1", service).await;
+    fleet.browser.click(".instances td.c-do button").await;
+    fleet.browser.click("dialog button[type=submit]").await;
+    fleet.says(".toast", &format!("drained {code} of {service}")).await;
+    fleet.says(".instances td.c-role", "drained").await;
+    fleet.browser.click(".more summary").await;
+    fleet.says(".masters tbody tr:nth-child(1)", code).await;
+    fleet.browser.run("location.hash = '#/audit'").await;
+    fleet.says(".audit tbody", &format!("drained {code} of {service}")).await;
+    fleet.browser.run("location.hash = '#/traffic'").await;
+    fleet.says("#routes-title + .count", "1 route").await;
+    // Everything has come from under the path, and nothing was missing.
+    let elsewhere = "return performance.getEntriesByType('resource').filter((one) => \
+                     !new URL(one.name).pathname.startsWith('/pointsman/') || one.responseStatus >= 400).map((one) => one.name)";
+    assert_eq!(fleet.browser.run(elsewhere).await, json!([]));
+    let console = fleet.browser.console().await;
+    assert!(console.is_empty(), "{console:?}");
 }
 
 /// Nobody must take an old picture for a new one.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{BufMut as _, BytesMut};
-use hyper::header::{CACHE_CONTROL, ETAG, HeaderName, HeaderValue};
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode, Uri};
 use pointsman_core::{Instance, Snapshot};
 use pointsman_registry::Freshness;
@@ -21,7 +21,6 @@ use crate::problem::{Kind, Problem};
 
 pub(super) const REVISION: HeaderName = HeaderName::from_static("x-pointsman-revision");
 const FRESHNESS: HeaderName = HeaderName::from_static("x-pointsman-freshness");
-const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 /// How many events are told to who has just come.
 const LATEST: usize = 500;
 
@@ -68,10 +67,7 @@ pub(super) async fn instances(
         if is_known { StatusCode::NOT_MODIFIED.into_response() } else { body(StatusCode::OK, shot.body) };
     let headers = response.headers_mut();
     headers.insert(REVISION, shot.revision.into());
-    if let Ok(etag) = HeaderValue::try_from(etag) {
-        headers.insert(ETAG, etag);
-    }
-    headers.insert(CACHE_CONTROL, NO_CACHE);
+    super::tag(headers, &etag);
     headers.insert(FRESHNESS, freshness(&state, shot.snapshot.is_guarded()));
     Ok(response)
 }

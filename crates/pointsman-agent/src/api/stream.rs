@@ -18,7 +18,8 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The comment.
 const BEAT: Bytes = Bytes::from_static(b":\n\n");
 
-const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
+/// The type of such an answer.
+pub(crate) const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// nginx would keep events back.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, StatusCode, Uri};
 use pointsman_registry::Freshness;
 use serde_json::json;
 
 use super::input::Query;
-use super::{body, has_already};
+use super::{body, has_already, tag};
 use crate::State;
 use crate::problem::Problem;
 
@@ -65,10 +65,6 @@ pub(super) async fn openapi(headers: HeaderMap, uri: Uri) -> Result<Response, Pr
     let is_known = has_already(&headers, &etag);
     let whole = || body(StatusCode::OK, Bytes::from_static(OPENAPI.as_bytes()));
     let mut response = if is_known { StatusCode::NOT_MODIFIED.into_response() } else { whole() };
-    let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if let Ok(etag) = HeaderValue::try_from(etag) {
-        headers.insert(ETAG, etag);
-    }
+    tag(response.headers_mut(), &etag);
     Ok(response)
 }

@@ -34,7 +34,19 @@ const SERVICES: usize = 1000;
 const UNKNOWN: &str = "what came after this event is not known here";
 const SLOW: &str = "you were too slow";
 
-/// `GET /v1/services/{service}/watch`.
+/// `GET /v1/services/{service}/changes`.
+pub(super) async fn changes(
+    Of(state): Of<Arc<State>>,
+    OfService(service): OfService,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    let query = Query::read(&uri, &["after", "wait"], None)?;
+    let _counted = counted(&state)?;
+    let wait = query.duration("wait", Duration::ZERO, LONGEST)?.unwrap_or(WAIT);
+    Ok(poll(&state.feed.topic(&service), query.number("after")?, wait, state.closing.subscribe()).await)
+}
+
+/// `GET /v1/services/{service}/watch`. With `after` or `wait` it answers as `changes` does, for clients from before that had a path of its own.
 pub(super) async fn service(
     Of(state): Of<Arc<State>>,
     OfService(service): OfService,

@@ -11,7 +11,7 @@ async fn services_and_instances_are_listed() {
     let none = server.get("/v1/services/nobody/instances").await;
     assert_eq!((none.status, none.text()), (200, "[]"));
     assert_eq!(none.header("x-pointsman-revision"), Some("0"));
-    assert_eq!(none.header("etag"), Some("\"0\""));
+    assert_eq!(none.header("etag"), Some("W/\"0\""));
     let master = server.put("b", "1").await;
     server.put("b", "2").await;
     server.put("a", "1").await;
@@ -39,7 +39,8 @@ async fn who_has_a_list_already_is_told_that_nothing_has_changed() {
         let answer = client.ask("GET", path, "").await;
         let etag = answer.header("etag").unwrap().to_owned();
         let revision = answer.header("x-pointsman-revision").unwrap();
-        for known in [etag.clone(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".to_owned()] {
+        let strong = etag.trim_start_matches("W/").to_owned();
+        for known in [etag.clone(), strong, format!("\"x\", {etag}"), "*".to_owned()] {
             let same = client.ask_with("GET", path, &[("if-none-match", &known)], "").await;
             assert_eq!((same.status, same.header("etag")), (304, Some(&*etag)), "{known}");
             assert_eq!(same.header("x-pointsman-revision"), Some(revision));

@@ -28,6 +28,7 @@ async fn parameters_of_the_query() {
     let many: String = (0..1001).map(|number| format!("&service={number}")).collect();
     let many = format!("/v1/watch?load=1s{many}");
     let (pick, watch) = ("/v1/services/s/pick", "/v1/services/s/watch");
+    let changes = "/v1/services/s/changes";
     let at = |path: &str, query: &str| format!("{path}?{query}");
     let cases: Vec<(String, &str)> = vec![
         (at("/v1/services", "all"), "all\" is not known here; known: none"),
@@ -58,6 +59,9 @@ async fn parameters_of_the_query() {
         (at(watch, "after=18446744073709551616"), "whole number"),
         (at(watch, "after=0&wait=301s"), "from 0ns to 300s"),
         (at(watch, "wait=1d"), "500ms, 10s or 2m"),
+        (at(changes, "after=-1"), "whole number"),
+        (at(changes, "wait=301s"), "from 0ns to 300s"),
+        (at(changes, "service=s"), "is not known here"),
         (at("/v1/watch", "load=99ms"), "from 100ms"),
         (at("/v1/watch", "load="), "500ms, 10s or 2m"),
         (at("/v1/watch", "service="), "is empty"),

@@ -77,6 +77,7 @@ async fn more_streams_than_the_limit_are_refused() {
         ("GET", "/v1/watch"),
         ("GET", "/v1/services/s/instances/a/role"),
         ("GET", "/v1/services/s/watch?after=0"),
+        ("GET", "/v1/services/s/changes?after=0"),
         ("POST", "/v1/services/s/instances/b/hold"),
     ] {
         let detail = client.ask(method, path, "").await.is_problem(503, "too-many");

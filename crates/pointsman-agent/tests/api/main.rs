@@ -8,6 +8,8 @@ mod access;
 mod choice;
 mod descriptors;
 mod find;
+mod gzip;
+mod http2;
 mod input;
 mod limits;
 mod pick;

@@ -9,32 +9,43 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use crate::support::{Client, Server, registry, settings, soon};
 
 /// A connection to the agent, if it is let in: with TLS 1.3 a client learns only from the first answer that it is not.
 async fn connect(server: &Server, files: &TlsFiles, certified: bool) -> Result<Client, String> {
+    let mut client = Client::over(handshake(server, files, certified, &[]).await?);
+    client.send(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    let answer = soon("an answer", client.rest_or(b"ok\n")).await;
+    if answer.ends_with(b"ok\n") { Ok(client) } else { Err("closed".to_owned()) }
+}
+
+/// Shakes hands, offering these protocols (ALPN).
+pub(crate) async fn handshake(
+    server: &Server,
+    files: &TlsFiles,
+    certified: bool,
+    protocols: &[&[u8]],
+) -> Result<TlsStream<TcpStream>, String> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&files.ca).unwrap()).unwrap();
     let provider = Arc::new(crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let builder = builder.with_root_certificates(roots);
-    let config = if certified {
+    let mut config = if certified {
         let certificate = CertificateDer::from_pem_file(&files.client_certificate).unwrap();
         let key = PrivateKeyDer::from_pem_file(&files.client_key).unwrap();
         builder.with_client_auth_cert(vec![certificate], key).unwrap()
     } else {
         builder.with_no_client_auth()
     };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let stream = TcpStream::connect(server.address).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
-    let stream = soon("a handshake", connecting).await.map_err(|error| error.to_string())?;
-    let mut client = Client::over(stream);
-    client.send(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
-    let answer = soon("an answer", client.rest_or(b"ok\n")).await;
-    if answer.ends_with(b"ok\n") { Ok(client) } else { Err("closed".to_owned()) }
+    soon("a handshake", connecting).await.map_err(|error| error.to_string())
 }
 
 fn tls(files: &TlsFiles) -> Tls {

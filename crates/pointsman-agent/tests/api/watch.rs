@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{Client, Server, registry_with, soon, until};
 
 const WATCH: &str = "/v1/services/s/watch";
+const CHANGES: &str = "/v1/services/s/changes";
 
 async fn weight(server: &Server, code: &str, weight: usize) {
     let body = json!({ "weight": weight, "ttl": "1h" }).to_string();
@@ -181,9 +182,9 @@ async fn who_names_services_hears_of_no_others() {
 async fn one_answer_comes_when_there_is_something_to_say() {
     let server = Server::start().await;
     // Nothing has ever happened: there is nothing to say.
-    let start = server.json(&format!("{WATCH}?after=0&wait=0s")).await;
+    let start = server.json(&format!("{CHANGES}?after=0&wait=0s")).await;
     assert_eq!(start, json!({"service":"s","revision":0,"events":[]}));
-    let path = format!("{WATCH}?after=0&wait=5m");
+    let path = format!("{CHANGES}?after=0&wait=5m");
     let (first, _) = tokio::join!(server.json(&path), server.put("s", "a"));
     assert_eq!(first["events"][0]["event"], "snapshot");
     weight(&server, "a", 2).await;
@@ -195,7 +196,7 @@ async fn one_answer_comes_when_there_is_something_to_say() {
     .await;
     let revision = first["revision"].as_u64().unwrap();
     let mut waiting = server.client().await;
-    let waited = async { waiting.ask("GET", &format!("{WATCH}?after={revision}&wait=5m"), "").await };
+    let waited = async { waiting.ask("GET", &format!("{CHANGES}?after={revision}&wait=5m"), "").await };
     let (answer, ()) = tokio::join!(waited, weight(&server, "a", 9));
     assert_eq!(answer.header("x-pointsman-revision"), Some(&*answer.json()["revision"].to_string()));
     let put = answer.json()["events"][0].clone();
@@ -203,21 +204,25 @@ async fn one_answer_comes_when_there_is_something_to_say() {
     // Nothing happens: the same revision, and nothing to say.
     let revision = answer.json()["revision"].clone();
     let asked = Instant::now();
-    let nothing = server.json(&format!("{WATCH}?after={revision}&wait=300ms")).await;
+    let nothing = server.json(&format!("{CHANGES}?after={revision}&wait=300ms")).await;
     assert!(asked.elapsed() >= Duration::from_millis(300));
     assert_eq!(nothing, json!({"service":"s","revision":revision,"events":[]}));
     // A place that is not known is answered at once, with everything.
-    let whole = server.json(&format!("{WATCH}?after=77777777&wait=5m")).await;
+    let whole = server.json(&format!("{CHANGES}?after=77777777&wait=5m")).await;
     assert_eq!((&whole["events"][0]["event"], &whole["revision"]), (&json!("snapshot"), &revision));
-    let whole = server.json(&format!("{WATCH}?wait=0s")).await;
+    let whole = server.json(&format!("{CHANGES}?wait=0s")).await;
     assert_eq!(whole["events"][0]["data"]["master"], "a");
+    let (whole, same) = (server.json(CHANGES).await, server.json(&format!("{WATCH}?after=77777777")).await);
+    for answer in [whole, same] {
+        assert_eq!((&answer["events"][0]["event"], &answer["revision"]), (&json!("snapshot"), &revision));
+    }
 }
 
 #[tokio::test]
 async fn one_who_gives_up_waiting_costs_nothing() {
     let server = Server::start().await;
     let mut client = server.client().await;
-    client.send(b"GET /v1/services/s/watch?after=0&wait=5m HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    client.send(b"GET /v1/services/s/changes?after=0&wait=5m HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     server.until_metric("pointsman_agent_connections", 1).await;
     drop(client);
     server.until_metric("pointsman_agent_connections", 0).await;

@@ -7,6 +7,7 @@ use std::process::Command;
 /// By its path: another Python may have no venv.
 const PYTHON: &str = "/usr/bin/python3";
 const OFFLINE: &str = "POINTSMAN_OFFLINE";
+pub(super) const WITHOUT_NETWORK: &str = "where there is no network, set POINTSMAN_OFFLINE=1 to do without";
 
 /// A folder with Python packages of certain versions.
 #[derive(Debug, Clone)]
@@ -24,29 +25,16 @@ impl Venv {
     #[must_use]
     pub fn of(folder: &Path, name: &str, requirements: &str) -> Option<Venv> {
         let venv = Venv { folder: folder.join(name) };
-        // Tests run side by side, in one process and in several.
-        let lock = File::create(folder.join(format!("{name}.lock"))).unwrap();
-        lock.lock().unwrap();
-        let done = venv.folder.join("requirements.txt");
-        if fs::read_to_string(&done).is_ok_and(|there| there == requirements) {
-            return Some(venv);
-        }
-        if std::env::var(OFFLINE).is_ok_and(|value| value == "1") {
-            println!("skipped: {name} is not installed yet, and {OFFLINE}=1 says that it cannot be");
-            return None;
-        }
-        // What an attempt before has left may be half of it.
-        let _ = fs::remove_dir_all(&venv.folder);
-        let folder = venv.folder.display().to_string();
-        succeed(Command::new(PYTHON).args(["-m", "venv", &folder]), "it needs python3 and python3-venv");
-        let file = venv.folder.join("wanted.txt");
-        fs::write(&file, requirements).unwrap();
-        let offline = format!("where there is no network, set {OFFLINE}=1 to do without");
-        let mut pip = Command::new(venv.python());
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]).arg(file);
-        succeed(&mut pip, &offline);
-        fs::write(done, requirements).unwrap();
-        Some(venv)
+        let is_there = once(&venv.folder, requirements, || {
+            let folder = venv.folder.display().to_string();
+            succeed(Command::new(PYTHON).args(["-m", "venv", &folder]), "it needs python3 and python3-venv");
+            let file = venv.folder.join("wanted.txt");
+            fs::write(&file, requirements).unwrap();
+            let mut pip = Command::new(venv.python());
+            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]).arg(file);
+            succeed(&mut pip, WITHOUT_NETWORK);
+        });
+        is_there.then_some(venv)
     }
 
     /// A script in it, and where it is.
@@ -74,7 +62,30 @@ impl Venv {
     }
 }
 
-fn succeed(command: &mut Command, hint: &str) {
+/// Installs something into a folder, unless this (`wanted`) is there already. Whether it is there then: it is not when it is missing and
+/// `POINTSMAN_OFFLINE=1`.
+pub(super) fn once(folder: &Path, wanted: &str, install: impl FnOnce()) -> bool {
+    // Tests run side by side, in one process and in several.
+    let lock = File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let done = folder.join("installed.txt");
+    if fs::read_to_string(&done).is_ok_and(|there| there == wanted) {
+        return true;
+    }
+    if std::env::var(OFFLINE).is_ok_and(|value| value == "1") {
+        println!("skipped: {} is not there yet, and {OFFLINE}=1 says that it cannot be got", folder.display());
+        return false;
+    }
+    // What an attempt before has left may be half of it.
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir(folder).unwrap();
+    install();
+    fs::write(done, wanted).unwrap();
+    true
+}
+
+/// Runs a command to its end, which must be a good one.
+pub(super) fn succeed(command: &mut Command, hint: &str) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; {hint}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}; {hint}");

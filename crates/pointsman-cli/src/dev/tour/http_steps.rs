@@ -25,7 +25,7 @@ pub(super) async fn register(stage: &mut Stage) -> Result<(), Mismatch> {
     let renewed = stage.api.expect(200, &put, None).await?;
     expect("the lease to be renewed", renewed["expires_in_ms"].as_u64() > Some(0), &renewed)?;
     // Answers when the agent has seen anything of the service.
-    stage.api.expect(200, &format!("GET /v1/services/{BILLING}/watch?after=0&wait=10s"), None).await?;
+    stage.api.expect(200, &format!("GET /v1/services/{BILLING}/changes?after=0&wait=10s"), None).await?;
     let list = stage.api.expect(200, &format!("GET /v1/services/{BILLING}/instances"), None).await?;
     expect("bill-1 in the list", list[0]["code"] == "bill-1" && list[0]["address"] == "127.0.0.1:50010", &list)?;
     let billing = billing(stage).await?;
