@@ -37,6 +37,7 @@ async fn main() -> Result<()> {
     registrations(&server, &mut table).await?;
     failover(&server, &mut table).await?;
     hand_over(&server, &mut table).await?;
+    check_term(&server, &mut table).await?;
     table.print();
     Ok(())
 }
@@ -458,6 +459,46 @@ impl Table {
             println!("{row}");
         }
     }
+}
+
+/// A term that is the highest is checked by three agents in turn: by their registries alone, and over HTTP with all that an agent does besides. The
+/// peer sends `sync` and `get` on one connection, one right after the other, and looks at nothing.
+async fn check_term(server: &ZooKeeper, table: &mut Table) -> Result<()> {
+    let (peer, prefix) = (client(server).await?, unique_prefix());
+    let master = Registry::connect(&url(server, &prefix)).await?.register(Instance::new("s").code("a")).await?;
+    let term = master.role().term().ok_or("no master")?;
+    let (mut registries, mut agents, mut clients) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let registry = Registry::connect(&url(server, &prefix)).await?;
+        let settings = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
+        let agent = pointsman_agent::Agent::start(registry.clone(), settings).await?;
+        clients.push(Registry::connect(&format!("http://{}", agent.address())).await?);
+        registries.push(registry);
+        agents.push(agent);
+    }
+    let record = format!("/pointsman{prefix}/terms/s");
+    let (mut by_registries, mut over_http, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..3000 {
+        let start = Instant::now();
+        registries[round % 3].check_term("s", term).await?;
+        let by_registry = start.elapsed();
+        let start = Instant::now();
+        clients[round % 3].check_term("s", term).await?;
+        let over = start.elapsed();
+        let start = Instant::now();
+        let (sync, get) = (peer.sync(&record), peer.get_data(&record));
+        tokio::try_join!(biased; sync, get)?;
+        let theirs_now = start.elapsed();
+        if round >= 300 {
+            by_registries.push(by_registry);
+            over_http.push(over);
+            theirs.push(theirs_now);
+        }
+    }
+    table.ratio("check-term over three agents' registries, against sync + get", &by_registries, &theirs, 1.3);
+    table.ratio("the same over HTTP", &over_http, &theirs, 1.3);
+    drop(agents);
+    Ok(())
 }
 
 fn median(times: &[Duration]) -> f64 {

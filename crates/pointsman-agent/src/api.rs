@@ -4,7 +4,7 @@ mod find;
 mod input;
 mod operate;
 mod pick;
-mod register;
+pub(crate) mod register;
 mod stream;
 mod system;
 mod watch;

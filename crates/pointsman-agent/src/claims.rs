@@ -20,6 +20,8 @@ pub(crate) struct Claims {
     /// An earlier claim may expire now than the one that is waited for.
     earlier: Notify,
     limit: usize,
+    /// With what the id of each claim begins: which agent holds it.
+    agent: Box<str>,
 }
 
 /// The balancers over one service, by what they choose: they have their endpoints in common, so that each knows the claims and the
@@ -55,18 +57,37 @@ pub(crate) struct Picked {
 
 #[derive(Debug, Default)]
 struct Out {
-    claims: HashMap<u128, (Claim, Instant)>,
+    claims: HashMap<u64, (Claim, Instant)>,
     /// In the order in which they expire.
-    by_end: BTreeSet<(Instant, u128)>,
+    by_end: BTreeSet<(Instant, u64)>,
     expired: u64,
 }
 
+/// The length of a claim's id: 16 hexadecimal digits for the agent, and 16 for the claim.
+const ID: usize = 32;
 /// Services that have been picked from and have vanished are forgotten beyond so many.
 const SERVICES: usize = 4096;
 
 impl Claims {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { services: Mutex::default(), out: Mutex::default(), earlier: Notify::new(), limit }
+    /// Claims whose ids begin with the name of this agent among its peers.
+    pub(crate) fn new(limit: usize, agent: &str) -> Self {
+        Self { services: Mutex::default(), out: Mutex::default(), earlier: Notify::new(), limit, agent: agent.into() }
+    }
+
+    /// What a call that has succeeded, or has not, counts as.
+    pub(crate) fn outcome(success: bool) -> Outcome {
+        if success { Outcome::Success } else { Outcome::Failure }
+    }
+
+    /// The agent that holds a claim, by its id. `None`: no agent has given such an id.
+    pub(crate) fn agent_of(claim: &str) -> Option<&str> {
+        let is_id = claim.len() == ID && claim.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_id.then(|| &claim[..ID / 2])
+    }
+
+    /// Whether this agent has given a claim.
+    pub(crate) fn has_given(&self, claim: &str) -> bool {
+        Self::agent_of(claim) == Some(&self.agent)
     }
 
     /// Picks an instance.
@@ -94,7 +115,7 @@ impl Claims {
 
     /// Keeps a claim for as long as `ttl`, and returns its id.
     fn hold(&self, claim: Claim, ttl: Duration) -> Result<String, Problem> {
-        let (id, end) = (fastrand::u128(..), Instant::now() + ttl);
+        let (id, end) = (fastrand::u64(..), Instant::now() + ttl);
         let mut out = lock(&self.out);
         if out.claims.len() >= self.limit {
             let detail = format!("{} claims are out; release those that are not needed", out.claims.len());
@@ -107,7 +128,7 @@ impl Claims {
         if is_first {
             self.earlier.notify_one();
         }
-        Ok(format!("{id:032x}"))
+        Ok(format!("{}{id:016x}", self.agent))
     }
 
     fn balancer(
@@ -135,8 +156,8 @@ impl Claims {
     /// Gives a claim back, and says how the call went.
     pub(crate) fn release(&self, id: &str, outcome: Option<Outcome>) -> Result<(), Problem> {
         let gone = || Problem::new(Kind::NoClaim, "the claim has been released, or has expired, or never was");
-        let is_id = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let number = u128::from_str_radix(id, 16).ok().filter(|_| is_id).ok_or_else(gone)?;
+        let number = id.strip_prefix(&*self.agent).and_then(|number| u64::from_str_radix(number, 16).ok());
+        let number = number.filter(|_| self.has_given(id)).ok_or_else(gone)?;
         let mut out = lock(&self.out);
         let (claim, end) = out.claims.remove(&number).ok_or_else(gone)?;
         out.by_end.remove(&(end, number));

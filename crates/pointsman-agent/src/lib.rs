@@ -8,6 +8,8 @@
 //! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
 //! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
+//! | what other agents are asked for clients | `peers.rs` |
+//! | who was master, and what operators have done | `history.rs` |
 //! | go-micro-service's agent | `go_micro_service.rs`, `go_micro_service/` |
 //! | what operators see in a browser | `dashboard.rs`, `assets/` |
 //! | how a failure is told | `problem.rs` |
@@ -23,14 +25,15 @@ mod error;
 mod feed;
 mod gate;
 mod go_micro_service;
+mod history;
 mod metrics;
+mod peers;
 mod problem;
 mod registrations;
 mod server;
 mod settings;
 mod tls;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -49,7 +52,9 @@ use self::claims::Claims;
 use self::feed::Feed;
 use self::gate::Gate;
 use self::go_micro_service::GoMicroService;
+use self::history::Audit;
 use self::metrics::Metrics;
+use self::peers::OtherAgents;
 use self::problem::Problem;
 use self::registrations::Registrations;
 
@@ -72,8 +77,9 @@ struct State {
     feed: Feed,
     registrations: Registrations,
     claims: Claims,
+    agents: OtherAgents,
     go_micro_service: GoMicroService,
-    audit: Mutex<VecDeque<String>>,
+    audit: Audit,
     metrics: Metrics,
     limits: Limits,
     access: ArcSwap<Access>,
@@ -129,7 +135,11 @@ impl Agent {
         let listener = TcpListener::bind(settings.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let directory = registry.discover_all().await?;
+        // Before anything is read, so that nothing is missed.
+        let changes = directory.updates();
+        let present = directory.snapshots();
         let (feed, updates) = Feed::new(directory);
+        let agents = OtherAgents::join(&registry)?;
         let state = Arc::new(State {
             feed,
             registrations: Registrations::new(
@@ -137,9 +147,10 @@ impl Agent {
                 settings.limits.registrations,
                 settings.limits.write_time,
             ),
-            claims: Claims::new(settings.limits.claims),
+            claims: Claims::new(settings.limits.claims, &agents.own_id()),
+            agents,
             go_micro_service: GoMicroService::default(),
-            audit: Mutex::default(),
+            audit: Audit::default(),
             metrics: Metrics::new(),
             limits: settings.limits,
             access: ArcSwap::from_pointee(access),
@@ -149,6 +160,7 @@ impl Agent {
             started_ms: feed::now_ms(),
             registry,
         });
+        state.agents.answer_for(&state);
         let mut tasks = JoinSet::new();
         let (router, closing) = (api::router(&state, &settings), state.closing.subscribe());
         tasks.spawn(server::accept(listener, router, state.clone(), closing));
@@ -156,6 +168,7 @@ impl Agent {
         tasks.spawn(async move { shared.feed.run(updates).await });
         let shared = state.clone();
         tasks.spawn(async move { shared.claims.run().await });
+        tasks.spawn(history::follow_masters(state.registry.clone(), present, changes));
         tracing::info!(%address, registry = state.registry.url(), "agent listens");
         Ok(Self { state, address, settings, _tasks: tasks })
     }
@@ -224,6 +237,7 @@ impl Agent {
         for registered in &left {
             registered.ended().await;
         }
+        self.state.agents.leave();
         self.state.go_micro_service.close().await;
         // What is being answered just now is answered, if whoever asked takes it.
         if tokio::time::timeout(FAREWELL, self.state.open.closed()).await.is_err() {
@@ -236,6 +250,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.state.closing.send_replace(true);
+        self.state.agents.leave();
     }
 }
 

@@ -9,10 +9,10 @@ use hyper::StatusCode;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use pointsman_core::Snapshot;
 use pointsman_registry::Error;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why a request is not answered as it was meant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Problem {
     pub(crate) kind: Kind,
     pub(crate) detail: Cow<'static, str>,
@@ -23,7 +23,8 @@ pub(crate) struct Problem {
 macro_rules! kinds {
     ($($kind:ident $name:literal $status:ident $title:literal)*) => {
         /// The types of problems. Part of the contract: each has a name, a status and a title.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(into = "&'static str", try_from = "String")]
         pub(crate) enum Kind { $($kind),* }
 
         impl Kind {
@@ -37,6 +38,14 @@ macro_rules! kinds {
 
             pub(crate) const fn status(self) -> StatusCode {
                 match self { $(Kind::$kind => StatusCode::$status),* }
+            }
+
+            /// The kind of this name.
+            fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Kind::$kind),)*
+                    _ => None,
+                }
             }
 
             const fn title(self) -> &'static str {
@@ -76,6 +85,20 @@ impl Kind {
     /// As the `type` of an answer.
     pub(crate) fn urn(self) -> String {
         format!("urn:pointsman:problem:{}", self.name())
+    }
+}
+
+impl From<Kind> for &'static str {
+    fn from(kind: Kind) -> Self {
+        kind.name()
+    }
+}
+
+impl TryFrom<String> for Kind {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Kind::named(&name).ok_or_else(|| format!("there is no kind of problem {name}"))
     }
 }
 

@@ -136,6 +136,11 @@ impl Registrations {
         })
     }
 
+    /// What this agent keeps registered, unless it is about to end.
+    pub(crate) fn kept(&self, service: &str, code: &str) -> Option<Arc<Registered>> {
+        self.find(service, code).ok().filter(|registered| !registered.is_ending())
+    }
+
     /// Registers by a lease, or renews and updates what is registered. Whether it is new.
     pub(crate) async fn put(&self, wish: &Wish, patience: Duration) -> Result<(Arc<Registered>, bool), Problem> {
         loop {

@@ -20,7 +20,9 @@ use tokio::sync::mpsc;
 
 use self::connect::{Agents, Answer, Fault};
 use crate::backend::{Backend, Event, Scope};
+use crate::log::Log;
 use crate::overrides::{Override, OverrideChange};
+use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::AgentUrl;
 use crate::{Error, Result};
@@ -122,6 +124,19 @@ impl Backend for Agent {
         }
     }
 
+    async fn exchange(&self, mut part: Part) {
+        // The agents ask each other.
+        while part.questions.recv().await.is_some() {}
+    }
+
+    async fn append(&self, log: &Log, _key: &str, _entry: &str) -> Result<()> {
+        Err(logged_by_agents("add to", log))
+    }
+
+    async fn read_log(&self, log: &Log) -> Result<Vec<String>> {
+        Err(logged_by_agents("read", log))
+    }
+
     async fn close(&self) {
         self.agents.close();
     }
@@ -151,6 +166,11 @@ impl Fault {
     fn unavailable(self, step: impl FnOnce() -> String) -> Error {
         Error::Unavailable { step: step(), reason: self.to_string() }
     }
+}
+
+fn logged_by_agents(what: &str, log: &Log) -> Error {
+    let reason = "over an agent that is for the agent: see /v1/audit and /v1/services/{service}/history".to_owned();
+    Error::Refused { step: format!("{what} {log}"), reason }
 }
 
 /// Where an instance is in the API. Names hold no slash; what else a path cannot hold is escaped.

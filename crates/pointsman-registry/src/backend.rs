@@ -9,7 +9,9 @@ use pointsman_core::{Instance, Problem, Term};
 use tokio::sync::mpsc;
 
 use crate::Result;
+use crate::log::Log;
 use crate::overrides::{Identity, Override, OverrideChange, Overrides};
+use crate::peers::Part;
 use crate::registration::{End, Task};
 
 /// Where registrations live. Behind the concrete [`Registry`](crate::Registry); chosen by the URL's scheme.
@@ -32,6 +34,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Accepts a term, unless a higher one of the service has been granted, or accepted by anybody; returns the highest.
     async fn check_term(&self, service: &str, term: Term) -> Result<Term>;
+
+    /// Lets a process ask others that share this registry, and be asked, until its questions end. What cannot be asked is dropped.
+    async fn exchange(&self, part: Part);
+
+    /// Adds an entry to a log, unless there is one under that key.
+    async fn append(&self, log: &Log, key: &str, entry: &str) -> Result<()>;
+
+    /// The newest entries of a log, in the order of their keys.
+    async fn read_log(&self, log: &Log) -> Result<Vec<String>>;
 
     /// Ends everything. What is still registered is gone afterwards.
     async fn close(&self);

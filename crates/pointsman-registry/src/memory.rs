@@ -1,5 +1,7 @@
 //! The registry within one process.
 
+mod logs;
+mod peers;
 mod state;
 
 use std::collections::HashMap;
@@ -14,7 +16,9 @@ use tokio::sync::{Notify, mpsc};
 
 use self::state::{MemberId, State};
 use crate::backend::{Backend, Event, Scope, ServiceState};
+use crate::log::Log;
 use crate::overrides::{Identity, Override, OverrideChange, Overrides};
+use crate::peers::Part;
 use crate::registration::{Command, Departure, End, Report, Task};
 use crate::{Error, Result};
 
@@ -25,6 +29,8 @@ pub(crate) struct Memory {
     changed: broadcast::Sender<Arc<str>>,
     identity: Identity,
     is_restored: AtomicBool,
+    members: peers::Members,
+    logs: Mutex<logs::Logs>,
 }
 
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Memory>>>> = LazyLock::new(Mutex::default);
@@ -45,6 +51,8 @@ impl Memory {
             changed: broadcast::channel(CHANGES).0,
             identity: Identity { id: format!("{:032x}", fastrand::u128(..)), since_unix_ms: Some(now_us() / 1000) },
             is_restored: AtomicBool::new(false),
+            members: peers::Members::default(),
+            logs: Mutex::default(),
         });
         memory.rise_above(now_us());
         named.insert(name.to_owned(), Arc::downgrade(&memory));
@@ -201,6 +209,19 @@ impl Backend for Memory {
             return Err(Error::Refused { step: format!("check term {term} of {service}"), reason });
         };
         checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
+    }
+
+    async fn exchange(&self, part: Part) {
+        self.members.exchange(part).await;
+    }
+
+    async fn append(&self, log: &Log, key: &str, entry: &str) -> Result<()> {
+        lock(&self.logs).append(log, key, entry);
+        Ok(())
+    }
+
+    async fn read_log(&self, log: &Log) -> Result<Vec<String>> {
+        Ok(lock(&self.logs).read(log))
     }
 
     async fn close(&self) {}

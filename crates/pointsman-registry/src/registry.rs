@@ -17,8 +17,10 @@ use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::disk;
 use crate::guard::Guard;
 use crate::hold::{Hold, Holds};
+use crate::log::{self, Log};
 use crate::memory::Memory;
 use crate::overrides::{Override, OverrideChange};
+use crate::peers::{self, Answer, Peers};
 use crate::registration::{self, Command, Departure, End, Registration};
 use crate::store::{Restore, Shared, Store};
 use crate::url::{Common, Url, redacted};
@@ -112,7 +114,7 @@ impl Registry {
     /// As [`Registry::register`], for `holder`: where the same instance is registered already for the same holder, by this or
     /// another process, whether that lives or has died a moment ago, its registration is replaced at once, and ends by itself.
     /// So whoever keeps registrations for others (an agent) can be replaced by another without a gap. A master that is taken
-    /// over stays master, with a higher term.
+    /// over stays master, with its term: whoever says the same holder is the same master, and no other mastership begins.
     ///
     /// A holder is 1 to 128 bytes without control characters. It is no secret: it can be read in the registry.
     ///
@@ -258,6 +260,61 @@ impl Registry {
         check_name("service", service)?;
         self.check_open()?;
         self.inner.backend.check_term(service, term).await
+    }
+
+    /// Lets this process be asked by others that share this registry, and ask them: through the registry itself, so that they need no way to
+    /// each other. Must be called within a tokio runtime. It takes part from some milliseconds later on, and whenever the registry can be
+    /// reached; not where the registry is an agent's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn join_peers(&self, answer: Arc<dyn Answer>) -> Result<Peers> {
+        self.check_open()?;
+        let (peers, part) = peers::pair(answer);
+        let backend = self.inner.backend.clone();
+        let (mut closed, alive) = (self.inner.closed.subscribe(), self.inner.tasks.subscribe());
+        tokio::spawn(async move {
+            let _alive = alive;
+            tokio::select! {
+                biased;
+                () = set(&mut closed) => {}
+                () = backend.exchange(part) => {}
+            }
+        });
+        Ok(peers)
+    }
+
+    /// Adds an entry to a log in the registry, unless there is one under that key. A key is a name as codes are, and decides the order. An entry has at
+    /// most 16 KiB.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], [`Error::Refused`] (always, where the registry is an agent's), [`Error::Unavailable`], [`Error::Closed`].
+    pub async fn append(&self, log: &Log, key: &str, entry: &str) -> Result<()> {
+        check_name("key", key)?;
+        if let Log::Masters(service) = log {
+            check_name("service", service)?;
+        }
+        if entry.len() > log::MAX_BYTES {
+            let reason = format!("the entry has {} bytes, and may have {}", entry.len(), log::MAX_BYTES);
+            return Err(Error::Refused { step: format!("add to {log}"), reason });
+        }
+        self.check_open()?;
+        self.inner.backend.append(log, key, entry).await
+    }
+
+    /// Reads a log: its newest entries, the oldest of them first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::append`].
+    pub async fn read_log(&self, log: &Log) -> Result<Vec<String>> {
+        if let Log::Masters(service) = log {
+            check_name("service", service)?;
+        }
+        self.check_open()?;
+        self.inner.backend.read_log(log).await
     }
 
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {

@@ -8,7 +8,9 @@ mod heartbeat;
 mod keep;
 mod layout;
 mod leave;
+mod logs;
 mod overrides;
+mod peers;
 mod place;
 mod session;
 mod terms;
@@ -25,9 +27,12 @@ use tokio::time::Instant;
 use zookeeper_client::{Acl, Acls, CreateMode, CreateOptions, Permission};
 
 use self::layout::Layout;
+use self::logs::Logs;
 use self::session::{Session, Sessions};
 use crate::backend::{Backend, Event, Scope};
+use crate::log::Log;
 use crate::overrides::{Override, OverrideChange};
+use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::{Acl as AclSetting, ROOT, ZooKeeperUrl};
 use crate::{Error, Result};
@@ -157,6 +162,25 @@ impl Backend for ZooKeeper {
         let session = self.session(|| format!("check term {term} of {service}")).await?;
         let checked = terms::check(&session, &self.layout, self.settings.acl, service, term).await?;
         checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
+    }
+
+    async fn exchange(&self, part: Part) {
+        match self.directories().await {
+            Ok(sessions) => peers::exchange(&self.layout, self.settings.acl, sessions.link(), part).await,
+            Err(error) => tracing::error!(%error, "no part in what processes ask each other"),
+        }
+    }
+
+    async fn append(&self, log: &Log, key: &str, entry: &str) -> Result<()> {
+        let session = self.session(|| format!("add to {log}")).await?;
+        let logs = Logs { session: &session, layout: &self.layout, acl: self.settings.acl };
+        Ok(logs.append(log, key, entry).await?)
+    }
+
+    async fn read_log(&self, log: &Log) -> Result<Vec<String>> {
+        let session = self.session(|| format!("read {log}")).await?;
+        let logs = Logs { session: &session, layout: &self.layout, acl: self.settings.acl };
+        Ok(logs.read(log).await?)
     }
 
     async fn close(&self) {

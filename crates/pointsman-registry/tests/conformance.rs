@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::{Change, Instance, Role, Snapshot, Status, Term, TermGuard};
-use pointsman_registry::{Departure, Error, Freshness, Registration, Registry, Service};
+use pointsman_registry::{Departure, Error, Freshness, Log, Registration, Registry, Service};
 
 /// Far longer than anything here takes: a deadline, not a wait.
 const SOON: Duration = Duration::from_secs(20);
@@ -329,8 +329,7 @@ async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: S
     for (weight, registry) in [(2, &two), (3, &two), (4, &one)] {
         let before = term(a.role());
         let mut next = registry.take_over(instance("a", weight), "holder a").await.unwrap();
-        // An agent that has the registration itself goes on with it.
-        assert!(if url.starts_with("http:") { term(next.role()) >= before } else { term(next.role()) > before });
+        assert_eq!(term(next.role()), before, "the mastership goes on");
         soon("the end of a", async { while a.role_changed().await.is_some() {} }).await;
         assert!(a.trouble().unwrap().contains("taken over"), "{:?}", a.trouble());
         assert_eq!(a.role(), Role::Detached);
@@ -516,6 +515,28 @@ async fn a_term_below_the_highest_is_refused_for_everybody(url: String) {
     assert!(matches!(other.check_term("s", new).await, Ok(_) | Err(Error::Closed { .. })));
 }
 
+async fn logs_are_the_same_for_all_and_keep_the_newest(url: String) {
+    let (one, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let masters = Log::Masters("s".into());
+    if url.starts_with("http:") {
+        assert!(matches!(one.append(&masters, "1", "x").await, Err(Error::Refused { .. })));
+        assert!(matches!(one.read_log(&masters).await, Err(Error::Refused { .. })));
+        return;
+    }
+    assert_eq!(other.read_log(&Log::Audit).await.unwrap(), [""; 0]);
+    for number in 0..2 * masters.limit() {
+        one.append(&masters, &format!("{number:04}"), &number.to_string()).await.unwrap();
+        other.append(&masters, &format!("{number:04}"), "the second is not taken").await.unwrap();
+    }
+    let newest: Vec<String> = (masters.limit()..2 * masters.limit()).map(|number| number.to_string()).collect();
+    assert_eq!(other.read_log(&masters).await.unwrap(), newest);
+    assert_eq!(one.read_log(&Log::Masters("t".into())).await.unwrap(), [""; 0]);
+    assert!(matches!(one.append(&masters, "a/b", "x").await, Err(Error::Invalid(_))));
+    assert!(matches!(one.append(&masters, "a", &"x".repeat(20_000)).await, Err(Error::Refused { .. })));
+    let service = one.discover("s").await.unwrap();
+    assert!(service.snapshot().is_empty(), "it is no instance for that");
+}
+
 macro_rules! conformance {
     ($($name:ident)*) => {
         mod memory {
@@ -567,4 +588,5 @@ conformance! {
     a_clean_leave_is_never_guarded
     who_is_lost_is_guarded_and_returns
     a_term_below_the_highest_is_refused_for_everybody
+    logs_are_the_same_for_all_and_keep_the_newest
 }

@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use pointsman_core::{Change, Instance, Role, TermGuard};
 use pointsman_registry::{Error, Freshness, Registration, Registry};
 use pointsman_testkit::{CuttingProxy, ZooKeeper, unique_prefix};
@@ -245,6 +246,59 @@ async fn the_second_in_line_does_not_wait_for_the_session_of_a_dead_first() {
     let promoted = until_role("b is master", &mut second, Role::is_master);
     let in_time = Duration::from_secs(5);
     tokio::time::timeout(in_time, promoted).await.expect("long before a session ends, or half of one is over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_stands_behind_a_dead_one_is_told_that_all_before_it_have_left() {
+    let server = ZooKeeper::shared().await;
+    let prefix = unique_prefix();
+    let url = format!("zookeeper://{}{prefix}?session_timeout=30s", server.address());
+    let registry = Registry::connect(&url).await.unwrap();
+    let mut before = Vec::new();
+    for number in 0..9 {
+        before.push(registry.register(Instance::new("s").code(format!("old-{number}"))).await.unwrap());
+    }
+    // It died a moment ago: its session stands.
+    let dead: Client = server.client().await;
+    let data = br#"{"serveruniquecode":"dead","weight":1}"#;
+    dead.create(&format!("{prefix}/s/normal"), data, &SEQUENTIAL).await.unwrap();
+    let mut last = registry.register(Instance::new("s").code("last")).await.unwrap();
+    futures_util::future::join_all(before.into_iter().map(Registration::close)).await;
+    let promoted = until_role("the last is master", &mut last, Role::is_master);
+    let in_time = Duration::from_secs(5);
+    tokio::time::timeout(in_time, promoted).await.expect("long before a session ends, or half of one is over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_drained_do_not_take_what_many_dead_have_left_vacant_before_others_have_had_their_time() {
+    let server = ZooKeeper::shared().await;
+    let prefix = unique_prefix();
+    let proxy = CuttingProxy::start(server.socket_address());
+    // A master, and more in line than there are stand-bys, all of whom die while the registry is away.
+    let dead: Client = server.client().await;
+    let registry = Registry::connect(&url(&proxy.address(), &prefix, "")).await.unwrap();
+    dead.mkdir(&format!("{prefix}/s"), &OPEN).await.unwrap();
+    dead.create(&format!("{prefix}/s/master"), br#"{"serveruniquecode":"dead","weight":1}"#, &EPHEMERAL).await.unwrap();
+    for number in 0..8 {
+        let data = format!(r#"{{"serveruniquecode":"dead-{number}","weight":1}}"#);
+        dead.create(&format!("{prefix}/s/normal"), data.as_bytes(), &SEQUENTIAL).await.unwrap();
+    }
+    let mut drained = Vec::new();
+    for code in ["b", "c", "d", "e"] {
+        registry.drain("s", code).await.unwrap();
+        drained.push(registry.register(Instance::new("s").code(code)).await.unwrap());
+    }
+    let mut last = registry.register(Instance::new("s").code("f")).await.unwrap();
+    proxy.cut();
+    dead.delete(&format!("{prefix}/s/master"), None).await.unwrap();
+    proxy.mend();
+    // All who live see at once that there is no master.
+    let drained_masters =
+        drained.iter_mut().map(|drained| until_role("a drained master", drained, Role::is_master).boxed());
+    tokio::select! {
+        _ = until_role("the one that is not drained", &mut last, Role::is_master) => {}
+        _ = futures_util::future::select_all(drained_masters) => panic!("a drained instance came first"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ use super::input::{OfInstance, OfService, Query, short};
 use super::{body, has_already, json};
 use crate::State;
 use crate::feed::Shot;
+use crate::history;
 use crate::problem::{Kind, Problem};
 
 pub(super) const REVISION: HeaderName = HeaderName::from_static("x-pointsman-revision");
@@ -120,8 +121,8 @@ pub(super) async fn master(Of(state): Of<Arc<State>>, OfService(service): OfServ
 /// `GET /v1/services/{service}/history`.
 pub(super) async fn history(Of(state): Of<Arc<State>>, OfService(service): OfService, uri: Uri) -> Answer {
     Query::read(&uri, &[], None)?;
-    let masters = state.feed.find(&service).map(|topic| topic.masters()).unwrap_or_default();
-    Ok(json(StatusCode::OK, &masters))
+    let seen = state.feed.find(&service).map(|topic| topic.masters()).unwrap_or_default();
+    Ok(json(StatusCode::OK, &history::masters(&state.registry, &service, seen).await))
 }
 
 /// `GET /v1/events`.
@@ -141,8 +142,7 @@ pub(super) async fn events(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
 /// `GET /v1/audit`.
 pub(super) async fn audit(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
     Query::read(&uri, &[], None)?;
-    let audit = state.audit.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let lines: Vec<&str> = audit.iter().rev().map(String::as_str).collect();
+    let lines = state.audit.read(&state.registry).await;
     Ok(body(StatusCode::OK, format!("[{}]", lines.join(",")).into()))
 }
 

@@ -10,7 +10,7 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Uri};
 use pointsman_core::check_name;
 use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::problem::{Kind, Problem};
 
@@ -202,7 +202,7 @@ where
 const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// A map in which nothing stands twice.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Tags(pub(super) BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Tags {

@@ -20,9 +20,6 @@ use crate::server::Peer;
 
 type Answer = Result<Response, Problem>;
 
-/// So many of what operators did is remembered.
-const AUDIT: usize = 500;
-
 /// `POST /v1/services/{service}/instances/{code}/drain`.
 pub(super) async fn drain(
     Of(state): Of<Arc<State>>,
@@ -41,7 +38,7 @@ pub(super) async fn drain(
         check_known(&state, &service, &code)?;
         state.write(step, state.registry.drain(&service, &code)).await?;
     }
-    note(&state, actor, peer, "drain", &service, &code, detail);
+    note(&state, actor, peer, "drain", &service, &code, detail).await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -56,7 +53,7 @@ pub(super) async fn undrain(
     Query::read(&uri, &[], None)?;
     let step = || format!("undrain {service}/{code}");
     state.write(step, state.registry.undrain(&service, &code)).await?;
-    note(&state, actor, peer, "undrain", &service, &code, "takes work again");
+    note(&state, actor, peer, "undrain", &service, &code, "takes work again").await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -84,7 +81,7 @@ pub(super) async fn weight(
     let step = || format!("set the weight of {service}/{code}");
     state.write(step, state.registry.set_weight(&service, &code, weight)).await?;
     let detail = weight.map_or("the registered weight counts again".to_owned(), |weight| format!("weight {weight}"));
-    note(&state, actor, peer, "weight", &service, &code, &detail);
+    note(&state, actor, peer, "weight", &service, &code, &detail).await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -125,18 +122,15 @@ pub(super) async fn overrides(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
 }
 
 /// The audit line: in the log, for who asks, and for who watches.
-fn note(state: &State, actor: Actor, Peer(peer): Peer, action: &str, service: &str, code: &str, detail: &str) {
+async fn note(state: &State, actor: Actor, Peer(peer): Peer, action: &str, service: &str, code: &str, detail: &str) {
     let by = format!("{} from {}", actor.name(), peer.ip().to_canonical());
     tracing::info!(by, action, service, code, detail, "audit");
+    let at_ms = now_ms();
     let line = json!({
-        "at_ms": now_ms(), "actor": by, "action": action, "service": service, "code": code, "detail": detail,
+        "at_ms": at_ms, "actor": by, "action": action, "service": service, "code": code, "detail": detail,
     })
     .to_string();
     state.feed.tell("audit", line.as_bytes());
     state.metrics.operations.inc();
-    let mut audit = state.audit.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if audit.len() == AUDIT {
-        audit.pop_front();
-    }
-    audit.push_back(line);
+    state.audit.note(&state.registry, at_ms, &line).await;
 }

@@ -6,15 +6,16 @@ use std::time::Duration;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use hyper::{StatusCode, Uri};
-use pointsman_balance::{Algorithm, Candidates, Considered, Explanation, Outcome};
+use pointsman_balance::{Algorithm, Candidates, Considered, Explanation};
 use pointsman_registry::wire::InstanceJson;
 use serde::Serialize;
 
 use super::input::{Last, OfService, Query, short};
 use super::json;
 use crate::State;
-use crate::claims::{PickRequest, Picked};
-use crate::problem::Problem;
+use crate::claims::{Claims, PickRequest, Picked};
+use crate::peers::Question;
+use crate::problem::{Kind, Problem};
 
 /// How long a claim is held when nobody says.
 const TTL: Duration = Duration::from_secs(30);
@@ -113,14 +114,21 @@ pub(super) async fn pick(
 /// `DELETE /v1/claims/{claim}`.
 pub(super) async fn release(Of(state): Of<Arc<State>>, Last(claim): Last, uri: Uri) -> Result<Response, Problem> {
     let query = Query::read(&uri, &["outcome"], None)?;
-    let outcome = match query.get("outcome") {
+    let success = match query.get("outcome") {
         None => None,
-        Some("success") => Some(Outcome::Success),
-        Some("failure") => Some(Outcome::Failure),
+        Some("success") => Some(true),
+        Some("failure") => Some(false),
         Some(other) => {
             return Err(Problem::bad(format!("query: outcome is success or failure, not {}", short(other))));
         }
     };
-    state.claims.release(&claim, outcome)?;
+    match Claims::agent_of(&claim).filter(|_| !state.claims.has_given(&claim)) {
+        None => state.claims.release(&claim, success.map(Claims::outcome))?,
+        Some(agent) => {
+            let question = Question::Release { claim: claim.clone(), success };
+            let gone = || Problem::new(Kind::NoClaim, "the agent that held the claim is not there any more");
+            state.agents.ask_one::<()>(agent, &question).await.ok_or_else(gone)??;
+        }
+    }
     Ok(StatusCode::NO_CONTENT.into_response())
 }

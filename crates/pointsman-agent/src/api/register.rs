@@ -1,5 +1,6 @@
 //! Registering: by a lease, or for as long as a connection is open.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +13,13 @@ use pointsman_registry::check::{Check, Probe};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::input::{OfInstance, Query, Tags, duration, parse, whole};
 use super::stream::{self, Source, counted};
 use crate::State;
 use crate::feed::event;
+use crate::peers::Question;
 use crate::problem::{Kind, Problem};
 use crate::registrations::{Answer, Bound, End, Registered, Status, Wish};
 
@@ -31,9 +34,10 @@ const TAKE_OVER: Duration = Duration::from_secs(2);
 /// The longest word for who registers, in bytes.
 const HOLDER: usize = 128;
 
-#[derive(Debug, Default, Deserialize)]
+/// What a client wants to be registered.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+pub(crate) struct Wanted {
     address: Option<String>,
     #[serde(default, deserialize_with = "whole")]
     weight: Option<u32>,
@@ -44,7 +48,7 @@ struct Wanted {
     holder: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WantedCheck {
     probe: String,
@@ -95,9 +99,10 @@ impl WantedCheck {
     }
 }
 
-#[derive(Serialize)]
-struct Told {
-    role: &'static str,
+/// What a client is told of its role.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    role: Cow<'static, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     term: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,10 +111,17 @@ struct Told {
     reason: Option<Arc<str>>,
 }
 
+impl Told {
+    /// Whether both say the same of the role, for whatever time.
+    fn is_same_role(&self, other: &Told) -> bool {
+        (&self.role, self.term, &self.reason) == (&other.role, other.term, &other.reason)
+    }
+}
+
 impl From<Answer> for Told {
     fn from(Answer { role, reason, expires_in }: Answer) -> Self {
         let expires_in_ms = expires_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        Self { role: role.name(), term: role.term().map(|term| term.0), expires_in_ms, reason }
+        Self { role: role.name().into(), term: role.term().map(|term| term.0), expires_in_ms, reason }
     }
 }
 
@@ -122,18 +134,56 @@ pub(super) async fn put(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let query = Query::read(&uri, &["holder"], None)?;
-    if body.is_empty() {
-        let registered = find(&state, &service, &code, &query)?;
-        registered.renew()?;
-        return Ok(super::json(StatusCode::OK, &Told::from(registered.answer())));
+    let holder = query.get("holder").map(str::to_owned);
+    let wanted = if body.is_empty() { None } else { Some(parse::<Wanted>(&headers, &body)?) };
+    let wish = wanted.clone().map(|wanted| wanted.wish(&service, &code)).transpose()?;
+    if may_be_kept_elsewhere(&state, &service, &code, wish.as_ref()) {
+        let question = Question::Put { service: service.clone(), code: code.clone(), holder: holder.clone(), wanted };
+        if let Some(reply) = state.agents.ask::<Told>(&question).await {
+            return Ok(super::json(StatusCode::OK, &reply?));
+        }
     }
-    let wish = parse::<Wanted>(&headers, &body)?.wish(&service, &code)?;
+    let Some(wish) = wish else {
+        let registered = find(&state, &service, &code, holder.as_deref())?;
+        return Ok(super::json(StatusCode::OK, &renewed(&registered)?));
+    };
     let (registered, is_new) = state.registrations.put(&wish, PATIENCE).await?;
     if is_new {
         seen(&state, &registered, &service, &code).await;
     }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok(super::json(status, &Told::from(registered.answer())))
+}
+
+/// Whether another agent may keep what this one does not. Where there is a check it may be registered nowhere just now.
+fn may_be_kept_elsewhere(state: &State, service: &str, code: &str, wish: Option<&Wish>) -> bool {
+    let is_listed = || state.feed.directory().snapshot(service).find(code).is_some_and(|found| !found.is_guarded());
+    state.registrations.kept(service, code).is_none() && wish.is_none_or(|wish| wish.check.is_some() || is_listed())
+}
+
+fn renewed(registered: &Registered) -> Result<Told, Problem> {
+    registered.renew()?;
+    Ok(Told::from(registered.answer()))
+}
+
+/// Renews what this agent keeps, and lets it be as wanted, for a client of another agent. `None`: it is not kept here.
+pub(crate) async fn put_kept(
+    state: &State,
+    service: &str,
+    code: &str,
+    holder: Option<&str>,
+    wanted: Option<Wanted>,
+) -> Option<Result<Told, Problem>> {
+    state.registrations.kept(service, code)?;
+    let Some(wanted) = wanted else {
+        return Some(find(state, service, code, holder).and_then(|registered| renewed(&registered)));
+    };
+    let wish = match wanted.wish(service, code) {
+        Ok(wish) => wish,
+        Err(problem) => return Some(Err(problem)),
+    };
+    let put = state.registrations.put(&wish, PATIENCE).await;
+    Some(put.map(|(registered, _)| Told::from(registered.answer())))
 }
 
 /// `DELETE /v1/services/{service}/instances/{code}`.
@@ -143,24 +193,43 @@ pub(super) async fn delete(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let query = Query::read(&uri, &["holder"], None)?;
-    let registered = match find(&state, &service, &code, &query) {
-        Ok(registered) => registered,
-        Err(problem) if query.get("holder").is_some() => return Err(problem),
-        // Renewed by another agent, perhaps: whoever knows the code of a lease may end it by any.
-        Err(problem) => match find_elsewhere(&state, &service, &code).await {
-            Some(registered) => registered,
-            None => return Err(problem),
-        },
-    };
-    registered.end(End::Deregistered);
-    match tokio::time::timeout(state.limits.write_time, registered.ended()).await {
-        Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
-        Err(_) => {
-            let detail =
-                format!("deregister {service}/{code}: the registry does not answer; it is removed when it is back");
-            Err(Problem::new(Kind::Unavailable, detail))
-        }
+    let holder = query.get("holder");
+    if let Some(reply) = delete_kept(&state, &service, &code, holder).await {
+        return reply.map(|()| StatusCode::NO_CONTENT.into_response());
     }
+    let question = Question::Delete { service: service.clone(), code: code.clone(), holder: holder.map(str::to_owned) };
+    if let Some(reply) = state.agents.ask::<()>(&question).await {
+        return reply.map(|()| StatusCode::NO_CONTENT.into_response());
+    }
+    // The agent that keeps it may have died. Whoever knows the holder of a registration, or the code of a lease, may end it by any.
+    let Some(registered) = take_over(&state, &service, &code, holder).await else {
+        return Err(find(&state, &service, &code, holder).err().unwrap_or_else(Problem::closing));
+    };
+    end(&state, &registered, &service, &code).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Ends what this agent keeps. `None`: it is not kept here.
+pub(crate) async fn delete_kept(
+    state: &State,
+    service: &str,
+    code: &str,
+    holder: Option<&str>,
+) -> Option<Result<(), Problem>> {
+    state.registrations.kept(service, code)?;
+    match find(state, service, code, holder) {
+        Ok(registered) => Some(end(state, &registered, service, code).await),
+        Err(problem) => Some(Err(problem)),
+    }
+}
+
+async fn end(state: &State, registered: &Registered, service: &str, code: &str) -> Result<(), Problem> {
+    registered.end(End::Deregistered);
+    tokio::time::timeout(state.limits.write_time, registered.ended()).await.map_err(|_| {
+        let detail =
+            format!("deregister {service}/{code}: the registry does not answer; it is removed when it is back");
+        Problem::new(Kind::Unavailable, detail)
+    })
 }
 
 /// Waits until this agent shows what has been registered: whoever registers and then asks finds it. Not for long: it is registered
@@ -175,11 +244,11 @@ async fn seen(state: &State, registered: &Registered, service: &str, code: &str)
     let _ = tokio::time::timeout(SEEN, shown).await;
 }
 
-/// The registration; of the holder that the query names, if it does: whoever was away for too long must not go on with, or end,
+/// The registration; of the holder that is named, if one is: whoever was away for too long must not go on with, or end,
 /// what another has registered meanwhile.
-fn find(state: &State, service: &str, code: &str, query: &Query) -> Result<Arc<Registered>, Problem> {
+fn find(state: &State, service: &str, code: &str, holder: Option<&str>) -> Result<Arc<Registered>, Problem> {
     let registered = state.registrations.find(service, code)?;
-    match query.get("holder") {
+    match holder {
         Some(holder) if !registered.is_of(holder) => {
             let detail = format!("{service}/{code} is registered by another holder");
             Err(Problem::new(Kind::NotRegistered, detail))
@@ -188,10 +257,10 @@ fn find(state: &State, service: &str, code: &str, query: &Query) -> Result<Arc<R
     }
 }
 
-/// Takes over what is registered by a lease through another agent.
-async fn find_elsewhere(state: &State, service: &str, code: &str) -> Option<Arc<Registered>> {
+/// Takes over what the same holder has registered, or what is registered by a lease, through an agent that does not answer.
+async fn take_over(state: &State, service: &str, code: &str, holder: Option<&str>) -> Option<Arc<Registered>> {
     let instance = state.feed.find(service)?.snapshot().find(code)?.clone();
-    let wish = Wish { instance: Instance::clone(&instance), ttl: None, check: None, holder: None };
+    let wish = Wish { instance: Instance::clone(&instance), ttl: None, check: None, holder: holder.map(Into::into) };
     match tokio::time::timeout(TAKE_OVER, state.registrations.put(&wish, PATIENCE)).await {
         Ok(taken) => taken.ok().map(|(registered, _)| registered),
         Err(_) => {
@@ -211,9 +280,31 @@ pub(super) async fn resign(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let query = Query::read(&uri, &["holder"], None)?;
-    let registered = find(&state, &service, &code, &query)?;
-    state.write(|| format!("resign {service}/{code}"), registered.resign()).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let holder = query.get("holder");
+    let reply = match resign_kept(&state, &service, &code, holder).await {
+        Some(reply) => reply,
+        None => {
+            let question =
+                Question::Resign { service: service.clone(), code: code.clone(), holder: holder.map(str::to_owned) };
+            let asked = state.agents.ask(&question).await;
+            asked.unwrap_or_else(|| find(&state, &service, &code, holder).map(drop))
+        }
+    };
+    reply.map(|()| StatusCode::NO_CONTENT.into_response())
+}
+
+/// Lets what this agent keeps resign. `None`: it is not kept here.
+pub(crate) async fn resign_kept(
+    state: &State,
+    service: &str,
+    code: &str,
+    holder: Option<&str>,
+) -> Option<Result<(), Problem>> {
+    state.registrations.kept(service, code)?;
+    match find(state, service, code, holder) {
+        Ok(registered) => Some(state.write(|| format!("resign {service}/{code}"), registered.resign()).await),
+        Err(problem) => Some(Err(problem)),
+    }
 }
 
 /// `POST /v1/services/{service}/instances/{code}/hold`.
@@ -242,8 +333,16 @@ pub(super) async fn role(
 ) -> Result<Response, Problem> {
     Query::read(&uri, &[], None)?;
     let counted = counted(&state)?;
-    let registered = state.registrations.find(&service, &code)?;
-    Ok(stream::answer(Roles::new(&state, registered, None), counted))
+    if let Some(registered) = state.registrations.kept(&service, &code) {
+        return Ok(stream::answer(Roles::new(&state, registered, None), counted));
+    }
+    match RolesElsewhere::start(&state, &service, &code).await {
+        Some(roles) => Ok(stream::answer(roles?, counted)),
+        None => {
+            let registered = find(&state, &service, &code, None)?;
+            Ok(stream::answer(Roles::new(&state, registered, None), counted))
+        }
+    }
 }
 
 /// The roles of one registration as they change.
@@ -303,6 +402,90 @@ impl Source for Roles {
                     return None;
                 },
                 _ = self.closing.changed() => {}
+            }
+        }
+    }
+}
+
+/// The roles of a registration that another agent keeps. That is asked whenever the service has changed, and before what it has said last is
+/// no longer certain.
+struct RolesElsewhere {
+    state: Arc<State>,
+    question: Question,
+    revision: watch::Receiver<u64>,
+    closing: watch::Receiver<bool>,
+    /// What is to be told next.
+    new: Option<Told>,
+    told: Told,
+    asked: Instant,
+    over: bool,
+}
+
+impl RolesElsewhere {
+    /// `None`: no other agent keeps it.
+    async fn start(state: &Arc<State>, service: &str, code: &str) -> Option<Result<Self, Problem>> {
+        let question = Question::Role { service: service.to_owned(), code: code.to_owned() };
+        let mut revision = state.feed.topic(service).revision();
+        revision.mark_unchanged();
+        let (closing, asked) = (state.closing.subscribe(), Instant::now());
+        let told: Told = match state.agents.ask(&question).await? {
+            Ok(told) => told,
+            Err(problem) => return Some(Err(problem)),
+        };
+        let new = Some(told.clone());
+        Some(Ok(Self { state: state.clone(), question, revision, closing, new, told, asked, over: false }))
+    }
+
+    fn end(&mut self) -> Bytes {
+        self.over = true;
+        let mut text = BytesMut::new();
+        event(&mut text, "end", json!({ "reason": End::Closing.name() }).to_string().as_bytes(), None);
+        text.freeze()
+    }
+
+    /// Waits for a reason to ask again. `false`: this agent is about to end.
+    async fn is_worth_asking(&mut self) -> bool {
+        let certain = self.told.expires_in_ms.map(|time| self.asked + Duration::from_millis(time));
+        let no_longer_certain = async {
+            match certain {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.closing.wait_for(|closing| *closing) => false,
+            changed = self.revision.changed() => changed.is_ok(),
+            () = no_longer_certain => true,
+        }
+    }
+}
+
+impl Source for RolesElsewhere {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
+        loop {
+            if let Some(told) = self.new.take() {
+                let mut text = BytesMut::new();
+                // Strings and numbers: there is nothing in it that JSON cannot say.
+                event(&mut text, "role", &serde_json::to_vec(&told).unwrap_or_default(), None);
+                return Some(text.freeze());
+            }
+            if !self.is_worth_asking().await {
+                return Some(self.end());
+            }
+            let asked = Instant::now();
+            match self.state.agents.ask::<Told>(&self.question).await {
+                Some(Ok(told)) => {
+                    self.asked = asked;
+                    if !told.is_same_role(&self.told) {
+                        self.new = Some(told.clone());
+                    }
+                    self.told = told;
+                }
+                // Whoever keeps it now, if anybody does, is to be found anew.
+                Some(Err(_)) | None => return Some(self.end()),
             }
         }
     }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::group::{Group, Shown};
 use super::ring::Ring;
+use crate::history::Mastership;
 
 /// What there is to say of one service.
 #[derive(Debug)]
@@ -47,16 +48,6 @@ pub(crate) struct Shot {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) revision: u64,
     pub(crate) body: Bytes,
-}
-
-/// Who was master, and when, as this agent saw it.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Mastership {
-    code: Arc<str>,
-    address: Option<Arc<str>>,
-    term: u64,
-    since_ms: u64,
-    until_ms: Option<u64>,
 }
 
 /// So many groups of each service are kept.

@@ -190,12 +190,13 @@ pub(crate) fn may_be_master(truth: &Truth, life: &Life, start: Time, end: Time) 
     since_then.map(|(_, life, _)| &truth.lives[*life]).any(|master| master.code == life.code)
 }
 
-/// Whether an instance was told to leave so short a time ago, or so soon after, that it may have become master just before, without the time to report it.
+/// Whether an instance was told to leave so short a time ago, or so soon after, that it may have become master just before, without the time to report
+/// it: also if it was only about to be registered.
 pub(crate) fn left_untold(truth: &Truth, life: &Life, start: Time, end: Time) -> bool {
     let recent = life.states.changes(start.saturating_sub(SETTLE), end + SETTLE);
     let mut was = life.states.at(start.saturating_sub(SETTLE)).map(|(_, state)| state.registration);
     let left = recent.into_iter().any(|(_, state)| {
-        let held = was.replace(state.registration) == Some(Registration::Held);
+        let held = matches!(was.replace(state.registration), Some(Registration::Held | Registration::Pending));
         held && matches!(state.registration, Registration::Leaving | Registration::Lost)
     });
     let reported = truth.masters.iter().rev().find(|(at, ..)| *at <= end);

@@ -24,7 +24,7 @@
 //! | any | no instance was available throughout; this holds for the whole request, whatever it may wait for |
 //! | any | the registry was away for longer than a session lasts, until less than [`SETTLE`](truth::SETTLE) before its end, and fewer instances were registered than are guarded (5) |
 //! | for the master | one who was master, for all that could be known, was down or stopped meanwhile, and may still have been listed, or was unlisted less than [`ELECTION`](truth::ELECTION) ago; but not if it had left well: then the next in line is master at once |
-//! | for the master | the registry went away after the last known master was drained: it may have gone before the next one was elected |
+//! | for the master | the registry went away after the last known master was drained, or its registration was killed or stopped: it may have gone before the next one was elected |
 //! | for the master | the registry came back less than [`ELECTION`](truth::ELECTION) before, or meanwhile: sessions may have expired, and ghosts and drained instances be first in line |
 //! | POST by a proxy | the instance it was sent to last was killed while it had it, or was stopped and may still have been listed |
 //! | by a proxy, not for the master | it was tried as often as it may be, and more instances than that were dead or stopped when it began or ended, and may still have been listed: all its attempts may have met these |
@@ -45,7 +45,7 @@
 //! |---|---|
 //! | any | its answer is that of another request |
 //! | any | it was answered by an instance drained [`DRAIN`](truth::DRAIN) ago or longer, while the registry served, although another was available |
-//! | for the master | it was answered by another instance, although the master had been master for long enough to be known; but not if that one was told to leave or killed so lately that it may have become master without the time to report it, because the last known master was told so too or the registry was away; and not within [`ELECTION`](truth::ELECTION) of its return |
+//! | for the master | it was answered by another instance, although the master had been master for long enough to be known; but not if that one was told to leave or killed so lately, also while it was only about to be registered, that it may have become master without the time to report it, because the last known master was told so too or the registry was away; and not within [`ELECTION`](truth::ELECTION) of its return |
 //! | any, in a scenario | it has arrived at an instance that was drained long enough before it began; or the agent has picked one that it did not list any more; or a proxy has tried a second instance when all that left must have been unlisted |
 //! | POST | it has arrived twice, and the process `serve` was not killed meanwhile |
 

@@ -211,14 +211,19 @@ impl Truth {
         away.into_iter().filter_map(|(_, until)| until).any(|until| until <= time && from < until + ELECTION)
     }
 
-    /// Whether the registry was away, and may have gone while the mastership was being handed on: the last master that is known was drained.
+    /// Whether the registry was away, and may have gone before there was another master: the last one that is known was drained, or its
+    /// registration was killed or stopped.
     pub(crate) fn went_without_master(&self, start: Time, end: Time) -> bool {
         let is_away = !self.registry.throughout(start, end, |serves| serves);
-        let last = self.masters.iter().rev().find(|(at, ..)| *at <= end).map(|(_, life, _)| &self.lives[*life].code);
-        let is_drained = |code: &String| {
-            self.overrides.get(code).and_then(|set| set.at(end)).is_some_and(|(_, set)| set != Override::Open)
+        let last = self.masters.iter().rev().find(|(at, ..)| *at <= end).map(|(_, life, _)| &self.lives[*life]);
+        let is_drained = |life: &Life| {
+            self.overrides.get(&life.code).and_then(|set| set.at(end)).is_some_and(|(_, set)| set != Override::Open)
         };
-        is_away && last.is_some_and(is_drained)
+        let is_lost = |life: &Life| {
+            let lost = [Registration::Lost, Registration::Pending, Registration::Stopped];
+            life.states.at(end).is_some_and(|(_, state)| lost.contains(&state.registration))
+        };
+        is_away && last.is_some_and(|last| is_drained(last) || is_lost(last))
     }
 
     /// Returns those who were master, for all that anybody can know, at some time between the two.

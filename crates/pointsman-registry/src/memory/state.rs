@@ -75,19 +75,22 @@ impl<R: Clone> State<R> {
         report: R,
     ) -> Result<(MemberId, Option<R>), String> {
         let service = self.services.entry(instance.service.clone()).or_default();
-        let mut before = None;
+        let (mut before, mut inherited) = (None, None);
         if let Some((id, there)) = service.members.iter().find(|(_, member)| member.instance.code == instance.code) {
             if holder.is_none() || there.holder != holder {
                 let address = there.instance.address.as_deref().unwrap_or("no address");
                 return Err(format!("an instance of this process ({address})"));
             }
             let id = *id;
+            inherited = there.instance.role.term();
             before = service.members.remove(&id).map(|member| member.report);
         }
         self.clock += 1;
         let id = MemberId(self.clock);
         let has_master = service.members.values().any(|member| member.instance.role.is_master());
-        instance.role = if has_master { Role::Normal } else { Role::Master(Term(self.clock)) };
+        let role = || if has_master { Role::Normal } else { Role::Master(Term(self.clock)) };
+        // The mastership goes on when the same holder takes it over.
+        instance.role = inherited.map_or_else(role, Role::Master);
         self.new_roles.push((report.clone(), instance.role));
         service.revision = self.clock;
         service.left.retain(|(_, code)| *code != instance.code);

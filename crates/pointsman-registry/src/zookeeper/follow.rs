@@ -170,7 +170,7 @@ async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<
 }
 
 /// The events of one watch. It ends with the session: after a terminal event a watcher must not be asked again.
-fn events_of(watcher: PersistentWatcher) -> impl Stream<Item = WatchedEvent> {
+pub(super) fn events_of(watcher: PersistentWatcher) -> impl Stream<Item = WatchedEvent> {
     stream::unfold(Some(watcher), |watcher| async move {
         let mut watcher = watcher?;
         let event = watcher.changed().await;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use pointsman_core::{Instance, Role};
+use pointsman_core::{Instance, Role, Term};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ use zookeeper_client::{EventType, OneshotWatcher};
 
 use self::backoff::{Backoff, RETRY_DELAY};
 use super::fault::Fault;
-use super::layout::{Layout, MASTER, before, position};
+use super::layout::{Layout, MASTER, before};
 use super::leave::leave;
 use super::place::{Folder, Place, Promotion};
 use super::session::{Link, Session, left};
@@ -343,8 +343,14 @@ impl Keeper {
         Error::NotMaster { service: self.instance.service.clone(), code: self.instance.code.clone() }
     }
 
+    /// What the own node is to say, where no term came with it.
     fn data(&self) -> Vec<u8> {
-        wire::encode(&self.instance, self.session_timeout, self.holder.as_ref())
+        self.data_with(None)
+    }
+
+    /// What the own node is to say at a place that came with this term.
+    fn data_with(&self, inherited: Option<Term>) -> Vec<u8> {
+        wire::encode_inherited(&self.instance, self.session_timeout, self.holder.as_ref(), inherited)
     }
 
     fn check_size(&self, instance: &Instance) -> Result<(), Error> {
@@ -438,7 +444,7 @@ impl Keeper {
             if stat.ephemeral_owner != place.session || stat.czxid != place.czxid {
                 return Err(Out::Gone("the own node was replaced by another's"));
             }
-            let wanted = self.data();
+            let wanted = self.data_with(place.inherited);
             if data == wanted {
                 self.written = Some(self.instance.clone());
                 for reply in self.updates.drain(..) {
@@ -458,15 +464,17 @@ impl Keeper {
     async fn ahead(&mut self, folder: &Folder<'_>, place: &Place, is_drained: bool) -> Result<Option<Ahead>, Out> {
         let names = folder.names().await?;
         let vacant = !names.iter().any(|name| name == MASTER);
-        let Some(ahead) = before(&names, &place.name) else {
+        let queue = before(&names, &place.name);
+        let Some(ahead) = queue.first() else {
             self.vacant_since = None;
             let (taken, watcher) = folder.watch(MASTER).await?;
             return Ok(Some(if taken { Ahead::Watch(vec![watcher]) } else { Ahead::Nobody }));
         };
         let mut watches = Vec::new();
         let mut vacant = vacant;
-        self.patience = grace(folder.session);
-        let position = position(&names, &place.name);
+        // The drained leave it to all others first; or one would take it, hand it on at once, and everybody's time would begin anew.
+        self.patience = grace(folder.session) * if is_drained { 2 } else { 1 };
+        let position = queue.len();
         let stands_by = position <= STAND_BYS && !is_drained;
         if stands_by || vacant {
             // The first in line may have died a moment ago: then nobody would act before its session ends. Whoever counts how long the
@@ -486,9 +494,16 @@ impl Keeper {
             (true, Some(since)) if since.elapsed() >= self.patience => return Ok(Some(Ahead::Nobody)),
             (true, Some(_)) => {}
         }
-        let (exists, watcher) = folder.watch(ahead).await?;
-        watches.push(watcher);
-        Ok(Some(if exists { Ahead::Watch(watches) } else { Ahead::Moved }))
+        // Where the next one ahead has died, nobody would tell that it is this one's turn to stand by, because those before that have left.
+        let also = queue.get(STAND_BYS).filter(|_| !stands_by);
+        for ahead in [Some(ahead), also].into_iter().flatten() {
+            let (exists, watcher) = folder.watch(ahead).await?;
+            if !exists {
+                return Ok(Some(Ahead::Moved));
+            }
+            watches.push(watcher);
+        }
+        Ok(Some(Ahead::Watch(watches)))
     }
 
     async fn promote(&mut self, folder: &Folder<'_>, place: &Place) -> Result<(), Out> {

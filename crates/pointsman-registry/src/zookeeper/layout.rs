@@ -3,6 +3,7 @@
 use zookeeper_client::Stat;
 
 use super::tree::Kind;
+use crate::log::Log;
 
 /// The paths under one prefix: go-micro-service's for what it reads too, and ours under a root of our own, `/pointsman`, for what it must
 /// not see, because it takes every child of the prefix for a service and every child of a service for an instance.
@@ -16,6 +17,10 @@ pub(super) struct Layout {
     pub(super) left: String,
     /// `/pointsman/micro-service/terms`
     pub(super) terms: String,
+    /// `/pointsman/micro-service/peers`
+    pub(super) peers: String,
+    /// `/pointsman/micro-service/logs`
+    logs: String,
 }
 
 /// The name of the master's node.
@@ -25,7 +30,14 @@ const NORMAL: &str = "normal";
 impl Layout {
     pub(super) fn new(prefix: &str, root: &str) -> Self {
         let own = |folder| format!("{root}{prefix}/{folder}");
-        Self { services: prefix.to_owned(), overrides: own("overrides"), left: own("left"), terms: own("terms") }
+        Self {
+            services: prefix.to_owned(),
+            overrides: own("overrides"),
+            left: own("left"),
+            terms: own("terms"),
+            peers: own("peers"),
+            logs: own("logs"),
+        }
     }
 
     pub(super) fn service(&self, service: &str) -> String {
@@ -46,6 +58,19 @@ impl Layout {
     /// Where those who leave a service cleanly leave their markers.
     pub(super) fn left_of(&self, service: &str) -> String {
         format!("{}/{service}", self.left)
+    }
+
+    /// Where the entries of a log are.
+    pub(super) fn log(&self, log: &Log) -> String {
+        match log {
+            Log::Audit => format!("{}/audit", self.logs),
+            Log::Masters(service) => format!("{}/{service}", self.logs_of_masters()),
+        }
+    }
+
+    /// Where the logs of the masters of all services are.
+    pub(super) fn logs_of_masters(&self) -> String {
+        format!("{}/masters", self.logs)
     }
 
     /// Where the highest term of a service is recorded.
@@ -91,16 +116,13 @@ pub(super) fn number(name: &str) -> Option<u64> {
     (digits.len() >= 10 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// The normal node right before `name` in the queue. `None` if `name` is the first.
-pub(super) fn before<'a>(names: &'a [String], name: &str) -> Option<&'a str> {
-    let own = number(name)?;
-    names.iter().filter_map(|other| Some((number(other)?, &**other))).filter(|(n, _)| *n < own).max().map(|(_, n)| n)
-}
-
-/// Number of normal nodes before `name` in the queue.
-pub(super) fn position(names: &[String], name: &str) -> usize {
+/// The normal nodes before `name` in the queue, the nearest first.
+pub(super) fn before<'a>(names: &'a [String], name: &str) -> Vec<&'a str> {
     let own = number(name);
-    names.iter().filter_map(|other| number(other)).filter(|other| Some(*other) < own).count()
+    let mut before: Vec<(u64, &str)> =
+        names.iter().filter_map(|other| Some((number(other)?, &**other))).filter(|(n, _)| Some(*n) < own).collect();
+    before.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+    before.into_iter().map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]
@@ -110,10 +132,8 @@ mod tests {
     #[test]
     fn the_queue_is_in_order_of_numbers_and_ignores_other_names() {
         let names = ["master", "normal0000000010", "x", "normal0000000002", "normalx", "normal1"].map(str::to_owned);
-        assert_eq!(before(&names, "normal0000000010"), Some("normal0000000002"));
-        assert_eq!(before(&names, "normal0000000002"), None);
-        assert_eq!(before(&names, "normal0000000011"), Some("normal0000000010"));
-        let positions = ["normal0000000002", "normal0000000010", "normal0000000011"].map(|name| position(&names, name));
-        assert_eq!(positions, [0, 1, 2]);
+        assert_eq!(before(&names, "normal0000000010"), ["normal0000000002"]);
+        assert_eq!(before(&names, "normal0000000002"), [""; 0]);
+        assert_eq!(before(&names, "normal0000000011"), ["normal0000000010", "normal0000000002"]);
     }
 }

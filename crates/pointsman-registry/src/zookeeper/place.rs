@@ -24,11 +24,18 @@ pub(super) struct Place {
     pub(super) name: String,
     /// When it was created, in the registry's count.
     pub(super) czxid: i64,
+    /// The term that came with it, where a master's place was taken over from the same holder.
+    pub(super) inherited: Option<Term>,
 }
 
 impl Place {
     pub(super) fn role(&self) -> Role {
-        if self.name == MASTER { Role::Master(Term(self.czxid.unsigned_abs())) } else { Role::Normal }
+        self.term().map_or(Role::Normal, Role::Master)
+    }
+
+    /// A master's term: of the mastership, which goes on when the same holder takes the place over.
+    pub(super) fn term(&self) -> Option<Term> {
+        (self.name == MASTER).then(|| self.inherited.unwrap_or(Term(self.czxid.unsigned_abs())))
     }
 }
 
@@ -96,7 +103,9 @@ impl Folder<'_> {
     pub(super) async fn create_behind_master(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
         let creating = self.session.batches.create(self.path, data, self.acl);
         match self.session.run(|| format!("create {}", normal_prefix(self.path)), creating).await {
-            Ok(Created { name, czxid: Some(czxid) }) => Ok(Some(Place { session: self.session.id(), name, czxid })),
+            Ok(Created { name, czxid: Some(czxid) }) => {
+                Ok(Some(Place { session: self.session.id(), name, czxid, inherited: None }))
+            }
             Ok(Created { name, czxid: None }) => self.look_up(name).await.map(Some),
             Err(fault) if fault.error == ZkError::NoNode => Ok(None),
             Err(fault) => Err(fault),
@@ -137,7 +146,7 @@ impl Folder<'_> {
     }
 
     fn place(&self, name: String, stat: &Stat) -> Place {
-        Place { session: self.session.id(), name, czxid: stat.czxid }
+        Place { session: self.session.id(), name, czxid: stat.czxid, inherited: None }
     }
 
     /// What the node says, whose it is, and a watch on it; `None` if it is gone.
@@ -229,7 +238,8 @@ impl Folder<'_> {
         }
     }
 
-    /// Puts an own node in the place of another session's, in one transaction. `None` if that is not there any more.
+    /// Puts an own node in the place of another session's of the same holder, in one transaction. `None` if that is not there any more. A
+    /// master's is to say with which [term](Place::term): no other mastership begins, and none is recorded.
     ///
     /// `master` has the same name whoever it is, and its successor may come just now. So the node is written once before: the
     /// transaction is about that version, which a node that has just been created does not have.
@@ -243,8 +253,7 @@ impl Folder<'_> {
         if !self.write(&other.name, data, stat.version).await? {
             return Ok(None);
         }
-        let is_master = other.name == MASTER;
-        let (path, mode) = if is_master {
+        let (path, mode) = if other.name == MASTER {
             (self.at(MASTER), CreateMode::Ephemeral)
         } else {
             (normal_prefix(self.path), CreateMode::EphemeralSequential)
@@ -254,13 +263,8 @@ impl Folder<'_> {
             writer.add_delete(&old, Some(stat.version + 1))?;
             writer.add_create(&path, data, &mode)
         };
-        let committed = if is_master {
-            self.commit_term(take_over, "take over a place in").await?
-        } else {
-            self.commit_all(take_over, "take over a place in").await?
-        };
-        match committed {
-            Ok(results) => Ok(Some(self.created_somewhere(&results).await?)),
+        match self.commit_all(take_over, "take over a place in").await? {
+            Ok(results) => Ok(Some(Place { inherited: other.term(), ..self.created_somewhere(&results).await? })),
             Err(MultiWriteError::OperationFailed {
                 source: ZkError::NoNode | ZkError::NodeExists | ZkError::BadVersion,
                 ..
@@ -369,9 +373,10 @@ impl Folder<'_> {
             }
             let address = parsed.instance.address.as_deref().unwrap_or("an instance without address");
             let owner = stat.ephemeral_owner;
+            let inherited = if name == MASTER { parsed.inherited(stat.czxid) } else { None };
             found.push(Found {
                 who: format!("{address} (node {}, session {owner:#x})", self.at(&name)),
-                place: Place { session: owner, name, czxid: stat.czxid },
+                place: Place { session: owner, name, czxid: stat.czxid, inherited },
                 holder: parsed.holder,
                 session_timeout: parsed.session_timeout,
             });

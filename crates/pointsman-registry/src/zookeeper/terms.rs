@@ -2,7 +2,7 @@
 //!
 //! A term is the number of the transaction that created the master's node. So the node here is written in that same transaction, with
 //! nothing in it: the number of its last change is then the highest term that was granted, and it stays so when the master
-//! has gone. A process of go-micro-service writes nothing here; so the master's own node counts too, and a term that is accepted without
+//! has gone. Who takes a master's place over from the same holder goes on with its term, and records none. A process of go-micro-service writes nothing here; so the master's own node counts too, and a term that is accepted without
 //! having been recorded is written into the node, until the next is granted.
 
 use pointsman_core::{StaleTerm, Term};
@@ -10,8 +10,8 @@ use zookeeper_client::{CreateMode, Error as ZkError, MultiReadResult, MultiWrite
 
 use super::fault::Fault;
 use super::layout::{Layout, MASTER};
-use super::options;
 use super::session::Session;
+use super::{options, wire};
 use crate::url::Acl;
 
 /// What is recorded of one service.
@@ -50,7 +50,7 @@ pub(super) async fn check(
         let ((), read) = tokio::try_join!(biased; syncing, reading)?;
         let mut nodes = read.into_iter();
         let recorded = Recorded::of(node(&path, nodes.next())?);
-        let granted = node(&master, nodes.next())?.map_or(0, |(_, stat)| stat.czxid.unsigned_abs());
+        let granted = node(&master, nodes.next())?.map_or(0, |(data, stat)| granted(&data, &stat).0);
         let highest = Term(recorded.term.max(granted));
         if term < highest {
             return Ok(Err(StaleTerm { offered: term, seen: highest }));
@@ -74,6 +74,12 @@ pub(super) async fn check(
             result => return result.map(|()| Ok(term)),
         }
     }
+}
+
+/// The term of the master of which this is the node.
+fn granted(data: &[u8], stat: &Stat) -> Term {
+    let created = Term(stat.czxid.unsigned_abs());
+    wire::decode(&"".into(), data).map_or(created, |parsed| parsed.term(stat.czxid))
 }
 
 /// A node that was read; `None` if there is none. One that may not be read is an error: it may hold a higher term.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use pointsman_core::{Instance, Problem, Role, Term, check_name, shown};
+use pointsman_core::{Instance, Problem, Role, check_name, shown};
 use zookeeper_client::{Error as ZkError, Stat};
 
 use super::layout::{Layout, MASTER, is_in_the_way, removal};
@@ -128,8 +128,9 @@ impl Tree {
         let content = if is_in_the_way(node, stat) { Err(removal(&path, stat)) } else { wire::decode(&name, data) };
         let content = content.map(|parsed| {
             is_foreign = parsed.session_timeout.is_none();
+            let role = if node == MASTER { Role::Master(parsed.term(stat.czxid)) } else { Role::Normal };
             let mut instance = parsed.instance;
-            instance.role = if node == MASTER { Role::Master(Term(stat.czxid.unsigned_abs())) } else { Role::Normal };
+            instance.role = role;
             (Arc::new(instance), parsed.clamped)
         });
         let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, owner: stat.ephemeral_owner, is_foreign, content };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::{Instance, MAX_WEIGHT, check_address, check_name};
+use pointsman_core::{Instance, MAX_WEIGHT, Term, check_address, check_name};
 use serde::{Deserialize, Serialize};
 
 /// The most that a registration may take. ZooKeeper itself cuts the connection at 1 MiB (`jute.maxbuffer`); what comes
@@ -49,6 +49,9 @@ struct Extension {
     holder: Option<Arc<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     registration: Option<String>,
+    /// Of a master that has taken its place over from the same holder: the term of that mastership, which goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    term: Option<u64>,
 }
 
 /// Who has registered, and by which of its registrations.
@@ -74,10 +77,35 @@ pub(super) struct Parsed {
     pub(super) clamped: Option<String>,
     pub(super) session_timeout: Option<Duration>,
     pub(super) holder: Option<Holder>,
+    /// The term that a master has taken over with its place.
+    inherited: Option<Term>,
+}
+
+impl Parsed {
+    /// The term that a master has taken over with its place, which its node was created for by the transaction `czxid`. A term rises, so
+    /// whoever claims a later one has made it up.
+    pub(super) fn inherited(&self, czxid: i64) -> Option<Term> {
+        self.inherited.filter(|term| term.0 < czxid.unsigned_abs())
+    }
+
+    /// The term of a master whose node was created by the transaction `czxid`.
+    pub(super) fn term(&self, czxid: i64) -> Term {
+        self.inherited(czxid).unwrap_or(Term(czxid.unsigned_abs()))
+    }
 }
 
 /// Writes what a node is to say.
 pub(super) fn encode(instance: &Instance, session_timeout: Duration, holder: Option<&Holder>) -> Vec<u8> {
+    encode_inherited(instance, session_timeout, holder, None)
+}
+
+/// Writes what the node of a master is to say that has taken its place, and with it the term, over from the same holder.
+pub(super) fn encode_inherited(
+    instance: &Instance,
+    session_timeout: Duration,
+    holder: Option<&Holder>,
+    inherited: Option<Term>,
+) -> Vec<u8> {
     let (host, port) = instance.address.as_deref().and_then(|address| address.rsplit_once(':')).unwrap_or(("", "0"));
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let node = Node {
@@ -92,6 +120,7 @@ pub(super) fn encode(instance: &Instance, session_timeout: Duration, holder: Opt
             session_timeout_ms: u64::try_from(session_timeout.as_millis()).ok(),
             holder: holder.map(|holder| holder.name.clone()),
             registration: holder.map(|holder| holder.registration.clone()),
+            term: inherited.map(|term| term.0),
         }),
     };
     // Strings and numbers under string keys: there is nothing in it that JSON cannot say.
@@ -130,7 +159,8 @@ pub(super) fn decode(service: &Arc<str>, data: &[u8]) -> Result<Parsed, String> 
     let session_timeout = extension.session_timeout_ms.map(Duration::from_millis);
     let registration = extension.registration.unwrap_or_default();
     let holder = extension.holder.map(|name| Holder { name, registration });
-    Ok(Parsed { instance, clamped, session_timeout, holder })
+    let inherited = extension.term.map(Term);
+    Ok(Parsed { instance, clamped, session_timeout, holder, inherited })
 }
 
 fn address(host: &str, port: i64) -> Result<Option<Arc<str>>, String> {
@@ -204,6 +234,15 @@ mod tests {
             assert!(reason.contains(word), "{reason}");
         }
         assert!(decode(&"s".into(), b"{\"serveruniquecode\":\"\xff\"}").unwrap_err().contains("json"));
+    }
+
+    #[test]
+    fn a_term_that_is_taken_over_is_older_than_the_node() {
+        let instance = Instance::new("s").code("a");
+        let data = encode_inherited(&instance, Duration::from_secs(4), None, Some(Term(7)));
+        let parsed = decode(&"s".into(), &data).unwrap();
+        assert_eq!([6, 7, 8].map(|czxid| parsed.term(czxid)), [Term(6), Term(7), Term(7)]);
+        assert_eq!(decoded(FOREIGN).unwrap().term(9), Term(9));
     }
 
     proptest! {

@@ -263,6 +263,9 @@ fn whoever_leaves_may_have_been_master_without_saying_so() {
     truth.registry.set(ms(5900), true);
     set(&mut truth, 1, 6000, Origin::Ending, Registration::Leaving);
     assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
+    // Or it was about to be registered again, in an empty registry.
+    set(&mut truth, 1, 5000, Origin::Up, Registration::Pending);
+    assert_eq!(judge(&truth, &answered("b", 6040), None), Verdict::Good);
 }
 
 #[test]
@@ -291,4 +294,15 @@ fn a_registry_that_goes_in_the_middle_of_a_hand_over_leaves_no_master() {
     truth.registry.set(ms(8000), true);
     is_unavoidable(&truth, &failed(true, false, 9900, 9950), None, "master");
     is_avoidable(&truth, &failed(true, false, 10_100, 10_150), None);
+}
+
+#[test]
+fn a_registry_that_goes_when_the_master_has_just_expired_leaves_none() {
+    let mut truth = world(2);
+    // What registers it is killed, and what it serves is not.
+    set(&mut truth, 0, 5000, Origin::Up, Registration::Lost);
+    set(&mut truth, 0, 6000, Origin::Up, Registration::Pending);
+    is_avoidable(&truth, &failed(true, false, 7000, 7010), None);
+    truth.registry.set(ms(8100), false);
+    is_unavoidable(&truth, &failed(true, false, 8300, 9300), None, "master");
 }

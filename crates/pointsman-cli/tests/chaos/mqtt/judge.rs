@@ -109,10 +109,10 @@ impl Evidence {
         relay && truth.available(start, end).is_some() && !(sent.is_for_the_master && master_is_lost(truth, start, end))
     }
 
-    /// Whether a relay was killed when this was sent: the broker may have dealt it to that, and keeps it until that is back.
+    /// Whether a relay was killed that may have had the request: the broker keeps it, or the answer to it, until that is back.
     fn may_wait_for_a_killed_relay(&self, sent: &Sent) -> bool {
-        let (from, to) = (sent.start.saturating_sub(SETTLE), sent.start + SETTLE);
-        self.truth.serves.iter().any(|up| up.changes(from, to).any(|(_, up)| !up))
+        let from = sent.start.saturating_sub(SETTLE);
+        self.truth.serves.iter().any(|up| up.changes(from, sent.end).any(|(_, up)| !up))
     }
 
     /// Whether the embedded broker ended while it may have had a request, or the answer to it, in its memory.

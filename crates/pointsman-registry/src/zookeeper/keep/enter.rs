@@ -82,7 +82,7 @@ impl Keeper {
         tracing::info!(%service, %code, from = mate.who, "taken over from the same holder");
         // From here until the place is known, a node may exist that we have no reply for.
         self.sessions.insert(folder.session.id());
-        let place = folder.replace(&mate.place, &self.data()).await?;
+        let place = folder.replace(&mate.place, &self.data_with(mate.place.term())).await?;
         if place.is_some() {
             self.must_look = false;
             self.created_at = Some(Instant::now());

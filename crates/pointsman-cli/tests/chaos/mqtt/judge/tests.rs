@@ -85,6 +85,8 @@ fn a_late_answer_is_none() {
     let mut world = world();
     assert_eq!(verdict(&world, &sent(17, answered("s"))), None);
     assert_eq!(verdict(&world, &sent(19, answered("s"))), Some(true));
+    world.truth.serves[1].set(seconds(12), false);
+    assert_eq!(verdict(&world, &sent(19, answered("s"))), None, "that relay may have had it");
     world.truth.serves.iter_mut().for_each(|serve| serve.set(seconds(12), false));
     assert_eq!(verdict(&world, &sent(19, answered("s"))), None, "it had to wait for a relay");
 }

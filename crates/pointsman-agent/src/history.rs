@@ -1,0 +1,231 @@
+//! Who was master of each service, and what operators have done: in the registry, so that each agent tells the same, and in the memory of this one
+//! for as long as the registry is away.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use pointsman_core::Snapshot;
+use pointsman_registry::{Log, Registry, Updates};
+use serde::{Deserialize, Serialize};
+
+use crate::feed::now_ms;
+
+/// So many masterships of a service are told.
+const MASTERS: usize = 64;
+/// So many entries are written at a time.
+const WRITES: usize = 16;
+/// How long the registry may take to answer before what this agent remembers is told.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A mastership, as agents have seen it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mastership {
+    pub(crate) code: Arc<str>,
+    pub(crate) address: Option<Arc<str>>,
+    pub(crate) term: u64,
+    pub(crate) since_ms: u64,
+    pub(crate) until_ms: Option<u64>,
+}
+
+/// An entry of a log of masters. Each agent writes what it sees; what another has written already is not written again.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Entry {
+    Began { code: Arc<str>, address: Option<Arc<str>>, term: u64, at_ms: u64 },
+    Ended { term: u64, at_ms: u64 },
+}
+
+impl Entry {
+    /// Keys are in the order of the terms, and the end comes after the beginning.
+    fn key(&self) -> String {
+        match self {
+            Entry::Began { term, .. } => format!("{term:020}-began"),
+            Entry::Ended { term, .. } => format!("{term:020}-ended"),
+        }
+    }
+}
+
+/// Who is master of each service that has one.
+#[derive(Debug, Default)]
+struct Masters {
+    by_service: HashMap<Arc<str>, u64>,
+}
+
+impl Masters {
+    /// Takes in a snapshot; what is to be written.
+    fn take(&mut self, snapshot: &Snapshot, at_ms: u64) -> Vec<Entry> {
+        let service = snapshot.service();
+        let now = snapshot.master().and_then(|master| Some((master, master.role.term()?.0)));
+        let before = self.by_service.get(service).copied();
+        if before == now.map(|(_, term)| term) {
+            return Vec::new();
+        }
+        let mut entries = Vec::from_iter(before.map(|term| Entry::Ended { term, at_ms }));
+        match now {
+            Some((master, term)) => {
+                self.by_service.insert(service.clone(), term);
+                let (code, address) = (master.code.clone(), master.address.clone());
+                entries.push(Entry::Began { code, address, term, at_ms });
+            }
+            None => {
+                self.by_service.remove(service);
+            }
+        }
+        entries
+    }
+}
+
+/// Writes down who becomes master, for ever.
+pub(crate) async fn follow_masters(registry: Registry, snapshots: Vec<Arc<Snapshot>>, mut updates: Updates) {
+    let mut masters = Masters::default();
+    for snapshot in snapshots {
+        // Since when is not known; whoever has seen it has written it down.
+        masters.take(&snapshot, 0);
+    }
+    loop {
+        let at_ms = now_ms();
+        let entries = updates.next().await.into_iter().flat_map(|snapshot| {
+            let log = Log::Masters(snapshot.service().clone());
+            masters.take(&snapshot, at_ms).into_iter().map(move |entry| (log.clone(), entry))
+        });
+        let entries: Vec<_> = entries.collect();
+        let writing = stream::iter(entries).for_each_concurrent(WRITES, async |(log, entry)| {
+            // Strings and numbers: there is nothing in it that JSON cannot say.
+            let text = serde_json::to_string(&entry).unwrap_or_default();
+            if let Err(error) = registry.append(&log, &entry.key(), &text).await {
+                tracing::debug!(%error, "who is master is not written down");
+            }
+        });
+        writing.await;
+    }
+}
+
+/// The masterships of a service, the newest first; `seen` is what this agent has seen itself, in any order.
+pub(crate) async fn masters(registry: &Registry, service: &str, seen: Vec<Mastership>) -> Vec<Mastership> {
+    let log = Log::Masters(service.into());
+    let written =
+        tokio::time::timeout(PATIENCE, registry.read_log(&log)).await.ok().and_then(Result::ok).unwrap_or_default();
+    let entries = written.iter().filter_map(|entry| serde_json::from_str(entry).ok());
+    merged(entries, seen)
+}
+
+fn merged(entries: impl Iterator<Item = Entry>, seen: Vec<Mastership>) -> Vec<Mastership> {
+    let mut by_term: BTreeMap<u64, Mastership> = BTreeMap::new();
+    for entry in entries {
+        match entry {
+            Entry::Began { code, address, term, at_ms } => {
+                by_term.insert(term, Mastership { code, address, term, since_ms: at_ms, until_ms: None });
+            }
+            Entry::Ended { term, at_ms } => {
+                if let Some(mastership) = by_term.get_mut(&term) {
+                    mastership.until_ms.get_or_insert(at_ms);
+                }
+            }
+        }
+    }
+    for own in seen {
+        let mastership = by_term.entry(own.term).or_insert_with(|| own.clone());
+        mastership.until_ms = mastership.until_ms.or(own.until_ms);
+    }
+    // Nobody is master while another is, also where no agent was there to see the end.
+    let mut next = None;
+    let mut newest_first: Vec<Mastership> = by_term.into_values().rev().collect();
+    for mastership in &mut newest_first {
+        mastership.until_ms = mastership.until_ms.or(next);
+        next = Some(mastership.since_ms);
+    }
+    newest_first.truncate(MASTERS);
+    newest_first
+}
+
+/// What operators have done.
+#[derive(Debug, Default)]
+pub(crate) struct Audit {
+    /// What was done through this agent, the oldest first.
+    own: Mutex<VecDeque<String>>,
+}
+
+impl Audit {
+    /// Notes an entry, here and in the registry.
+    pub(crate) async fn note(&self, registry: &Registry, at_ms: u64, line: &str) {
+        self.remember(line);
+        let key = format!("{at_ms:014}-{:08x}", fastrand::u32(..));
+        let writing = tokio::time::timeout(PATIENCE, registry.append(&Log::Audit, &key, line));
+        if let Ok(Err(error)) = writing.await {
+            tracing::debug!(%error, "what was done is noted by this agent alone");
+        }
+    }
+
+    fn remember(&self, line: &str) {
+        let mut own = lock(&self.own);
+        if own.len() == Log::Audit.limit() {
+            own.pop_front();
+        }
+        own.push_back(line.to_owned());
+    }
+
+    /// All entries, the newest first.
+    pub(crate) async fn read(&self, registry: &Registry) -> Vec<String> {
+        let reading = tokio::time::timeout(PATIENCE, registry.read_log(&Log::Audit));
+        let mut lines = reading.await.ok().and_then(Result::ok).unwrap_or_default();
+        for line in lock(&self.own).iter() {
+            if !lines.contains(line) {
+                lines.push(line.clone());
+            }
+        }
+        // Stable: of one millisecond they stay as they are.
+        lines.sort_by_key(|line| at_ms(line));
+        lines.reverse();
+        lines.truncate(Log::Audit.limit());
+        lines
+    }
+}
+
+fn at_ms(line: &str) -> u64 {
+    #[derive(Deserialize)]
+    struct Line {
+        at_ms: u64,
+    }
+    serde_json::from_str(line).map_or(0, |line: Line| line.at_ms)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held cannot have left the list half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn began(term: u64, at_ms: u64) -> Entry {
+        Entry::Began { code: format!("i{term}").into(), address: None, term, at_ms }
+    }
+
+    fn told(masterships: &[Mastership]) -> Vec<(u64, u64, Option<u64>)> {
+        masterships.iter().map(|one| (one.term, one.since_ms, one.until_ms)).collect()
+    }
+
+    #[test]
+    fn what_all_agents_have_seen_is_one_history() {
+        let entries = [began(1, 10), Entry::Ended { term: 1, at_ms: 15 }, began(2, 20), began(5, 50)];
+        let own = |term, since_ms, until_ms| Mastership { code: "x".into(), address: None, term, since_ms, until_ms };
+        // This agent has seen one that it could not write down, and when another ended.
+        let all = merged(entries.into_iter(), vec![own(5, 51, Some(60)), own(7, 70, None), own(1, 11, None)]);
+        assert_eq!(told(&all), [(7, 70, None), (5, 50, Some(60)), (2, 20, Some(50)), (1, 10, Some(15))]);
+    }
+
+    #[test]
+    fn ends_come_after_beginnings_and_before_the_next_term() {
+        let mut entries =
+            [began(10, 1), Entry::Ended { term: 9, at_ms: 1 }, Entry::Ended { term: 10, at_ms: 1 }, began(9, 1)];
+        entries.sort_by_key(Entry::key);
+        assert_eq!(
+            entries,
+            [began(9, 1), Entry::Ended { term: 9, at_ms: 1 }, began(10, 1), Entry::Ended { term: 10, at_ms: 1 }]
+        );
+    }
+}

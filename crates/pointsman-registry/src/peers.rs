@@ -1,0 +1,85 @@
+//! How processes that share a registry ask each other something, through the registry: so they need no way to each other, and no address,
+//! certificate or token for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// How long a question may take. Whoever lives answers within milliseconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// The largest question or answer, in bytes.
+pub(crate) const MAX_BYTES: usize = 128 * 1024;
+
+/// Answers what peers ask.
+#[async_trait]
+pub trait Answer: Send + Sync + 'static {
+    /// The answer; `None`: this is a question for another. Dropped where it takes longer than whoever asks waits.
+    async fn answer(&self, question: &str) -> Option<String>;
+}
+
+/// A process among those that answer each other's questions through one registry. When the last clone is dropped, it is one of them no more.
+///
+/// Nothing is asked twice, and what has not been answered in time is withdrawn. A peer that was about to answer just then may have done
+/// what it was asked for.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    id: Arc<str>,
+    questions: mpsc::UnboundedSender<Question>,
+}
+
+/// A question under way.
+#[derive(Debug)]
+pub(crate) struct Question {
+    /// Whom it is for; `None`: for all others.
+    pub(crate) to: Option<Arc<str>>,
+    pub(crate) text: String,
+    pub(crate) until: Instant,
+    pub(crate) reply: oneshot::Sender<Option<String>>,
+}
+
+/// What a backend needs to let a process take part.
+pub(crate) struct Part {
+    pub(crate) id: Arc<str>,
+    pub(crate) answer: Arc<dyn Answer>,
+    /// Ends when the process is to take part no more.
+    pub(crate) questions: mpsc::UnboundedReceiver<Question>,
+}
+
+/// A process that is to take part, and what its backend needs for that.
+pub(crate) fn pair(answer: Arc<dyn Answer>) -> (Peers, Part) {
+    let (sender, questions) = mpsc::unbounded_channel();
+    let id: Arc<str> = format!("{:016x}", fastrand::u64(..)).into();
+    (Peers { id: id.clone(), questions: sender }, Part { id, answer, questions })
+}
+
+impl Peers {
+    /// The name of this process among them: 16 hexadecimal digits, other ones with each start.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Asks all others, and returns the first answer. `None`: nobody has one, or none has come within a second; or there is no way to ask:
+    /// the registry is away, or refuses, or is an agent's.
+    pub async fn ask(&self, question: String) -> Option<String> {
+        self.ask_for(None, question).await
+    }
+
+    /// As [`Peers::ask`], of one of them.
+    pub async fn ask_one(&self, peer: &str, question: String) -> Option<String> {
+        self.ask_for(Some(peer.into()), question).await
+    }
+
+    async fn ask_for(&self, to: Option<Arc<str>>, text: String) -> Option<String> {
+        if text.len() > MAX_BYTES {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        let until = Instant::now() + PATIENCE;
+        self.questions.send(Question { to, text, until, reply }).ok()?;
+        tokio::time::timeout_at(until, answer).await.ok()?.ok()?
+    }
+}
