@@ -92,6 +92,7 @@ impl Logs<'_> {
         }
     }
 
+    /// What each of them says. An error if one may not be read: a log with gaps would pass for a whole one.
     async fn read_keys(&self, folder: &str, keys: &[String]) -> Result<Vec<Option<(Vec<u8>, Stat)>>, Fault> {
         let paths: Vec<String> = keys.iter().map(|key| format!("{folder}/{key}")).collect();
         read_many(self.session, folder, &paths).await?.into_iter().collect()
