@@ -21,7 +21,7 @@
 //! |---|---|
 //! | a request | it is answered by an error, although it could be served throughout; but not by `instance-gone` when a relay was killed as well as the instance: a relay's journal keeps who asked, and not what, so nothing can be sent again |
 //! | | there is no answer, or it comes late: although it could be served for [`WINDOW`](judge::WINDOW) without a break there was none by then; but not if the embedded broker ended within that time of its beginning: then it, or its answer, may have been in the memory of that, and the sender is told after `response_timeout` |
-//! | | (but an answer may come late when a relay was killed meanwhile, or [`SETTLE`](crate::truth::SETTLE) before: what the broker has dealt to that waits for it, as does the answer to what that has sent on; and a relay that starts while the registry is away waits for the registry) |
+//! | | (but an answer may come late when a relay was killed meanwhile, or [`SETTLE`](crate::truth::SETTLE) before: what the broker has dealt to that waits for it, as does the answer to what that has sent on; and a relay that starts while the registry is away waits for the registry; nor when the instance that had it was killed or stopped, and the registry was away meanwhile, so that nobody could know) |
 //! | | its answer is that of another request |
 //! | a message | it is refused, or not taken, under the same conditions |
 //! | | it was acknowledged, and became a dead letter although it could be served from its beginning until then |

@@ -12,7 +12,7 @@ use super::report::Evidence;
 use super::world::Arrival;
 use crate::history::Time;
 use crate::judge::{is_drained, left_untold, master_is_lost, may_be_master};
-use crate::truth::SETTLE;
+use crate::truth::{Life, Origin, SETTLE};
 
 /// Time for which a message could be served, and by the end of which it must have been answered.
 pub(super) const WINDOW: Duration = Duration::from_secs(8);
@@ -44,7 +44,9 @@ impl Evidence {
         };
         match &sent.outcome {
             Outcome::Answered(_)
-                if self.could_be_served_for_a_while(sent) && !self.may_wait_for_a_killed_relay(sent) =>
+                if self.could_be_served_for_a_while(sent)
+                    && !self.may_wait_for_a_killed_relay(sent)
+                    && !self.may_wait_for_one_that_is_gone(sent) =>
             {
                 avoidable(format!("a late answer to a {kind}"))
             }
@@ -113,6 +115,19 @@ impl Evidence {
     fn may_wait_for_a_killed_relay(&self, sent: &Sent) -> bool {
         let from = sent.start.saturating_sub(SETTLE);
         self.truth.serves.iter().any(|up| up.changes(from, sent.end).any(|(_, up)| !up))
+    }
+
+    /// Whether an instance that may have had the request was killed or stopped, and nobody could know that, because the registry was away.
+    fn may_wait_for_one_that_is_gone(&self, sent: &Sent) -> bool {
+        let from = sent.start.saturating_sub(SETTLE);
+        let was_up = |life: &Life| life.states.throughout(from, sent.end, |state| state.origin == Origin::Up);
+        let had_it = |life: &&Life| {
+            self.arrivals
+                .get(&sent.id)
+                .is_some_and(|arrivals| arrivals.iter().any(|arrival| *arrival.code == *life.code))
+        };
+        let registry_was_away = !self.truth.registry.throughout(sent.start, sent.end, |serves| serves);
+        registry_was_away && self.truth.lives.iter().filter(had_it).any(|life| !was_up(life))
     }
 
     /// Whether the embedded broker ended while it may have had a request, or the answer to it, in its memory.

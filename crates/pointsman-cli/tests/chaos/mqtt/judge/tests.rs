@@ -85,10 +85,24 @@ fn a_late_answer_is_none() {
     let mut world = world();
     assert_eq!(verdict(&world, &sent(17, answered("s"))), None);
     assert_eq!(verdict(&world, &sent(19, answered("s"))), Some(true));
+    arrives(&mut world, "s", 18);
+    world.truth.registry.set(seconds(18), false);
+    assert_eq!(verdict(&world, &sent(19, answered("s"))), Some(true), "the registry alone is no excuse");
     world.truth.serves[1].set(seconds(12), false);
     assert_eq!(verdict(&world, &sent(19, answered("s"))), None, "that relay may have had it");
     world.truth.serves.iter_mut().for_each(|serve| serve.set(seconds(12), false));
     assert_eq!(verdict(&world, &sent(19, answered("s"))), None, "it had to wait for a relay");
+}
+
+#[test]
+fn an_answer_may_be_late_of_one_that_was_killed_while_the_registry_was_away() {
+    let mut world = world();
+    arrives(&mut world, "s", 18);
+    world.truth.lives[1].states.set(seconds(11), State { origin: Origin::Down, registration: Registration::Lost });
+    world.truth.lives[1].states.set(seconds(12), State { origin: Origin::Up, registration: Registration::Held });
+    assert_eq!(verdict(&world, &sent(19, answered("s"))), Some(true));
+    world.truth.registry.set(seconds(18), false);
+    assert_eq!(verdict(&world, &sent(19, answered("s"))), None);
 }
 
 #[test]
