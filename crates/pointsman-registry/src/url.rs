@@ -77,7 +77,7 @@ pub(crate) struct Common {
 
 /// What every scheme knows.
 const COMMON: &str = "connect_timeout, snapshots, guard";
-const OF_ZOOKEEPER: &str = "root, session_timeout, auth, auth_file, acl, tls, ca, cert, key";
+const OF_ZOOKEEPER: &str = "session_timeout, auth, auth_file, acl, tls, ca, cert, key, root";
 const OF_AGENTS: &str = "token, token_file, ttl";
 const OF_AGENTS_TLS: &str = "token, token_file, ttl, ca, cert, key";
 const AGENT_PORT: u16 = 7480;

@@ -11,6 +11,8 @@ use pointsman_core::{Instance, Problem, Role, Snapshot, Status};
 use pointsman_registry::{Error, Freshness, Registry};
 use pointsman_testkit::{CuttingProxy, Ensemble, TlsFiles, ZooKeeper, unique_prefix};
 use support::{EPHEMERAL, OPEN, SEQUENTIAL, soon, until_role, url};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use zookeeper_client::{Acl, Client, Permission};
 
 async fn allow(raw: &Client, path: &str, permission: Permission) {
@@ -62,6 +64,42 @@ async fn a_service_that_may_not_be_read_is_not_one_without_instances() {
     let everybody = |s: &Snapshot| codes(s) == ["a", "b"] && s.problems().is_empty() && s.master().is_some();
     soon("seen again, by one", one.wait_for(everybody)).await;
     soon("seen again, by all", all.service("s").unwrap().wait_for(everybody)).await;
+}
+
+/// What an agent answers, with its head.
+async fn ask(agent: &Agent, path: &str) -> String {
+    let mut stream = TcpStream::connect(agent.address()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", agent.address());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_tells_what_it_may_not_read() {
+    let (server, prefix) = (ZooKeeper::shared().await, unique_prefix());
+    let (url, raw) = (url(&server.address(), &prefix, ""), server.client().await);
+    let registry = Registry::connect(&url).await.unwrap();
+    let _a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let folder = format!("{prefix}/s");
+    allow(&raw, &folder, unreadable()).await;
+    let below = Registry::connect(&url).await.unwrap();
+    let agent = Agent::start(below, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let reader = Registry::connect(&format!("http://{}", agent.address())).await.unwrap();
+    let service = reader.discover("s").await.unwrap();
+    let told = soon("told", service.wait_for(|s| s.unreadable().is_some())).await;
+    assert_eq!(told.unreadable().unwrap().reason, format!("not authorized: {folder}"));
+    for path in ["instances", "instances/a", "master", "pick"] {
+        let answer = ask(&agent, &format!("/v1/services/s/{path}")).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("urn:pointsman:problem:unreadable"), "{answer}");
+        assert!(answer.contains(&format!("not authorized: {folder}")), "{answer}");
+    }
+    assert!(ask(&agent, "/v1/services/s/instances?all").await.contains(&folder));
+    allow(&raw, &folder, Permission::ALL).await;
+    soon("seen", service.wait_for(|s| codes(s) == ["a"] && s.problems().is_empty())).await;
+    soon("answered", async { while !ask(&agent, "/v1/services/s/instances").await.starts_with("HTTP/1.1 200 ") {} })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

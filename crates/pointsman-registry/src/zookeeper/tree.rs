@@ -127,7 +127,11 @@ impl Tree {
             return false;
         }
         let mut is_foreign = false;
-        let content = if is_in_the_way(node, stat) { Err(removal(&path, stat)) } else { wire::decode(&name, data) };
+        let content = match wire::decode(&name, data) {
+            Ok(_) if is_in_the_way(node, stat) => Err(removal(&path, stat)),
+            Err(reason) if is_in_the_way(node, stat) => Err(format!("{reason}; and {}", removal(&path, stat))),
+            decoded => decoded,
+        };
         let content = content.map(|parsed| {
             let role = if node == MASTER { Role::Master(parsed.term(stat.czxid)) } else { Role::Normal };
             is_foreign = parsed.session_timeout.is_none();
