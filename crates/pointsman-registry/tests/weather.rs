@@ -530,7 +530,9 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     let url = format!("zookeeper://{}{prefix}?session_timeout=10s", server.address());
     let watcher = Registry::connect(&url).await.unwrap();
     let all = watcher.discover_all().await.unwrap();
-    let fleet = Registry::connect(&url).await.unwrap();
+    let proxy = CuttingProxy::start(server.socket_address());
+    let through = format!("zookeeper://{}{prefix}?session_timeout=10s", proxy.address());
+    let fleet = Registry::connect(&through).await.unwrap();
     // Each service is far too small to be guarded by itself.
     let registering = (0..3).map(|n| fleet.register(Instance::new(format!("s{n}")).code("a")));
     let living = futures_util::future::try_join_all(registering).await.unwrap();
@@ -539,8 +541,14 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
         soon("all", service.wait_for(|s| s.master().is_some())).await;
     }
     let mut changes = all.changes();
+    // Those who live come back later than it is seen that there is nobody.
+    proxy.cut();
     server.wipe();
     server.restart().await;
+    for service in &services {
+        soon("guarded", service.wait_for(|s| s.is_guarded())).await;
+    }
+    proxy.mend();
     let mut back = 0;
     while back < 3 {
         match soon("guarded, and back", changes.next()).await {
