@@ -61,10 +61,15 @@ async fn contract(registries: [Registry; 3]) {
     assert_eq!(until_answered(&b, "a yes").await, "a says yes");
     assert_eq!(until_answered(&c, "a yes").await, "a says yes");
     until_answered(&a, "c yes").await;
-    // Nobody asks itself, and nobody waits when all have said that they do not know.
-    let (asked, started) = (of_a.asked.load(Ordering::Relaxed), Instant::now());
-    assert_eq!(a.ask("a yes".to_owned()).await, None);
-    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+    // Nobody asks itself, and nobody waits when all have said that they do not know: the least of some, where others take the processor.
+    let asked = of_a.asked.load(Ordering::Relaxed);
+    let mut least = Duration::MAX;
+    for _ in 0..5 {
+        let started = Instant::now();
+        assert_eq!(a.ask("a yes".to_owned()).await, None);
+        least = least.min(started.elapsed());
+    }
+    assert!(least < Duration::from_millis(900), "{least:?}");
     assert_eq!(of_a.asked.load(Ordering::Relaxed), asked);
     // One of them.
     assert_eq!(a.ask_one(b.id(), "b yes".to_owned()).await.as_deref(), Some("b says yes"));
