@@ -546,7 +546,7 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     server.wipe();
     server.restart().await;
     for service in &services {
-        soon("guarded", service.wait_for(|s| s.is_guarded())).await;
+        soon("guarded", service.wait_for(pointsman_core::Snapshot::is_guarded)).await;
     }
     proxy.mend();
     let mut back = 0;
