@@ -86,8 +86,10 @@ pub(crate) async fn follow_masters(registry: Registry, snapshots: Vec<Arc<Snapsh
         masters.take(&snapshot, 0);
     }
     loop {
+        let snapshots = updates.next().await;
+        // When it was seen, not since when it was waited for.
         let at_ms = now_ms();
-        let entries = updates.next().await.into_iter().flat_map(|snapshot| {
+        let entries = snapshots.into_iter().flat_map(|snapshot| {
             let log = Log::Masters(snapshot.service().clone());
             masters.take(&snapshot, at_ms).into_iter().map(move |entry| (log.clone(), entry))
         });
