@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// of at least `at_least` instances, so that what is lost together is guarded in one step.
 ///
 /// A registry that has lost its data, or that lists after a reconnection less than that fraction of all that it held, guards the
-/// instances of every service that is followed, however small.
+/// instances of every service that is followed, however small: those that it held until then, or where it held none of a service any more, those that were lost within `window`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Guard {
     /// Smaller services are not guarded. Default 5.
@@ -145,6 +145,14 @@ impl GuardState {
         }
         self.take_in(seen, now);
         self.forget_what_is_old(guard, now);
+        if seen.is_emptied && self.guarding.is_none() {
+            // Those that were lost before were believed to be gone: a request that goes to one of them, rather than to one that stood until
+            // now, would most likely be lost.
+            let stood = |lost: &Lost| now < lost.at + SETTLE;
+            if self.lost.values().any(stood) {
+                self.lost.retain(|_, lost| stood(lost));
+            }
+        }
         let present = seen.after.instances().len();
         self.decide(guard, seen.is_emptied, present, now);
         if seen.after.master().is_some() {
@@ -457,6 +465,28 @@ mod tests {
         assert_eq!(watched.is(0..2), 0);
         assert_eq!(watched.state.until(), None);
         assert_eq!(watched.is(0..1), 0, "from now on it is as small as before");
+    }
+
+    #[test]
+    fn who_was_believed_to_be_gone_is_not_brought_back_when_the_registry_is_emptied() {
+        let mut watched = Watched::new(0..10);
+        for left in [9, 8] {
+            assert_eq!(watched.is(0..left), 0);
+            watched.later(1);
+        }
+        assert_eq!((watched.is(0..7), watched.listed), (0, 8), "the last one is still listed");
+        let kept = watched.becomes(some([]), &[], true);
+        assert_eq!(kept.iter().map(|one| one.code.clone()).collect::<Vec<_>>(), (0..8).map(name).collect::<Vec<_>>());
+        // Nobody stood any more.
+        let mut watched = Watched::new(0..2);
+        assert_eq!(watched.is([]), 0);
+        watched.later(1);
+        assert_eq!(watched.becomes(some([]), &[], true).len(), 2, "there is none better");
+        // Who is guarded already stays so.
+        let mut watched = Watched::new(0..10);
+        assert_eq!(watched.is(0..2), 8);
+        watched.later(1);
+        assert_eq!(watched.becomes(some([]), &[], true).len(), 10);
     }
 
     #[test]
