@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 // What must not be done twice at a time starts here, and everything it writes carries the term.
                 Some(Role::Master(term)) => println!("master now, term {term}"),
                 Some(Role::Normal) => println!("normal now"),
-                Some(_) => println!("detached: {}", registration.trouble().unwrap_or_default()),
+                Some(_) => println!("detached: {}", registration.trouble().map_or_else(String::new, |trouble| trouble.to_string())),
                 None => break,
             },
             _ = tokio::signal::ctrl_c() => break,

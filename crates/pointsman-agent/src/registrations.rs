@@ -281,7 +281,11 @@ impl Registered {
         // Read together: a role must not be told with another's time.
         let (role, until) = roles.as_ref().map_or((Role::Detached, None), Roles::certain);
         let trouble = roles.as_ref().and_then(Roles::trouble);
-        let reason = if role == Role::Detached { status.reason.clone().or(trouble.map(Into::into)) } else { None };
+        let reason = if role == Role::Detached {
+            trouble.map(|trouble| trouble.to_string().into()).or(status.reason.clone())
+        } else {
+            None
+        };
         let expires_in = self.lease.remaining().map(|lease| match until {
             Some(until) if role != Role::Detached => lease.min(until.saturating_duration_since(Instant::now())),
             _ => lease,

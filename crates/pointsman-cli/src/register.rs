@@ -8,10 +8,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pointsman::check::{Check, Probe};
-use pointsman::{Error, Instance, Registration, Registry, Role};
+use pointsman::{Error, Instance, Registration, Registry, Role, Trouble};
 use rustix::process::Signal;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::args::{CheckArgs, Global, Output, Register};
 use crate::child::{self, Child};
@@ -23,10 +21,7 @@ use crate::{Outcome, output, session};
 
 /// How long a deregistration may take before the process ends anyway; the session's end does the rest.
 const DEREGISTER: Duration = Duration::from_secs(2);
-/// Before a registration that failed because the registry was away is tried again.
-const RETRY: Duration = Duration::from_millis(500);
-
-/// How long a registration may take before somebody might wonder.
+/// How long a registration may take before it is said what it waits for.
 const SLOW: Duration = Duration::from_secs(1);
 
 /// `pointsman register SERVICE … [-- COMMAND…]`.
@@ -80,7 +75,7 @@ async fn alone(
     teller: Teller,
     signals: &mut Signals,
 ) -> Outcome {
-    let mut keeper = Keeper::new(registry, instance, check, teller);
+    let mut keeper = Keeper::start(registry, instance, check, teller)?;
     let failed = tokio::select! {
         failure = keeper.keep() => Some(failure),
         _ = signals.next() => None,
@@ -103,7 +98,13 @@ async fn beside(
         Signal(Signal),
         Failed(Failure),
     }
-    let mut keeper = Keeper::new(registry, instance, check, teller);
+    let mut keeper = match Keeper::start(registry, instance, check, teller) {
+        Ok(keeper) => keeper,
+        Err(failure) => {
+            child.stop(Signal::TERM, patience, signals.next()).await?;
+            return Err(failure);
+        }
+    };
     let event = tokio::select! {
         status = child.ended() => Event::Ended(status?),
         signal = signals.next() => Event::Signal(signal),
@@ -127,146 +128,62 @@ async fn beside(
     }
 }
 
-/// Keeps the instance registered while its check passes, and tells each role.
-struct Keeper<'a> {
-    registry: &'a Registry,
-    instance: Instance,
-    health: Health,
+/// The registration, and who is told of it.
+struct Keeper {
+    registration: Registration,
     teller: Teller,
-    registration: Option<Registration>,
-    /// Whether it was registered before: then the registry being away is no reason to give up.
-    was_registered: bool,
 }
 
-impl<'a> Keeper<'a> {
-    fn new(registry: &'a Registry, instance: Instance, check: Option<Check>, teller: Teller) -> Self {
-        let health = Health::start(check);
-        Self { registry, instance, health, teller, registration: None, was_registered: false }
+impl Keeper {
+    /// Starts to register the instance, while its check passes.
+    fn start(registry: &Registry, instance: Instance, check: Option<Check>, teller: Teller) -> Result<Self, Failure> {
+        Ok(Self { registration: registry.registration(instance).check(check).start()?, teller })
     }
 
-    /// Ends only by a failure. Cancelled, the registration stays with the keeper.
+    /// Tells each role. Ends only by a failure. Cancelled, the registration stays with the keeper.
     async fn keep(&mut self) -> Failure {
-        loop {
-            if let Err(failure) = self.turn().await {
-                return failure;
-            }
-        }
-    }
-
-    /// From one change of health to the next.
-    async fn turn(&mut self) -> Result<(), Failure> {
-        if !self.health.passes() {
-            self.deregister().await;
-            self.health.changed().await;
-            return Ok(());
-        }
-        if self.registration.is_none() {
-            tokio::select! {
-                registration = register(self.registry, &self.instance, self.was_registered) => {
-                    self.registration = Some(registration?);
-                    self.was_registered = true;
-                }
-                () = self.health.changed() => return Ok(()),
-            }
-        }
-        let Some(registration) = &mut self.registration else { return Ok(()) };
+        let Self { registration, teller } = self;
+        let mut roles = registration.roles();
+        let mut is_registered = false;
+        // Before that nobody need know what it waits for.
+        let slow = tokio::time::sleep(SLOW);
+        tokio::pin!(slow);
+        let mut is_slow = false;
         loop {
             tokio::select! {
-                role = registration.role_changed() => match role {
-                    Some(role) => self.teller.tell(registration.instance(), role, registration.trouble().as_deref()),
-                    None => return Err(Failure::new("the registration has ended by itself")),
+                entered = registration.registered(), if !is_registered => match entered {
+                    Ok(()) => is_registered = true,
+                    Err(error) => return error.into(),
                 },
-                () = self.health.changed() => return Ok(()),
+                status = roles.status_changed() => match status {
+                    Some((role, trouble)) if is_registered || role != Role::Detached => {
+                        teller.tell(registration.instance(), role, trouble.as_ref());
+                    }
+                    Some((_, Some(trouble))) if is_slow => teller.note(registration.instance(), &trouble),
+                    Some(_) => {}
+                    None => return match registration.registered().await {
+                        Ok(()) => Failure::new("the registration has ended by itself"),
+                        Err(error) => error.into(),
+                    },
+                },
+                () = &mut slow, if !is_slow => {
+                    is_slow = true;
+                    if let Some(trouble) = roles.trouble().filter(|_| !is_registered) {
+                        teller.note(registration.instance(), &trouble);
+                    }
+                }
             }
         }
     }
 
     /// Tells first, then deregisters: whoever reads the roles stops before another becomes master.
-    async fn deregister(&mut self) {
-        let Some(registration) = self.registration.take() else { return };
-        self.teller.tell(registration.instance(), Role::Detached, None);
+    async fn deregister(self) {
+        let Self { registration, mut teller } = self;
+        teller.tell(registration.instance(), Role::Detached, None);
         match tokio::time::timeout(DEREGISTER, registration.close()).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(()) | Err(Error::Closed { .. })) => {}
             Ok(Err(error)) => tracing::warn!(%error, "deregister"),
             Err(_) => tracing::warn!("the registry did not confirm the deregistration within {DEREGISTER:?}"),
-        }
-    }
-}
-
-async fn register(registry: &Registry, instance: &Instance, go_on: bool) -> Result<Registration, Error> {
-    loop {
-        let registering = registry.register(instance.clone());
-        tokio::pin!(registering);
-        let result = tokio::select! {
-            result = &mut registering => result,
-            () = tell_who_is_in_the_way(registry, instance) => registering.await,
-        };
-        match result {
-            Err(error) if go_on && error.is_retryable() => {
-                tracing::warn!(%error, "register again");
-                tokio::time::sleep(RETRY).await;
-            }
-            result => return result,
-        }
-    }
-}
-
-/// After a while, if the code is registered already: whoever starts a process again after `kill -9` sees why it waits.
-async fn tell_who_is_in_the_way(registry: &Registry, instance: &Instance) {
-    tokio::time::sleep(SLOW).await;
-    let Ok(service) = registry.discover(&instance.service).await else { return };
-    let Instance { service: name, code, .. } = instance;
-    if let Some(holder) = service.snapshot().find(code) {
-        // It may be this very registration, whose confirmation is on its way.
-        tokio::time::sleep(SLOW / 4).await;
-        let address = holder.address.as_deref().map(|address| format!(" at {}", shown(address))).unwrap_or_default();
-        let role = holder.role.name();
-        output::note(&format!(
-            "note: {name}/{code} is registered already{address} as {role}; if that process has died, its session ends \
-             soon and this one follows"
-        ));
-    }
-}
-
-/// Whether the instance is healthy; always, without a check.
-struct Health {
-    state: watch::Receiver<bool>,
-    /// Ends with this value.
-    _checking: JoinSet<()>,
-}
-
-impl Health {
-    fn start(check: Option<Check>) -> Self {
-        let (sender, state) = watch::channel(check.is_none());
-        let mut checking = JoinSet::new();
-        checking.spawn(async move {
-            let Some(check) = check else {
-                // Holds the sender, so that nothing ever changes.
-                sender.closed().await;
-                return;
-            };
-            let probe = check.probe.to_string();
-            let mut checking = check.start();
-            loop {
-                let result = checking.changed().await;
-                match &result {
-                    Ok(()) => tracing::info!(probe, "the check passes"),
-                    Err(why) => tracing::warn!(probe, why, "the check fails"),
-                }
-                sender.send_replace(result.is_ok());
-            }
-        });
-        Self { state, _checking: checking }
-    }
-
-    fn passes(&mut self) -> bool {
-        *self.state.borrow_and_update()
-    }
-
-    /// Waits for the health to be another than [`Health::passes`] has told.
-    async fn changed(&mut self) {
-        if self.state.changed().await.is_err() {
-            std::future::pending::<()>().await;
         }
     }
 }
@@ -280,11 +197,17 @@ struct Teller {
 }
 
 impl Teller {
-    fn tell(&mut self, instance: &Instance, role: Role, trouble: Option<&str>) {
+    /// Says why an instance is not registered yet.
+    fn note(&self, instance: &Instance, trouble: &Trouble) {
+        let (Instance { service, code, .. }, trouble) = (instance, trouble.to_string());
+        output::note(&format!("note: {service}/{code} is not registered yet: {}", shown(&trouble)));
+    }
+
+    fn tell(&mut self, instance: &Instance, role: Role, trouble: Option<&Trouble>) {
         if self.told.replace(role) == Some(role) {
             return;
         }
-        let trouble = trouble.map(|why| format!(": {}", shown(why))).unwrap_or_default();
+        let trouble = trouble.map(|why| format!(": {}", shown(&why.to_string()))).unwrap_or_default();
         let sentence = || format!("{}/{} is {role}{trouble}", instance.service, instance.code);
         let written = match (self.output, self.to_stderr) {
             (Output::Json, _) => output::json(&RoleJson::from(role)),
@@ -322,12 +245,5 @@ mod tests {
         assert_eq!((read.probe.to_string(), read.rise), ("tcp://h:1".to_owned(), 2));
         args.what = None;
         assert_eq!(check(&args, None).unwrap(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_a_check_it_is_healthy_for_ever() {
-        let mut health = Health::start(None);
-        assert!(health.passes());
-        assert!(tokio::time::timeout(Duration::from_secs(1000), health.changed()).await.is_err());
     }
 }

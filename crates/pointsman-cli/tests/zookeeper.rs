@@ -275,7 +275,7 @@ async fn a_code_is_registered_once() {
     let output = run(&args).await;
     assert_eq!(output.status.code(), Some(1));
     let message = stderr(&output);
-    assert!(message.contains("note: s/a is registered already as master"), "{message}");
+    assert!(message.contains("note: s/a is not registered yet: the code is registered already, by "), "{message}");
     assert!(message.contains("error: register s/a: the code is already registered"), "{message}");
 }
 

@@ -13,6 +13,7 @@ mod instance;
 mod name;
 mod role;
 mod snapshot;
+mod streak;
 mod view;
 
 pub use change::Change;
@@ -21,4 +22,5 @@ pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, Status, check_address}
 pub use name::{InvalidName, MAX_NAME_BYTES, check_name, is_invisible, shown};
 pub use role::{Role, StaleTerm, Term, TermGuard};
 pub use snapshot::{Difference, Problem, Snapshot};
+pub use streak::Streak;
 pub use view::{View, ViewWriter};

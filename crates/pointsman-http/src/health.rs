@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pointsman_balance::Endpoints;
-use pointsman_core::{Instance, Snapshot, View};
+use pointsman_core::{Instance, Snapshot, Streak, View};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -67,10 +67,7 @@ type States = Mutex<HashMap<Arc<str>, State>>;
 struct State {
     /// Another address is another instance.
     address: Option<Arc<str>>,
-    /// `None` until enough is known.
-    passes: Option<bool>,
-    /// Number of checks in a row that have said otherwise.
-    otherwise: u32,
+    streak: Streak,
 }
 
 /// A task that ends with this.
@@ -167,7 +164,7 @@ impl Health {
     /// Number of instances that pass, and that fail; of the others it is not known.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let states = lock(&self.states);
-        let count = |passes| states.values().filter(|state| state.passes == Some(passes)).count();
+        let count = |passes| states.values().filter(|state| state.streak.passes() == Some(passes)).count();
         (count(true), count(false))
     }
 
@@ -237,7 +234,7 @@ impl Rounds {
     /// Tells what is known from the checks before. These may have gone on until now, and have told something that is not known here.
     fn tell_known(&self) {
         for (code, state) in lock(&self.states).iter() {
-            if let Some(passes) = state.passes {
+            if let Some(passes) = state.streak.passes() {
                 self.endpoints.set_check(code, state.address.as_ref(), passes);
             }
         }
@@ -258,7 +255,7 @@ impl Rounds {
         count(if found.result.is_ok() { &self.metrics.checks_passed } else { &self.metrics.checks_failed });
         let mut states = lock(&self.states);
         let Some(state) = states.get_mut(&found.code).filter(|state| state.address == found.address) else { return };
-        let was_known = state.passes.is_some();
+        let was_known = state.streak.passes().is_some();
         if !state.note(found.result.is_ok(), &self.means.check) {
             return;
         }
@@ -296,22 +293,13 @@ fn jittered(interval: Duration, draw: f64) -> Duration {
 impl State {
     /// Takes the result of a check in. Whether something else is known by it.
     fn note(&mut self, passed: bool, check: &Check) -> bool {
-        if self.passes == Some(passed) {
-            self.otherwise = 0;
-            return false;
-        }
-        // The first that passes is enough for an instance of which nothing is known.
-        let needed = match self.passes {
+        let needed = match self.streak.passes() {
+            // The first that passes is enough for an instance of which nothing is known.
             None if passed => 1,
             Some(false) => check.rise,
             None | Some(true) => check.fall,
         };
-        self.otherwise = if self.passes.is_none() && passed { needed } else { self.otherwise + 1 };
-        if self.otherwise < needed {
-            return false;
-        }
-        (self.passes, self.otherwise) = (Some(passed), 0);
-        true
+        self.streak.note(passed, needed)
     }
 }
 
@@ -341,7 +329,7 @@ mod tests {
     fn an_instance_of_which_nothing_is_known_fails_by_as_many_as_any_other() {
         let (check, mut state) = (Check::new(None), State::default());
         let turns: Vec<bool> = (0..4).map(|_| state.note(false, &check)).collect();
-        assert_eq!((turns, state.passes), (vec![false, false, true, false], Some(false)));
+        assert_eq!((turns, state.streak.passes()), (vec![false, false, true, false], Some(false)));
     }
 
     #[test]

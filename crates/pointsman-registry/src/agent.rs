@@ -17,9 +17,11 @@ use async_trait::async_trait;
 use hyper::{Method, StatusCode};
 use pointsman_core::{StaleTerm, Term};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use self::connect::{Agents, Answer, Fault};
 use crate::backend::{Backend, Event, Scope};
+use crate::backoff::Backoff;
 use crate::log::Log;
 use crate::overrides::{Override, OverrideChange};
 use crate::peers::Part;
@@ -27,25 +29,26 @@ use crate::registration::{End, Task};
 use crate::url::AgentUrl;
 use crate::{Error, Result};
 
+/// Maximum time between two attempts to reach an agent.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// Agents, any of which will do.
 pub(crate) struct Agent {
     agents: Arc<Agents>,
     ttl: Duration,
-    /// How long the first answer to a registration may take.
-    patience: Duration,
 }
 
 impl Agent {
-    pub(crate) fn new(url: AgentUrl, patience: Duration) -> Result<Self> {
+    pub(crate) fn new(url: AgentUrl) -> Result<Self> {
         let ttl = url.ttl;
-        Ok(Self { agents: Arc::new(Agents::new(url)?), ttl, patience })
+        Ok(Self { agents: Arc::new(Agents::new(url)?), ttl })
     }
 }
 
 #[async_trait]
 impl Backend for Agent {
     async fn connected(&self, timeout: Option<Duration>) -> Result<()> {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
         let mut trouble = "no answer".to_owned();
         let asking = async {
             loop {
@@ -58,7 +61,7 @@ impl Backend for Agent {
                     },
                     Err(fault) => trouble = fault.to_string(),
                 }
-                tokio::time::sleep(backoff.next()).await;
+                tokio::time::sleep(backoff.next(Instant::now())).await;
             }
         };
         match timeout {
@@ -71,7 +74,7 @@ impl Backend for Agent {
     }
 
     async fn keep(&self, task: Task) -> End {
-        keep::keep(self.agents.clone(), self.ttl, self.patience, task).await
+        keep::keep(self.agents.clone(), self.ttl, task).await
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
@@ -188,24 +191,6 @@ fn segment(name: &str) -> String {
         }
     }
     path
-}
-
-/// Between two attempts: longer each time, and not the same for everybody.
-#[derive(Debug, Default)]
-struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let most = Duration::from_millis(50 << self.attempts.min(5));
-        self.attempts += 1;
-        most.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-
-    fn reset(&mut self) {
-        self.attempts = 0;
-    }
 }
 
 #[cfg(test)]

@@ -8,9 +8,10 @@ use std::time::Duration;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use pointsman_core::check_address;
+use pointsman_core::{Streak, check_address};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// How an instance's health is found out, how often, and how many results in a row count.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,14 +112,16 @@ impl Check {
             .unwrap_or_else(|_| Err(format!("no answer in {:?}", self.timeout)))
     }
 
-    /// Starts checking. The instance counts as unhealthy until `rise` probes have succeeded.
+    /// Starts checking. Nothing is known of the instance until `rise` probes have succeeded, or one has failed. Until one has
+    /// succeeded, it is probed more often than `interval` says: a service that has just been started is soon up.
     #[must_use]
     pub fn start(self) -> Checking {
-        let mut ticks = tokio::time::interval(self.interval);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Checking { thresholds: Thresholds::new(self.rise, self.fall), check: self, ticks, probing: None }
+        Checking { check: self, streak: Streak::default(), next: Instant::now(), pause: FIRST_PAUSE, probing: None }
     }
 }
+
+/// The first interval between two probes of an instance that has never passed; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 async fn get(address: &str, path: &str) -> Result<(), String> {
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
@@ -143,8 +146,11 @@ async fn get(address: &str, path: &str) -> Result<(), String> {
 /// A check under way.
 pub struct Checking {
     check: Check,
-    thresholds: Thresholds,
-    ticks: tokio::time::Interval,
+    streak: Streak,
+    /// When the next probe starts.
+    next: Instant,
+    /// How long after the last one that is, while none has succeeded.
+    pause: Duration,
     /// The probe under way: it goes on where whoever waits for it does not.
     probing: Option<Probing>,
 }
@@ -163,7 +169,8 @@ impl Checking {
     pub async fn changed(&mut self) -> Result<(), String> {
         loop {
             if self.probing.is_none() {
-                self.ticks.tick().await;
+                tokio::time::sleep_until(self.next).await;
+                self.next = Instant::now() + self.pause.min(self.check.interval);
             }
             let check = &self.check;
             let probing = self.probing.get_or_insert_with(|| {
@@ -172,40 +179,21 @@ impl Checking {
             });
             let result = probing.await;
             self.probing = None;
-            if self.thresholds.count(result.is_ok()) {
+            self.pause = if result.is_ok() { self.check.interval } else { self.pause.saturating_mul(2) };
+            if self.note(result.is_ok()) {
                 return result;
             }
         }
     }
-}
-
-/// Counts results in a row: pure.
-#[derive(Debug)]
-struct Thresholds {
-    rise: u32,
-    fall: u32,
-    healthy: bool,
-    against: u32,
-}
-
-impl Thresholds {
-    fn new(rise: u32, fall: u32) -> Self {
-        Self { rise: rise.max(1), fall: fall.max(1), healthy: false, against: 0 }
-    }
 
     /// Takes in a result; whether the health is another now.
-    fn count(&mut self, success: bool) -> bool {
-        if success == self.healthy {
-            self.against = 0;
-            return false;
-        }
-        self.against += 1;
-        let needed = if self.healthy { self.fall } else { self.rise };
-        if self.against < needed {
-            return false;
-        }
-        (self.healthy, self.against) = (success, 0);
-        true
+    fn note(&mut self, passed: bool) -> bool {
+        let needed = match self.streak.passes() {
+            None if !passed => 1,
+            None | Some(false) => self.check.rise,
+            Some(true) => self.check.fall,
+        };
+        self.streak.note(passed, needed)
     }
 }
 
@@ -229,13 +217,26 @@ mod tests {
         }
     }
 
-    #[test]
-    fn thresholds_count_results_in_a_row() {
-        let mut thresholds = Thresholds::new(2, 3);
-        let results = [true, false, true, true, false, false, true, false, false, false, true, true];
-        let changes: Vec<_> = results.into_iter().map(|result| thresholds.count(result)).collect();
-        let expected = [false, false, false, true, false, false, false, false, false, true, false, true];
-        assert_eq!(changes, expected);
+    #[tokio::test]
+    async fn results_in_a_row_count_and_the_first_failure_is_told() {
+        let check = Check { rise: 2, fall: 3, ..Check::new(Probe::Tcp("h:1".to_owned())) };
+        let mut checking = check.start();
+        let results = [false, true, false, true, true, false, false, true, false, false, false, true, true];
+        let changes: Vec<_> = results.into_iter().map(|passed| checking.note(passed)).collect();
+        let told = [0, 4, 10, 12];
+        assert_eq!(changes, Vec::from_iter((0..results.len()).map(|place| told.contains(&place))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_comes_up_soon_is_found_soon() {
+        // A port that is free at first.
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let mut checking = Check::new(Probe::Tcp(address.to_string())).start();
+        let started = Instant::now();
+        assert!(checking.changed().await.is_err(), "it is told that the check fails, and why");
+        let _listener = TcpListener::bind(address).await.unwrap();
+        checking.changed().await.unwrap();
+        assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     }
 
     async fn answering(answer: &'static str) -> String {

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use pointsman_core::Instance;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
-use crate::registration::{Command, Registration};
+use crate::registration::{Command, Task};
 use crate::{Error, Result};
 
 /// The codes that are held, and by whom.
@@ -39,19 +38,18 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Takes the code; at once from another registration of the same holder, which the backend ends. Waits for it, at most for
-    /// `patience`, while whoever holds it has ended and is being removed.
+    /// Takes the code for a registration that is wanted by `task`; at once from another registration of the same holder, which the backend
+    /// ends. Waits for it, at most for the task's patience, while whoever holds it has ended and is being removed.
     pub(crate) async fn take(
         holds: &Holds,
-        registration: &Registration,
-        holder: Option<&Arc<str>>,
-        patience: Duration,
+        registration: mpsc::WeakUnboundedSender<Command>,
+        task: &Task,
     ) -> Result<Self> {
-        let (service, code) = (registration.instance().service.clone(), registration.instance().code.clone());
-        let deadline = Instant::now() + patience;
-        let (holder, mark) = (holder.cloned(), Arc::new(()));
+        let Instance { service, code, .. } = task.instance.clone();
+        let deadline = task.patience.map(|patience| tokio::time::Instant::now() + patience);
+        let (holder, mark) = (task.holder.clone(), Arc::new(()));
         let new = || Holder {
-            registration: registration.commands(),
+            registration: registration.clone(),
             holder: holder.clone(),
             mark: mark.clone(),
             gone: watch::Sender::new(()),
@@ -74,9 +72,18 @@ impl Hold {
                     return Err(Error::DuplicateCode { service, code, holder });
                 }
             };
-            if tokio::time::timeout_at(deadline, gone.changed()).await.is_err() {
-                let reason = "an ended registration of the same code is not removed yet".to_owned();
-                return Err(Error::Unavailable { step: format!("register {service}/{code}"), reason });
+            let too_late = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = gone.changed() => {}
+                () = too_late => {
+                    let reason = "an ended registration of the same code is not removed yet".to_owned();
+                    return Err(Error::Unavailable { step: format!("register {service}/{code}"), reason });
+                }
             }
         }
     }

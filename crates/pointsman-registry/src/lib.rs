@@ -11,6 +11,7 @@
 
 mod agent;
 mod backend;
+mod backoff;
 mod changes;
 pub mod check;
 mod directory;
@@ -18,6 +19,7 @@ mod disk;
 mod error;
 mod guard;
 mod hold;
+mod keep;
 mod lease;
 mod log;
 mod memory;
@@ -39,8 +41,8 @@ pub use log::Log;
 pub use overrides::OverrideOf;
 pub use peers::{Answer, Peers};
 pub use pointsman_core::parse_duration;
-pub use registration::{Departure, Registration, Roles};
-pub use registry::{Builder, Registry};
+pub use registration::{Departure, Registration, Roles, Trouble};
+pub use registry::{Builder, RegistrationBuilder, Registry};
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -17,10 +17,11 @@ use tokio::sync::{Notify, mpsc};
 
 use self::state::{MemberId, State};
 use crate::backend::{Backend, Event, Scope, ServiceState};
+use crate::keep::{Control, Order, Registrar, Said, keep};
 use crate::log::Log;
 use crate::overrides::{Identity, Override, OverrideChange, Overrides};
 use crate::peers::Part;
-use crate::registration::{Command, Departure, End, Report, Task};
+use crate::registration::{Departure, End, RoleWriter, Task};
 use crate::{Error, Result};
 
 /// A registry within one process. Those who connect by the same name share it; with the last of them it is gone.
@@ -80,7 +81,7 @@ impl Memory {
         let mut state = lock(&self.state);
         let result = change(&mut state);
         for (told, role) in state.take_new_roles(service) {
-            lock(&told.report).registered(role, None);
+            told.roles.registered(role, None);
         }
         state.followers.note(service);
         result
@@ -132,52 +133,8 @@ impl Backend for Memory {
     }
 
     async fn keep(&self, task: Task) -> End {
-        let Task { instance, holder, mut commands, report } = task;
-        let (service, code) = (instance.service.clone(), instance.code.clone());
-        let (report, replaced) = (Arc::new(Mutex::new(report)), Arc::new(Notify::new()));
-        let told = Told { report: report.clone(), replaced: replaced.clone() };
-        let id = match self.change(&service, |state| state.join(instance, holder, told)) {
-            Ok((id, before)) => {
-                if let Some(Told { report, replaced }) = before {
-                    lock(&report).replaced();
-                    replaced.notify_one();
-                }
-                id
-            }
-            Err(holder) => {
-                let error = Error::DuplicateCode { service, code, holder };
-                return Arc::into_inner(report).map_or(End::Dropped, |report| {
-                    End::Failed(report.into_inner().unwrap_or_else(PoisonError::into_inner), error)
-                });
-            }
-        };
-        // Is gone also when this task is dropped with its runtime, or abandoned: then it has not left, but is lost.
-        let mut member = Member { memory: self, service, id, report, departure: Departure::Lost };
-        loop {
-            let command = tokio::select! {
-                command = commands.recv() => command,
-                () = replaced.notified() => return End::Dropped,
-            };
-            let Some(command) = command else {
-                member.departure = Departure::Left;
-                return End::Dropped;
-            };
-            match command {
-                Command::Update(instance, reply) => {
-                    self.change(&member.service, |state| state.update(&member.service, member.id, *instance));
-                    let _ = reply.send(Ok(()));
-                }
-                Command::Resign(reply) => {
-                    let resigned = self.change(&member.service, |state| state.resign(&member.service, member.id));
-                    let not_master = || Error::NotMaster { service: member.service.clone(), code: code.clone() };
-                    let _ = reply.send(if resigned { Ok(()) } else { Err(not_master()) });
-                }
-                Command::Close(departure, reply) => {
-                    member.departure = departure;
-                    return End::Closed(reply, Ok(()));
-                }
-            }
-        }
+        let holder = task.holder.clone();
+        keep(MemoryRegistrar { memory: self, holder, member: None }, LONGEST_PAUSE, task).await
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
@@ -233,7 +190,7 @@ impl Backend for Memory {
 /// Who is told what becomes of a member.
 #[derive(Debug, Clone)]
 struct Told {
-    report: Arc<Mutex<Report>>,
+    roles: RoleWriter,
     /// Another registration has taken its place.
     replaced: Arc<Notify>,
 }
@@ -244,19 +201,88 @@ fn now_us() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or_default()
 }
 
-/// One registered instance, which leaves when this is dropped.
+/// Maximum time between two attempts to get a code that somebody else has.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+struct MemoryRegistrar<'a> {
+    memory: &'a Memory,
+    holder: Option<Arc<str>>,
+    member: Option<Member<'a>>,
+}
+
+impl<'a> MemoryRegistrar<'a> {
+    fn join(&self, control: &mut Control) -> Result<Member<'a>> {
+        let (instance, revision) = control.wanted();
+        let (instance, service, code) = (instance.clone(), instance.service.clone(), instance.code.clone());
+        let told = Told { roles: control.roles().clone(), replaced: Arc::default() };
+        let (memory, replaced, roles) = (self.memory, told.replaced.clone(), told.roles.clone());
+        let joined = memory.change(&service, |state| state.join(instance, self.holder.clone(), told));
+        let (id, before) = joined.map_err(|holder| Error::DuplicateCode { service: service.clone(), code, holder })?;
+        if let Some(before) = before {
+            before.roles.step_down("taken over by the same holder elsewhere");
+            before.replaced.notify_one();
+        }
+        control.say(Said::Registered);
+        control.say(Said::Written(revision));
+        Ok(Member { memory, service, id, roles, replaced, departure: Departure::Lost })
+    }
+}
+
+impl Registrar for MemoryRegistrar<'_> {
+    async fn hold(&mut self, control: &mut Control) -> Option<Said> {
+        let member = match self.member.take() {
+            Some(member) => member,
+            None => match self.join(control) {
+                Ok(member) => member,
+                Err(error) => return Some(Said::Failed(error)),
+            },
+        };
+        let Member { memory, service, id, replaced, .. } = self.member.insert(member);
+        loop {
+            let order = tokio::select! {
+                order = control.order() => order,
+                () = replaced.notified() => return Some(Said::Replaced),
+            };
+            match order {
+                Order::Write => {
+                    let (instance, revision) = control.wanted();
+                    memory.change(service, |state| state.update(service, *id, instance.clone()));
+                    control.say(Said::Written(revision));
+                }
+                Order::Resign(reply) => {
+                    let resigned = memory.change(service, |state| state.resign(service, *id));
+                    let _ = reply.send(if resigned { Ok(()) } else { Err(control.not_master()) });
+                }
+                Order::Stop => return None,
+            }
+        }
+    }
+
+    async fn remove(&mut self, _control: &mut Control, departure: Departure) -> Option<Said> {
+        if let Some(member) = &mut self.member {
+            member.departure = departure;
+        }
+        self.member = None;
+        Some(Said::Removed(Ok(())))
+    }
+}
+
+/// One registered instance, which leaves when this is dropped. Also with its task, when that ends with its runtime, or is abandoned: then it
+/// has not left, but is lost.
 struct Member<'a> {
     memory: &'a Memory,
     service: Arc<str>,
     id: MemberId,
-    report: Arc<Mutex<Report>>,
+    roles: RoleWriter,
+    /// Another registration has taken its place.
+    replaced: Arc<Notify>,
     departure: Departure,
 }
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         // Before the next one is master.
-        lock(&self.report).step_down("deregistering");
+        self.roles.step_down("deregistering");
         self.memory.change(&self.service, |state| state.leave(&self.service, self.id, self.departure));
     }
 }

@@ -1,11 +1,14 @@
 //! The guard that keeps one instance registered, and the two ends between it and the backend's task.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_core::{Instance, Role};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::check::Check;
 use crate::lease::Lease;
 use crate::{Error, Result};
 
@@ -18,6 +21,7 @@ pub struct Registration {
     instance: Instance,
     commands: mpsc::UnboundedSender<Command>,
     roles: Roles,
+    entered: watch::Receiver<Option<Result<()>>>,
     /// Ends the backend's task without deregistering.
     cut: Arc<Notify>,
 }
@@ -32,11 +36,44 @@ pub enum Departure {
     Lost,
 }
 
+/// Why an instance is not registered although its registration lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trouble {
+    /// The first attempt to register it is under way.
+    Registering,
+    /// The registry registers it as soon as something else has come to its end: what.
+    Waiting(String),
+    /// Its check fails: why. It is registered as soon as it passes.
+    CheckFails(String),
+    /// The registry is away, or has lost or given up the registration: why. It is registered again as soon as that is possible.
+    Lost(String),
+    /// The role has just been given up: why.
+    SteppedDown(String),
+    /// The registration is being removed.
+    Leaving,
+    /// The registration has ended: why.
+    Ended(&'static str),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Registering => f.write_str("registering"),
+            Trouble::Waiting(what) => f.write_str(what),
+            Trouble::CheckFails(why) => write!(f, "the check fails: {why}"),
+            Trouble::Lost(why) | Trouble::SteppedDown(why) => f.write_str(why),
+            Trouble::Leaving => f.write_str("deregistering"),
+            Trouble::Ended(why) => f.write_str(why),
+        }
+    }
+}
+
 /// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
 #[derive(Debug, Clone)]
 pub struct Roles {
     state: watch::Receiver<RoleState>,
-    told: Option<Role>,
+    told: Option<(Role, Option<Trouble>)>,
 }
 
 impl Registration {
@@ -62,8 +99,22 @@ impl Registration {
 
     /// Why the instance is not registered now, although this registration lives; `None` while it is registered.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
+    pub fn trouble(&self) -> Option<Trouble> {
         self.roles.trouble()
+    }
+
+    /// Waits until the instance has been registered for the first time; at once if it has been.
+    /// Cancellation changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::register`](crate::Registry::register): then the registration has ended.
+    pub async fn registered(&self) -> Result<()> {
+        let mut entered = self.entered.clone();
+        match entered.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) => Err(self.closed()),
+        }
     }
 
     /// Waits for the role to be another than the one told last; the first call returns the first role at once. `None`
@@ -99,6 +150,16 @@ impl Registration {
         self.ask(|reply| Command::Update(Box::new(instance.clone()), reply)).await?;
         self.instance = instance;
         Ok(())
+    }
+
+    /// From now on the instance is registered only while it passes this check; always, without one. What is known by an unchanged check
+    /// stays known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn set_check(&self, check: Option<Check>) -> Result<()> {
+        self.commands.send(Command::Check(check.map(Box::new))).map_err(|_| self.closed())
     }
 
     /// Hands the mastership over: at once to the first of the normal instances, if there is one; this instance then is
@@ -151,11 +212,13 @@ impl Registration {
     }
 
     async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
-        let closed =
-            || Error::Closed { what: format!("registration {}/{}", self.instance.service, self.instance.code) };
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        self.commands.send(command(reply)).map_err(|_| self.closed())?;
+        answer.await.map_err(|_| self.closed())?
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed { what: format!("registration {}/{}", self.instance.service, self.instance.code) }
     }
 }
 
@@ -185,18 +248,29 @@ impl Roles {
 
     /// Why the instance is not registered now; see [`Registration::trouble`].
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
+    pub fn trouble(&self) -> Option<Trouble> {
         self.state.borrow().trouble.clone()
     }
 
     /// Waits for another role; see [`Registration::role_changed`].
     pub async fn changed(&mut self) -> Option<Role> {
+        let told = self.told.as_ref().map(|(role, _)| *role);
+        self.news(|role, _| told != Some(role)).await.map(|(role, _)| role)
+    }
+
+    /// As [`Roles::changed`], and for another [`trouble`](Registration::trouble) as well; returns both.
+    pub async fn status_changed(&mut self) -> Option<(Role, Option<Trouble>)> {
+        let told = self.told.clone();
+        self.news(|role, trouble| told.as_ref().is_none_or(|told| *told != (role, trouble.clone()))).await
+    }
+
+    async fn news(&mut self, is_news: impl Fn(Role, &Option<Trouble>) -> bool) -> Option<(Role, Option<Trouble>)> {
         loop {
             let state = self.state.borrow_and_update().clone();
             let role = state.role_now();
-            if self.told != Some(role) {
-                self.told = Some(role);
-                return Some(role);
+            if is_news(role, &state.trouble) {
+                self.told = Some((role, state.trouble.clone()));
+                return self.told.clone();
             }
             let lease_changes = async {
                 match state.lease {
@@ -217,10 +291,14 @@ impl Roles {
 /// The backend's end of a registration.
 #[derive(Debug)]
 pub(crate) struct Task {
-    /// What is to be registered. The one input of the backend's state machine.
+    /// What is to be registered.
     pub(crate) instance: Instance,
     /// Who registers, where the same may take over from itself.
     pub(crate) holder: Option<Arc<str>>,
+    /// It is registered only while it passes this.
+    pub(crate) check: Option<Check>,
+    /// How long the registry may be away before the first registration fails; `None`: for ever.
+    pub(crate) patience: Option<Duration>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) report: Report,
 }
@@ -229,29 +307,35 @@ pub(crate) struct Task {
 #[derive(Debug)]
 pub(crate) enum Command {
     Update(Box<Instance>, Reply),
+    Check(Option<Box<Check>>),
     Resign(Reply),
     Close(Departure, Reply),
 }
 
 pub(crate) type Reply = oneshot::Sender<Result<()>>;
 
-/// How a backend tells the holder what has become of the registration.
+/// How the holder is told what has become of the registration. Dropped, it says that the registration has ended.
 #[derive(Debug)]
 pub(crate) struct Report {
-    service: Arc<str>,
-    code: Arc<str>,
-    state: watch::Sender<RoleState>,
-    /// Until the first answer: `Registry::register` waits for it.
-    first: Option<Reply>,
+    roles: RoleWriter,
+    entered: watch::Sender<Option<Result<()>>>,
     /// What is said when it has ended.
     last_word: &'static str,
+}
+
+/// Tells the role. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct RoleWriter {
+    service: Arc<str>,
+    code: Arc<str>,
+    state: Arc<watch::Sender<RoleState>>,
 }
 
 #[derive(Debug, Clone)]
 struct RoleState {
     role: Role,
     lease: Option<Lease>,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
 }
 
 impl RoleState {
@@ -261,118 +345,126 @@ impl RoleState {
             _ => self.role,
         }
     }
+
+    fn detached(trouble: Trouble) -> Self {
+        Self { role: Role::Detached, lease: None, trouble: Some(trouble) }
+    }
 }
 
-impl Report {
+impl RoleWriter {
     /// The instance is registered, with that role, for as long as the lease holds (`None`: without a limit).
-    pub(crate) fn registered(&mut self, role: Role, lease: Option<Lease>) {
+    pub(crate) fn registered(&self, role: Role, lease: Option<Lease>) {
         let (service, code) = (&self.service, &self.code);
         let before = self.state.send_replace(RoleState { role, lease, trouble: None });
         if before.role != role {
             tracing::info!(%service, %code, %role, "registered");
         }
-        if let Some(first) = self.first.take() {
-            let _ = first.send(Ok(()));
+    }
+
+    /// The instance is alive, but holds no role.
+    fn detached(&self, trouble: Trouble) {
+        let (service, code) = (&self.service, &self.code);
+        let why = trouble.to_string();
+        let before = self.state.send_replace(RoleState::detached(trouble.clone()));
+        let is_news = before.role != Role::Detached || before.trouble.as_ref() != Some(&trouble);
+        match trouble {
+            Trouble::Lost(_) if before.role != Role::Detached => {
+                tracing::warn!(%service, %code, why, "detached: not known to be registered");
+            }
+            Trouble::Lost(_) | Trouble::Waiting(_) if is_news => {
+                tracing::info!(%service, %code, why, "not registered yet")
+            }
+            _ => {}
         }
     }
 
-    /// The instance is alive, but not known to be registered.
-    pub(crate) fn detached(&self, why: &str) {
-        let (service, code) = (&self.service, &self.code);
-        let trouble = Some(why.to_owned());
-        let before = self.state.send_replace(RoleState { role: Role::Detached, lease: None, trouble });
-        if before.role != Role::Detached {
-            tracing::warn!(%service, %code, why, "detached: not known to be registered");
-        }
+    /// The role is about to be given up: nobody may hold it any more, even if the answer to what is about to be asked of the registry never
+    /// comes.
+    pub(crate) fn step_down(&self, why: &str) {
+        self.state.send_if_modified(|state| {
+            // What is said already says more.
+            let holds = state.role != Role::Detached;
+            if holds {
+                *state = RoleState::detached(Trouble::SteppedDown(why.to_owned()));
+            }
+            holds
+        });
+    }
+}
+
+impl Report {
+    /// A handle by which the role is told from elsewhere.
+    pub(crate) fn roles(&self) -> &RoleWriter {
+        &self.roles
+    }
+
+    /// Tells what the first attempts have come to.
+    pub(crate) fn entered(&self, result: Result<()>) {
+        self.entered.send_replace(Some(result));
+    }
+
+    pub(crate) fn detached(&self, trouble: Trouble) {
+        self.roles.detached(trouble);
     }
 
     /// The same holder has registered again elsewhere: this registration is about to end by itself.
     pub(crate) fn replaced(&mut self) {
         self.last_word = "taken over by the same holder elsewhere";
-        self.detached(self.last_word);
-    }
-
-    /// The role is about to be given up by us: nobody may hold it by this registration any more, even if the answer to
-    /// what is about to be asked of the registry never comes.
-    pub(crate) fn step_down(&self, why: &str) {
-        let trouble = Some(why.to_owned());
-        self.state.send_replace(RoleState { role: Role::Detached, lease: None, trouble });
-    }
-
-    /// Tells the holder, who still waits for the first answer, that there will be no registration.
-    pub(crate) fn fail_first(&mut self, error: Error) {
-        if let Some(first) = self.first.take() {
-            let _ = first.send(Err(error));
-        }
-    }
-
-    /// Whether the holder still waits for the first answer: then a failure ends the registration, otherwise the backend
-    /// must go on trying.
-    pub(crate) fn is_first(&self) -> bool {
-        self.first.is_some()
+        self.detached(Trouble::Lost(self.last_word.to_owned()));
     }
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
         // `Roles` outlive the registration: they must not go on saying master.
-        self.step_down(self.last_word);
+        self.roles.state.send_replace(RoleState::detached(Trouble::Ended(self.last_word)));
     }
 }
 
-/// How a backend's task ended. Told to the holder only when all that the task held is released.
+/// How a backend's task ended. Told only when all that the task held is released.
 #[derive(Debug)]
-pub(crate) enum End {
-    /// The registration was dropped.
-    Dropped,
-    /// It was closed.
-    Closed(Reply, Result<()>),
-    /// It never came to be.
-    Failed(Report, Error),
+pub(crate) struct End {
+    pub(crate) report: Report,
+    /// What the first attempts have come to, if that is not told yet.
+    pub(crate) outcome: Option<Result<()>>,
+    pub(crate) replies: Vec<(Reply, Result<()>)>,
 }
 
 impl End {
-    /// The same holder has registered anew. Where this one had not been registered yet, it never will be.
-    pub(crate) fn replaced(mut report: Report) -> Self {
-        report.replaced();
-        if !report.is_first() {
-            return End::Dropped;
-        }
-        let (service, code) = (report.service.clone(), report.code.clone());
-        let holder = "the same holder, at the same moment, elsewhere".to_owned();
-        End::Failed(report, Error::DuplicateCode { service, code, holder })
-    }
-
     pub(crate) fn tell(self) {
-        let (reply, result) = match self {
-            End::Dropped => return,
-            End::Closed(reply, result) => (Some(reply), result),
-            End::Failed(mut report, error) => (report.first.take(), Err(error)),
-        };
-        if let Some(reply) = reply {
+        if let Some(outcome) = self.outcome {
+            self.report.entered(outcome);
+        }
+        for (reply, result) in self.replies {
             // Nobody waits any more: nobody to tell.
             let _ = reply.send(result);
         }
     }
+
+    /// The registration has never begun.
+    pub(crate) fn failed(report: Report, error: Error) -> Self {
+        Self { report, outcome: Some(Err(error)), replies: Vec::new() }
+    }
 }
 
-/// Both ends of a registration of `instance`, and the answer to wait for.
-pub(crate) fn pair(
-    instance: Instance,
-    holder: Option<Arc<str>>,
-) -> (Registration, Task, oneshot::Receiver<Result<()>>) {
+/// What a registration is to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) instance: Instance,
+    pub(crate) holder: Option<Arc<str>>,
+    pub(crate) check: Option<Check>,
+    pub(crate) patience: Option<Duration>,
+}
+
+/// Both ends of a registration.
+pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Registration, Task) {
     let (commands, receiver) = mpsc::unbounded_channel();
-    let trouble = Some("registering".to_owned());
-    let (sender, state) = watch::channel(RoleState { role: Role::Detached, lease: None, trouble });
-    let (first, answer) = oneshot::channel();
-    let report = Report {
-        service: instance.service.clone(),
-        code: instance.code.clone(),
-        state: sender,
-        first: Some(first),
-        last_word: "the registration has ended",
-    };
+    let (sender, state) = watch::channel(RoleState::detached(Trouble::Registering));
+    let (entered, outcome) = watch::channel(None);
+    let (service, code) = (instance.service.clone(), instance.code.clone());
+    let roles = RoleWriter { service, code, state: Arc::new(sender) };
+    let report = Report { roles, entered, last_word: "the registration has ended" };
     let (roles, cut) = (Roles { state, told: None }, Arc::default());
-    let registration = Registration { instance: instance.clone(), commands, roles, cut };
-    (registration, Task { instance, holder, commands: receiver, report }, answer)
+    let registration = Registration { instance: instance.clone(), commands, roles, entered: outcome, cut };
+    (registration, Task { instance, holder, check, patience, commands: receiver, report })
 }

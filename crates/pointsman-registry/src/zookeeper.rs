@@ -133,11 +133,8 @@ impl Backend for ZooKeeper {
 
     async fn keep(&self, task: Task) -> End {
         match self.registrations().await {
-            Ok(sessions) => {
-                let patience = self.patience.get().copied().flatten();
-                keep::keep(&self.settings, &self.layout, sessions.link(), patience, task).await
-            }
-            Err(error) => End::Failed(task.report, error),
+            Ok(sessions) => keep::keep(&self.settings, &self.layout, sessions.link(), task).await,
+            Err(error) => End::failed(task.report, error),
         }
     }
 

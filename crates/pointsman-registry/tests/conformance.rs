@@ -331,7 +331,7 @@ async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: S
         let mut next = registry.take_over(instance("a", weight), "holder a").await.unwrap();
         assert_eq!(term(next.role()), before, "the mastership goes on");
         soon("the end of a", async { while a.role_changed().await.is_some() {} }).await;
-        assert!(a.trouble().unwrap().contains("taken over"), "{:?}", a.trouble());
+        assert!(a.trouble().unwrap().to_string().contains("taken over"), "{:?}", a.trouble());
         assert_eq!(a.role(), Role::Detached);
         next.update(|instance| instance.weight += 10).await.unwrap();
         a = next;

@@ -24,7 +24,7 @@ async fn take_over(registry: &Registry, code: &str) -> Registration {
 async fn ended(registration: &mut Registration) {
     soon("the end", async { while registration.role_changed().await.is_some() {} }).await;
     assert_eq!(registration.role(), Role::Detached);
-    assert!(registration.trouble().unwrap().contains("taken over"), "{:?}", registration.trouble());
+    assert!(registration.trouble().unwrap().to_string().contains("taken over"), "{:?}", registration.trouble());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::View;
-use pointsman_registry::{Directory, Freshness, Result};
+use pointsman_registry::{Freshness, Result};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::{Registry, Service};
+use crate::{Directory, Instance, Registration, Registry, Service};
 
 /// The services of one configuration. A service keeps its view from one configuration to the next, so that nothing that is known of
 /// it is forgotten, whatever becomes of the registry.
@@ -81,7 +81,7 @@ impl Followed {
     /// Takes services out of a directory that follows them.
     fn take(&self, directory: &Directory, names: BTreeSet<Arc<str>>) -> BTreeMap<Arc<str>, Arc<FollowedService>> {
         let take = |name: Arc<str>| {
-            let service = Service::from(directory.service(&name)?);
+            let service = directory.service(&name)?;
             Some((name, Arc::new(FollowedService::new(service, self.changed.clone()))))
         };
         names.into_iter().filter_map(take).collect()
@@ -113,4 +113,15 @@ impl FollowedService {
     fn is_stale(&self) -> bool {
         matches!(self.service.directory().freshness(), Freshness::Stale { .. })
     }
+}
+
+/// Registers a proxy or a relay, however long the registry takes, unless it says no.
+pub(crate) async fn register_balancer(registry: &Registry, instance: Instance, what: &str) -> Result<Registration> {
+    let (service, code) = (instance.service.clone(), instance.code.clone());
+    let registered = registry.registration(instance).patience(None).register().await;
+    match &registered {
+        Ok(_) => tracing::info!(%service, %code, "{what} registered"),
+        Err(error) => tracing::error!(%service, %code, %error, "the {what} cannot be registered: no client finds it"),
+    }
+    registered
 }

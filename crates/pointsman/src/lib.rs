@@ -49,7 +49,7 @@ pub use pointsman_core::{
     StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
-    Builder as RegistryBuilder, Changes, Directory, Error, Freshness, Guard, Registration, Result, Roles, Updates,
-    check, parse_duration, wire,
+    Answer, Builder as RegistryBuilder, Changes, Departure, Error, Freshness, Guard, Log, OverrideOf, Peers,
+    Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
 };
-pub use registry::{Builder, Registry, Service};
+pub use registry::{Builder, Directory, Registry, Service};

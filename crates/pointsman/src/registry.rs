@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_balance::{Algorithm, Balancer};
@@ -36,6 +37,33 @@ impl Registry {
     /// See there.
     pub async fn discover(&self, service: &str) -> Result<Service> {
         self.0.discover(service).await.map(Service)
+    }
+
+    /// Follows several services; see [`pointsman_registry::Registry::discover_several`].
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub async fn discover_several(&self, services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Directory> {
+        self.0.discover_several(services).await.map(Directory)
+    }
+
+    /// Follows several services without waiting for the registry; see [`pointsman_registry::Registry::follow_several`].
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub fn follow_several(&self, services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Directory> {
+        self.0.follow_several(services).map(Directory)
+    }
+
+    /// Follows all services; see [`pointsman_registry::Registry::discover_all`].
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub async fn discover_all(&self) -> Result<Directory> {
+        self.0.discover_all().await.map(Directory)
     }
 
     /// Leaves what was abandoned to its session's end; see [`pointsman_registry::Registry::abandon`].
@@ -122,6 +150,32 @@ impl Service {
     #[must_use]
     pub fn balancer(&self, algorithm: Algorithm) -> Balancer {
         Balancer::new(self.view(), algorithm)
+    }
+
+    /// The directory that this service is of.
+    #[must_use]
+    pub fn directory(&self) -> Directory {
+        Directory(self.0.directory().clone())
+    }
+}
+
+/// Several services, or all: everything that [`pointsman_registry::Directory`] offers, and services that can be balanced over.
+#[derive(Debug, Clone)]
+pub struct Directory(pointsman_registry::Directory);
+
+impl Directory {
+    /// A handle on one service; see [`pointsman_registry::Directory::service`].
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Service> {
+        self.0.service(name).map(Service)
+    }
+}
+
+impl Deref for Directory {
+    type Target = pointsman_registry::Directory;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
     }
 }
 

@@ -7,12 +7,14 @@ use hyper::Method;
 use pointsman_core::{Instance, Problem, Status};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::connect::{Agents, Stream};
+use super::segment;
 use super::sse;
 use super::wire::{ChangeJson, FreshnessJson, ResetJson, SnapshotJson};
-use super::{Backoff, segment};
 use crate::backend::{Event, Scope, ServiceState};
+use crate::backoff::Backoff;
 use crate::overrides::{Identity, Override, Overrides};
 
 /// Beyond so many services all are followed, and the others left out.
@@ -25,10 +27,11 @@ const LEFT: &str = "left";
 pub(super) async fn follow(agents: &Agents, scope: &Scope, events: &mpsc::Sender<Event>) {
     let path = path(scope);
     let mut mirror = Mirror::default();
-    let (mut place, mut backoff) = (agents.current(), Backoff::default());
+    let (mut place, mut backoff) = (agents.current(), Backoff::new(super::LONGEST_PAUSE));
+    let mut failures = 0;
     loop {
         let reason = tokio::select! {
-            reason = by(agents, place, &path, &mut mirror, scope, events, &mut backoff) => reason,
+            reason = by(agents, place, &path, &mut mirror, scope, events, &mut failures) => reason,
             () = events.closed() => return,
         };
         tracing::debug!(agent = agents.address(place), reason, "the stream of events has broken");
@@ -36,11 +39,10 @@ pub(super) async fn follow(agents: &Agents, scope: &Scope, events: &mpsc::Sender
             return;
         }
         place = agents.after(place);
-        if backoff.attempts as usize >= agents.len() {
-            tokio::time::sleep(backoff.next()).await;
-        } else {
-            // Each of them once, at once.
-            backoff.attempts += 1;
+        failures += 1;
+        // Each of them once, at once.
+        if failures >= agents.len() {
+            tokio::time::sleep(backoff.next(Instant::now())).await;
         }
     }
 }
@@ -63,7 +65,7 @@ async fn by(
     mirror: &mut Mirror,
     scope: &Scope,
     events: &mpsc::Sender<Event>,
-    backoff: &mut Backoff,
+    failures: &mut usize,
 ) -> String {
     let mut stream: Stream = match agents.stream(place, Method::GET, path, None, mirror.last_id.as_deref()).await {
         Ok(Ok(stream)) => stream,
@@ -92,7 +94,7 @@ async fn by(
                 return reason;
             }
         };
-        backoff.reset();
+        *failures = 0;
         if let Some(told) = told
             && events.send(told).await.is_err()
         {

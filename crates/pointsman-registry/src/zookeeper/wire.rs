@@ -95,6 +95,7 @@ impl Parsed {
 }
 
 /// Writes what a node is to say.
+#[cfg(test)]
 pub(super) fn encode(instance: &Instance, session_timeout: Duration, holder: Option<&Holder>) -> Vec<u8> {
     encode_inherited(instance, session_timeout, holder, None)
 }

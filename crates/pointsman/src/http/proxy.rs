@@ -5,7 +5,6 @@ use std::fmt;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use pointsman_http::{Action, Options, Requests, Settings};
@@ -13,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::Error;
-use crate::followed::Followed;
+use crate::followed::{Followed, register_balancer};
 use crate::{Instance, Registration, Registry};
 
 /// A running proxy: passes requests on to the instances of the service that a route says.
@@ -41,7 +40,7 @@ pub struct Proxy {
     proxy: pointsman_http::Proxy,
     followed: Mutex<Followed>,
     /// Registers; and what has come of it.
-    registering: JoinSet<Result<Registration, Error>>,
+    registering: JoinSet<crate::Result<Registration>>,
     registration: Option<Registration>,
 }
 
@@ -56,9 +55,6 @@ pub struct Builder {
     register_after: Option<BoxFuture<'static, ()>>,
     options: Options,
 }
-
-/// Between two attempts to register.
-const RETRY: Duration = Duration::from_secs(1);
 
 impl Proxy {
     /// Sets up a proxy over the services of this registry.
@@ -217,7 +213,7 @@ impl Builder {
                 if let Some(done) = register_after {
                     done.await;
                 }
-                register(&registry, instance).await
+                register_balancer(&registry, instance, "proxy").await
             });
         }
         Ok(Proxy { proxy, followed: Mutex::new(followed), registering, registration: None })
@@ -242,24 +238,4 @@ fn services(settings: &Settings) -> BTreeSet<Arc<str>> {
         _ => None,
     });
     passing.flat_map(|pass| pass.services().cloned()).collect()
-}
-
-/// Registers as soon as the registry lets it; it is tried again until it says no.
-async fn register(registry: &Registry, instance: Instance) -> Result<Registration, Error> {
-    loop {
-        match registry.register(instance.clone()).await {
-            Ok(registration) => {
-                tracing::info!(service = &*instance.service, code = &*instance.code, "proxy registered");
-                return Ok(registration);
-            }
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(service = &*instance.service, %error, "the proxy is not registered yet");
-                tokio::time::sleep(RETRY).await;
-            }
-            Err(error) => {
-                tracing::error!(service = &*instance.service, %error, "the proxy cannot be registered: no client finds it");
-                return Err(error.into());
-            }
-        }
-    }
 }

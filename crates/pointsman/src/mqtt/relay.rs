@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pointsman_mqtt::broker::Broker;
 use pointsman_mqtt::relay::{self, Figures, Settings};
@@ -10,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::Error;
-use crate::followed::Followed;
+use crate::followed::{Followed, register_balancer};
 use crate::{Instance, Registration, Registry};
 
 /// A running relay: receives what senders publish, and publishes it under the code of an instance of the route's service.
@@ -25,9 +24,6 @@ pub struct Relay {
     registering: JoinSet<Result<Registration, Error>>,
     registration: Option<Registration>,
 }
-
-/// Between two attempts to register.
-const RETRY: Duration = Duration::from_secs(1);
 
 impl Relay {
     /// Starts a relay. It connects, and connects again, by itself; as soon as all brokers are connected and all subscriptions
@@ -67,7 +63,7 @@ impl Relay {
             let (registry, ready) = (registry.clone(), relay.readiness());
             registering.spawn(async move {
                 ready.await?;
-                register(&registry, instance).await
+                Ok(register_balancer(&registry, instance, "relay").await?)
             });
         }
         let register_as = register_as.map(str::to_owned);
@@ -140,26 +136,6 @@ impl Relay {
         }
         self.registering.shutdown().await;
         self.relay.close().await;
-    }
-}
-
-/// Registers as soon as the registry lets it; it is tried again until it says no.
-async fn register(registry: &Registry, instance: Instance) -> Result<Registration, Error> {
-    loop {
-        match registry.register(instance.clone()).await {
-            Ok(registration) => {
-                tracing::info!(service = &*instance.service, code = &*instance.code, "relay registered");
-                return Ok(registration);
-            }
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(service = &*instance.service, %error, "the relay is not registered yet");
-                tokio::time::sleep(RETRY).await;
-            }
-            Err(error) => {
-                tracing::error!(service = &*instance.service, %error, "the relay cannot be registered: no client finds it");
-                return Err(error.into());
-            }
-        }
     }
 }
 

@@ -131,7 +131,7 @@ impl Service {
     pub fn trouble(&self) -> Option<String> {
         let status = self.status.borrow();
         let broker = (!status.up).then(|| status.reason.clone().unwrap_or_else(|| "connecting".to_owned()));
-        broker.or_else(|| self.roles.trouble())
+        broker.or_else(|| self.roles.trouble().map(|trouble| trouble.to_string()))
     }
 
     /// What it has done so far.

@@ -17,6 +17,7 @@ use super::super::layout::number;
 use super::super::place::{Folder, Place, read_many};
 use super::super::session::Session;
 use super::{Keeper, Out};
+use crate::keep::Control;
 use crate::overrides::Override;
 
 /// Whether an operator lets an instance take no work.
@@ -111,28 +112,34 @@ impl Keeper {
     /// wait for otherwise is added to the watches, and when to look again is noted.
     pub(super) async fn let_others_go_first(
         &mut self,
+        control: &mut Control,
         folder: &Folder<'_>,
         place: &Place,
         watches: &mut Vec<OneshotWatcher>,
     ) -> Result<bool, Out> {
-        let others = self.others(folder, watches).await?;
+        let others = self.others(control.wanted().0, folder, watches).await?;
         let now = Instant::now();
         if let Err(next) = self.chances.give(&others.undrained, now, folder.session.timeout()) {
             let look = others.any_drained.then(|| now + LOOK_INTERVAL);
             self.look_again = next.into_iter().chain(look).min();
             return Ok(false);
         }
-        let (service, code) = (&self.instance.service, &self.instance.code);
+        let Instance { service, code, .. } = control.wanted().0;
         tracing::info!(%service, %code, role = %place.role(), "drained: another goes first");
         if place.role() != Role::Normal {
             // Before it is asked for: the next one may be master before we have the answer.
-            self.report.step_down("drained: handing the mastership on");
+            control.step_down("drained: handing the mastership on");
         }
-        self.move_back(folder, place).await?;
+        self.move_back(control, folder, place).await?;
         Ok(true)
     }
 
-    async fn others(&self, folder: &Folder<'_>, watches: &mut Vec<OneshotWatcher>) -> Result<Others, Fault> {
+    async fn others(
+        &self,
+        own: &Instance,
+        folder: &Folder<'_>,
+        watches: &mut Vec<OneshotWatcher>,
+    ) -> Result<Others, Fault> {
         watches.extend(folder.watch_names().await?);
         // Tells of most that operators change at once, and costs one request however many settings there are.
         match (Folder { path: &self.overrides, ..*folder }.watch_names().await) {
@@ -140,8 +147,8 @@ impl Keeper {
             Err(fault) if fault.is_refusal() => tracing::warn!(%fault, "not told of what operators set"),
             watcher => watches.extend(watcher?),
         }
-        let mut instances = folder.instances(&self.instance.service).await?;
-        instances.retain(|(name, instance)| number(name).is_some() && instance.code != self.instance.code);
+        let mut instances = folder.instances(&own.service).await?;
+        instances.retain(|(name, instance)| number(name).is_some() && instance.code != own.code);
         let paths = instances.iter().map(|(_, instance)| format!("{}/{}", self.overrides, instance.code));
         let set = read_many(folder.session, &self.overrides, &Vec::from_iter(paths)).await?;
         let mut others = Others { undrained: Vec::new(), any_drained: false };

@@ -7,15 +7,17 @@ use super::super::fault::Fault;
 use super::super::layout::MASTER;
 use super::super::place::{Folder, Found, Place, any_normal};
 use super::super::session::left;
-use super::{Keeper, Out, is_shared};
+use super::{Keeper, Out, take_idle};
 use crate::Error;
+use crate::keep::{Control, Said};
 
 impl Keeper {
     /// Finds the node of ours that exists already; removes ghosts; waits for a stranger with our code to go.
-    pub(super) async fn find_own(&mut self, folder: &Folder<'_>) -> Result<Option<Place>, Out> {
+    pub(super) async fn find_own(&mut self, control: &mut Control, folder: &Folder<'_>) -> Result<Option<Place>, Out> {
+        let Instance { service, code, .. } = control.wanted().0.clone();
         while self.must_look {
             let session = folder.session.id();
-            let found = folder.find(&self.instance.service, &self.instance.code).await?;
+            let found = folder.find(&service, &code).await?;
             let (mut own, others): (Vec<Found>, Vec<Found>) =
                 found.into_iter().partition(|f| f.place.session == session && self.is_mine(f));
             let (ghosts, strangers): (Vec<Found>, Vec<Found>) =
@@ -27,7 +29,7 @@ impl Keeper {
             let (mates, strangers): (Vec<Found>, Vec<Found>) =
                 strangers.into_iter().partition(|found| self.is_same_holder(found));
             if let Some(mate) = mates.into_iter().max_by_key(|mate| mate.place.czxid) {
-                match self.meet(folder, &own, &mate).await? {
+                match self.meet(control, folder, &own, &mate).await? {
                     Some(place) => return Ok(Some(place)),
                     None => continue,
                 }
@@ -38,7 +40,7 @@ impl Keeper {
                 for found in own {
                     folder.delete(&found.place.name).await?;
                 }
-                self.outwait(folder, stranger).await?;
+                self.outwait(control, folder, stranger).await?;
                 continue;
             }
             self.must_look = false;
@@ -66,26 +68,33 @@ impl Keeper {
     /// The same holder has registered it by another registration. Whoever comes takes over; whoever has been registered already
     /// was taken over from, and gives way: so two that live never fight. If both have a node, because neither saw the
     /// other's when it created its own, the newer stays. `None` if everything is to be looked at again.
-    async fn meet(&mut self, folder: &Folder<'_>, own: &[Found], mate: &Found) -> Result<Option<Place>, Out> {
+    async fn meet(
+        &mut self,
+        control: &mut Control,
+        folder: &Folder<'_>,
+        own: &[Found],
+        mate: &Found,
+    ) -> Result<Option<Place>, Out> {
         let newest = own.iter().map(|found| found.place.czxid).max();
-        if newest.map_or(!self.report.is_first(), |newest| newest < mate.place.czxid) {
+        if newest.map_or(!control.is_entering(), |newest| newest < mate.place.czxid) {
             for found in own {
                 folder.delete_own(&found.place).await?;
             }
-            return Err(Out::Replaced);
+            return Err(Out::Said(Said::Replaced));
         }
         if newest.is_some() {
             folder.delete_own(&mate.place).await?;
             return Ok(None);
         }
-        let Instance { service, code, .. } = &self.instance;
+        let Instance { service, code, .. } = control.wanted().0;
         tracing::info!(%service, %code, from = mate.who, "taken over from the same holder");
         // From here until the place is known, a node may exist that we have no reply for.
         self.sessions.insert(folder.session.id());
-        let place = folder.replace(&mate.place, &self.data_with(mate.place.term())).await?;
+        control.say(Said::Requested);
+        let (data, _) = self.data(control, mate.place.term());
+        let place = folder.replace(&mate.place, &data).await?;
         if place.is_some() {
             self.must_look = false;
-            self.created_at = Some(Instant::now());
             self.just_created = true;
         }
         Ok(place)
@@ -93,7 +102,7 @@ impl Keeper {
 
     /// Waits until a stranger's node is gone: it may be of a process that died a moment ago, perhaps of our own
     /// predecessor. Half as long again as its session can last, then it must be alive.
-    async fn outwait(&mut self, folder: &Folder<'_>, stranger: Found) -> Result<(), Out> {
+    async fn outwait(&mut self, control: &mut Control, folder: &Folder<'_>, stranger: Found) -> Result<(), Out> {
         if self.outwaiting.is_some_and(|(session, _)| session != stranger.place.session) {
             self.outwaiting = None;
         }
@@ -101,39 +110,35 @@ impl Keeper {
         if !exists {
             return Ok(());
         }
+        let Instance { service, code, .. } = control.wanted().0.clone();
+        control.say(Said::Waits(format!(
+            "the code is registered already, by {}; if that process has died, its session ends soon and this one follows",
+            stranger.who
+        )));
         let longest = stranger.session_timeout.unwrap_or_default().max(folder.session.timeout());
         // One deadline a session, however often its node changes meanwhile.
         let owner = stranger.place.session;
         let (_, until) = *self.outwaiting.get_or_insert((owner, Instant::now() + longest * 3 / 2));
-        let patience = tokio::time::sleep_until(until);
-        tokio::pin!(patience);
         let mut gone = std::pin::pin!(gone.changed());
         loop {
             tokio::select! {
                 _ = &mut gone => return Ok(()),
-                () = &mut patience => break,
-                () = left(&mut self.link, folder.session) => return Err(Out::Disconnected),
-                command = self.commands.recv() => {
-                    self.take(command);
-                    if self.ending.is_some() {
-                        return Err(Out::Ending);
-                    }
-                }
+                () = tokio::time::sleep_until(until) => break,
+                () = left(&mut self.link, folder.session) => return Err(Out::disconnected()),
+                order = control.order() => take_idle(control, order)?,
             }
         }
         self.outwaiting = None;
-        let Instance { service, code, .. } = &self.instance;
-        let holder = stranger.who;
-        Err(Out::Failed(Error::DuplicateCode { service: service.clone(), code: code.clone(), holder }))
+        Err(Error::DuplicateCode { service, code, holder: stranger.who }.into())
     }
 
     /// Creates the own node: as master if the service has nobody else, or else at the end of the queue.
-    pub(super) async fn create(&mut self, folder: &Folder<'_>) -> Result<Place, Out> {
+    pub(super) async fn create(&mut self, control: &mut Control, folder: &Folder<'_>) -> Result<Place, Out> {
         let creating = folder.session.creating();
-        let data = self.data();
+        let (data, _) = self.data(control, None);
         self.sessions.insert(folder.session.id());
         // From here until the place is known, a node may exist that we have no reply for.
-        let look_again = is_shared(&self.instance, self.holder.as_ref());
+        control.say(Said::Requested);
         self.must_look = true;
         for _ in 0..CREATE_ATTEMPTS {
             let Some(place) = self.create_once(folder, &data).await? else {
@@ -141,18 +146,18 @@ impl Keeper {
                 continue;
             };
             self.must_look = false;
-            self.created_at = Some(Instant::now());
             self.just_created = true;
             drop(creating);
-            if look_again {
+            if self.is_shared {
                 // Another process with the same code may have looked when we did.
                 self.must_look = true;
-                return self.find_own(folder).await?.ok_or(Out::Gone("the own node vanished while it was created"));
+                let own = self.find_own(control, folder).await?;
+                return own.ok_or_else(|| Out::gone("the own node vanished while it was created"));
             }
             return Ok(place);
         }
-        let step = format!("register {}/{}", self.instance.service, self.instance.code);
-        Err(Out::Failed(Error::Unavailable { step, reason: "the service's folder keeps vanishing".to_owned() }))
+        let step = control.name("register");
+        Err(Error::Unavailable { step, reason: "the service's folder keeps vanishing".to_owned() }.into())
     }
 
     /// `None` if there is no folder.

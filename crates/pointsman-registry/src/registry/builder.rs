@@ -1,0 +1,211 @@
+//! How a registry is connected.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt as _;
+use tokio::sync::watch;
+
+use super::{Inner, Registry};
+use crate::Result;
+use crate::agent::Agent;
+use crate::backend::{Backend, Scope};
+use crate::disk;
+use crate::guard::Guard;
+use crate::hold::Holds;
+use crate::memory::Memory;
+use crate::url::{Common, Url, redacted};
+use crate::zookeeper::ZooKeeper;
+
+/// Settings of a [`Registry`] before it is connected. A setting made here comes before the URL's option.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    url: String,
+    wait: bool,
+    connect_timeout: Option<Duration>,
+    snapshots: Option<PathBuf>,
+    guard: Option<Option<Guard>>,
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a process that would wait for the registry without end waits for it where there are snapshots on disk to start from.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long reading snapshots from disk may take.
+pub(super) const DISK: Duration = Duration::from_millis(500);
+
+impl Builder {
+    pub(super) fn new(url: &str) -> Self {
+        Self { url: url.to_owned(), wait: false, connect_timeout: None, snapshots: None, guard: None }
+    }
+
+    /// Goes on trying until the registry answers, instead of failing after the connect timeout: here, and where something is
+    /// registered or discovered. Where there are [snapshots on disk](Builder::snapshots), connecting waits for 2 s at most (less
+    /// if the connect timeout is shorter), and goes on in the background.
+    #[must_use]
+    pub fn wait(mut self, wait: bool) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// How long to try before [`Error::Unreachable`]. Default 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Keeps snapshots in this folder, and starts from them when the registry cannot be reached. With a folder,
+    /// connecting does not fail because the registry is away.
+    #[must_use]
+    pub fn snapshots(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.snapshots = Some(folder.into());
+        self
+    }
+
+    /// The guard against a mass loss; `None` turns it off. Default [`Guard::default`].
+    #[must_use]
+    pub fn guard(mut self, guard: Option<Guard>) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    /// Whether the URL can be used, as far as that can be told without connecting.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Url`], [`Error::File`].
+    pub fn check(&self) -> Result<()> {
+        Url::parse(&self.url).map(drop)
+    }
+
+    /// The URL without its secrets.
+    #[must_use]
+    pub fn shown_url(&self) -> String {
+        redacted(&self.url)
+    }
+
+    /// Connects; see [`Registry::connect`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::connect`].
+    pub async fn connect(self) -> Result<Registry> {
+        let (url, Common { connect_timeout, snapshots, guard }) = Url::parse(&self.url)?;
+        let connect_timeout = self.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT);
+        // An agent guards what it tells.
+        let guards = !matches!(url, Url::Agent(_));
+        let folder = self.snapshots.or(snapshots);
+        let backend: Arc<dyn Backend> = match url {
+            Url::Memory(name) => {
+                let memory = Memory::named(&name);
+                if let Some(folder) = &folder {
+                    // The clock may have jumped back since.
+                    let folder = folder.join(memory.label());
+                    let memory = memory.clone();
+                    let restoring = tokio::task::spawn_blocking(move || {
+                        memory.rise_above(disk::highest(&folder));
+                        // From here on the snapshots are of this registry.
+                        disk::save_identity(&folder, Some(memory.restore(disk::load_overrides(&folder))));
+                    });
+                    let _ = restoring.await;
+                }
+                memory
+            }
+            Url::ZooKeeper(settings) => Arc::new(ZooKeeper::new(*settings)?),
+            Url::Agent(settings) => Arc::new(Agent::new(*settings)?),
+        };
+        let guard_of_url = || match guard {
+            None if !guards => Some(Guard::against_lost_data()),
+            Some(false) => None,
+            _ => Some(Guard::default()),
+        };
+        let snapshots = folder.map(|folder| folder.join(backend.label()));
+        let (shown, closed) = (redacted(&self.url), watch::Sender::new(false));
+        let limit = (!self.wait).then_some(connect_timeout);
+        let answered = match &snapshots {
+            None => backend.connected(limit).await.map(|()| true)?,
+            Some(folder) => reach(&*backend, limit, connect_timeout.min(PATIENCE), folder).await?,
+        };
+        let answered = Arc::new(AtomicBool::new(answered));
+        if !answered.load(Ordering::Relaxed) {
+            note_answer(backend.clone(), answered.clone(), closed.subscribe(), shown.clone());
+        }
+        Ok(Registry {
+            inner: Arc::new(Inner {
+                url: shown,
+                backend,
+                connect_timeout,
+                waits: self.wait,
+                guard: self.guard.unwrap_or_else(guard_of_url),
+                snapshots,
+                answered,
+                directories: Mutex::default(),
+                closed,
+                tasks: watch::Sender::new(()),
+                holds: Holds::default(),
+            }),
+        })
+    }
+}
+
+/// Waits until the registry answers: for `limit`, or, where there is none, for as long as there are no snapshots in `folder` that could
+/// be started from; once there are, for `patience`. Returns whether it has answered; otherwise snapshots are what there is.
+async fn reach(backend: &dyn Backend, limit: Option<Duration>, patience: Duration, folder: &Path) -> Result<bool> {
+    let mut connecting = backend.connected(limit);
+    // With a limit it ends by itself, and says what it has seen.
+    let patience = limit.map_or(patience, |limit| limit + DISK);
+    let reason = match tokio::time::timeout(patience, &mut connecting).await {
+        Ok(Err(error)) if error.is_retryable() => error.to_string(),
+        Ok(result) => return result.map(|()| true),
+        Err(_) => format!("no answer within {patience:?}"),
+    };
+    let from = folder.to_owned();
+    let saved = tokio::task::spawn_blocking(move || disk::load(&from, &Scope::All)).await.unwrap_or_default();
+    let age = |at: SystemTime| Duration::from_secs(at.elapsed().unwrap_or_default().as_secs());
+    let ages = || saved.iter().map(|saved| age(saved.at));
+    match (ages().min(), ages().max()) {
+        (Some(newest), Some(oldest)) => {
+            let (services, folder) = (saved.len(), folder.display());
+            tracing::warn!(
+                reason, %folder, services, ?newest, ?oldest,
+                "the registry is away: starting from the snapshots on disk, which are stale"
+            );
+            Ok(false)
+        }
+        _ if limit.is_none() => connecting.await.map(|()| true),
+        _ => {
+            tracing::warn!(reason, folder = %folder.display(), "the registry is away, and there is no snapshot on disk");
+            Ok(false)
+        }
+    }
+}
+
+/// Notes when the registry answers for the first time, unless it is closed before, or nobody has it any more.
+fn note_answer(
+    backend: Arc<dyn Backend>,
+    answered: Arc<AtomicBool>,
+    mut closed: watch::Receiver<bool>,
+    registry: String,
+) {
+    let mut connecting = async move { backend.connected(None).await }.boxed();
+    // From now on, and not from when the task begins: by then a directory may have taken the session that is waited for.
+    let first = (&mut connecting).now_or_never();
+    tokio::spawn(async move {
+        let result = match first {
+            Some(result) => result,
+            None => tokio::select! {
+                result = connecting => result,
+                _ = closed.changed() => return,
+            },
+        };
+        match result {
+            Ok(()) => {
+                answered.store(true, Ordering::Relaxed);
+                tracing::info!(registry, "registry connected");
+            }
+            Err(error) => tracing::warn!(registry, %error, "the registry gives no answer"),
+        }
+    });
+}

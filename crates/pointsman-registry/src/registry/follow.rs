@@ -1,0 +1,125 @@
+//! Directories: one for each scope that is followed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use pointsman_core::check_name;
+use tokio::sync::{mpsc, watch};
+
+use super::builder::DISK;
+use super::{Registry, lock, set};
+use crate::backend::{Backend, Event, Scope, ServiceState};
+use crate::directory::{Directory, Inner as DirectoryInner};
+use crate::store::{Restore, Shared, Store};
+use crate::{Error, Result};
+
+/// Events on their way from a backend to a directory's store, before the backend has to wait.
+const EVENTS: usize = 256;
+
+impl Registry {
+    pub(super) async fn follow(&self, scope: Scope) -> Result<Directory> {
+        self.check_open()?;
+        let directory = self.directory(scope);
+        let has_content = if self.has_answered() {
+            directory.loaded(self.inner.connect_timeout).await
+        } else {
+            // It has been waited for already, in `connect`.
+            tokio::time::timeout(DISK, directory.begun()).await.is_ok()
+        };
+        if has_content {
+            return Ok(directory);
+        }
+        if self.inner.waits {
+            let mut closed = self.inner.closed.subscribe();
+            tokio::select! {
+                () = directory.begun() => return Ok(directory),
+                () = set(&mut closed) => {}
+            }
+        }
+        self.check_open()?;
+        let tried = format!("read services from {}", self.inner.url);
+        if let Some(reason) = directory.shared().refusal() {
+            return Err(Error::Refused { step: tried, reason: reason.to_string() });
+        }
+        Err(Error::Unreachable {
+            tried,
+            waited: self.inner.connect_timeout,
+            reason: "no connection, and no snapshot on disk".to_owned(),
+        })
+    }
+
+    /// One directory a scope: whoever follows the same shares it.
+    pub(super) fn directory(&self, scope: Scope) -> Directory {
+        let inner = &self.inner;
+        let mut directories = lock(&inner.directories);
+        if let Some(existing) = directories.get(&scope).and_then(Weak::upgrade) {
+            return Directory::new(existing);
+        }
+        let known = known(&directories, &scope);
+        let shared = Arc::new(Shared::new(scope.clone()));
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let (restores, restored) = mpsc::unbounded_channel();
+        let store = Store::new(shared.clone(), inner.guard, inner.snapshots.clone(), restores);
+        let (backend, followed) = (inner.backend.clone(), scope.clone());
+        let restoring = restore(backend.clone(), restored);
+        // On one task: what the backend sends, the store takes in without another thread being woken.
+        let (alive, mut ended) = watch::channel(());
+        let (mut closed, task) = (inner.closed.subscribe(), inner.tasks.subscribe());
+        tokio::spawn(async move {
+            let following = async move {
+                let _task = task;
+                tokio::select! {
+                    biased;
+                    () = set(&mut closed) => {
+                        let _ = events.send(Event::Stale).await;
+                    }
+                    // Drops the backend's end of the channel, so that the store saves what is left, and ends.
+                    _ = ended.changed() => {}
+                    () = async {
+                        for state in known {
+                            let _ = events.send(Event::Known(state)).await;
+                        }
+                        backend.follow(followed, events.clone()).await;
+                    } => {}
+                }
+            };
+            tokio::join!(following, store.run(receiver), restoring);
+        });
+        let directory = Arc::new(DirectoryInner::new(shared, alive));
+        directories.retain(|_, directory| directory.strong_count() > 0);
+        directories.insert(scope, Arc::downgrade(&directory));
+        Directory::new(directory)
+    }
+}
+
+/// Returns what other directories know of services that are about to be followed: a new directory does not begin with less than the
+/// process knows, however long the registry takes.
+fn known(directories: &HashMap<Scope, Weak<DirectoryInner>>, scope: &Scope) -> Vec<ServiceState> {
+    let Scope::Services(services) = scope else { return Vec::new() };
+    let others: Vec<_> = directories.values().filter_map(Weak::upgrade).map(Directory::new).collect();
+    let newest = |service: &Arc<str>| {
+        let snapshots = others.iter().map(|other| other.snapshot(service)).filter(|snapshot| !snapshot.is_empty());
+        let snapshot = snapshots.max_by_key(|snapshot| snapshot.revision())?;
+        let (instances, problems) = (snapshot.instances().to_vec(), snapshot.problems().to_vec());
+        // Older than whatever the registry tells.
+        Some(ServiceState { instances, problems, ..ServiceState::empty(service.clone()) })
+    };
+    services.iter().filter_map(newest).collect()
+}
+
+/// The scope of these services.
+pub(super) fn scope(services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Scope> {
+    let services: std::collections::BTreeSet<Arc<str>> = services.into_iter().map(Into::into).collect();
+    services.iter().try_for_each(|service| check_name("service", service))?;
+    Ok(Scope::Services(services))
+}
+
+/// Sets again, in a registry that has lost its data, what operators had set there.
+async fn restore(backend: Arc<dyn Backend>, mut restores: mpsc::UnboundedReceiver<Restore>) {
+    while let Some(Restore { service, code, set }) = restores.recv().await {
+        match backend.restore_override(&service, &code, set).await {
+            Ok(()) => tracing::warn!(%service, %code, ?set, "override restored: the registry had lost it"),
+            Err(error) => tracing::warn!(%service, %code, ?set, %error, "override kept here, but not restored"),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! How a registration is begun.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::Instance;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::{Registry, set};
+use crate::backend::Backend;
+use crate::check::Check;
+use crate::hold::{Hold, Holds};
+use crate::registration::{self, Command, Departure, End, Registration, Task, Wanted};
+use crate::{Error, Result};
+
+/// Maximum length of a holder.
+const MAX_HOLDER_BYTES: usize = 128;
+/// Timeout for registrations to leave when their registry is closed: what takes longer is gone with its session.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// Settings of a [`Registration`] before it begins.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is registered before it is started"]
+pub struct RegistrationBuilder {
+    registry: Registry,
+    wanted: Wanted,
+}
+
+impl RegistrationBuilder {
+    pub(super) fn new(registry: Registry, instance: Instance) -> Self {
+        // Who waits for the registry to be there at all waits for it here as well.
+        let patience = (!registry.inner.waits).then_some(registry.inner.connect_timeout);
+        Self { registry, wanted: Wanted { instance, holder: None, check: None, patience } }
+    }
+
+    /// Registers for a holder: where the same instance is registered already for the same holder, by this or
+    /// another process, whether that lives or has died a moment ago, its registration is replaced at once, and ends by itself.
+    /// So whoever keeps registrations for others (an agent) can be replaced by another without a gap. A master that is taken
+    /// over stays master, with its term: whoever says the same holder is the same master, and no other mastership begins.
+    ///
+    /// A holder is 1 to 128 bytes without control characters. It is no secret: it can be read in the registry.
+    pub fn holder(mut self, holder: &str) -> Self {
+        self.wanted.holder = Some(holder.into());
+        self
+    }
+
+    /// Registers the instance only while it passes this check: from when it does, and again each time it does again. While it does not,
+    /// its role is [`Role::Detached`](pointsman_core::Role::Detached), and [`Registration::trouble`] says why. For others it is lost, and has not left:
+    /// where the checks of most instances fail at once, they are [guarded](crate::Guard).
+    pub fn check(mut self, check: impl Into<Option<Check>>) -> Self {
+        self.wanted.check = check.into();
+        self
+    }
+
+    /// How long the registry may be away before the first registration fails; `None`: it is waited for without end. Default: the
+    /// registry's connect timeout, or `None` where the registry itself is [waited for](crate::Builder::wait). It does not count while the
+    /// registry answers, and waits for the end of another registration of the code.
+    pub fn patience(mut self, patience: Option<Duration>) -> Self {
+        self.wanted.patience = patience;
+        self
+    }
+
+    /// Starts, and returns once the instance is registered. Cancelled, nothing stays registered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::register`].
+    pub async fn register(self) -> Result<Registration> {
+        let registration = self.start()?;
+        registration.registered().await?;
+        Ok(registration)
+    }
+
+    /// Starts, and returns at once: [`Registration::registered`] tells what has become of it. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`]; [`Error::Refused`] for a holder that cannot be; [`Error::Closed`].
+    pub fn start(self) -> Result<Registration> {
+        let Self { registry, wanted } = self;
+        wanted.instance.check()?;
+        if let Some(holder) = wanted.holder.as_deref().filter(|holder| !can_be_holder(holder)) {
+            let step = format!("register {}/{}", wanted.instance.service, wanted.instance.code);
+            let reason = format!(
+                "{holder:?} cannot be a holder: it has 1 to {MAX_HOLDER_BYTES} bytes, none of them a control character"
+            );
+            return Err(Error::Refused { step, reason });
+        }
+        registry.check_open()?;
+        let (registration, task) = registration::pair(wanted);
+        let process = Process::of(&registry, &registration);
+        tokio::spawn(process.run(task));
+        Ok(registration)
+    }
+}
+
+fn can_be_holder(holder: &str) -> bool {
+    !holder.is_empty() && holder.len() <= MAX_HOLDER_BYTES && !holder.chars().any(char::is_control)
+}
+
+/// What a registration's task has of its registry: not the registry itself, which ends with its last handle.
+struct Process {
+    backend: Arc<dyn Backend>,
+    holds: Holds,
+    closed: watch::Receiver<bool>,
+    /// The registry's end waits for this to be dropped.
+    alive: watch::Receiver<()>,
+    commands: mpsc::WeakUnboundedSender<Command>,
+    /// Ends the task without deregistering.
+    cut: Arc<Notify>,
+}
+
+impl Process {
+    fn of(registry: &Registry, registration: &Registration) -> Self {
+        let inner = &registry.inner;
+        Self {
+            backend: inner.backend.clone(),
+            holds: inner.holds.clone(),
+            closed: inner.closed.subscribe(),
+            alive: inner.tasks.subscribe(),
+            commands: registration.commands(),
+            cut: registration.cut(),
+        }
+    }
+
+    /// Keeps the instance registered until the registration ends, or its registry is closed.
+    async fn run(self, task: Task) {
+        let Self { backend, holds, mut closed, alive, commands, cut } = self;
+        let own = commands.clone();
+        let keeping = async move {
+            match Hold::take(&holds, own, &task).await {
+                Ok(hold) => (backend.keep(task).await, Some(hold)),
+                Err(error) => (End::failed(task.report, error), None),
+            }
+        };
+        tokio::pin!(keeping);
+        let end = tokio::select! {
+            biased;
+            () = set(&mut closed) => leave(&mut keeping, &commands).await,
+            // The registration ends with what the backend's task held.
+            () = cut.notified() => None,
+            end = &mut keeping => Some(end),
+        };
+        let Some((end, hold)) = end else { return };
+        drop((hold, alive));
+        end.tell();
+    }
+}
+
+/// Lets a registration leave because its registry is closed: cleanly, if that is possible in time. Otherwise it ends with the
+/// session.
+async fn leave<T>(
+    keeping: &mut (impl Future<Output = T> + Unpin),
+    commands: &mpsc::WeakUnboundedSender<Command>,
+) -> Option<T> {
+    // Nobody waits for this answer. One that is being dropped leaves anyway.
+    let (reply, _) = oneshot::channel();
+    if let Some(commands) = commands.upgrade() {
+        let _ = commands.send(Command::Close(Departure::Left, reply));
+    }
+    tokio::time::timeout(LEAVE, keeping).await.ok()
+}
