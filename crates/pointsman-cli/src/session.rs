@@ -23,7 +23,13 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
     if let Some(timeout) = global.connect_timeout {
         builder = builder.connect_timeout(timeout);
     }
-    match builder.connect().await {
+    let shown = builder.shown_url();
+    let say = |text: &str| output::note(&format!("note: {text} at {shown}"));
+    let connected = tokio::select! {
+        connected = builder.connect() => connected,
+        never = remind(say), if global.wait => match never {},
+    };
+    match connected {
         Ok(registry) => {
             if url.starts_with("memory:") {
                 output::note("note: memory:// is a registry within this process alone: no other sees what is in it");
@@ -50,7 +56,7 @@ pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Fail
     let shown = builder.shown_url();
     let registry = tokio::select! {
         registry = builder.connect() => registry?,
-        never = remind(&shown) => match never {},
+        never = remind(|text| tracing::warn!(registry = shown, "{text}")) => match never {},
     };
     if registry.has_answered() {
         tracing::info!(registry = shown, "registry connected");
@@ -59,10 +65,10 @@ pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Fail
 }
 
 /// Says now and then what is waited for.
-async fn remind(registry: &str) -> Infallible {
+async fn remind(say: impl Fn(&str)) -> Infallible {
     tokio::time::sleep(SLOW).await;
     loop {
-        tracing::warn!(registry, "waiting for the registry");
+        say("waiting for the registry");
         tokio::time::sleep(REMIND).await;
     }
 }

@@ -265,6 +265,24 @@ async fn registered_only_while_the_check_passes() {
 }
 
 #[tokio::test]
+async fn a_check_that_never_passes_says_why() {
+    let registry = Registry::new().await;
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = address.to_string();
+    let args = ["register", "s", "--code", "a", "--check", &format!("tcp://{address}"), "--registry", &registry.url];
+    let mut waiting = Running::start_with_stderr(command(args));
+    let note = waiting.note().await;
+    let begins = format!("note: s/a is not registered yet: the check fails: tcp://{address}: ");
+    assert!(note.starts_with(&begins) && note.contains("refused"), "{note}");
+    // Soon after it is up it is registered, although the interval is two seconds.
+    let _listener = std::net::TcpListener::bind(&address).unwrap();
+    let line = waiting.line().await;
+    assert!(line.starts_with("s/a is master"), "{line}");
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_code_is_registered_once() {
     let registry = Registry::new().await;
     let url = format!("{}?session_timeout=2s", registry.url);
@@ -287,7 +305,8 @@ async fn wait_goes_on_trying() {
     server.kill();
     let args = ["register", "s", "--registry", &url, "--connect-timeout", "100ms", "-o", "json"];
     assert_eq!(run(&args).await.status.code(), Some(1));
-    let mut waiting = Running::start(command(args.iter().chain(&["--wait"])));
+    let mut waiting = Running::start_with_stderr(command(args.iter().chain(&["--wait"])));
+    assert_eq!(waiting.note().await, format!("note: waiting for the registry at {url}"));
     server.restart().await;
     assert_eq!(waiting.json().await["role"], "master");
     // The registry goes away: detached, and after its return the same again.

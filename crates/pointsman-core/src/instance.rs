@@ -19,7 +19,7 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 /// let instance = Instance::new("testserver").address("127.0.0.1:50000").weight(3).tag("zone", "eu-1");
 /// assert!(instance.check().is_ok());
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Instance {
     /// The name under which it registers.
@@ -66,20 +66,39 @@ impl Status {
     }
 }
 
+/// Two instances are equal if all that a reader sees of them is: where a code comes from does not count.
+impl PartialEq for Instance {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { service, code, address, weight, tags, role, status, guarded_since, code_is_generated: _ } = self;
+        (service, code, address, *weight, *role)
+            == (&other.service, &other.code, &other.address, other.weight, other.role)
+            && (tags, *status, *guarded_since) == (&other.tags, other.status, other.guarded_since)
+    }
+}
+
+impl Eq for Instance {}
+
 impl Instance {
     /// An instance of `service` with weight 1, no address, no tags, and a generated code (UUID version 4).
     #[must_use]
     pub fn new(service: impl Into<Arc<str>>) -> Self {
+        let code = uuid::Uuid::new_v4().to_string();
+        Self { code_is_generated: true, ..Self::with_code(service, code) }
+    }
+
+    /// An instance of `service` with this code, weight 1, no address, and no tags. The code is checked on registration.
+    #[must_use]
+    pub fn with_code(service: impl Into<Arc<str>>, code: impl Into<Arc<str>>) -> Self {
         Self {
             service: service.into(),
-            code: uuid::Uuid::new_v4().to_string().into(),
+            code: code.into(),
             address: None,
             weight: 1,
             tags: BTreeMap::new(),
             role: Role::Detached,
             status: Status::Passing,
             guarded_since: None,
-            code_is_generated: true,
+            code_is_generated: false,
         }
     }
 
@@ -244,6 +263,7 @@ mod tests {
     #[test]
     fn a_new_instance_is_ready_to_register() {
         let (a, b) = (Instance::new("s"), Instance::new("s"));
+        assert_eq!(a, Instance::with_code("s", a.code.clone()), "as another process reads it");
         assert_ne!(a.code, b.code);
         assert!(a.has_generated_code());
         assert!(!a.clone().code("x").has_generated_code());

@@ -197,7 +197,7 @@ impl From<File> for Saved {
     fn from(file: File) -> Self {
         let service: Arc<str> = file.service.into();
         let instances = file.instances.into_iter().map(|entry| {
-            let mut instance = Instance::new(service.clone()).code(entry.code).weight(entry.weight);
+            let mut instance = Instance::with_code(service.clone(), entry.code).weight(entry.weight);
             instance.address = entry.address.map(Into::into);
             instance.tags = entry.tags;
             instance.role = entry.term.map_or(Role::Normal, |term| Role::Master(Term(term)));

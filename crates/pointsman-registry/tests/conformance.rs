@@ -5,8 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use pointsman_core::{Change, Instance, Role, Snapshot, Status, Term, TermGuard};
-use pointsman_registry::{Departure, Error, Freshness, Log, Registration, Registry, Service};
+use pointsman_registry::check::{Check, Probe};
+use pointsman_registry::{Departure, Error, Freshness, Log, Registration, Registry, Roles, Service, Trouble};
+use pointsman_testkit::CuttingProxy;
+use tokio::net::TcpListener;
 
 /// Far longer than anything here takes: a deadline, not a wait.
 const SOON: Duration = Duration::from_secs(20);
@@ -353,6 +357,124 @@ async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: S
     until("c is left", &service, |s| codes(s) == ["c"]).await;
 }
 
+/// Returns as soon as the registration is in such a trouble.
+async fn until_trouble(what: &str, roles: &mut Roles, wanted: impl Fn(&Trouble) -> bool) {
+    let waiting = async {
+        while !roles.trouble().as_ref().is_some_and(&wanted) {
+            roles.status_changed().await.expect("the registration lives");
+        }
+    };
+    soon(what, waiting).await;
+}
+
+async fn an_instance_is_registered_only_while_it_passes_its_check(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let probe = Probe::Tcp(address.to_string());
+    let check = Check { interval: Duration::from_millis(20), fall: 2, ..Check::new(probe) };
+    let mut a = registry.registration(Instance::new("s").code("a")).check(check).start().unwrap();
+    let mut roles = a.roles();
+    for round in 1..4 {
+        let refused = |trouble: &Trouble| matches!(trouble, Trouble::CheckFails(why) if why.contains("refused"));
+        until_trouble("it is told why", &mut roles, refused).await;
+        assert_eq!((a.role(), a.held_until()), (Role::Detached, None));
+        until("not listed", &service, |s| s.find("a").is_none()).await;
+        assert!(matches!(a.resign().await, Err(Error::NotMaster { .. })));
+        // It counts from when the instance is registered again.
+        a.update(|instance| instance.weight = round).await.unwrap();
+        let _listener = TcpListener::bind(address).await.unwrap();
+        soon("registered", a.registered()).await.unwrap();
+        until_role("master", &mut a, Role::is_master).await;
+        until("listed", &service, |s| s.find("a").is_some_and(|a| a.weight == round)).await;
+    }
+    until_trouble("it fails again", &mut roles, |trouble| matches!(trouble, Trouble::CheckFails(_))).await;
+    assert_eq!(soon("told", a.role_changed()).await, Some(Role::Detached));
+    a.set_check(None).unwrap();
+    until_role("without a check it is registered", &mut a, Role::is_master).await;
+    a.close().await.unwrap();
+    until("gone", &service, Snapshot::is_empty).await;
+}
+
+async fn a_registration_that_is_given_up_leaves_nothing(url: String) {
+    let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = other.discover("s").await.unwrap();
+    for _ in 0..10 {
+        drop(registry.registration(Instance::new("s").code("a")).start().unwrap());
+        let started = registry.registration(Instance::new("s").code("b")).start().unwrap();
+        soon("closed", started.close()).await.unwrap();
+    }
+    let last = soon("the code is free", registry.register(Instance::new("s").code("a"))).await.unwrap();
+    until("only the last is listed", &service, |s| codes(s) == ["a"]).await;
+    last.close().await.unwrap();
+    until("gone", &service, Snapshot::is_empty).await;
+}
+
+async fn what_is_abandoned_stays_where_there_are_sessions_and_is_taken_over(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = two.discover("s").await.unwrap();
+    let a = one.take_over(Instance::new("s").code("a"), "holder").await.unwrap();
+    let before = term(a.role());
+    until("listed", &service, |s| s.find("a").is_some()).await;
+    let roles = a.roles();
+    a.abandon();
+    let mut ending = roles.clone();
+    soon("its end", async { while ending.changed().await.is_some() {} }).await;
+    assert_eq!(roles.role(), Role::Detached);
+    if !url.starts_with("zookeeper:") {
+        until("gone", &service, Snapshot::is_empty).await;
+    }
+    let next = soon("taken over", two.take_over(Instance::new("s").code("a"), "holder")).await.unwrap();
+    assert_eq!(term(next.role()) == before, url.starts_with("zookeeper:"), "the mastership goes on");
+}
+
+/// Through a proxy that can be cut.
+async fn who_waits_is_registered_when_the_registry_is_back_and_who_does_not_is_told_soon(
+    url: String,
+    way: CuttingProxy,
+) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let waiting = Registry::builder(&url).wait(true).connect().await.unwrap();
+    way.cut();
+    let patient = registry.registration(Instance::new("s").code("patient")).patience(None).start().unwrap();
+    let also = waiting.registration(Instance::new("s").code("also")).start().unwrap();
+    let soon_told = registry.registration(Instance::new("s").code("soon")).patience(Some(Duration::from_millis(300)));
+    let error = soon("told", soon_told.register()).await.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("register s/soon"), "{error}");
+    for waits in [&patient, &also] {
+        let is_lost = |trouble: &Trouble| matches!(trouble, Trouble::Lost(_));
+        until_trouble("it says what it waits for", &mut waits.roles(), is_lost).await;
+        assert!(waits.registered().now_or_never().is_none());
+    }
+    way.mend();
+    soon("registered", patient.registered()).await.unwrap();
+    soon("registered", also.registered()).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    until("listed", &service, |s| codes(s) == ["also", "patient"]).await;
+}
+
+/// Through a proxy that can be cut.
+async fn a_cut_connection_does_not_end_the_wait_for_a_code(url: String, way: CuttingProxy) {
+    let (registry, holder) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let held = holder.take_over(Instance::new("s").code("a"), "one").await.unwrap();
+    let waits = registry.registration(Instance::new("s").code("a")).holder("two");
+    let waits = waits.patience(Some(Duration::from_secs(20))).start().unwrap();
+    let mut roles = waits.roles();
+    let is_told = async {
+        // Where codes are not waited for, it is refused.
+        while !matches!(roles.trouble(), Some(Trouble::Waiting(_))) && roles.status_changed().await.is_some() {}
+    };
+    soon("waits, or is refused", is_told).await;
+    if let Some(refused) = waits.registered().now_or_never() {
+        assert!(matches!(refused, Err(Error::DuplicateCode { .. })), "{refused:?}");
+        return;
+    }
+    way.cut_once();
+    // Leaves as soon as it is connected again.
+    drop(held);
+    soon("registered", waits.registered()).await.unwrap();
+}
+
 /// The same registry, with the guard on.
 fn guarding(url: &str) -> String {
     if url.contains("guard=off") { url.replace("guard=off", "guard=on") } else { format!("{url}?guard=on") }
@@ -566,7 +688,41 @@ macro_rules! conformance {
     };
 }
 
+/// Those in which the registry is away for a while.
+macro_rules! conformance_through_a_proxy {
+    ($($name:ident)*) => {
+        mod agent_through_a_proxy {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let registry = super::Registry::connect(&format!("memory://agent-{}?guard=off", stringify!($name))).await.unwrap();
+                let settings = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
+                let agent = pointsman_agent::Agent::start(registry, settings).await.unwrap();
+                let way = super::CuttingProxy::start(agent.address());
+                super::$name(format!("http://{}?ttl=2s", way.address()), way).await;
+            })*
+        }
+        mod zookeeper_through_a_proxy {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let server = pointsman_testkit::ZooKeeper::shared().await;
+                let way = super::CuttingProxy::start(server.socket_address());
+                let prefix = pointsman_testkit::unique_prefix();
+                let url = format!("zookeeper://{}{prefix}?session_timeout=10s&guard=off", way.address());
+                super::$name(url, way).await;
+            })*
+        }
+    };
+}
+
+conformance_through_a_proxy! {
+    who_waits_is_registered_when_the_registry_is_back_and_who_does_not_is_told_soon
+    a_cut_connection_does_not_end_the_wait_for_a_code
+}
+
 conformance! {
+    an_instance_is_registered_only_while_it_passes_its_check
+    a_registration_that_is_given_up_leaves_nothing
+    what_is_abandoned_stays_where_there_are_sessions_and_is_taken_over
     the_first_is_master_and_the_others_are_normal
     when_the_master_leaves_the_next_takes_over_with_a_higher_term
     resigning_hands_over_at_once

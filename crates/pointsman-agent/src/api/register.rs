@@ -62,7 +62,7 @@ struct WantedCheck {
 
 impl Wanted {
     fn wish(self, service: &str, code: &str) -> Result<Wish, Problem> {
-        let mut instance = Instance::new(service).code(code);
+        let mut instance = Instance::with_code(service, code);
         instance.address = self.address.map(Into::into);
         instance.weight = self.weight.unwrap_or(1);
         instance.tags = self.tags.0;

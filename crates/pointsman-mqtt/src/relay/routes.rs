@@ -56,7 +56,7 @@ impl From<Claim> for Endpoint {
 impl Endpoint {
     /// An instance of which only the code is known.
     pub(super) fn unclaimed(service: &str, code: &str) -> Self {
-        Self { instance: Arc::new(Instance::new(service).code(code)), claim: None }
+        Self { instance: Arc::new(Instance::with_code(service, code)), claim: None }
     }
 
     pub(super) fn code(&self) -> &Arc<str> {

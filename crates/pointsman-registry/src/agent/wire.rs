@@ -24,7 +24,7 @@ pub(super) struct InstanceJson {
 
 impl From<InstanceJson> for Arc<Instance> {
     fn from(json: InstanceJson) -> Self {
-        let mut instance = Instance::new(json.service).code(json.code).weight(json.weight);
+        let mut instance = Instance::with_code(json.service, json.code).weight(json.weight);
         instance.address = json.address;
         instance.tags = json.tags;
         instance.role = role(&json.role, json.term);

@@ -44,7 +44,9 @@ impl Gate {
         let health = checking.changed().await;
         match &health {
             Ok(()) => tracing::info!(probe = %check.probe, "the check passes"),
-            Err(why) => tracing::warn!(probe = %check.probe, why, "the check fails"),
+            Err(why) if self.health.is_ok() => tracing::warn!(probe = %check.probe, why, "the check fails"),
+            // It has not passed yet.
+            Err(why) => tracing::info!(probe = %check.probe, why, "the check fails"),
         }
         self.health = health.map_err(|why| format!("{}: {why}", check.probe));
         self.health.clone()

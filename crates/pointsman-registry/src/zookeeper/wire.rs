@@ -154,7 +154,7 @@ pub(super) fn decode(service: &Arc<str>, data: &[u8]) -> Result<Parsed, String> 
     let weight = u32::try_from(node.weight.clamp(0, MAX_WEIGHT.into())).unwrap_or(MAX_WEIGHT);
     let clamped = (i64::from(weight) != node.weight).then(|| format!("weight {} was taken as {weight}", node.weight));
     let extension = node.pointsman.unwrap_or_default();
-    let mut instance = Instance::new(service.clone()).code(code).weight(weight);
+    let mut instance = Instance::with_code(service.clone(), code).weight(weight);
     instance.address = address;
     instance.tags = extension.tags;
     let session_timeout = extension.session_timeout_ms.map(Duration::from_millis);
