@@ -290,3 +290,34 @@ async fn whoever_waits_finds_services_however_long_that_takes() {
     soon("closed", registry.close()).await;
     assert!(matches!(soon("told", waiting).await.unwrap(), Err(Error::Closed { .. })));
 }
+
+/// `getData`, which reads the own node, and all the requests that list a folder (`getChildren`, `getChildren2`).
+const GET_DATA: i32 = 4;
+const LISTS: [i32; 2] = [8, 12];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_lists_no_siblings_however_many_there_are() {
+    let server = ZooKeeper::shared().await;
+    let (prefix, way) = (pointsman_testkit::unique_prefix(), CuttingProxy::start(server.socket_address()));
+    let directly = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let registering = (0..100).map(|_| directly.register(Instance::new("s")));
+    let mut others = futures_util::future::try_join_all(registering).await.unwrap();
+    let registry = Registry::connect(&url(&way.address(), &prefix, "")).await.unwrap();
+    let mut own = registry.register(Instance::new("s")).await.unwrap();
+    assert_eq!(soon("role", own.role_changed()).await, Some(Role::Normal));
+    // Each round reads the own node, and what operators have set for it.
+    let audits = async |count: usize| {
+        let reads = way.requests(GET_DATA);
+        soon("audits", way.until_requests(GET_DATA, reads + count)).await;
+    };
+    audits(2 * 2).await;
+    let lists = || LISTS.map(|list| way.requests(list));
+    let before = lists();
+    audits(2 * 3).await;
+    assert_eq!(lists(), before);
+    // And it is found all the same when its turn has come.
+    for other in others.drain(..) {
+        other.close().await.unwrap();
+    }
+    until_role("master", &mut own, Role::is_master).await;
+}

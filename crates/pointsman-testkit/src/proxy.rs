@@ -1,5 +1,6 @@
 //! A TCP proxy in front of a server, which cuts where a test says so.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -73,6 +74,8 @@ struct Shared {
     state: watch::Sender<State>,
     order: Mutex<Option<Order>>,
     accepted: AtomicUsize,
+    /// Requests of ZooKeeper's protocol, by their types.
+    requests: watch::Sender<BTreeMap<i32, usize>>,
     listening: AtomicBool,
     /// The epochs of the connections that live.
     live: Mutex<Vec<u64>>,
@@ -126,6 +129,7 @@ impl CuttingProxy {
             state: watch::Sender::new(state),
             order: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            requests: watch::Sender::default(),
             listening: AtomicBool::new(false),
             live: Mutex::default(),
         });
@@ -199,6 +203,20 @@ impl CuttingProxy {
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// How many requests of this type of ZooKeeper's protocol it has passed on (by the protocol's numbers: 4 is `getData`, 12
+    /// `getChildren2`).
+    #[must_use]
+    pub fn requests(&self, op: i32) -> usize {
+        self.shared.requests.borrow().get(&op).copied().unwrap_or_default()
+    }
+
+    /// Returns when there have been as many requests of this type.
+    pub async fn until_requests(&self, op: i32, count: usize) {
+        let enough = |requests: &BTreeMap<i32, usize>| requests.get(&op).is_some_and(|now| *now >= count);
+        // The sender lives in `self`.
+        let _ = self.shared.requests.subscribe().wait_for(enough).await;
     }
 
     /// Changes the state, and returns once that has taken effect.
@@ -317,6 +335,7 @@ type Awaited = Mutex<Option<(i32, Order)>>;
 /// Looks at a request: does the order mean it?
 fn request(shared: &Shared, awaited: &Awaited, frame: &[u8]) -> Verdict {
     let (Some(xid), Some(op)) = (number(frame, 0), number(frame, 4)) else { return Verdict::Forward };
+    shared.requests.send_modify(|requests| *requests.entry(op).or_default() += 1);
     match shared.take_order(|target| target.is_request(op, frame)) {
         Some(order) if matches!(order.target, Target::Request { moment: Moment::BeforeForwarding, .. }) => {
             let _ = order.done.send(());

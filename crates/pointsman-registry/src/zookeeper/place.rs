@@ -172,6 +172,13 @@ impl Folder<'_> {
         Ok((stat.is_some(), watcher))
     }
 
+    /// Whether the node exists.
+    pub(super) async fn exists(&self, name: &str) -> Result<bool, Fault> {
+        let path = self.at(name);
+        let looking = self.session.client.check_stat(&path);
+        Ok(self.session.run(|| format!("look at {path}"), looking).await?.is_some())
+    }
+
     /// Replaces what the node says. `false` if it is gone, or has been changed since it was read.
     pub(super) async fn write(&self, name: &str, data: &[u8], version: i32) -> Result<bool, Fault> {
         let path = self.at(name);

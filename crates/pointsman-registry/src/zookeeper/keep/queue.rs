@@ -16,6 +16,21 @@ pub(super) struct Queue {
     pub(super) vacant_since: Option<Instant>,
     /// How long those that are ahead may leave it vacant.
     pub(super) patience: Duration,
+    /// Who was ahead when there was a master.
+    line: Option<Line>,
+}
+
+/// What a list of all nodes has said of the own node's place among them. New nodes come last, so it holds for as long as those are there that
+/// it names.
+#[derive(Debug)]
+struct Line {
+    own: String,
+    is_drained: bool,
+    stands_by: bool,
+    /// The node before the own one, unless that is the first.
+    next: Option<String>,
+    /// Another one that is watched.
+    also: Option<String>,
 }
 
 /// What to wait for in order to become master.
@@ -42,12 +57,17 @@ impl Keeper {
         place: &Place,
         is_drained: bool,
     ) -> Result<Option<Ahead>, Out> {
+        if let Some(watches) = self.as_before(folder, place, is_drained).await? {
+            return Ok(Some(Ahead::Watch(watches)));
+        }
         let names = folder.names().await?;
         let vacant = !names.iter().any(|name| name == MASTER);
         let queue = before(&names, &place.name);
+        let own = place.name.clone();
         let Some(ahead) = queue.first() else {
             self.queue.vacant_since = None;
             let (taken, watcher) = folder.watch(MASTER).await?;
+            self.queue.line = taken.then_some(Line { own, is_drained, stands_by: true, next: None, also: None });
             return Ok(Some(if taken { Ahead::Watch(vec![watcher]) } else { Ahead::Nobody }));
         };
         let mut watches = Vec::new();
@@ -83,6 +103,41 @@ impl Keeper {
             }
             watches.push(watcher);
         }
+        let (next, also) = (Some((*ahead).to_owned()), also.map(|also| (*also).to_owned()));
+        self.queue.line = (!vacant).then_some(Line { own, is_drained, stands_by, next, also });
         Ok(Some(Ahead::Watch(watches)))
+    }
+
+    /// Looks whether everything is as it was the last time; if it is, returns what to watch. A service of thousands of instances is not
+    /// listed by each of them at each audit.
+    async fn as_before(
+        &mut self,
+        folder: &Folder<'_>,
+        place: &Place,
+        is_drained: bool,
+    ) -> Result<Option<Vec<OneshotWatcher>>, Out> {
+        let line = self.queue.line.take().filter(|line| line.own == place.name && line.is_drained == is_drained);
+        let Some(line) = line else { return Ok(None) };
+        let mut watches = Vec::new();
+        let has_master = if line.stands_by {
+            let (exists, watcher) = folder.watch(MASTER).await?;
+            watches.push(watcher);
+            exists
+        } else {
+            folder.exists(MASTER).await?
+        };
+        if !has_master {
+            return Ok(None);
+        }
+        for ahead in line.next.iter().chain(&line.also) {
+            let (exists, watcher) = folder.watch(ahead).await?;
+            if !exists {
+                return Ok(None);
+            }
+            watches.push(watcher);
+        }
+        self.queue.vacant_since = None;
+        self.queue.line = Some(line);
+        Ok(Some(watches))
     }
 }
