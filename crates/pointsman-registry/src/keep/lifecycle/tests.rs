@@ -18,7 +18,8 @@ enum Event {
         with_reply: bool,
     },
     Health(bool),
-    Attempt(Attempt),
+    /// With what goes in between the request and its reply.
+    Attempt(Attempt, Option<Box<Event>>),
     Removal(Removal),
     /// A reply comes again, or late.
     Again(prop::sample::Index),
@@ -58,11 +59,15 @@ struct World {
     /// The revision that is in the registry.
     exists: Option<u64>,
     updates: u64,
+    /// The highest revision that was ever in the registry.
+    highest: u64,
     is_healthy: bool,
     is_closing: bool,
     was_refused: bool,
     /// What has come of each reply that was asked for.
     replies: BTreeMap<usize, Vec<bool>>,
+    /// The revisions of those that wait for an update.
+    revisions: BTreeMap<usize, u64>,
     entered: Vec<bool>,
     past: Vec<Said>,
 }
@@ -78,10 +83,12 @@ impl World {
             now,
             exists: None,
             updates: 0,
+            highest: 0,
             is_healthy,
             is_closing: false,
             was_refused: false,
             replies: BTreeMap::new(),
+            revisions: BTreeMap::new(),
             entered: Vec::new(),
             past: Vec::new(),
         }
@@ -102,7 +109,13 @@ impl World {
         for effect in self.lifecycle.effects() {
             match effect {
                 Effect::Entered(result) => self.entered.push(result.is_ok()),
-                Effect::Reply(reply, result) => self.replies.entry(reply).or_default().push(result.is_ok()),
+                Effect::Reply(reply, result) => {
+                    let revision = self.revisions.get(&reply).copied().unwrap_or_default();
+                    if result.is_ok() && self.is_healthy {
+                        assert!(self.highest >= revision, "an update is confirmed that is not written");
+                    }
+                    self.replies.entry(reply).or_default().push(result.is_ok());
+                }
                 Effect::Detached(_) | Effect::Replaced => {}
             }
         }
@@ -126,6 +139,7 @@ impl World {
             Event::Update => {
                 self.updates += 1;
                 let (instance, reply) = (Instance::new("s").code("a"), self.reply());
+                self.revisions.insert(reply, self.updates);
                 self.input(Input::Update(Box::new(instance), reply));
             }
             Event::Close { departure, with_reply } => {
@@ -137,7 +151,7 @@ impl World {
                 self.is_healthy = is_healthy;
                 self.input(Input::Health(if is_healthy { Ok(()) } else { Err("down".to_owned()) }));
             }
-            Event::Attempt(attempt) if self.goal() == Goal::Registered => self.attempt(attempt),
+            Event::Attempt(attempt, meanwhile) if self.goal() == Goal::Registered => self.attempt(attempt, meanwhile),
             Event::Removal(removal) if matches!(self.goal(), Goal::Removed(_)) => self.removal(removal),
             Event::Again(index) if !self.past.is_empty() => {
                 let said = index.get(&self.past).clone();
@@ -159,7 +173,7 @@ impl World {
         }
     }
 
-    fn attempt(&mut self, attempt: Attempt) {
+    fn attempt(&mut self, attempt: Attempt, meanwhile: Option<Box<Event>>) {
         let lost = |step: &str| Error::Unavailable { step: step.to_owned(), reason: "connection lost".to_owned() };
         let wanted = self.lifecycle.wanted().1;
         if matches!(attempt, Attempt::Unreachable) {
@@ -170,14 +184,20 @@ impl World {
             return self.say(Said::Waits("another has the code".to_owned()));
         }
         self.say(Said::Requested);
+        let existed = self.exists;
+        if matches!(attempt, Attempt::ReplyLost | Attempt::Done) || attempt_rejects_nothing(attempt, existed, wanted) {
+            self.exists = Some(wanted);
+            self.highest = self.highest.max(wanted);
+        }
+        if let Some(event) = meanwhile {
+            self.happens(*event);
+        }
         match attempt {
             Attempt::NotCarriedOut => self.say(Said::Failed(lost("create"))),
-            Attempt::ReplyLost => {
-                self.exists = Some(wanted);
-                self.say(Said::Failed(lost("create")));
-            }
-            Attempt::Rejected if self.exists.is_some_and(|revision| revision < wanted) => {
-                self.was_refused = true;
+            Attempt::ReplyLost => self.say(Said::Failed(lost("create"))),
+            Attempt::Rejected if existed.is_some_and(|revision| revision < wanted) => {
+                // What has been updated meanwhile is still to be written.
+                self.was_refused |= wanted == self.updates;
                 self.say(Said::Registered);
                 let error = Error::Refused { step: "write".to_owned(), reason: "no".to_owned() };
                 self.say(Said::Rejected(wanted, error));
@@ -187,7 +207,6 @@ impl World {
                 self.say(Said::Failed(Error::Refused { step: "create".to_owned(), reason: "no".to_owned() }));
             }
             _ => {
-                self.exists = Some(wanted);
                 self.say(Said::Registered);
                 self.say(Said::Written(wanted));
             }
@@ -213,10 +232,15 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..20 {
             self.happens(Event::Later(2_000));
-            self.happens(Event::Attempt(Attempt::Done));
+            self.happens(Event::Attempt(Attempt::Done, None));
             self.happens(Event::Removal(Removal::Done));
         }
     }
+}
+
+/// Whether an attempt that could be rejected is not, because the registry has nothing older of it.
+fn attempt_rejects_nothing(attempt: Attempt, existed: Option<u64>, wanted: u64) -> bool {
+    matches!(attempt, Attempt::Rejected) && existed.is_none_or(|revision| revision >= wanted)
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -236,11 +260,16 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Removal::ReplyLost),
         Just(Removal::Done),
     ];
+    let meanwhile = prop_oneof![
+        Just(Event::Update),
+        any::<bool>().prop_map(Event::Health),
+        Just(Event::Close { departure: Departure::Left, with_reply: true }),
+    ];
     prop_oneof![
         4 => Just(Event::Update),
         1 => (departure, any::<bool>()).prop_map(|(departure, with_reply)| Event::Close { departure, with_reply }),
         2 => any::<bool>().prop_map(Event::Health),
-        8 => attempt.prop_map(Event::Attempt),
+        8 => (attempt, proptest::option::of(meanwhile)).prop_map(|(attempt, event)| Event::Attempt(attempt, event.map(Box::new))),
         6 => removal.prop_map(Event::Removal),
         2 => any::<prop::sample::Index>().prop_map(Event::Again),
         1 => Just(Event::Deleted),
@@ -282,10 +311,10 @@ proptest! {
 #[test]
 fn patience_counts_the_time_without_the_registry_and_not_that_in_which_it_waits_for_another() {
     let mut world = World::new(true);
-    world.happens(Event::Attempt(Attempt::Waits));
+    world.happens(Event::Attempt(Attempt::Waits, None));
     world.happens(Event::Later(60_000));
     assert_eq!(world.goal(), Goal::Registered, "a dead process's session may have to end");
-    world.happens(Event::Attempt(Attempt::Unreachable));
+    world.happens(Event::Attempt(Attempt::Unreachable, None));
     assert_eq!(world.goal(), Goal::Registered, "a connection that is cut once is no reason to give up");
     let (_, until) = world.lifecycle.goal(world.now);
     assert_eq!(until, Some(world.now + PATIENCE));
@@ -299,15 +328,15 @@ fn patience_counts_the_time_without_the_registry_and_not_that_in_which_it_waits_
 fn without_patience_it_goes_on_for_ever_and_once_registered_as_well() {
     let mut world = World::new(true);
     world.lifecycle.patience = None;
-    world.happens(Event::Attempt(Attempt::Unreachable));
+    world.happens(Event::Attempt(Attempt::Unreachable, None));
     world.happens(Event::Later(1_000_000));
     assert_eq!((world.goal(), world.lifecycle.goal(world.now).1), (Goal::Registered, None));
     let mut world = World::new(true);
-    world.happens(Event::Attempt(Attempt::Done));
-    world.happens(Event::Attempt(Attempt::Unreachable));
+    world.happens(Event::Attempt(Attempt::Done, None));
+    world.happens(Event::Attempt(Attempt::Unreachable, None));
     world.happens(Event::Later(1_000_000));
     assert_eq!(world.goal(), Goal::Registered);
-    world.happens(Event::Attempt(Attempt::Refused));
+    world.happens(Event::Attempt(Attempt::Refused, None));
     world.happens(Event::Later(5_000));
     assert_eq!(world.goal(), Goal::Registered);
 }
@@ -318,7 +347,7 @@ fn patience_does_not_count_while_the_check_fails() {
     world.happens(Event::Later(1_000_000));
     assert_eq!(world.goal(), Goal::Idle);
     world.happens(Event::Health(true));
-    world.happens(Event::Attempt(Attempt::Unreachable));
+    world.happens(Event::Attempt(Attempt::Unreachable, None));
     world.happens(Event::Later(4_999));
     assert_eq!(world.goal(), Goal::Registered);
 }
@@ -326,7 +355,7 @@ fn patience_does_not_count_while_the_check_fails() {
 #[test]
 fn who_waits_for_the_end_is_told_that_it_takes_longer_and_it_is_carried_out_all_the_same() {
     let mut world = World::new(true);
-    world.happens(Event::Attempt(Attempt::Done));
+    world.happens(Event::Attempt(Attempt::Done, None));
     world.happens(Event::Close { departure: Departure::Left, with_reply: true });
     assert_eq!(world.goal(), Goal::Removed(Departure::Left));
     world.happens(Event::Removal(Removal::Unreachable));
@@ -338,9 +367,9 @@ fn who_waits_for_the_end_is_told_that_it_takes_longer_and_it_is_carried_out_all_
 #[test]
 fn an_update_that_is_refused_goes_back_to_what_was_accepted() {
     let mut world = World::new(true);
-    world.happens(Event::Attempt(Attempt::Done));
+    world.happens(Event::Attempt(Attempt::Done, None));
     world.happens(Event::Update);
-    world.happens(Event::Attempt(Attempt::Rejected));
+    world.happens(Event::Attempt(Attempt::Rejected, None));
     assert_eq!((world.lifecycle.wanted().1, &world.replies[&0]), (0, &vec![false]));
     world.happens(Event::Update);
     assert_eq!(world.lifecycle.wanted().1, 2, "a revision is never used twice");
