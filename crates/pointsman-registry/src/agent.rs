@@ -157,23 +157,21 @@ impl Answer {
     fn refusal(&self, step: impl FnOnce() -> String) -> Error {
         let reason = wire::detail(&self.body).unwrap_or_else(|| format!("the agent answers {}", self.status));
         match self.status {
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => {
-                Error::Unavailable { step: step(), reason }
-            }
-            _ => Error::Refused { step: step(), reason },
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => Error::unavailable(step(), reason),
+            _ => Error::refused(step(), reason),
         }
     }
 }
 
 impl Fault {
     fn unavailable(self, step: impl FnOnce() -> String) -> Error {
-        Error::Unavailable { step: step(), reason: self.to_string() }
+        Error::unavailable(step(), self.to_string())
     }
 }
 
 fn logged_by_agents(what: &str, log: &Log) -> Error {
     let reason = "over an agent that is for the agent: see /v1/audit and /v1/services/{service}/history".to_owned();
-    Error::Refused { step: format!("{what} {log}"), reason }
+    Error::refused(format!("{what} {log}"), reason)
 }
 
 /// Where an instance is in the API. Names hold no slash; what else a path cannot hold is escaped.

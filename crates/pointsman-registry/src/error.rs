@@ -60,6 +60,8 @@ pub enum Error {
         step: String,
         /// What happened.
         reason: String,
+        /// The error that says so, where there is one.
+        source: Option<Cause>,
     },
     /// The registry answered, and refuses.
     #[error("{step}: {reason}")]
@@ -68,6 +70,8 @@ pub enum Error {
         step: String,
         /// The registry's reason.
         reason: String,
+        /// The error that says so, where there is one.
+        source: Option<Cause>,
     },
     /// The service has no master now.
     #[error("service {service} has no master now")]
@@ -106,6 +110,8 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         reason: String,
+        /// The error that says so, where there is one.
+        source: Option<Cause>,
     },
     /// The registration, or the registry, has been closed.
     #[error("{what} is closed")]
@@ -115,7 +121,25 @@ pub enum Error {
     },
 }
 
+/// The error that another one comes from. Its text is part of the other's, too.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
 impl Error {
+    /// [`Error::Unavailable`] without another error behind it.
+    pub fn unavailable(step: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Unavailable { step: step.into(), reason: reason.into(), source: None }
+    }
+
+    /// [`Error::Refused`] without another error behind it.
+    pub fn refused(step: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Refused { step: step.into(), reason: reason.into(), source: None }
+    }
+
+    /// [`Error::File`], because of another error.
+    pub(crate) fn file(path: impl Into<PathBuf>, error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Error::File { path: path.into(), reason: error.to_string(), source: Some(Arc::new(error)) }
+    }
+
     /// Whether the same call may succeed later, without anything being changed by the caller.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -126,5 +150,21 @@ impl Error {
 impl From<InvalidName> for Error {
     fn from(error: InvalidName) -> Self {
         Error::Invalid(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn what_an_error_comes_from_is_kept() {
+        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
+        let error = Error::file("/a", missing);
+        assert_eq!(error.to_string(), "read /a: no such file");
+        assert_eq!(error.source().unwrap().to_string(), "no such file");
+        assert!(Error::unavailable("register s/a", "away").source().is_none());
     }
 }

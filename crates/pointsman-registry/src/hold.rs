@@ -82,7 +82,7 @@ impl Hold {
                 _ = gone.changed() => {}
                 () = too_late => {
                     let reason = "an ended registration of the same code is not removed yet".to_owned();
-                    return Err(Error::Unavailable { step: format!("register {service}/{code}"), reason });
+                    return Err(Error::unavailable(format!("register {service}/{code}"), reason));
                 }
             }
         }

@@ -35,7 +35,7 @@ mod zookeeper;
 
 pub use changes::{Changes, Updates};
 pub use directory::{Directory, Freshness, Service};
-pub use error::Error;
+pub use error::{Cause, Error};
 pub use guard::Guard;
 pub use log::Log;
 pub use overrides::OverrideOf;

@@ -162,7 +162,7 @@ impl Backend for Memory {
     async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
         let Some(checked) = lock(&self.state).check_term(service, term) else {
             let reason = "the terms of too many services are remembered here".to_owned();
-            return Err(Error::Refused { step: format!("check term {term} of {service}"), reason });
+            return Err(Error::refused(format!("check term {term} of {service}"), reason));
         };
         checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
     }

@@ -247,7 +247,7 @@ impl Registry {
         }
         if entry.len() > log::MAX_BYTES {
             let reason = format!("the entry has {} bytes, and may have {}", entry.len(), log::MAX_BYTES);
-            return Err(Error::Refused { step: format!("add to {log}"), reason });
+            return Err(Error::refused(format!("add to {log}"), reason));
         }
         self.check_open()?;
         self.inner.backend.append(log, key, entry).await

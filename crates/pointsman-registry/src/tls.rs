@@ -1,7 +1,6 @@
 //! TLS towards a registry: from the files of its URL, and in words where it fails.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,18 +20,22 @@ pub(crate) fn connector(tls: &Tls) -> Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     if let Some(ca) = &tls.ca {
         for certificate in certificates(ca)? {
-            roots.add(certificate).map_err(|error| file(ca, &error))?;
+            roots.add(certificate).map_err(|error| Error::file(ca, error))?;
         }
     }
     let provider = Arc::new(crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Refused { step: "set up tls".to_owned(), reason: error.to_string() })?
+        .map_err(|error| Error::Refused {
+            step: "set up tls".to_owned(),
+            reason: error.to_string(),
+            source: Some(Arc::new(error)),
+        })?
         .with_root_certificates(roots);
     let config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => {
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| file(key, &error))?;
-            builder.with_client_auth_cert(certificates(cert)?, private).map_err(|error| file(cert, &error))?
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| Error::file(key, error))?;
+            builder.with_client_auth_cert(certificates(cert)?, private).map_err(|error| Error::file(cert, error))?
         }
         _ => builder.with_no_client_auth(),
     };
@@ -41,11 +44,7 @@ pub(crate) fn connector(tls: &Tls) -> Result<TlsConnector> {
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    read.map_err(|error| file(path, &error))
-}
-
-fn file(path: &Path, reason: &dyn fmt::Display) -> Error {
-    Error::File { path: path.to_owned(), reason: reason.to_string() }
+    read.map_err(|error| Error::file(path, error))
 }
 
 /// The host of `host:port`, without brackets.

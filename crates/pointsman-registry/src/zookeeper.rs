@@ -88,8 +88,8 @@ impl ZooKeeper {
         let wait = self.patience.get().copied().flatten().unwrap_or(Duration::MAX);
         match tokio::time::timeout(wait, sessions.up()).await {
             Ok(Ok(session)) => Ok(session),
-            Ok(Err(reason)) => Err(Error::Unavailable { step: step(), reason }),
-            Err(_) => Err(Error::Unavailable { step: step(), reason: sessions.trouble() }),
+            Ok(Err(reason)) => Err(Error::unavailable(step(), reason)),
+            Err(_) => Err(Error::unavailable(step(), sessions.trouble())),
         }
     }
 

@@ -96,7 +96,7 @@ impl Registrar for Keeper {
             Out::Refused(error) => self.lost(error.to_string(), error),
             Out::Lost(reason) => {
                 let step = control.name("register");
-                self.lost(reason.clone(), Error::Unavailable { step, reason })
+                self.lost(reason.clone(), Error::unavailable(step, reason))
             }
         })
     }

@@ -474,7 +474,7 @@ impl<R> Lifecycle<R> {
 
     fn unavailable(&self, what: &str, why: &str) -> Error {
         let step = format!("{what} {}/{}", self.service, self.code);
-        Error::Unavailable { step, reason: why.to_owned() }
+        Error::unavailable(step, why.to_owned())
     }
 
     fn closed(&self) -> Error {

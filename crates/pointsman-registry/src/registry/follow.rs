@@ -39,7 +39,7 @@ impl Registry {
         self.check_open()?;
         let tried = format!("read services from {}", self.inner.url);
         if let Some(reason) = directory.shared().refusal() {
-            return Err(Error::Refused { step: tried, reason: reason.to_string() });
+            return Err(Error::refused(tried, reason.to_string()));
         }
         Err(Error::Unreachable {
             tried,

@@ -84,7 +84,7 @@ impl RegistrationBuilder {
             let reason = format!(
                 "{holder:?} cannot be a holder: it has 1 to {MAX_HOLDER_BYTES} bytes, none of them a control character"
             );
-            return Err(Error::Refused { step, reason });
+            return Err(Error::refused(step, reason));
         }
         registry.check_open()?;
         let (registration, task) = registration::pair(wanted);

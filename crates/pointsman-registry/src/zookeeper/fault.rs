@@ -1,11 +1,13 @@
 //! What an operation on ZooKeeper failed of.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zookeeper_client::Error as ZkError;
 
 use crate::Error;
+use crate::error::Cause;
 
 /// A failed operation: what it was, and what the client says.
 #[derive(Debug)]
@@ -42,12 +44,9 @@ impl std::fmt::Display for Fault {
 
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
-        let reason = fault.error.to_string();
-        if fault.is_refusal() {
-            Error::Refused { step: fault.step, reason }
-        } else {
-            Error::Unavailable { step: fault.step, reason }
-        }
+        let (reason, is_refusal) = (fault.error.to_string(), fault.is_refusal());
+        let (step, source) = (fault.step, Some(Arc::new(fault.error) as Cause));
+        if is_refusal { Error::Refused { step, reason, source } } else { Error::Unavailable { step, reason, source } }
     }
 }
 

@@ -236,10 +236,7 @@ fn connector(settings: &ZooKeeperUrl) -> Result<Connector> {
 }
 
 fn tls_options(settings: &ZooKeeperUrl, tls: &Tls) -> Result<TlsOptions> {
-    let read = |path: &std::path::PathBuf| {
-        let failed = |error: std::io::Error| Error::File { path: path.clone(), reason: error.to_string() };
-        std::fs::read_to_string(path).map_err(failed)
-    };
+    let read = |path: &std::path::PathBuf| std::fs::read_to_string(path).map_err(|error| Error::file(path, error));
     let unusable = |what: &str, error: zookeeper_client::Error| Error::Url {
         url: format!("{settings:?}"),
         reason: format!("{what}: {error}"),

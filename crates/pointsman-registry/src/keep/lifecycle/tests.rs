@@ -174,7 +174,7 @@ impl World {
     }
 
     fn attempt(&mut self, attempt: Attempt, meanwhile: Option<Box<Event>>) {
-        let lost = |step: &str| Error::Unavailable { step: step.to_owned(), reason: "connection lost".to_owned() };
+        let lost = |step: &str| Error::unavailable(step.to_owned(), "connection lost".to_owned());
         let wanted = self.lifecycle.wanted().1;
         if matches!(attempt, Attempt::Unreachable) {
             return self.say(Said::Unreachable("away".to_owned()));
@@ -199,12 +199,12 @@ impl World {
                 // What has been updated meanwhile is still to be written.
                 self.was_refused |= wanted == self.updates;
                 self.say(Said::Registered);
-                let error = Error::Refused { step: "write".to_owned(), reason: "no".to_owned() };
+                let error = Error::refused("write".to_owned(), "no".to_owned());
                 self.say(Said::Rejected(wanted, error));
             }
             Attempt::Refused => {
                 self.was_refused = true;
-                self.say(Said::Failed(Error::Refused { step: "create".to_owned(), reason: "no".to_owned() }));
+                self.say(Said::Failed(Error::refused("create".to_owned(), "no".to_owned())));
             }
             _ => {
                 self.say(Said::Registered);

@@ -157,7 +157,7 @@ impl Keeper {
             return Ok(place);
         }
         let step = control.name("register");
-        Err(Error::Unavailable { step, reason: "the service's folder keeps vanishing".to_owned() }.into())
+        Err(Error::unavailable(step, "the service's folder keeps vanishing".to_owned()).into())
     }
 
     /// `None` if there is no folder.

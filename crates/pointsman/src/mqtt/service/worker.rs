@@ -67,7 +67,7 @@ impl Worker {
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) => {
                 let reason = "no answer in time".to_owned();
-                Err(Error::Unavailable { step: "resign".to_owned(), reason })
+                Err(Error::unavailable("resign".to_owned(), reason))
             }
             None => Err(Error::Closed { what: format!("service {}", self.serving.shared.code) }),
         }
@@ -105,7 +105,7 @@ impl Worker {
         client.close(FAREWELL, clean).await;
         closed.unwrap_or_else(|_| {
             let reason = "no answer in time".to_owned();
-            Err(Error::Unavailable { step: "deregister".to_owned(), reason })
+            Err(Error::unavailable("deregister".to_owned(), reason))
         })
     }
 }
