@@ -19,7 +19,7 @@ use pingora_load_balancing::selection::{BackendIter, BackendSelection, Random, R
 use pingora_load_balancing::{Backend, Backends, LoadBalancer};
 use pointsman_balance::{Algorithm, Balancer};
 use pointsman_bench::{Contender, Duel, Figures, header, threads};
-use pointsman_core::{Instance, Role, Snapshot, View};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, View};
 use tower::Service;
 use tower::balance::p2c::Balance;
 use tower::discover::ServiceList;
@@ -145,7 +145,9 @@ fn many_against_few() -> impl Iterator<Item = Figures> {
 /// A pick and its release.
 fn ours(algorithm: Algorithm, instances: usize, count: usize, weight: fn(usize) -> u32) -> Contender<'static> {
     let instance = |index| {
-        let mut instance = Instance::new("bench").code(address(index)).address(address(index)).weight(weight(index));
+        let mut instance = ObservedInstance::from(
+            Instance::new("bench").code(address(index)).address(address(index)).weight(weight(index)),
+        );
         instance.role = Role::Normal;
         Arc::new(instance)
     };

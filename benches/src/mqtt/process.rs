@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::{Instance, Snapshot, ViewWriter};
+use pointsman_core::{Instance, ObservedInstance, Snapshot, ViewWriter};
 use pointsman_mqtt::broker::{Broker, Options};
 use pointsman_mqtt::relay::{Relay, Route, Settings, Views};
 use tokio::sync::watch;
@@ -168,7 +168,8 @@ fn settings(code: &str) -> Settings {
 /// The service with one instance for each code, as a registry would show it.
 fn fleet(codes: &str) -> (ViewWriter, Views) {
     let mut writer = ViewWriter::new(Snapshot::empty("cfgs"));
-    let instances = codes.split(',').map(|code| Arc::new(Instance::new("cfgs").code(code))).collect();
+    let instances =
+        codes.split(',').map(|code| Arc::new(ObservedInstance::from(Instance::new("cfgs").code(code)))).collect();
     writer.store(Arc::new(Snapshot::new("cfgs", 1, instances)));
     let views = HashMap::from([(Arc::from("cfgs"), writer.view())]);
     (writer, views)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pointsman_balance::{Algorithm, Balancer, Candidates, Claim, Endpoints, Explanation, Outcome};
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -50,7 +50,7 @@ pub(crate) struct PickRequest<'a> {
 pub(crate) struct Picked {
     /// The id by which the claim is given back.
     pub(crate) claim: String,
-    pub(crate) instance: Arc<Instance>,
+    pub(crate) instance: Arc<ObservedInstance>,
     /// What was known of all instances just before.
     pub(crate) explanation: Option<Explanation>,
 }

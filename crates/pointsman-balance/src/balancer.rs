@@ -26,9 +26,9 @@ use crate::turns::{NOBODY, Turns};
 /// ```
 /// use std::sync::Arc;
 /// use pointsman_balance::{Algorithm, Balancer};
-/// use pointsman_core::{Instance, Snapshot, View};
+/// use pointsman_core::{Instance, ObservedInstance, Snapshot, View};
 ///
-/// let instances = ["127.0.0.1:50001", "127.0.0.1:50002"].map(|at| Arc::new(Instance::new("s").address(at)));
+/// let instances = ["127.0.0.1:50001", "127.0.0.1:50002"].map(|at| Arc::new(ObservedInstance::from(Instance::new("s").address(at))));
 /// let view = View::fixed(Snapshot::new("s", 1, instances.to_vec()));
 /// let balancer = Balancer::new(view, Algorithm::LeastConnections);
 ///

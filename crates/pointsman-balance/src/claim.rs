@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 
 use crate::ejection::Outcome;
 use crate::endpoint::Endpoint;
@@ -32,7 +32,7 @@ impl Claim {
 
     /// The instance, as it was when it was picked.
     #[must_use]
-    pub fn instance(&self) -> &Arc<Instance> {
+    pub fn instance(&self) -> &Arc<ObservedInstance> {
         &self.endpoint.instance
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 
 use crate::ejection::{Epoch, Failures};
 use crate::ewma::{Ewma, Ticks};
@@ -23,7 +23,7 @@ use crate::ranking::Ranking;
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Endpoint {
-    pub(crate) instance: Arc<Instance>,
+    pub(crate) instance: Arc<ObservedInstance>,
     pub(crate) stats: Arc<EndpointStats>,
     keeps: AtomicUsize,
     older: Box<[Keep]>,
@@ -62,17 +62,17 @@ impl EndpointStats {
 
 impl Endpoint {
     /// A endpoint for an instance that had none.
-    pub(crate) fn first(instance: Arc<Instance>, stats: Arc<EndpointStats>) -> Keep {
+    pub(crate) fn first(instance: Arc<ObservedInstance>, stats: Arc<EndpointStats>) -> Keep {
         Self::with_older(instance, stats, Box::default())
     }
 
     /// A endpoint for an instance that has changed. Of its former endpoints those on which claims are still held stay counted.
-    pub(crate) fn after(former: &Keep, instance: Arc<Instance>) -> Keep {
+    pub(crate) fn after(former: &Keep, instance: Arc<ObservedInstance>) -> Keep {
         let older = former.older.iter().chain([former]).filter(|endpoint| endpoint.own_claims() > 0).cloned().collect();
         Self::with_older(instance, former.stats.clone(), older)
     }
 
-    fn with_older(instance: Arc<Instance>, stats: Arc<EndpointStats>, older: Box<[Keep]>) -> Keep {
+    fn with_older(instance: Arc<ObservedInstance>, stats: Arc<EndpointStats>, older: Box<[Keep]>) -> Keep {
         let endpoint = Arc::new(Self { instance, stats, keeps: AtomicUsize::new(1), older });
         Keep { endpoint }
     }
@@ -133,13 +133,15 @@ impl Drop for Keep {
 
 #[cfg(test)]
 mod tests {
+    use pointsman_core::Instance;
+
     use super::*;
     use crate::endpoints::Endpoints;
 
     #[test]
     fn claims_on_former_seats_still_count() {
         let stats = Arc::new(EndpointStats::new(Endpoints::new().shared().clone()));
-        let instance = Arc::new(Instance::new("s"));
+        let instance = Arc::new(ObservedInstance::from(Instance::new("s")));
         let first = Endpoint::first(instance.clone(), stats);
         let _kept = first.clone();
         assert_eq!(first.in_flight(), 0);

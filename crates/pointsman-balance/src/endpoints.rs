@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use pointsman_core::{Difference, Instance, Snapshot};
+use pointsman_core::{Difference, ObservedInstance, Snapshot};
 
 use crate::ejection::{Ejection, Ejections, Epoch};
 use crate::endpoint::{Endpoint, EndpointStats, Keep, Shared};
@@ -163,7 +163,7 @@ impl Entries {
     }
 
     /// Returns the evidence about an instance beyond its registration.
-    pub(crate) fn evidence(&self, instance: &Instance, record: &Record, now: Instant) -> Evidence {
+    pub(crate) fn evidence(&self, instance: &ObservedInstance, record: &Record, now: Instant) -> Evidence {
         let check = self.checks.as_ref().map(|checks| match checks.get(&instance.code) {
             Some(checked) if checked.address == instance.address && checked.passes => CheckState::Passing,
             Some(checked) if checked.address == instance.address => CheckState::Failing,
@@ -209,7 +209,7 @@ impl Entries {
     }
 
     /// An instance is there that was not before.
-    fn join(&mut self, instance: &Arc<Instance>, shared: &Arc<Shared>, joined: Option<Instant>) {
+    fn join(&mut self, instance: &Arc<ObservedInstance>, shared: &Arc<Shared>, joined: Option<Instant>) {
         self.left.remove(&instance.code);
         if let Some(record) = self.by_code.get_mut(&instance.code) {
             record.start_anew(joined);
@@ -218,7 +218,7 @@ impl Entries {
     }
 
     /// An instance is there, as it is now.
-    fn show(&mut self, instance: &Arc<Instance>, shared: &Arc<Shared>, joined: Option<Instant>) {
+    fn show(&mut self, instance: &Arc<ObservedInstance>, shared: &Arc<Shared>, joined: Option<Instant>) {
         let known = self.by_code.get_mut(&instance.code);
         if let Some(record) = known.filter(|record| record.endpoint.instance.address == instance.address) {
             record.show(instance);
@@ -235,7 +235,7 @@ impl Entries {
     pub(crate) fn of<'e, 's>(
         &'e self,
         snapshot: &'s Snapshot,
-    ) -> impl Iterator<Item = (&'s Arc<Instance>, &'e Record)> + use<'e, 's> {
+    ) -> impl Iterator<Item = (&'s Arc<ObservedInstance>, &'e Record)> + use<'e, 's> {
         let mut records = self.by_code.iter();
         snapshot.instances().iter().filter_map(move |instance| {
             // Those that are passed over have left, and are held.
@@ -247,7 +247,7 @@ impl Entries {
     }
 
     /// Whether it is taken for dead: a master of which that is known is about to be replaced.
-    fn is_given_up(&self, instance: &Instance, now: Instant) -> bool {
+    fn is_given_up(&self, instance: &ObservedInstance, now: Instant) -> bool {
         let standing = |record| Standing::of(instance, self.evidence(instance, record, now));
         self.get(&instance.code).is_some_and(|record| standing(record) == Standing::Guarded { has_failed: true })
     }
@@ -270,7 +270,7 @@ impl Record {
         self.endpoint.stats.ewma.reset();
     }
 
-    fn show(&mut self, instance: &Arc<Instance>) {
+    fn show(&mut self, instance: &Arc<ObservedInstance>) {
         self.endpoint.stats.failures.guard(instance.is_guarded());
         if !Arc::ptr_eq(&self.endpoint.instance, instance) && self.endpoint.instance != *instance {
             self.endpoint = Endpoint::after(&self.endpoint, instance.clone());

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 
 use crate::algorithm::Algorithm;
 use crate::endpoint::Endpoint;
@@ -43,7 +43,7 @@ pub struct Explanation {
 #[non_exhaustive]
 pub struct Considered {
     /// The instance.
-    pub instance: Arc<Instance>,
+    pub instance: Arc<ObservedInstance>,
     /// What is known of it.
     pub standing: Standing,
     /// Its place in the order; `None` if it is never picked.

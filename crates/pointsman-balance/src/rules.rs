@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Instant;
 
-use pointsman_core::{Instance, Status};
+use pointsman_core::{ObservedInstance, Status};
 
 use crate::ejection::Ejection;
 
@@ -213,7 +213,7 @@ impl Standing {
         }
     }
 
-    pub(crate) fn of(instance: &Instance, evidence: Evidence) -> Self {
+    pub(crate) fn of(instance: &ObservedInstance, evidence: Evidence) -> Self {
         let fails = evidence.check == Some(CheckState::Failing);
         match evidence {
             _ if instance.status == Status::Drained => Standing::Drained,
@@ -243,6 +243,8 @@ pub(crate) fn disregard_ejection(tiers: &mut [Option<Tier>], rule: Option<&Eject
 
 #[cfg(test)]
 mod tests {
+    use pointsman_core::Instance;
+
     use super::*;
 
     fn every_standing() -> [Standing; 8] {
@@ -290,7 +292,7 @@ mod tests {
     fn what_is_listed_first_counts() {
         let until = Instant::now();
         let everything = Evidence { check: Some(CheckState::Failing), ejected_until: Some(until), has_failed: true };
-        let mut instance = Instance::new("s");
+        let mut instance = ObservedInstance::from(Instance::new("s"));
         assert_eq!(Standing::of(&instance, Evidence::default()), Standing::Passing);
         assert_eq!(Standing::of(&instance, everything), Standing::Failing);
         let unchecked = Evidence { check: Some(CheckState::Unknown), ..everything };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pointsman_core::{Instance, Snapshot, View};
+use pointsman_core::{ObservedInstance, Snapshot, View};
 
 use crate::ejection::{Ejection, Epoch};
 use crate::endpoint::Keep;
@@ -160,7 +160,7 @@ fn is_out_of_work(member: &Member) -> bool {
     matches!(member.standing, Standing::Drained | Standing::Weightless)
 }
 
-fn is_master(snapshot: &Snapshot, instance: &Arc<Instance>) -> bool {
+fn is_master(snapshot: &Snapshot, instance: &Arc<ObservedInstance>) -> bool {
     snapshot.master().is_some_and(|master| Arc::ptr_eq(master, instance))
 }
 
@@ -168,7 +168,7 @@ fn is_master(snapshot: &Snapshot, instance: &Arc<Instance>) -> bool {
 /// another stands in, whatever the limit. The others must fail as often again.
 fn judge(entries: &mut Entries, snapshot: &Snapshot, rule: &Ejection, epoch: &Epoch, now: Instant) {
     // Whether it can be ejected, and whether it is.
-    let standing = |entries: &Entries, instance: &Instance| match Standing::of(
+    let standing = |entries: &Entries, instance: &ObservedInstance| match Standing::of(
         instance,
         entries.evidence(instance, entries.get(&instance.code)?, now),
     ) {
@@ -177,7 +177,7 @@ fn judge(entries: &mut Entries, snapshot: &Snapshot, rule: &Ejection, epoch: &Ep
         _ => None,
     };
     let due = entries.of(snapshot).filter(|(_, record)| epoch.is_due(&record.endpoint.stats.failures));
-    let due: Vec<&Arc<Instance>> = due.map(|(instance, _)| instance).collect();
+    let due: Vec<&Arc<ObservedInstance>> = due.map(|(instance, _)| instance).collect();
     if due.is_empty() {
         return;
     }

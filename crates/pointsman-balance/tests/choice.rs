@@ -11,14 +11,14 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant, SystemTime};
 
 use pointsman_balance::{Algorithm, Balancer, Candidates, Ejection, Endpoints, Outcome, PickError};
-use pointsman_core::{Instance, Role, Snapshot, Status, Term, View, ViewWriter};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Status, Term, View, ViewWriter};
 use pointsman_testkit::choosing::{Asked, ChoosingTable, Known as Is, combinations};
 use proptest::prelude::*;
 
 const CODES: [&str; 3] = ["m", "n1", "n2"];
 
-fn instance(code: &str) -> Instance {
-    let mut instance = Instance::new("s").code(code).address(format!("{code}:1"));
+fn instance(code: &str) -> ObservedInstance {
+    let mut instance = ObservedInstance::from(Instance::new("s").code(code).address(format!("{code}:1")));
     instance.role = if code == "m" { Role::Master(Term(1)) } else { Role::Normal };
     instance
 }
@@ -218,7 +218,7 @@ fn the_address_is_part_of_who_an_instance_is() {
     let now = Instant::now();
     let at = |address: &str| {
         let mut moved = instance("n1");
-        moved.address = Some(address.into());
+        moved.registered.address = Some(address.into());
         Snapshot::new("s", 1, vec![moved.into(), instance("n2").into()])
     };
     let mut writer = ViewWriter::new(at("old:1"));
@@ -340,7 +340,8 @@ impl Lives {
         self.revision += 1;
         let revision = self.revision;
         let shown = self.lives.iter().filter(|life| life.is_registered || life.is_guarded).map(|life| {
-            let mut instance = Instance::new("s").code(life.code.clone()).address(format!("{}:1", life.code));
+            let mut instance =
+                ObservedInstance::from(Instance::new("s").code(life.code.clone()).address(format!("{}:1", life.code)));
             let is_master = life.is_master && life.is_registered;
             instance.role = if is_master { Role::Master(Term(revision)) } else { Role::Normal };
             instance.guarded_since = (!life.is_registered).then_some(SystemTime::UNIX_EPOCH);
@@ -446,7 +447,7 @@ proptest! {
 fn nobody_is_refused_by_what_held_before() {
     const THREADS: usize = 4;
     let normals = (0..300).map(|number| instance(&format!("n{number}")));
-    let all: Vec<Arc<Instance>> = std::iter::once(instance("m")).chain(normals).map(Arc::new).collect();
+    let all: Vec<Arc<ObservedInstance>> = std::iter::once(instance("m")).chain(normals).map(Arc::new).collect();
     let mut writer = ViewWriter::new(Snapshot::new("s", 1, vec![]));
     for candidates in [Candidates::Master, Candidates::Normals] {
         let balancer = Balancer::builder(writer.view()).candidates(candidates).build();

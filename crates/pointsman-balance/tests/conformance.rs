@@ -8,22 +8,22 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use pointsman_balance::{Algorithm, Balancer, Endpoints, Outcome, PickError, Standing, Tier};
-use pointsman_core::{Instance, Role, Snapshot, Status, Term, View, ViewWriter};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Status, Term, View, ViewWriter};
 use proptest::prelude::*;
 
-fn normal(code: &str, weight: u32) -> Instance {
-    let mut instance = Instance::new("s").code(code).address("127.0.0.1:1").weight(weight);
+fn normal(code: &str, weight: u32) -> ObservedInstance {
+    let mut instance = ObservedInstance::from(Instance::new("s").code(code).address("127.0.0.1:1").weight(weight));
     instance.role = Role::Normal;
     instance
 }
 
-fn master(code: &str) -> Instance {
+fn master(code: &str) -> ObservedInstance {
     let mut instance = normal(code, 1);
     instance.role = Role::Master(Term(1));
     instance
 }
 
-fn snapshot(instances: impl IntoIterator<Item = Instance>) -> Snapshot {
+fn snapshot(instances: impl IntoIterator<Item = ObservedInstance>) -> Snapshot {
     Snapshot::new("s", 1, instances.into_iter().map(Arc::new).collect())
 }
 

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pointsman_balance::{Algorithm, Balancer, Ejection, Outcome, Standing};
-use pointsman_core::{Instance, Role, Snapshot, View, ViewWriter};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, View, ViewWriter};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn service(n: usize) -> Snapshot {
     let instance = |index| {
-        let mut instance = Instance::new("s").code(format!("code-{index:03}"));
+        let mut instance = ObservedInstance::from(Instance::new("s").code(format!("code-{index:03}")));
         instance.role = Role::Normal;
         Arc::new(instance)
     };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pointsman_balance::{Algorithm, Balancer, Claim, Outcome};
-use pointsman_core::{Instance, Role, Snapshot, View};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, View};
 
 const MAX_LATENCIES: [u64; 10] = [1, 5, 10, 10, 10, 100, 100, 100, 500, 1000];
 const AT_A_TIME: usize = 50;
@@ -19,7 +19,7 @@ const REQUESTS: usize = 50_000;
 /// The 99th percentile in milliseconds.
 fn p99(algorithm: Algorithm) -> f64 {
     let instance = |index| {
-        let mut instance = Instance::new("s").code(format!("{index}"));
+        let mut instance = ObservedInstance::from(Instance::new("s").code(format!("{index}")));
         instance.role = Role::Normal;
         Arc::new(instance)
     };

@@ -98,8 +98,9 @@ enum Mastership {
 impl<'a> Effect<'a> {
     fn new(snapshot: &'a Snapshot, code: &'a str, drained: bool) -> Self {
         let instance = snapshot.find(code);
-        let can_work =
-            |other: &&Arc<pointsman::Instance>| *other.code != *code && other.takes_work() && !other.is_guarded();
+        let can_work = |other: &&Arc<pointsman::ObservedInstance>| {
+            *other.code != *code && other.takes_work() && !other.is_guarded()
+        };
         let others = snapshot.instances().iter().filter(can_work).count();
         let is_master = snapshot.master().is_some_and(|master| *master.code == *code);
         let mastership = if others > 0 { Mastership::Moves } else { Mastership::Stays };
@@ -144,17 +145,15 @@ impl<'a> Effect<'a> {
 mod tests {
     use std::time::SystemTime;
 
-    use pointsman::{Instance, Role, Term};
+    use pointsman::{Instance, ObservedInstance, Role, Term};
 
     use super::*;
 
-    fn instance(code: &str, role: Role, weight: u32) -> Instance {
-        let mut instance = Instance::new("ress").code(code).weight(weight);
-        instance.role = role;
-        instance
+    fn instance(code: &str, role: Role, weight: u32) -> ObservedInstance {
+        ObservedInstance::new(Instance::with_code("ress", code).weight(weight), role)
     }
 
-    fn service(instances: impl IntoIterator<Item = Instance>) -> Snapshot {
+    fn service(instances: impl IntoIterator<Item = ObservedInstance>) -> Snapshot {
         Snapshot::new("ress", 1, instances.into_iter().map(Arc::new).collect())
     }
 

@@ -1,7 +1,7 @@
 //! Tables for people: plain and aligned, with nothing drawn around them.
 
 use comfy_table::{CellAlignment, Table, presets};
-use pointsman::{Instance, Problem, Snapshot};
+use pointsman::{ObservedInstance, Problem, Snapshot};
 
 use crate::json;
 use crate::output::shown;
@@ -23,7 +23,7 @@ pub(crate) fn services<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> Str
 
 /// Instances, and below them what is none.
 pub(crate) fn instances<'a>(
-    instances: impl Iterator<Item = &'a Instance>,
+    instances: impl Iterator<Item = &'a ObservedInstance>,
     problems: impl Iterator<Item = &'a Problem>,
 ) -> String {
     let problems: Vec<_> = problems.collect();
@@ -38,7 +38,7 @@ pub(crate) fn instances<'a>(
     write(&header, rows.into_iter())
 }
 
-fn row(instance: &Instance) -> Vec<String> {
+fn row(instance: &ObservedInstance) -> Vec<String> {
     let tags: Vec<_> = instance.tags.iter().map(|(name, value)| shown(&format!("{name}={value}"))).collect();
     vec![
         shown(&instance.code),
@@ -80,11 +80,14 @@ fn dash() -> String {
 
 #[cfg(test)]
 mod tests {
+    use pointsman::Instance;
+
     use super::*;
 
     #[test]
     fn a_table_is_plain_and_aligned() {
-        let instance = Instance::new("s").code("a\u{1b}[2J").address("127.0.0.1:80").weight(12).tag("zone", "eu");
+        let registered = Instance::new("s").code("a\u{1b}[2J").address("127.0.0.1:80").weight(12).tag("zone", "eu");
+        let instance = ObservedInstance::from(registered);
         let problem = Problem { node: "normal1".to_owned(), reason: "is empty".to_owned(), skipped: true };
         let table = instances([&instance].into_iter(), [&problem].into_iter());
         let lines: Vec<_> = table.lines().collect();
@@ -98,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_guarded_instance_is_listed_as_one() {
-        let mut instance = Instance::new("s").code("a");
+        let mut instance = ObservedInstance::from(Instance::new("s").code("a"));
         instance.guarded_since = Some(std::time::SystemTime::now());
         let table = instances([&instance].into_iter(), [].into_iter());
         let lines: Vec<_> = table.lines().collect();
@@ -108,7 +111,7 @@ mod tests {
 
     #[test]
     fn without_problems_there_is_no_note() {
-        let instance = Instance::new("s");
+        let instance = ObservedInstance::from(Instance::new("s"));
         assert!(!instances([&instance].into_iter(), [].into_iter()).contains("NOTE"));
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman::{Change, Changes, Directory, Freshness, Instance, Snapshot, Updates};
+use pointsman::{Change, Changes, Directory, Freshness, ObservedInstance, Snapshot, Updates};
 
 use crate::args::{Global, Output};
 use crate::json::ChangeJson;
@@ -122,7 +122,7 @@ pub(crate) fn sentence(change: &Change) -> String {
     }
 }
 
-fn description(instance: &Instance) -> String {
+fn description(instance: &ObservedInstance) -> String {
     let address = instance.address.as_deref().map(|address| format!(" at {}", shown(address))).unwrap_or_default();
     let status = match json::status(instance) {
         "passing" => String::new(),
@@ -131,7 +131,7 @@ fn description(instance: &Instance) -> String {
     format!("{address}, weight {}{status}", instance.weight)
 }
 
-fn difference(old: &Instance, new: &Instance) -> String {
+fn difference(old: &ObservedInstance, new: &ObservedInstance) -> String {
     let mut parts = Vec::new();
     let mut add = |what: &str, old: &str, new: &str| {
         if old != new {
@@ -152,19 +152,19 @@ mod tests {
     use std::sync::Arc;
     use std::time::SystemTime;
 
-    use pointsman::{Role, Term};
+    use pointsman::{Instance, Role, Term};
 
     use super::*;
 
     #[test]
     fn changes_in_words() {
-        let old = Arc::new(Instance::new("s").code("a").address("h:1"));
-        let mut new = Instance::new("s").code("a").address("h:2").weight(0).tag("x", "y");
+        let old = Arc::new(ObservedInstance::from(Instance::new("s").code("a").address("h:1")));
+        let mut new = ObservedInstance::from(Instance::new("s").code("a").address("h:2").weight(0).tag("x", "y"));
         new.role = Role::Master(Term(4));
         let new = Arc::new(new);
         let joined = Change::Joined(old.clone());
         assert_eq!(sentence(&joined), "s a joined at h:1, weight 1");
-        let mut lost = Instance::clone(&old);
+        let mut lost = ObservedInstance::clone(&old);
         lost.guarded_since = Some(SystemTime::now());
         let lost = Arc::new(lost);
         assert_eq!(sentence(&Change::Joined(lost.clone())), "s a joined at h:1, weight 1, guarded");

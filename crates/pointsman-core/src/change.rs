@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::instance::Instance;
+use crate::observed::ObservedInstance;
 use crate::snapshot::{Difference, Snapshot};
 
 /// One difference between an older and a newer snapshot of a service.
@@ -12,29 +12,29 @@ pub enum Change {
     /// A service that had no instance has one now.
     ServiceAppeared(Arc<str>),
     /// An instance that was not there before.
-    Joined(Arc<Instance>),
+    Joined(Arc<ObservedInstance>),
     /// An instance that is there no longer.
-    Left(Arc<Instance>),
+    Left(Arc<ObservedInstance>),
     /// An instance that the registry has lost in a sudden mass loss, see [`Instance::guarded_since`]. Either [`Change::Returned`]
     /// or [`Change::Left`] follows.
-    Guarded(Arc<Instance>),
+    Guarded(Arc<ObservedInstance>),
     /// An instance that was guarded is registered again.
-    Returned(Arc<Instance>),
+    Returned(Arc<ObservedInstance>),
     /// An instance whose address, weight, tags or status are others now. A change of the role alone is not one.
     Updated {
         /// As it was.
-        old: Arc<Instance>,
+        old: Arc<ObservedInstance>,
         /// As it is.
-        new: Arc<Instance>,
+        new: Arc<ObservedInstance>,
     },
     /// Another instance is master now, or the same one with another term, or none.
     MasterChanged {
         /// The service.
         service: Arc<str>,
         /// The master before.
-        old: Option<Arc<Instance>>,
+        old: Option<Arc<ObservedInstance>>,
         /// The master now.
-        new: Option<Arc<Instance>>,
+        new: Option<Arc<ObservedInstance>>,
     },
     /// A service whose last instance is gone.
     ServiceDisappeared(Arc<str>),
@@ -74,7 +74,7 @@ impl Change {
     }
 
     /// What has become of an instance that is in both.
-    fn of_one(old: &Arc<Instance>, new: &Arc<Instance>) -> impl Iterator<Item = Change> {
+    fn of_one(old: &Arc<ObservedInstance>, new: &Arc<ObservedInstance>) -> impl Iterator<Item = Change> {
         let guard = match (old.is_guarded(), new.is_guarded()) {
             (false, true) => Some(Change::Guarded(new.clone())),
             (true, false) => Some(Change::Returned(new.clone())),
@@ -100,18 +100,19 @@ impl Change {
     }
 }
 
-fn same_but_for_role(a: &Instance, b: &Instance) -> bool {
+fn same_but_for_role(a: &ObservedInstance, b: &ObservedInstance) -> bool {
     a.address == b.address && a.weight == b.weight && a.tags == b.tags && a.status == b.status
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Instance;
     use crate::role::{Role, Term};
 
     fn snapshot(instances: &[(&str, u32, Role)]) -> Snapshot {
         let instances = instances.iter().map(|&(code, weight, role)| {
-            let mut instance = Instance::new("s").code(code).weight(weight);
+            let mut instance = ObservedInstance::from(Instance::new("s").code(code).weight(weight));
             instance.role = role;
             Arc::new(instance)
         });
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn a_guarded_instance_neither_leaves_nor_joins() {
         let registered = snapshot(&[("a", 1, Role::Normal), ("b", 1, Role::Normal)]);
-        let mut lost = Instance::clone(&registered.instances()[1]);
+        let mut lost = ObservedInstance::clone(&registered.instances()[1]);
         lost.guarded_since = Some(std::time::SystemTime::UNIX_EPOCH);
         let guarded = Snapshot::new("s", 0, vec![registered.instances()[0].clone(), Arc::new(lost)]);
         assert!(guarded.is_guarded() && !registered.is_guarded());

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use crate::name::{InvalidName, check_name, is_invisible, shown};
-use crate::role::Role;
 
 /// The highest weight that an instance may have.
 pub const MAX_WEIGHT: u32 = 1_000_000;
 
-/// One running copy of a service: what it registers, and, in a [`Snapshot`](crate::Snapshot), what it is there.
+/// One running copy of a service: what it registers. What it is in a [`Snapshot`](crate::Snapshot) is an [`ObservedInstance`](crate::ObservedInstance).
 ///
 /// ```
 /// use pointsman_core::Instance;
@@ -28,51 +26,20 @@ pub struct Instance {
     pub code: Arc<str>,
     /// Where it listens, as `host:port`. A service behind a message broker has none.
     pub address: Option<Arc<str>>,
-    /// Its share of the calls, relative to the others'. 0 means drained: no new claims. In a snapshot, what an operator
-    /// has set comes before what the instance has registered.
+    /// Its share of the calls, relative to the others'. 0 means drained: no new claims.
     pub weight: u32,
     /// Free metadata.
     pub tags: BTreeMap<String, String>,
-    /// Its role in the snapshot it was read from; [`Role::Detached`] outside of one.
-    pub role: Role,
-    /// What an operator has said of it.
-    pub status: Status,
-    /// When the registry lost it, where that was so sudden that it may still live: it is used only after every instance that
-    /// is registered. `None` while it is registered, and always outside of a snapshot.
-    pub guarded_since: Option<SystemTime>,
     /// Whether the code was given by the user (and may be another's too) or generated here (and is nobody else's).
     code_is_generated: bool,
-}
-
-/// What an operator has said of an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Status {
-    /// Nothing: it may be given work.
-    #[default]
-    Passing,
-    /// An operator has drained it: it gets no new claims until undrained.
-    Drained,
-}
-
-impl Status {
-    /// `passing` or `drained`: the word that JSON and tables use.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Status::Passing => "passing",
-            Status::Drained => "drained",
-        }
-    }
 }
 
 /// Two instances are equal if all that a reader sees of them is: where a code comes from does not count.
 impl PartialEq for Instance {
     fn eq(&self, other: &Self) -> bool {
-        let Self { service, code, address, weight, tags, role, status, guarded_since, code_is_generated: _ } = self;
-        (service, code, address, *weight, *role)
-            == (&other.service, &other.code, &other.address, other.weight, other.role)
-            && (tags, *status, *guarded_since) == (&other.tags, other.status, other.guarded_since)
+        let Self { service, code, address, weight, tags, code_is_generated: _ } = self;
+        (service, code, address, *weight) == (&other.service, &other.code, &other.address, other.weight)
+            && *tags == other.tags
     }
 }
 
@@ -95,9 +62,6 @@ impl Instance {
             address: None,
             weight: 1,
             tags: BTreeMap::new(),
-            role: Role::Detached,
-            status: Status::Passing,
-            guarded_since: None,
             code_is_generated: false,
         }
     }
@@ -141,18 +105,6 @@ impl Instance {
     #[must_use]
     pub fn socket_address(&self) -> Option<SocketAddr> {
         self.address.as_deref()?.parse().ok()
-    }
-
-    /// Whether the registry has lost it suddenly, see [`Instance::guarded_since`].
-    #[must_use]
-    pub fn is_guarded(&self) -> bool {
-        self.guarded_since.is_some()
-    }
-
-    /// Whether it may be given work: not drained, and with a weight above 0. A guarded instance may.
-    #[must_use]
-    pub fn takes_work(&self) -> bool {
-        self.status == Status::Passing && self.weight > 0
     }
 
     /// Checks all that a registration requires.

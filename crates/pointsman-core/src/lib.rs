@@ -1,7 +1,7 @@
 //! The nouns and contracts that every part of Pointsman shares.
 //!
-//! An [`Instance`] registers under the name of its service and holds a [`Role`]. All instances of one service, at one
-//! moment, are a [`Snapshot`]; what differs between two snapshots is a list of [`Change`]s. A [`View`] is where the one
+//! An [`Instance`] registers under the name of its service and holds a [`Role`]. All instances of one service as they are observed at one
+//! moment ([`ObservedInstance`]) are a [`Snapshot`]; what differs between two snapshots is a list of [`Change`]s. A [`View`] is where the one
 //! [`ViewWriter`] leaves the newest snapshot for any number of readers. A [`TermGuard`] refuses what a deposed master
 //! still tries to write.
 //!
@@ -11,6 +11,7 @@ mod change;
 mod duration;
 mod instance;
 mod name;
+mod observed;
 mod role;
 mod snapshot;
 mod streak;
@@ -18,8 +19,9 @@ mod view;
 
 pub use change::Change;
 pub use duration::parse_duration;
-pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, Status, check_address};
+pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, check_address};
 pub use name::{InvalidName, MAX_NAME_BYTES, check_name, is_invisible, shown};
+pub use observed::{ObservedInstance, Status};
 pub use role::{Role, StaleTerm, Term, TermGuard};
 pub use snapshot::{Difference, Problem, Snapshot};
 pub use streak::Streak;

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use crate::instance::Instance;
+use crate::observed::ObservedInstance;
 use crate::role::Term;
 
 /// An immutable view of one service: its instances, its master, its revision.
@@ -15,7 +15,7 @@ pub struct Snapshot {
     service: Arc<str>,
     revision: u64,
     /// Shared by the snapshots that tell the same of the instances: to tell it at another revision costs nothing.
-    instances: Arc<[Arc<Instance>]>,
+    instances: Arc<[Arc<ObservedInstance>]>,
     master: Option<usize>,
     problems: Vec<Problem>,
     guarded: bool,
@@ -31,7 +31,7 @@ impl Snapshot {
     /// A snapshot of `instances`, each with its role and with a code of its own. Of several masters the one with the
     /// highest term counts; of several instances with one code, the first.
     #[must_use]
-    pub fn new(service: impl Into<Arc<str>>, revision: u64, mut instances: Vec<Arc<Instance>>) -> Self {
+    pub fn new(service: impl Into<Arc<str>>, revision: u64, mut instances: Vec<Arc<ObservedInstance>>) -> Self {
         if !instances.is_sorted_by(|a, b| a.code < b.code) {
             instances.sort_by(|a, b| a.code.cmp(&b.code));
             instances.dedup_by(|later, first| later.code == first.code);
@@ -74,25 +74,25 @@ impl Snapshot {
 
     /// All instances, in the order of their codes.
     #[must_use]
-    pub fn instances(&self) -> &[Arc<Instance>] {
+    pub fn instances(&self) -> &[Arc<ObservedInstance>] {
         &self.instances
     }
 
     /// The master, if there is one now.
     #[must_use]
-    pub fn master(&self) -> Option<&Arc<Instance>> {
+    pub fn master(&self) -> Option<&Arc<ObservedInstance>> {
         self.master.map(|index| &self.instances[index])
     }
 
     /// All instances but the master, in the order of their codes.
-    pub fn normals(&self) -> impl Iterator<Item = &Arc<Instance>> {
+    pub fn normals(&self) -> impl Iterator<Item = &Arc<ObservedInstance>> {
         let master = self.master;
         self.instances.iter().enumerate().filter(move |(index, _)| Some(*index) != master).map(|(_, instance)| instance)
     }
 
     /// The instance with that code.
     #[must_use]
-    pub fn find(&self, code: &str) -> Option<&Arc<Instance>> {
+    pub fn find(&self, code: &str) -> Option<&Arc<ObservedInstance>> {
         let index = self.instances.binary_search_by(|instance| (*instance.code).cmp(code)).ok()?;
         Some(&self.instances[index])
     }
@@ -110,7 +110,7 @@ impl Snapshot {
         self.problems.iter().find(|problem| problem.skipped && problem.is_of_folder())
     }
 
-    /// Whether it holds [guarded](Instance::guarded_since) instances: those that were lost in a sudden mass loss.
+    /// Whether it holds [guarded](ObservedInstance::guarded_since) instances: those that were lost in a sudden mass loss.
     #[must_use]
     pub fn is_guarded(&self) -> bool {
         self.guarded
@@ -158,7 +158,7 @@ impl Snapshot {
     }
 }
 
-fn next<'a>(rest: &mut &'a [Arc<Instance>]) -> Option<&'a Arc<Instance>> {
+fn next<'a>(rest: &mut &'a [Arc<ObservedInstance>]) -> Option<&'a Arc<ObservedInstance>> {
     let (first, others) = rest.split_first()?;
     *rest = others;
     Some(first)
@@ -168,15 +168,15 @@ fn next<'a>(rest: &mut &'a [Arc<Instance>]) -> Option<&'a Arc<Instance>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Difference<'a> {
     /// The newer one has an instance with this code, the older one has none.
-    Joined(&'a Arc<Instance>),
+    Joined(&'a Arc<ObservedInstance>),
     /// The older one has an instance with this code, the newer one has none.
-    Left(&'a Arc<Instance>),
+    Left(&'a Arc<ObservedInstance>),
     /// Both have an instance with this code, but not the same in memory. They may still be equal.
     Stayed {
         /// As it was.
-        old: &'a Arc<Instance>,
+        old: &'a Arc<ObservedInstance>,
         /// As it is.
-        new: &'a Arc<Instance>,
+        new: &'a Arc<ObservedInstance>,
     },
 }
 
@@ -203,10 +203,11 @@ impl Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Instance;
     use crate::role::Role;
 
-    fn instance(code: &str, role: Role) -> Arc<Instance> {
-        let mut instance = Instance::new("s").code(code);
+    fn instance(code: &str, role: Role) -> Arc<ObservedInstance> {
+        let mut instance = ObservedInstance::from(Instance::new("s").code(code));
         instance.role = role;
         Arc::new(instance)
     }

@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 use serde::Serialize;
 
 use crate::head::RequestHead;
@@ -68,7 +68,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) received: u64,
     pub(crate) route: &'a str,
     pub(crate) service: &'a str,
-    pub(crate) instance: Option<&'a Instance>,
+    pub(crate) instance: Option<&'a ObservedInstance>,
     pub(crate) retries: u32,
     pub(crate) id: &'a [u8],
     pub(crate) problem: Option<&'static str>,
@@ -406,6 +406,8 @@ impl std::fmt::Display for Utc {
 
 #[cfg(test)]
 mod tests {
+    use pointsman_core::Instance;
+
     use super::*;
     use crate::head::Verb;
 
@@ -419,7 +421,7 @@ mod tests {
         head
     }
 
-    fn entry<'a>(head: &'a RequestHead, instance: Option<&'a Instance>) -> Entry<'a> {
+    fn entry<'a>(head: &'a RequestHead, instance: Option<&'a ObservedInstance>) -> Entry<'a> {
         Entry {
             head,
             client: "203.0.113.7".parse().unwrap(),
@@ -447,7 +449,8 @@ mod tests {
     fn a_line_is_the_combined_format_and_what_a_proxy_knows_besides() {
         let fields: [(&str, &[u8]); 4] =
             [("User-Agent", b"curl/8"), ("Referer", b"https://r/"), ("Cookie", b"s=1"), ("Authorization", b"Basic x")];
-        let (head, instance) = (head("GET", b"/a?b=1", &fields), Instance::new("ress").code("c1").address("h:1"));
+        let (head, instance) =
+            (head("GET", b"/a?b=1", &fields), ObservedInstance::from(Instance::new("ress").code("c1").address("h:1")));
         assert_eq!(
             line(AccessLog::Text, &entry(&head, Some(&instance))),
             "203.0.113.7 - - [2026-01-02T03:04:05.678Z] \"GET /a?b=1 HTTP/1.1\" 200 512 \"https://r/\" \"curl/8\" \
@@ -463,8 +466,10 @@ mod tests {
 
     #[test]
     fn an_object_has_the_same() {
-        let (head, instance) =
-            (head("GET", b"/a?b=1", &[("Referer", b"r")]), Instance::new("ress").code("c1").address("h:1"));
+        let (head, instance) = (
+            head("GET", b"/a?b=1", &[("Referer", b"r")]),
+            ObservedInstance::from(Instance::new("ress").code("c1").address("h:1")),
+        );
         let object: serde_json::Value =
             serde_json::from_str(&line(AccessLog::Json, &entry(&head, Some(&instance)))).unwrap();
         assert_eq!(
@@ -482,8 +487,10 @@ mod tests {
     #[test]
     fn nobody_forges_a_line() {
         let evil = b"x\" 200 9\n1.2.3.4 - \\\r\x1b[2J\x7f\xc2\x9b\xff\xe2\x80\xae";
-        let (head, instance) =
-            (head("GET", evil, &[("User-Agent", evil)]), Instance::new("ress").code("a\"\n\u{202e}码"));
+        let (head, instance) = (
+            head("GET", evil, &[("User-Agent", evil)]),
+            ObservedInstance::from(Instance::new("ress").code("a\"\n\u{202e}码")),
+        );
         let entry = entry(&head, Some(&instance));
         let text = line(AccessLog::Text, &entry);
         let safe = r#"x\" 200 9\x0A1.2.3.4 - \\\x0D\x1B[2J\x7F\xC2\x9B\xFF\xE2\x80\xAE"#;

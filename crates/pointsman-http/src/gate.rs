@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -154,7 +154,7 @@ impl Permits {
     }
 
     /// Takes a place, if there is one.
-    pub(crate) fn take(self: &Arc<Self>, instance: &Instance) -> Option<Permit> {
+    pub(crate) fn take(self: &Arc<Self>, instance: &ObservedInstance) -> Option<Permit> {
         let holder = (instance.code.clone(), instance.address.clone());
         let mut all = self.taken();
         let taken = all.entry(holder.clone()).or_default();
@@ -245,6 +245,8 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use pointsman_core::Instance;
+
     use super::*;
 
     #[test]
@@ -302,7 +304,7 @@ mod tests {
     #[tokio::test]
     async fn each_instance_has_so_many_permits() {
         let permits = Arc::new(Permits::new(Some(2)));
-        let at = |code: &str, address: &str| Instance::new("s").code(code).address(address);
+        let at = |code: &str, address: &str| ObservedInstance::from(Instance::new("s").code(code).address(address));
         let (a, b) = (at("a", "h:1"), at("b", "h:2"));
         let taken = [permits.take(&a), permits.take(&a)];
         assert!(taken.iter().all(Option::is_some) && permits.take(&a).is_none() && permits.take(&b).is_some());

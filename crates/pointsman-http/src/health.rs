@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pointsman_balance::Endpoints;
-use pointsman_core::{Instance, Snapshot, Streak, View};
+use pointsman_core::{ObservedInstance, Snapshot, Streak, View};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -272,7 +272,7 @@ impl Rounds {
 }
 
 /// Checks one instance for as long as it is there.
-async fn ask(instance: Arc<Instance>, means: Arc<Means>, first: Instant, found: mpsc::UnboundedSender<Found>) {
+async fn ask(instance: Arc<ObservedInstance>, means: Arc<Means>, first: Instant, found: mpsc::UnboundedSender<Found>) {
     sleep_until(first).await;
     loop {
         let next = Instant::now() + jittered(means.check.interval, fastrand::f64());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
 use pointsman_balance::{Balancer, Candidates, Claim, Endpoints, PickError, Standing};
-use pointsman_core::{Instance, View};
+use pointsman_core::{ObservedInstance, View};
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -414,7 +414,7 @@ impl Passing {
         let shares =
             self.split.iter().zip(starts).filter(|((end, _), start)| end > start).map(|((_, target), _)| target);
         let rest = Some(&self.target).filter(|_| self.split.last().is_none_or(|(end, _)| *end < 100));
-        let is_of = |instance: &Arc<Instance>| *instance.code == *code && instance.takes_work();
+        let is_of = |instance: &Arc<ObservedInstance>| *instance.code == *code && instance.takes_work();
         rest.into_iter().chain(shares).find(|target| target.service.view.load().instances().iter().any(is_of))
     }
 
@@ -506,7 +506,7 @@ impl From<Claim> for Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn instance(&self) -> &Arc<Instance> {
+    pub(crate) fn instance(&self) -> &Arc<ObservedInstance> {
         self.claim.instance()
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Instance, Status};
+use pointsman_core::{ObservedInstance, Status};
 use pointsman_http::{Action, Check, Options, Pass, Proxy, Route, RouteRole, Service, Settings, Sticky};
 use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, combinations};
 use pointsman_testkit::http::unused_address as nobody;
@@ -21,12 +21,17 @@ async fn origin(name: &'static str) -> Origin {
     Origin::start(move |_| ok(name)).await
 }
 
-fn guarded(mut instance: Instance) -> Instance {
+fn guarded(mut instance: ObservedInstance) -> ObservedInstance {
     instance.guarded_since = Some(SystemTime::now());
     instance
 }
 
-fn drained(mut instance: Instance) -> Instance {
+fn weightless(mut instance: ObservedInstance) -> ObservedInstance {
+    instance.weight = 0;
+    instance
+}
+
+fn drained(mut instance: ObservedInstance) -> ObservedInstance {
     instance.status = Status::Drained;
     instance
 }
@@ -494,7 +499,7 @@ impl Origins {
         Self { of }
     }
 
-    fn instance(&self, code: &str, known: Known) -> Instance {
+    fn instance(&self, code: &str, known: Known) -> ObservedInstance {
         let (.., origin) = self.of.iter().find(|(of, is, _)| *of == code && *is == known).unwrap();
         instance("ress", code, origin.address)
     }
@@ -521,7 +526,7 @@ async fn walk(states: [Known; 3], table: Arc<ChoosingTable>, origins: Arc<Origin
         match known {
             Known::Guarded | Known::GuardedFailed => guarded(instance),
             Known::Drained => drained(instance),
-            Known::Weightless => instance.weight(0),
+            Known::Weightless => weightless(instance),
             _ => instance,
         }
     };
@@ -570,7 +575,7 @@ async fn a_scale_down_under_load_fails_nothing() {
     let fleet = Arc::new(Fleet::new(&["ress"]));
     let all: Vec<(String, SocketAddr)> =
         origins.iter().zip('a'..).map(|(origin, code)| (code.to_string(), origin.address)).collect();
-    let named = |all: &[(String, SocketAddr)]| -> Vec<Instance> {
+    let named = |all: &[(String, SocketAddr)]| -> Vec<ObservedInstance> {
         all.iter().map(|(code, address)| instance("ress", code, *address)).collect()
     };
     fleet.put("ress", named(&all));

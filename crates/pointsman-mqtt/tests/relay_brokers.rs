@@ -6,11 +6,12 @@ mod support;
 
 use std::time::Duration;
 
+use pointsman_core::Instance;
 use pointsman_mqtt::relay::{Relay, Route, Settings};
 use pointsman_testkit::{CuttingProxy, Mosquitto, PahoMessage};
 use support::{
-    Fleet, Mortal, RELAY, SOON, between, client, collect, connected, dead_letters, everyone, figures, normal, numbered,
-    property, publish_all, rest, settings, until,
+    Fleet, Mortal, RELAY, SOON, between, client, collect, connected, dead_letters, everyone, figures, numbered,
+    observed, property, publish_all, rest, settings, until,
 };
 
 async fn broker() -> Mosquitto {
@@ -21,9 +22,9 @@ async fn broker() -> Mosquitto {
 async fn each_instance_is_reached_at_its_own_broker() {
     let (ingress, first, second, third) = (broker().await, broker().await, broker().await, broker().await);
     let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
-    fleet.join("cfgs", normal("cfgs", "svc-b").tag("broker", second.address()));
-    fleet.join("cfgs", normal("cfgs", "svc-c").address(third.address()));
-    fleet.join("cfgs", normal("cfgs", "svc-d").tag("broker", "127.0.0.1:1"));
+    fleet.join("cfgs", observed(Instance::with_code("cfgs", "svc-b").tag("broker", second.address())));
+    fleet.join("cfgs", observed(Instance::with_code("cfgs", "svc-c").address(third.address())));
+    fleet.join("cfgs", observed(Instance::with_code("cfgs", "svc-d").tag("broker", "127.0.0.1:1")));
     let mut settings = between(&ingress.url(), &first.url(), vec![Route::new("^/login(/|$)", "cfgs")]);
     settings.egress.extend([&second, &third].map(|broker| broker.url().parse().unwrap()));
     let relay = fleet.relay(settings).await;
@@ -222,7 +223,7 @@ async fn a_broker_that_is_away_does_not_hold_the_others_up() {
     let (ingress, first, second) = (broker().await, broker().await, broker().await);
     let proxy = CuttingProxy::start(second.socket_address());
     let fleet = Fleet::new(&[("x", &["svc-a"]), ("y", &[])]);
-    fleet.join("y", normal("y", "svc-b").tag("broker", proxy.address()));
+    fleet.join("y", observed(Instance::with_code("y", "svc-b").tag("broker", proxy.address())));
     let routes = vec![Route::new("^/x(/|$)", "x"), Route::new("^/y(/|$)", "y")];
     let mut settings = between(&ingress.url(), &first.url(), routes);
     settings.egress.push(format!("mqtt://{}", proxy.address()).parse().unwrap());

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Instance, Status};
+use pointsman_core::{ObservedInstance, Status};
 use pointsman_mqtt::relay::{Relay, Route, RouteRole};
 use pointsman_testkit::choosing::{Asked, ChoosingTable, Known, WITHOUT_CHECKS, combinations};
 use pointsman_testkit::{Mosquitto, Paho, PahoMessage};
@@ -144,7 +144,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn edit(&self, code: &str, edit: impl FnOnce(&mut Instance)) {
+    fn edit(&self, code: &str, edit: impl FnOnce(&mut ObservedInstance)) {
         let mut instance = if code == CODES[0] { master("cfgs", code) } else { normal("cfgs", code) };
         edit(&mut instance);
         self.fleet.join("cfgs", instance);
@@ -241,7 +241,7 @@ impl Ten {
         self.service.unsubscribe(&format!("{code}/#")).await;
     }
 
-    fn show(&self, codes: &[&str], change: impl Fn(&mut Instance)) {
+    fn show(&self, codes: &[&str], change: impl Fn(&mut ObservedInstance)) {
         for code in codes {
             let mut instance = if *code == TEN[0] { master("cfgs", code) } else { normal("cfgs", code) };
             change(&mut instance);

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 use pointsman_mqtt::relay::{Route, Settings};
 use pointsman_testkit::{Echo, Mosquitto, Paho, PahoMessage, PahoOptions};
 use support::{
@@ -200,7 +200,7 @@ async fn who_dies_with_a_request_is_replaced_if_it_may_be_sent_again() {
     relay.close().await;
 }
 
-fn guarded(code: &str) -> Instance {
+fn guarded(code: &str) -> ObservedInstance {
     let mut instance = support::normal("cfgs", code);
     instance.guarded_since = Some(SystemTime::UNIX_EPOCH);
     instance

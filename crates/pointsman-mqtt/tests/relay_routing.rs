@@ -7,11 +7,12 @@ mod support;
 use std::collections::HashMap;
 
 use pointsman_balance::Algorithm;
-use pointsman_core::Status;
+use pointsman_core::{Instance, Status};
 use pointsman_mqtt::relay::{Relay, Route, RouteRole};
 use pointsman_testkit::{Mosquitto, Paho, PahoMessage};
 use support::{
-    Fleet, RELAY, SOON, between, client, dead_letters, everyone, master, normal, property, publish_all, settings, until,
+    Fleet, RELAY, SOON, between, client, dead_letters, everyone, master, normal, observed, property, publish_all,
+    settings, until,
 };
 
 const ABC: [&str; 3] = ["svc-a", "svc-b", "svc-c"];
@@ -31,7 +32,7 @@ async fn shares(service: &Paho, count: usize) -> [usize; 3] {
 async fn all_algorithms(broker: &Mosquitto) -> (Fleet, Relay) {
     let fleet = Fleet::new(&[("cfgs", &[])]);
     for (code, weight) in ABC.iter().zip(1..) {
-        fleet.join("cfgs", normal("cfgs", code).weight(weight));
+        fleet.join("cfgs", observed(Instance::with_code("cfgs", *code).weight(weight)));
     }
     let routes = Algorithm::ALL.map(|algorithm| {
         let mut route = Route::new(format!("^/{}(/|$)", algorithm.name()), "cfgs");
@@ -261,7 +262,7 @@ async fn a_sticky_route_stays_with_the_code_in_the_topic() {
     fleet.join("cfgs", drained);
     assert_eq!(to("/sticky/x/svc-a").await, "svc-b/sticky/x");
     fleet.leave("cfgs", "svc-a");
-    fleet.join("cfgs", normal("cfgs", "svc-b").weight(0));
+    fleet.join("cfgs", observed(Instance::with_code("cfgs", "svc-b").weight(0)));
     // Not known any more: a level like any other.
     assert_eq!(to("/sticky/x/svc-a").await, "svc-m/sticky/x/svc-a");
     relay.close().await;
@@ -305,7 +306,7 @@ async fn who_is_drained_or_weighs_nothing_gets_nothing() {
         instance
     };
     fleet.join("cfgs", drained("svc-a"));
-    fleet.join("cfgs", normal("cfgs", "svc-b").weight(0));
+    fleet.join("cfgs", observed(Instance::with_code("cfgs", "svc-b").weight(0)));
     let one_each =
         || Algorithm::ALL.map(|algorithm| PahoMessage::new(&format!("/{}/{RELAY}", algorithm.name()), "x")).to_vec();
     publish_all(&sender, one_each()).await;

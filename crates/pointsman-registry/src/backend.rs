@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pointsman_core::{Instance, Problem, Term};
+use pointsman_core::{ObservedInstance, Problem, Term};
 use tokio::sync::mpsc;
 
 use crate::Result;
@@ -102,7 +102,7 @@ pub(crate) struct ServiceState {
     /// The registry's own revision of it: must not fall, or it was read from a server that lags behind.
     pub(crate) revision: u64,
     /// As they have registered: what operators have set is applied by whoever shows them.
-    pub(crate) instances: Vec<Arc<Instance>>,
+    pub(crate) instances: Vec<Arc<ObservedInstance>>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) overrides: Overrides,
     /// The codes of which the backend knows that they left cleanly since it told the last state. What else is not there any more

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::{Instance, Snapshot, View};
+use pointsman_core::{ObservedInstance, Snapshot, View};
 use tokio::sync::watch;
 
 use crate::changes::{Changes, Updates};
@@ -203,7 +203,7 @@ impl Service {
     /// # Errors
     ///
     /// [`Error::NoMaster`] when there is none now.
-    pub fn master(&self) -> Result<Arc<Instance>> {
+    pub fn master(&self) -> Result<Arc<ObservedInstance>> {
         let no_master = || Error::NoMaster { service: self.name.clone() };
         self.snapshot().master().cloned().ok_or_else(no_master)
     }

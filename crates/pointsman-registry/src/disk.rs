@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pointsman_core::{Instance, Role, Snapshot, Status, Term};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Status, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Scope;
@@ -174,7 +174,7 @@ fn unix_ms(at: SystemTime) -> u64 {
 
 impl From<&Snapshot> for File {
     fn from(snapshot: &Snapshot) -> Self {
-        let entry = |instance: &Arc<Instance>| Entry {
+        let entry = |instance: &Arc<ObservedInstance>| Entry {
             code: instance.code.to_string(),
             address: instance.address.as_deref().map(str::to_owned),
             weight: instance.weight,
@@ -197,10 +197,10 @@ impl From<File> for Saved {
     fn from(file: File) -> Self {
         let service: Arc<str> = file.service.into();
         let instances = file.instances.into_iter().map(|entry| {
-            let mut instance = Instance::with_code(service.clone(), entry.code).weight(entry.weight);
-            instance.address = entry.address.map(Into::into);
-            instance.tags = entry.tags;
-            instance.role = entry.term.map_or(Role::Normal, |term| Role::Master(Term(term)));
+            let mut registered = Instance::with_code(service.clone(), entry.code).weight(entry.weight);
+            (registered.address, registered.tags) = (entry.address.map(Into::into), entry.tags);
+            let role = entry.term.map_or(Role::Normal, |term| Role::Master(Term(term)));
+            let mut instance = ObservedInstance::new(registered, role);
             instance.status = if entry.drained { Status::Drained } else { Status::Passing };
             instance.guarded_since = entry.guarded_since_unix_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
             Arc::new(instance)
@@ -216,12 +216,13 @@ mod tests {
     use crate::overrides::Override;
 
     fn snapshot(service: &str) -> Snapshot {
-        let mut master = Instance::new(service).code("a").address("h:1").tag("zone", "eu").weight(3);
+        let mut master =
+            ObservedInstance::from(Instance::new(service).code("a").address("h:1").tag("zone", "eu").weight(3));
         master.role = Role::Master(Term(9));
-        let mut normal = Instance::new(service).code("b");
+        let mut normal = ObservedInstance::from(Instance::new(service).code("b"));
         normal.role = Role::Normal;
         normal.status = Status::Drained;
-        let mut lost = Instance::new(service).code("c");
+        let mut lost = ObservedInstance::from(Instance::new(service).code("c"));
         lost.role = Role::Normal;
         lost.guarded_since = Some(UNIX_EPOCH + Duration::from_millis(1_234_567));
         Snapshot::new(service, 5, vec![Arc::new(master), Arc::new(normal), Arc::new(lost)])

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Difference, Instance, Role, Snapshot};
+use pointsman_core::{Difference, ObservedInstance, Role, Snapshot};
 use tokio::time::Instant;
 
 /// When a loss of instances is so sudden and so large that it is more likely the registry's trouble than theirs.
@@ -89,8 +89,8 @@ pub(crate) struct GuardState {
 #[derive(Debug)]
 struct Lost {
     at: Instant,
-    was: Arc<Instance>,
-    guarded: Arc<Instance>,
+    was: Arc<ObservedInstance>,
+    guarded: Arc<ObservedInstance>,
     /// It has been shown as guarded: it is never again shown as it was.
     is_told: bool,
     /// It was master, and another has become master since: it never is again, also when that one has gone.
@@ -98,7 +98,7 @@ struct Lost {
 }
 
 impl Lost {
-    fn new(was: &Arc<Instance>, at: Instant) -> Self {
+    fn new(was: &Arc<ObservedInstance>, at: Instant) -> Self {
         Self { at, was: was.clone(), guarded: guarded(was), is_told: false, is_replaced: false }
     }
 
@@ -111,7 +111,7 @@ impl Lost {
     }
 
     /// As it is shown before it is guarded: one that has been replaced would be a normal instance like any other, which it never was.
-    fn unguarded(&self) -> Arc<Instance> {
+    fn unguarded(&self) -> Arc<ObservedInstance> {
         if self.is_replaced { self.guarded.clone() } else { self.was.clone() }
     }
 }
@@ -135,7 +135,7 @@ struct Guarding {
 
 impl GuardState {
     /// Takes in what the registry held and holds now, and returns the lost instances that are to be shown although they are gone.
-    pub(crate) fn update(&mut self, guard: &Guard, seen: &Observation<'_>, now: Instant) -> Vec<Arc<Instance>> {
+    pub(crate) fn update(&mut self, guard: &Guard, seen: &Observation<'_>, now: Instant) -> Vec<Arc<ObservedInstance>> {
         if self.guarding.as_ref().is_some_and(|guarding| guarding.until <= now) {
             // What has not come back by now is believed to be gone.
             *self = Self::default();
@@ -264,8 +264,8 @@ impl GuardState {
     }
 }
 
-fn guarded(instance: &Arc<Instance>) -> Arc<Instance> {
-    let mut instance = Instance::clone(instance);
+fn guarded(instance: &Arc<ObservedInstance>) -> Arc<ObservedInstance> {
+    let mut instance = ObservedInstance::clone(instance);
     // One that was guarded already, before this process began, was lost then.
     instance.guarded_since.get_or_insert_with(now_in_ms);
     Arc::new(instance)

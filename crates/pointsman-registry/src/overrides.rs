@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Instance, Status};
+use pointsman_core::{Instance, ObservedInstance, Status};
 use serde::{Deserialize, Serialize};
 
 /// What an operator has set for one instance.
@@ -83,8 +83,13 @@ impl Override {
         self == Self::default()
     }
 
+    /// Whether the operator lets an instance that has registered this take work.
+    pub(crate) fn lets_work(self, registered: &Instance) -> bool {
+        !self.drained && self.weight.unwrap_or(registered.weight) > 0
+    }
+
     /// The instance as the operator wants it; the same `Arc` where that changes nothing.
-    pub(crate) fn apply(self, instance: Arc<Instance>) -> Arc<Instance> {
+    pub(crate) fn apply(self, instance: Arc<ObservedInstance>) -> Arc<ObservedInstance> {
         if self.is_empty() {
             return instance;
         }
@@ -104,10 +109,10 @@ mod tests {
     #[test]
     fn drain_and_weight_are_independent() {
         let set = Override::default().changed(OverrideChange::Drain).changed(OverrideChange::Weight(Some(7)));
-        let instance = set.apply(Arc::new(Instance::new("s")));
+        let instance = set.apply(Arc::new(ObservedInstance::from(Instance::new("s"))));
         assert_eq!((instance.weight, instance.status), (7, Status::Drained));
         let set = set.changed(OverrideChange::Undrain);
-        assert_eq!(set.apply(Arc::new(Instance::new("s"))).status, Status::Passing);
+        assert_eq!(set.apply(Arc::new(ObservedInstance::from(Instance::new("s")))).status, Status::Passing);
         assert!(set.changed(OverrideChange::Weight(None)).is_empty());
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use pointsman_core::{Instance, Problem, Role, Snapshot, Status};
+use pointsman_core::{ObservedInstance, Problem, Role, Snapshot, Status};
 use serde::Serialize;
 
 /// An instance, or what was found in its place.
@@ -36,7 +36,7 @@ static NO_TAGS: BTreeMap<String, String> = BTreeMap::new();
 impl<'a> InstanceJson<'a> {
     /// An instance.
     #[must_use]
-    pub fn new(instance: &'a Instance) -> Self {
+    pub fn new(instance: &'a ObservedInstance) -> Self {
         Self {
             service: &instance.service,
             code: Some(&instance.code),
@@ -73,7 +73,7 @@ impl<'a> InstanceJson<'a> {
 
 /// `passing`, `drained` or `guarded`: whether an instance may be given work. A weight of 0 means drained, whoever has set it.
 #[must_use]
-pub fn status(instance: &Instance) -> &'static str {
+pub fn status(instance: &ObservedInstance) -> &'static str {
     match instance.status {
         Status::Passing if instance.weight == 0 => Status::Drained.name(),
         Status::Passing if instance.is_guarded() => GUARDED,
@@ -158,17 +158,20 @@ impl From<Role> for RoleJson {
 mod tests {
     use pointsman_core::Term;
 
+    use pointsman_core::Instance;
+
     use super::*;
 
     #[test]
     fn an_instance_as_the_contract_says() {
-        let mut instance = Instance::new("ress").code("a").address("h:1").weight(3).tag("zone", "eu");
+        let mut instance =
+            ObservedInstance::from(Instance::new("ress").code("a").address("h:1").weight(3).tag("zone", "eu"));
         instance.role = Role::Master(Term(7));
         assert_eq!(
             serde_json::to_string(&InstanceJson::new(&instance)).unwrap(),
             r#"{"service":"ress","code":"a","address":"h:1","weight":3,"role":"master","term":7,"tags":{"zone":"eu"},"status":"passing"}"#
         );
-        let mut instance = Instance::new("cfgs").code("b").weight(0);
+        let mut instance = ObservedInstance::from(Instance::new("cfgs").code("b").weight(0));
         instance.role = Role::Normal;
         assert_eq!(
             serde_json::to_string(&InstanceJson::new(&instance)).unwrap(),

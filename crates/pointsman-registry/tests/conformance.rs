@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use pointsman_core::{Change, Instance, Role, Snapshot, Status, Term, TermGuard};
+use pointsman_core::{Change, Instance, ObservedInstance, Role, Snapshot, Status, Term, TermGuard};
 use pointsman_registry::check::{Check, Probe};
 use pointsman_registry::{Departure, Error, Freshness, Log, Registration, Registry, Roles, Service, Trouble};
 use pointsman_testkit::CuttingProxy;
@@ -128,7 +128,7 @@ async fn what_an_operator_sets_survives_the_instance(url: String) {
     let a = registry.register(Instance::new("s").code("a").weight(2)).await.unwrap();
     registry.drain("s", "a").await.unwrap();
     registry.set_weight("s", "a", Some(9)).await.unwrap();
-    let set = |i: &Arc<Instance>| (i.weight, i.status) == (9, Status::Drained);
+    let set = |i: &Arc<ObservedInstance>| (i.weight, i.status) == (9, Status::Drained);
     until("set", &service, |s| s.find("a").is_some_and(set)).await;
     a.close().await.unwrap();
     until("gone", &service, |s| s.instances().is_empty()).await;
@@ -137,7 +137,7 @@ async fn what_an_operator_sets_survives_the_instance(url: String) {
     registry.undrain("s", "a").await.unwrap();
     registry.set_weight("s", "a", None).await.unwrap();
     registry.undrain("s", "nobody").await.unwrap();
-    let unset = |i: &Arc<Instance>| (i.weight, i.status) == (2, Status::Passing);
+    let unset = |i: &Arc<ObservedInstance>| (i.weight, i.status) == (2, Status::Passing);
     until("unset", &service, |s| s.find("a").is_some_and(unset)).await;
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::{Instance, Role, Snapshot, Term};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Term};
 use pointsman_registry::{Registration, Registry, Service};
 use pointsman_testkit::ZooKeeper;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions};
@@ -157,7 +157,7 @@ impl Fleet {
             let mut snapshot = snapshot;
             loop {
                 let master = snapshot.master().filter(|_| complete(&snapshot));
-                let knows = |is: &Instance| {
+                let knows = |is: &ObservedInstance| {
                     self.members.iter().any(|member| member.has(&is.code) && member.registration.role() == is.role)
                 };
                 if master.is_some_and(|master| knows(master)) {

@@ -45,8 +45,8 @@ pub use pointsman_balance::{
     Outcome, PickError, Standing, Tier, UnknownAlgorithm, UnknownRole,
 };
 pub use pointsman_core::{
-    Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot,
-    StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
+    Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, ObservedInstance, Problem,
+    Role, Snapshot, StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
     Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, OverrideOf, Peers,

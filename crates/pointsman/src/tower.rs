@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use futures_util::StreamExt as _;
-use pointsman_core::{Change as Difference, Instance};
+use pointsman_core::{Change as Difference, ObservedInstance};
 use tower::discover::Change;
 
 use crate::Service;
@@ -30,7 +30,7 @@ use crate::Service;
 /// ```
 pub fn discover<S, F>(service: &Service, connect: F) -> DiscoverStream<F>
 where
-    F: FnMut(&Arc<Instance>) -> S + Unpin,
+    F: FnMut(&Arc<ObservedInstance>) -> S + Unpin,
 {
     let changes = Box::pin(service.changes().from_nothing().into_stream());
     DiscoverStream { service: service.clone(), changes, connect, inserted: HashMap::new(), ready: VecDeque::new() }
@@ -41,12 +41,12 @@ pub struct DiscoverStream<F> {
     service: Service,
     changes: Pin<Box<dyn Stream<Item = Difference> + Send>>,
     connect: F,
-    inserted: HashMap<Arc<str>, Arc<Instance>>,
+    inserted: HashMap<Arc<str>, Arc<ObservedInstance>>,
     /// Instances to be inserted, and codes to be removed, that have not been told yet.
-    ready: VecDeque<Result<Arc<Instance>, Arc<str>>>,
+    ready: VecDeque<Result<Arc<ObservedInstance>, Arc<str>>>,
 }
 
-impl<S, F: FnMut(&Arc<Instance>) -> S + Unpin> Stream for DiscoverStream<F> {
+impl<S, F: FnMut(&Arc<ObservedInstance>) -> S + Unpin> Stream for DiscoverStream<F> {
     type Item = Result<Change<Arc<str>, S>, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -75,15 +75,16 @@ impl<F> DiscoverStream<F> {
         let snapshot = self.service.snapshot();
         let working = || snapshot.instances().iter().filter(|instance| instance.takes_work());
         let is_any_registered = working().any(|instance| !instance.is_guarded());
-        let wanted: HashMap<Arc<str>, Arc<Instance>> = working()
+        let wanted: HashMap<Arc<str>, Arc<ObservedInstance>> = working()
             .filter(|instance| !is_any_registered || !instance.is_guarded())
             .map(|instance| (instance.code.clone(), instance.clone()))
             .collect();
         let gone = self.inserted.keys().filter(|code| !wanted.contains_key(*code)).cloned().map(Err);
-        let same = |a: &Instance, b: &Instance| {
+        let same = |a: &ObservedInstance, b: &ObservedInstance| {
             a.address == b.address && a.weight == b.weight && a.tags == b.tags && a.is_guarded() == b.is_guarded()
         };
-        let is_new = |one: &&Arc<Instance>| self.inserted.get(&one.code).is_none_or(|before| !same(before, one));
+        let is_new =
+            |one: &&Arc<ObservedInstance>| self.inserted.get(&one.code).is_none_or(|before| !same(before, one));
         let new = wanted.values().filter(is_new).cloned().map(Ok);
         self.ready.extend(gone.chain(new).collect::<Vec<_>>());
         self.inserted = wanted;

@@ -12,7 +12,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use pingora_proxy::{ProxyHttp, Session};
 use pointsman_bench::mqtt::Result;
-use pointsman_core::{Instance, Role, Snapshot, View};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, View};
 use pointsman_http::{Options, Proxy, Route, Settings, Views};
 
 /// Our proxy with one worker, as an embedding program has it; until standard input ends. Each route has a service of its own.
@@ -24,7 +24,8 @@ pub(crate) fn pointsman(address: SocketAddr, backend: SocketAddr, routes: usize)
     for number in 0..routes {
         let service: Arc<str> = format!("service-{number}").into();
         settings.routes.push(Route::new(format!("^/r{number}(/|$)"), Arc::clone(&service)));
-        let mut instance = Instance::new(Arc::clone(&service)).address(backend.to_string()).code("backend");
+        let mut instance =
+            ObservedInstance::from(Instance::new(Arc::clone(&service)).address(backend.to_string()).code("backend"));
         instance.role = Role::Normal;
         let snapshot = Snapshot::new(Arc::clone(&service), 1, vec![Arc::new(instance)]);
         views.insert(service, View::fixed(snapshot));

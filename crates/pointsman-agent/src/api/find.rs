@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::{BufMut as _, BytesMut};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode, Uri};
-use pointsman_core::{Instance, Snapshot};
+use pointsman_core::{ObservedInstance, Snapshot};
 use pointsman_registry::Freshness;
 use pointsman_registry::wire::{InstanceJson, ServiceJson};
 
@@ -79,7 +79,7 @@ fn tag(text: &str) -> Result<(&str, &str), Problem> {
 
 /// Those that have all these tags. What is broken in the registry has none.
 fn tagged(shot: &Shot, all: bool, tags: &[(&str, &str)]) -> Shot {
-    let has_all = |instance: &&Arc<Instance>| {
+    let has_all = |instance: &&Arc<ObservedInstance>| {
         let has = |(key, value): &(&str, &str)| instance.tags.get(*key).is_some_and(|tag| tag == value);
         (all || instance.takes_work()) && tags.iter().all(has)
     };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use pointsman_core::{Change, Instance, Snapshot};
+use pointsman_core::{Change, ObservedInstance, Snapshot};
 use pointsman_registry::wire::{InstanceJson, ProblemJson};
 use serde::Serialize;
 
@@ -78,7 +78,7 @@ pub(crate) struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    pub(crate) fn new(instance: &'a Instance, since: &HashMap<Arc<str>, u64>) -> Self {
+    pub(crate) fn new(instance: &'a ObservedInstance, since: &HashMap<Arc<str>, u64>) -> Self {
         Self { instance: InstanceJson::new(instance), since_ms: since.get(&instance.code).copied() }
     }
 }
@@ -223,6 +223,8 @@ impl Builder {
 mod tests {
     use pointsman_core::{Role, Term};
 
+    use pointsman_core::Instance;
+
     use super::*;
 
     #[test]
@@ -234,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_changes_together_has_one_id_at_its_end() {
-        let mut instance = Instance::new("s").code("a");
+        let mut instance = ObservedInstance::from(Instance::new("s").code("a"));
         instance.role = Role::Master(Term(7));
         let new = Snapshot::new("s", 9, vec![Arc::new(instance)]);
         let group =

@@ -1,6 +1,6 @@
 //! What is kept, counted.
 
-use pointsman_core::{Instance, Role, Term};
+use pointsman_core::{Instance, ObservedInstance, Role, Term};
 use pointsman_registry::Registry;
 
 use super::topics::IDLE;
@@ -15,7 +15,9 @@ async fn feed(name: &str, limit: usize) -> Feed {
 
 /// A service of one instance, at a revision.
 fn one(service: &str, revision: u64) -> Arc<Snapshot> {
-    let mut instance = Instance::new(service).code("a").tag("round", revision.to_string()).tag("pad", "x".repeat(1024));
+    let mut instance = ObservedInstance::from(
+        Instance::new(service).code("a").tag("round", revision.to_string()).tag("pad", "x".repeat(1024)),
+    );
     instance.role = Role::Master(Term(1));
     Arc::new(Snapshot::new(service, revision, vec![Arc::new(instance)]))
 }

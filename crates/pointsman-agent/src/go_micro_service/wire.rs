@@ -1,7 +1,7 @@
 //! What go-micro-service's agent is told, and what it says.
 
 use pointsman_balance::Algorithm;
-use pointsman_core::{Instance, check_address, check_name};
+use pointsman_core::{Instance, ObservedInstance, check_address, check_name};
 use serde::{Deserialize, Serialize};
 
 /// Why a call has failed, in its numbers. Those that it has not itself follow its own: 103, 104, 113 and 123.
@@ -72,7 +72,7 @@ pub(super) struct Picked {
 }
 
 impl Picked {
-    pub(super) fn new(instance: &Instance) -> Result<Self, Failure> {
+    pub(super) fn new(instance: &ObservedInstance) -> Result<Self, Failure> {
         let split = instance.address.as_deref().and_then(|address| address.rsplit_once(':'));
         let Some((host, port)) = split.and_then(|(host, port)| Some((host, port.parse().ok()?))) else {
             return Err(Failure::NoBalancer(format!("{}/{} has no address", instance.service, instance.code)));

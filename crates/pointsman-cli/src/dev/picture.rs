@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman::{Algorithm, Instance, Snapshot};
+use pointsman::{Algorithm, ObservedInstance, Snapshot};
 use unicode_width::UnicodeWidthChar as _;
 
 use crate::json;
@@ -33,7 +33,7 @@ pub(super) struct ServiceScene {
 
 /// One instance.
 pub(super) struct Row {
-    pub(super) instance: Arc<Instance>,
+    pub(super) instance: Arc<ObservedInstance>,
     pub(super) in_flight: usize,
     pub(super) picks: u64,
     pub(super) selected: bool,
@@ -177,19 +177,24 @@ fn foot(scene: &Scene<'_>) -> Line {
 
 #[cfg(test)]
 mod tests {
-    use pointsman::{Role, Term};
+    use pointsman::{Instance, Role, Term};
 
     use super::*;
 
     fn service(name: &str, instances: u32) -> ServiceScene {
         let instance = |number| {
-            let mut instance = Instance::new(name).code(format!("{name}-{number}")).address("127.0.0.1:40000");
+            let mut instance =
+                ObservedInstance::from(Instance::new(name).code(format!("{name}-{number}")).address("127.0.0.1:40000"));
             instance.role = if number == 0 { Role::Master(Term(123_456)) } else { Role::Normal };
             Arc::new(instance)
         };
         let snapshot = Arc::new(Snapshot::new(name, 1, (0..instances).map(instance).collect()));
-        let row =
-            |instance: &Arc<Instance>| Row { instance: instance.clone(), in_flight: 2, picks: 40, selected: false };
+        let row = |instance: &Arc<ObservedInstance>| Row {
+            instance: instance.clone(),
+            in_flight: 2,
+            picks: 40,
+            selected: false,
+        };
         ServiceScene { rows: snapshot.instances().iter().map(row).collect(), snapshot }
     }
 

@@ -141,7 +141,7 @@ fn scene<'a>(
     let board = lock(board);
     let service = |(index, service): (usize, &pointsman::Service)| {
         let (snapshot, flights) = (service.snapshot(), fleet.in_flight(index));
-        let row = |instance: &Arc<pointsman::Instance>| Row {
+        let row = |instance: &Arc<pointsman::ObservedInstance>| Row {
             in_flight: flights.iter().find(|(code, _)| *code == instance.code).map_or(0, |(_, count)| *count),
             picks: board.picks(&instance.service, &instance.code),
             selected: index == selected.service && *instance.code == *selected.code,

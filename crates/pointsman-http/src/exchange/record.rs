@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 use tokio::time::Instant;
 
 use crate::access_log::Entry;
@@ -35,7 +35,7 @@ pub(super) struct Record {
     /// How it is to be logged.
     log: AccessLog,
     /// Who was asked last; only if it is to be logged.
-    instance: Option<Arc<Instance>>,
+    instance: Option<Arc<ObservedInstance>>,
 }
 
 impl Record {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pointsman_core::{Instance, Role, Snapshot, Term, View, ViewWriter};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Term, View, ViewWriter};
 use pointsman_http::{Action, Error, Options, Pass, Proxy, Route, Settings, Views, When};
 pub use pointsman_testkit::http::unused_address as nobody;
 
@@ -22,7 +22,7 @@ pub fn python() -> &'static Path {
 
 /// The instances of services, as a registry would show them.
 pub struct Fleet {
-    writers: Mutex<HashMap<String, (ViewWriter, Vec<Instance>)>>,
+    writers: Mutex<HashMap<String, (ViewWriter, Vec<ObservedInstance>)>>,
 }
 
 impl Fleet {
@@ -55,7 +55,8 @@ impl Fleet {
         self.join_as(Role::Master(Term(1)), Instance::new(service).code(code).address(address.to_string()));
     }
 
-    pub fn join_as(&self, role: Role, mut instance: Instance) {
+    pub fn join_as(&self, role: Role, instance: impl Into<ObservedInstance>) {
+        let mut instance = instance.into();
         instance.role = role;
         let service = instance.service.clone();
         self.edit(&service, |instances| {
@@ -68,7 +69,7 @@ impl Fleet {
         self.edit(service, |instances| instances.retain(|instance| &*instance.code != code));
     }
 
-    fn edit(&self, service: &str, edit: impl FnOnce(&mut Vec<Instance>)) {
+    fn edit(&self, service: &str, edit: impl FnOnce(&mut Vec<ObservedInstance>)) {
         let mut writers = self.writers.lock().unwrap();
         let (writer, instances) = writers.get_mut(service).unwrap();
         edit(instances);

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pointsman_core::{Instance, Role, Snapshot, Term, ViewWriter};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Term, ViewWriter};
 use pointsman_http::{Action, Options, Pass, Proxy, Route, Settings, Views};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -176,8 +176,8 @@ pub async fn get(address: SocketAddr, target: &str) -> (u16, String) {
 }
 
 /// An instance; the code `m` is the master's.
-pub fn instance(service: &str, code: &str, address: SocketAddr) -> Instance {
-    let mut instance = Instance::new(service).code(code).address(address.to_string());
+pub fn instance(service: &str, code: &str, address: SocketAddr) -> ObservedInstance {
+    let mut instance = ObservedInstance::from(Instance::new(service).code(code).address(address.to_string()));
     instance.role = if code == "m" { Role::Master(Term(1)) } else { Role::Normal };
     instance
 }
@@ -197,7 +197,7 @@ impl Fleet {
     }
 
     /// The same, as they are.
-    pub fn put(&self, service: &str, instances: impl IntoIterator<Item = Instance>) {
+    pub fn put(&self, service: &str, instances: impl IntoIterator<Item = ObservedInstance>) {
         let mut writers = self.0.lock().unwrap();
         let writer = writers.get_mut(service).unwrap();
         let revision = writer.load().revision() + 1;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pointsman_balance::{Balancer, Claim, Endpoints, PickError};
-use pointsman_core::{Instance, View};
+use pointsman_core::{Instance, ObservedInstance, View};
 use regex::RegexSet;
 
 use super::metrics::{Metrics, RouteMetrics};
@@ -42,7 +42,7 @@ pub(super) struct Route {
 /// An instance that is to take a message; counted as in flight while this is held.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    pub(super) instance: Arc<Instance>,
+    pub(super) instance: Arc<ObservedInstance>,
     /// `None` for one that was chosen before a restart and may not be chosen any more.
     claim: Option<Claim>,
 }
@@ -56,7 +56,7 @@ impl From<Claim> for Endpoint {
 impl Endpoint {
     /// An instance of which only the code is known.
     pub(super) fn unclaimed(service: &str, code: &str) -> Self {
-        Self { instance: Arc::new(Instance::with_code(service, code)), claim: None }
+        Self { instance: Arc::new(ObservedInstance::from(Instance::with_code(service, code))), claim: None }
     }
 
     pub(super) fn code(&self) -> &Arc<str> {
@@ -139,7 +139,7 @@ impl Routes {
     pub(super) fn is_replaced(&self, route: &Route, code: &str, tried: &[Arc<str>]) -> bool {
         let snapshot = self.views.get(&route.settings.service).unwrap_or(&route.view).load();
         let wants_master = route.settings.role == RouteRole::Master;
-        let serves = |other: &&Arc<Instance>| {
+        let serves = |other: &&Arc<ObservedInstance>| {
             let fits = !wants_master || other.role.is_master();
             fits && !other.is_guarded() && other.takes_work() && !tried.contains(&other.code)
         };
@@ -207,7 +207,7 @@ mod tests {
     /// The master `m` and the normal instance `n`; the first route asks for the master, the second for a normal instance.
     fn routes() -> Routes {
         let instances = [("m", Role::Master(Term(1))), ("n", Role::Normal)].map(|(code, role)| {
-            let mut instance = Instance::new("s").code(code);
+            let mut instance = ObservedInstance::from(Instance::new("s").code(code));
             instance.role = role;
             Arc::new(instance)
         });

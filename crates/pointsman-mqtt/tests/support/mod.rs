@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use pointsman_core::{Instance, Role, Snapshot, Term, View, ViewWriter};
+use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Term, View, ViewWriter};
 use pointsman_mqtt::relay::{Figures, Relay, Route, Settings, Views};
 use pointsman_testkit::{Echo, Mosquitto, Paho, PahoMessage, PahoOptions, PahoSubscription};
 use tokio::runtime::Runtime;
@@ -22,7 +22,7 @@ pub const RELAY: &str = "efda4376-529c-4752-a264-553aa0c7f989";
 
 /// The instances of services, as a registry would show them.
 pub struct Fleet {
-    writers: Mutex<HashMap<String, (ViewWriter, Vec<Instance>)>>,
+    writers: Mutex<HashMap<String, (ViewWriter, Vec<ObservedInstance>)>>,
     changed: watch::Sender<()>,
 }
 
@@ -51,7 +51,8 @@ impl Fleet {
         self.changed.subscribe()
     }
 
-    pub fn join(&self, service: &str, instance: Instance) {
+    pub fn join(&self, service: &str, instance: impl Into<ObservedInstance>) {
+        let instance = instance.into();
         self.edit(service, |instances| {
             instances.retain(|other| other.code != instance.code);
             instances.push(instance);
@@ -62,7 +63,7 @@ impl Fleet {
         self.edit(service, |instances| instances.retain(|instance| &*instance.code != code));
     }
 
-    fn edit(&self, service: &str, edit: impl FnOnce(&mut Vec<Instance>)) {
+    fn edit(&self, service: &str, edit: impl FnOnce(&mut Vec<ObservedInstance>)) {
         let mut writers = self.writers.lock().unwrap();
         let (writer, instances) = writers.get_mut(service).unwrap();
         edit(instances);
@@ -79,16 +80,17 @@ impl Fleet {
     }
 }
 
-pub fn normal(service: &str, code: &str) -> Instance {
-    let mut instance = Instance::new(service).code(code);
-    instance.role = Role::Normal;
-    instance
+pub fn normal(service: &str, code: &str) -> ObservedInstance {
+    observed(Instance::with_code(service, code))
 }
 
-pub fn master(service: &str, code: &str) -> Instance {
-    let mut instance = Instance::new(service).code(code);
-    instance.role = Role::Master(Term(1));
-    instance
+/// A normal instance that has registered this.
+pub fn observed(instance: Instance) -> ObservedInstance {
+    ObservedInstance::new(instance, Role::Normal)
+}
+
+pub fn master(service: &str, code: &str) -> ObservedInstance {
+    ObservedInstance::new(Instance::with_code(service, code), Role::Master(Term(1)))
 }
 
 /// `^/login(/|$)` is for `cfgs`, on one broker.

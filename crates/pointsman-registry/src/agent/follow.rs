@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use hyper::Method;
-use pointsman_core::{Instance, Problem, Status};
+use pointsman_core::{ObservedInstance, Problem, Status};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -116,7 +116,7 @@ struct Mirror {
 #[derive(Debug, Default)]
 struct Mirrored {
     revision: u64,
-    instances: BTreeMap<Arc<str>, Arc<Instance>>,
+    instances: BTreeMap<Arc<str>, Arc<ObservedInstance>>,
     problems: Vec<Problem>,
     /// Who has left cleanly, and has not been told of.
     left: Vec<Arc<str>>,
@@ -198,7 +198,7 @@ impl Mirror {
 impl Mirrored {
     /// What is known of operators' settings: an instance of weight 0 is told to be drained as well, whoever has set that.
     fn drains(&self) -> Overrides {
-        let drained = |instance: &&Arc<Instance>| instance.status == Status::Drained && instance.weight > 0;
+        let drained = |instance: &&Arc<ObservedInstance>| instance.status == Status::Drained && instance.weight > 0;
         let drained = self.instances.values().filter(drained);
         drained.map(|instance| (instance.code.clone(), Override { drained: true, weight: None })).collect()
     }
@@ -241,7 +241,7 @@ impl Mirrored {
     }
 
     fn put(&mut self, instance: Option<super::wire::InstanceJson>) {
-        if let Some(instance) = instance.map(Arc::<Instance>::from) {
+        if let Some(instance) = instance.map(Arc::<ObservedInstance>::from) {
             self.instances.insert(instance.code.clone(), instance);
         }
     }
@@ -249,7 +249,7 @@ impl Mirrored {
 
 impl From<SnapshotJson> for Mirrored {
     fn from(json: SnapshotJson) -> Self {
-        let instances = json.instances.into_iter().map(Arc::<Instance>::from);
+        let instances = json.instances.into_iter().map(Arc::<ObservedInstance>::from);
         Self {
             revision: json.revision,
             instances: instances.map(|instance| (instance.code.clone(), instance)).collect(),

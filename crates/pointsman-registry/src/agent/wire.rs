@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pointsman_core::{Instance, Problem, Role, Status, Term};
+use pointsman_core::{Instance, ObservedInstance, Problem, Role, Status, Term};
 use serde::Deserialize;
 
 /// An instance.
@@ -22,12 +22,11 @@ pub(super) struct InstanceJson {
     guarded_since_ms: Option<u64>,
 }
 
-impl From<InstanceJson> for Arc<Instance> {
+impl From<InstanceJson> for Arc<ObservedInstance> {
     fn from(json: InstanceJson) -> Self {
-        let mut instance = Instance::with_code(json.service, json.code).weight(json.weight);
-        instance.address = json.address;
-        instance.tags = json.tags;
-        instance.role = role(&json.role, json.term);
+        let mut registered = Instance::with_code(json.service, json.code).weight(json.weight);
+        (registered.address, registered.tags) = (json.address, json.tags);
+        let mut instance = ObservedInstance::new(registered, role(&json.role, json.term));
         instance.status = if json.status == Status::Drained.name() { Status::Drained } else { Status::Passing };
         instance.guarded_since = json.guarded_since_ms.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
         Arc::new(instance)

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use pointsman_core::Instance;
 use pointsman_core::Term;
 use proptest::prelude::*;
 
@@ -11,7 +12,7 @@ fn some(codes: impl IntoIterator<Item = usize>) -> Snapshot {
 
 fn with_master(codes: impl IntoIterator<Item = usize>, master: Option<usize>) -> Snapshot {
     let instances = codes.into_iter().map(|code| {
-        let mut instance = Instance::new("s").code(name(code));
+        let mut instance = ObservedInstance::from(Instance::new("s").code(name(code)));
         instance.role = if Some(code) == master { Role::Master(Term(1)) } else { Role::Normal };
         Arc::new(instance)
     });
@@ -38,7 +39,7 @@ impl Watched {
     }
 
     /// Those that are shown although they are gone.
-    fn shown(&mut self, after: Snapshot, left: &[usize], is_emptied: bool) -> Vec<Arc<Instance>> {
+    fn shown(&mut self, after: Snapshot, left: &[usize], is_emptied: bool) -> Vec<Arc<ObservedInstance>> {
         let left: Vec<Arc<str>> = left.iter().copied().map(name).collect();
         let seen = Observation { before: &self.present, after: &after, left: &left, is_emptied };
         let shown = self.state.update(&self.guard, &seen, self.now);
@@ -46,7 +47,7 @@ impl Watched {
         shown
     }
 
-    fn becomes(&mut self, after: Snapshot, left: &[usize], is_emptied: bool) -> Vec<Arc<Instance>> {
+    fn becomes(&mut self, after: Snapshot, left: &[usize], is_emptied: bool) -> Vec<Arc<ObservedInstance>> {
         let mut kept = self.shown(after, left, is_emptied);
         self.listed = kept.len() + self.present.instances().len();
         kept.retain(|instance| instance.is_guarded());
@@ -228,7 +229,7 @@ fn a_lost_master_that_has_been_replaced_is_not_master_again_when_the_next_one_go
     for lost in [8, 1] {
         let mut watched = Watched::new([]);
         watched.present = with_master(0..10, Some(9));
-        let is_master = |one: &Arc<Instance>| one.role.is_master();
+        let is_master = |one: &Arc<ObservedInstance>| one.role.is_master();
         watched.becomes(some(0..10 - lost), &[], false);
         watched.becomes(with_master(0..10 - lost, Some(0)), &[], false);
         // It resigns, or has left.

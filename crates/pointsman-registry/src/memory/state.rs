@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use pointsman_core::{Instance, Role, StaleTerm, Term};
+use pointsman_core::{Instance, ObservedInstance, Role, StaleTerm, Term};
 
 use super::followers::Followers;
 use super::terms::Terms;
@@ -44,7 +44,7 @@ struct Service<R> {
 #[derive(Debug)]
 struct Member<R> {
     id: MemberId,
-    instance: Arc<Instance>,
+    instance: Arc<ObservedInstance>,
     /// Who has registered it, where the same may take over from itself.
     holder: Option<Arc<str>>,
     report: R,
@@ -77,7 +77,7 @@ impl<R: Clone> State<R> {
     /// returned. `Err` names who has the code already.
     pub(super) fn join(
         &mut self,
-        mut instance: Instance,
+        instance: Instance,
         holder: Option<Arc<str>>,
         report: R,
     ) -> Result<(MemberId, Option<R>), String> {
@@ -94,7 +94,7 @@ impl<R: Clone> State<R> {
         let role = || if service.master.is_some() { Role::Normal } else { Role::Master(Term(self.clock)) };
         // The mastership goes on when the same holder takes it over.
         let inherited = before.as_ref().and_then(|before| before.instance.role.term());
-        instance.role = inherited.map_or_else(role, Role::Master);
+        let instance = ObservedInstance::new(instance, inherited.map_or_else(role, Role::Master));
         self.new_roles.push((report.clone(), instance.role));
         if instance.role.is_master() {
             service.master = Some(code.clone());
@@ -124,11 +124,10 @@ impl<R: Clone> State<R> {
     }
 
     /// Replaces what an instance has registered.
-    pub(super) fn update(&mut self, service: &str, id: MemberId, mut instance: Instance) {
+    pub(super) fn update(&mut self, service: &str, id: MemberId, instance: Instance) {
         let Some(service) = self.services.get_mut(service) else { return };
         let Some(member) = service.by_id(id) else { return };
-        instance.role = member.instance.role;
-        member.instance = Arc::new(instance);
+        member.instance = Arc::new(ObservedInstance::new(instance, member.instance.role));
         self.clock += 1;
         service.revision = self.clock;
         self.new_roles.extend(service.hand_on(self.clock));
@@ -333,8 +332,8 @@ mod tests {
                 let terms: Vec<_> = read.instances.iter().filter_map(|i| i.role.term()).collect();
                 prop_assert_eq!(read.instances.len(), members.len());
                 prop_assert_eq!(terms.len(), usize::from(!members.is_empty()));
-                let set = |instance: &Arc<Instance>| read.overrides.get(&instance.code).copied().unwrap_or_default();
-                let takes_work = |i: &&Arc<Instance>| set(i).apply(Arc::clone(i)).takes_work();
+                let set = |instance: &Arc<ObservedInstance>| read.overrides.get(&instance.code).copied().unwrap_or_default();
+                let takes_work = |i: &&Arc<ObservedInstance>| set(i).apply(Arc::clone(i)).takes_work();
                 let working: Vec<_> = read.instances.iter().filter(takes_work).collect();
                 let has_working_master = working.iter().any(|instance| instance.role.is_master());
                 prop_assert_eq!(has_working_master, !working.is_empty(), "no drained master where another could be");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pointsman_core::{Instance, Snapshot, Status};
+use pointsman_core::{ObservedInstance, Snapshot, Status};
 use tokio::time::Instant;
 
 use crate::guard::GuardState;
@@ -58,7 +58,7 @@ impl Held {
     }
 
     /// What is shown of the service, at the registry's revision: what it holds, and those that it has lost, with what operators have set.
-    pub(super) fn shown(&self, lost: &[Arc<Instance>]) -> Snapshot {
+    pub(super) fn shown(&self, lost: &[Arc<ObservedInstance>]) -> Snapshot {
         if lost.is_empty() && self.overrides.is_empty() && self.kept.is_empty() {
             return self.raw.clone();
         }
@@ -77,7 +77,7 @@ impl Held {
 
 /// What a snapshot would be without drains. What a weight was before an operator set it is not known: the registry will tell.
 pub(super) fn registered(shown: &Snapshot, overrides: &Overrides) -> Snapshot {
-    let without_drain = |instance: &Arc<Instance>| {
+    let without_drain = |instance: &Arc<ObservedInstance>| {
         let mut instance = instance.clone();
         if overrides.get(&instance.code).is_some_and(|set| set.drained) {
             Arc::make_mut(&mut instance).status = Status::Passing;

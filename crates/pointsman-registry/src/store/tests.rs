@@ -1,4 +1,4 @@
-use pointsman_core::{Instance, Status};
+use pointsman_core::{Instance, ObservedInstance, Status};
 use tokio::sync::watch;
 
 use super::cells::{IDLE, JOURNAL};
@@ -8,7 +8,7 @@ use crate::directory::{Directory, Inner};
 use crate::overrides::Override;
 
 fn state(service: &str, codes: &[&str]) -> ServiceState {
-    let instance = |code: &&str| Arc::new(Instance::new(service).code(*code));
+    let instance = |code: &&str| Arc::new(ObservedInstance::from(Instance::new(service).code(*code)));
     let instances = codes.iter().map(instance).collect();
     ServiceState { revision: 1, instances, ..ServiceState::empty(service) }
 }
@@ -22,7 +22,8 @@ fn restores() -> mpsc::UnboundedSender<Restore> {
 }
 
 fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {
-    let instances = codes.map(|code| Arc::new(Instance::new(service).code(code.to_string()))).collect();
+    let instances =
+        codes.map(|code| Arc::new(ObservedInstance::from(Instance::new(service).code(code.to_string())))).collect();
     disk::save(folder, &[(Arc::new(Snapshot::new(service, 7, instances)), Overrides::new())]);
 }
 
@@ -30,7 +31,7 @@ fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>)
 async fn who_is_too_far_behind_gets_everything_and_others_what_has_changed() {
     let shared = Shared::new(Scope::All);
     let put = |service: &str, code: &str| {
-        let raw = Snapshot::new(service, 1, vec![Arc::new(Instance::new(service).code(code))]);
+        let raw = Snapshot::new(service, 1, vec![Arc::new(ObservedInstance::from(Instance::new(service).code(code)))]);
         let (before, next) = (shared.snapshot(service), Some(Arc::new(raw.clone())));
         shared.publish(vec![Shown { before, raw, left: Vec::new(), next }]);
     };

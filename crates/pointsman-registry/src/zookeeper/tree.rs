@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use pointsman_core::{Instance, Problem, Role, check_name, shown};
+use pointsman_core::{ObservedInstance, Problem, Role, check_name, shown};
 use zookeeper_client::{Error as ZkError, Stat};
 
 use super::layout::{Layout, MASTER, is_in_the_way, removal};
@@ -59,7 +59,7 @@ struct Node {
     /// It was not Pointsman that has written it.
     is_foreign: bool,
     /// The instance with its role, and what had to be clamped; or why it is none.
-    content: Result<(Arc<Instance>, Option<String>), String>,
+    content: Result<(Arc<ObservedInstance>, Option<String>), String>,
 }
 
 /// What there is of a service besides its nodes.
@@ -135,9 +135,7 @@ impl Tree {
         let content = content.map(|parsed| {
             let role = if node == MASTER { Role::Master(parsed.term(stat.czxid)) } else { Role::Normal };
             is_foreign = parsed.session_timeout.is_none();
-            let mut instance = parsed.instance;
-            instance.role = role;
-            (Arc::new(instance), parsed.clamped)
+            (Arc::new(ObservedInstance::new(parsed.instance, role)), parsed.clamped)
         });
         let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, owner: stat.ephemeral_owner, is_foreign, content };
         let (code, czxid) = (new.code().cloned(), new.czxid);
@@ -412,7 +410,7 @@ impl Node {
 }
 
 /// A node of an instance: its name, itself, what it says.
-type Entry<'s> = (&'s str, &'s Node, &'s Arc<Instance>);
+type Entry<'s> = (&'s str, &'s Node, &'s Arc<ObservedInstance>);
 
 impl Service {
     fn collect(&self, state: &mut ServiceState) {
@@ -444,7 +442,7 @@ impl Service {
             let mut instance = instance.clone();
             let is_double = doubles.contains(code);
             // Of two instances with one code, only the one that has the node is master.
-            let has_node = |master: &&Arc<Instance>| !is_double || master.address == instance.address;
+            let has_node = |master: &&Arc<ObservedInstance>| !is_double || master.address == instance.address;
             if let Some(master) = master.filter(|m| *m.code == *code && !instance.role.is_master()).filter(has_node) {
                 Arc::make_mut(&mut instance).role = master.role;
             }

@@ -6,7 +6,9 @@ use std::io;
 use std::sync::Arc;
 
 use pointsman::agent::{Agent, Settings};
-use pointsman::{Algorithm, Balancer, Instance, Registration, Registry, Service, Snapshot, Term, TermGuard};
+use pointsman::{
+    Algorithm, Balancer, Instance, ObservedInstance, Registration, Registry, Service, Snapshot, Term, TermGuard,
+};
 
 use crate::args::Output;
 use crate::dev::picture::bar;
@@ -94,7 +96,7 @@ impl Stage {
     }
 
     /// The instance that is master now.
-    pub(super) fn master(&self) -> Result<Arc<Instance>, Mismatch> {
+    pub(super) fn master(&self) -> Result<Arc<ObservedInstance>, Mismatch> {
         self.service.master().map_err(|error| Mismatch::new("a master", error.to_string()))
     }
 

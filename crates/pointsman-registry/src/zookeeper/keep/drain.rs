@@ -5,7 +5,6 @@
 //! chance must not be passed over for ever. See [`Chances`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::{Instance, Role};
@@ -22,7 +21,7 @@ use crate::overrides::Override;
 
 /// Whether an operator lets an instance take no work.
 pub(super) fn is_drained(instance: &Instance, set: Override) -> bool {
-    !set.apply(Arc::new(instance.clone())).takes_work()
+    !set.lets_work(instance)
 }
 
 /// What an operator has set for an instance, and a watch on it. Where it may not be read it counts as not drained: whoever is not known to be

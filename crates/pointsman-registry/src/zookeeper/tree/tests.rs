@@ -1,5 +1,7 @@
 //! What nodes mean, and what is told of those that mean nothing.
 
+use pointsman_core::Instance;
+
 use super::*;
 use crate::overrides::Override;
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pointsman_balance::{Balancer, Candidates};
-use pointsman_core::Instance;
+use pointsman_core::ObservedInstance;
 use pointsman_mqtt::client::{Settings, Status};
 use pointsman_mqtt::packet::Version;
 use pointsman_mqtt::relay::Topics;
@@ -88,7 +88,7 @@ impl Keeper {
         let snapshot = self.relays.snapshot();
         let Some(link) = self.link() else { return self.find(None).await };
         let address = Some(&link.station.address);
-        let is_there = |relay: &&Arc<Instance>| relay.takes_work() && relay.address.as_ref() == address;
+        let is_there = |relay: &&Arc<ObservedInstance>| relay.takes_work() && relay.address.as_ref() == address;
         if snapshot.find(&link.code).filter(is_there).is_none() {
             tracing::info!(relay = &*link.code, "the relay has left");
             return self.find(Some((link, End::Left))).await;
@@ -104,7 +104,7 @@ impl Keeper {
             return Some(since + AWAY);
         }
         // Whoever is at the same broker is no better off.
-        let elsewhere = |relay: &&Arc<Instance>| relay.takes_work() && relay.address.as_ref() != address;
+        let elsewhere = |relay: &&Arc<ObservedInstance>| relay.takes_work() && relay.address.as_ref() != address;
         if !snapshot.instances().iter().any(|relay| elsewhere(&relay)) {
             return Some(now + AVOID);
         }
@@ -152,7 +152,7 @@ impl Keeper {
     }
 
     /// A connection to the relay's broker: the one that there is, or a new one.
-    async fn reach(&mut self, relay: &Instance) -> Result<Arc<Station>, Error> {
+    async fn reach(&mut self, relay: &ObservedInstance) -> Result<Arc<Station>, Error> {
         let address = relay.address.clone().ok_or(Error::Unsupported("the relay is registered without an address"))?;
         self.stations.retain(|station| station.strong_count() > 0);
         let existing = self.stations.iter().filter_map(Weak::upgrade).find(|station| station.address == address);
@@ -174,7 +174,7 @@ impl Keeper {
         Ok(station)
     }
 
-    fn switch(&mut self, relay: &Instance, station: Arc<Station>, before: Option<(Arc<Link>, End)>) {
+    fn switch(&mut self, relay: &ObservedInstance, station: Arc<Station>, before: Option<(Arc<Link>, End)>) {
         tracing::info!(relay = &*relay.code, broker = &*station.address, "sending by this relay");
         self.away_since = None;
         self.status = Some(station.client.status());
