@@ -179,7 +179,9 @@ impl Keeper {
     /// Tells first, then deregisters: whoever reads the roles stops before another becomes master.
     async fn deregister(self) {
         let Self { registration, mut teller } = self;
-        teller.tell(registration.instance(), Role::Detached, None);
+        if teller.told.is_some() {
+            teller.tell(registration.instance(), Role::Detached, None);
+        }
         match tokio::time::timeout(DEREGISTER, registration.close()).await {
             Ok(Ok(()) | Err(Error::Closed { .. })) => {}
             Ok(Err(error)) => tracing::warn!(%error, "deregister"),

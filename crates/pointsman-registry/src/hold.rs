@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pointsman_core::Instance;
 use tokio::sync::{mpsc, watch};
 
-use crate::registration::{Command, Task};
-use crate::{Error, Result};
+use crate::Error;
+use crate::registration::{Command, Reply, Task};
 
 /// The codes that are held, and by whom.
 pub(crate) type Holds = Arc<Mutex<HashMap<Key, Holder>>>;
@@ -43,8 +43,8 @@ impl Hold {
     pub(crate) async fn take(
         holds: &Holds,
         registration: mpsc::WeakUnboundedSender<Command>,
-        task: &Task,
-    ) -> Result<Self> {
+        task: &mut Task,
+    ) -> Result<Self, NotHeld> {
         let Instance { service, code, .. } = task.instance.clone();
         let deadline = task.patience.map(|patience| tokio::time::Instant::now() + patience);
         let (holder, mark) = (task.holder.clone(), Arc::new(()));
@@ -69,7 +69,7 @@ impl Hold {
                 }
                 Entry::Occupied(_) => {
                     let holder = format!("this process (pid {})", std::process::id());
-                    return Err(Error::DuplicateCode { service, code, holder });
+                    return Err(NotHeld::Failed(Error::DuplicateCode { service, code, holder }));
                 }
             };
             let too_late = async {
@@ -80,13 +80,36 @@ impl Hold {
             };
             tokio::select! {
                 _ = gone.changed() => {}
+                command = task.commands.recv() => note(task, command)?,
                 () = too_late => {
-                    let reason = "an ended registration of the same code is not removed yet".to_owned();
-                    return Err(Error::unavailable(format!("register {service}/{code}"), reason));
+                    let reason = "an ended registration of the same code is not removed yet";
+                    return Err(NotHeld::Failed(Error::unavailable(format!("register {service}/{code}"), reason)));
                 }
             }
         }
     }
+}
+
+/// Why a code is not held.
+#[derive(Debug)]
+pub(crate) enum NotHeld {
+    Failed(Error),
+    /// The registration has been given up meanwhile; with the reply, if somebody waits for that.
+    GivenUp(Option<Reply>),
+}
+
+/// Takes in what is asked for while the code is waited for.
+fn note(task: &mut Task, command: Option<Command>) -> Result<(), NotHeld> {
+    let Instance { service, code, .. } = &task.instance;
+    match command {
+        None => return Err(NotHeld::GivenUp(None)),
+        Some(Command::Close(_, reply)) => return Err(NotHeld::GivenUp(Some(reply))),
+        Some(Command::Resign(reply)) => {
+            let _ = reply.send(Err(Error::NotMaster { service: service.clone(), code: code.clone() }));
+        }
+        Some(later) => task.early.push(later),
+    }
+    Ok(())
 }
 
 impl Drop for Hold {

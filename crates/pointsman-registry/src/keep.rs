@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use pointsman_core::{Instance, Role};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::Instant;
 
 use self::gate::Gate;
 pub(crate) use self::lifecycle::Said;
 use self::lifecycle::{Effect, Goal, Input, Lifecycle};
-use crate::Error;
 use crate::lease::Lease;
 use crate::registration::{Command, Departure, End, Reply, Report, RoleWriter, Task};
+use crate::{Error, Result};
 
 /// How one registry registers one instance.
 pub(crate) trait Registrar: Send {
@@ -29,20 +30,35 @@ pub(crate) trait Registrar: Send {
     /// anew what is wanted.
     fn remove(&mut self, control: &mut Control, departure: Departure) -> impl Future<Output = Option<Said>> + Send;
 
+    /// What refuses an instance that can never be registered in this registry.
+    fn checker(&self) -> Checker {
+        Box::new(|_| Ok(()))
+    }
+
     /// Returns when it is worth a new attempt, although the time for it has not come.
     fn ready(&mut self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 }
 
+/// See [`Registrar::checker`].
+pub(crate) type Checker = Box<dyn Fn(&Instance) -> Result<()> + Send + Sync>;
+
 /// Keeps the task's instance registered until its commands end.
 pub(crate) async fn keep(mut registrar: impl Registrar, longest_pause: Duration, task: Task) -> End {
-    let Task { instance, check, patience, commands, report, .. } = task;
+    let Task { instance, check, patience, commands, early, report, .. } = task;
+    let checker = registrar.checker();
+    if let Err(error) = checker(&instance) {
+        return End::failed(report, error);
+    }
     let gate = Gate::new(check);
     let lifecycle = Lifecycle::new(instance, gate.health(), patience, longest_pause, Instant::now());
-    let mut control =
-        Control { lifecycle, gate, commands, report, outcome: None, replies: Vec::new(), has_holder: true };
+    let (outcome, replies) = (None, Vec::new());
+    let mut control = Control { lifecycle, gate, checker, commands, report, outcome, replies, has_holder: true };
     control.settle();
+    early.into_iter().for_each(|command| control.take_idle(Some(command)));
+    // Whoever has given up by now is not registered for a moment.
+    control.goes_on();
     loop {
         let said = match control.goal() {
             (Goal::Over, _) => {
@@ -80,11 +96,12 @@ pub(crate) enum Order {
 pub(crate) struct Control {
     lifecycle: Lifecycle<Reply>,
     gate: Gate,
+    checker: Checker,
     commands: mpsc::UnboundedReceiver<Command>,
     report: Report,
     /// What the first attempts have come to, and what is to be answered: to be told once all is released.
-    outcome: Option<crate::Result<()>>,
-    replies: Vec<(Reply, crate::Result<()>)>,
+    outcome: Option<Result<()>>,
+    replies: Vec<(Reply, Result<()>)>,
     /// Whether the holder of the registration lives.
     has_holder: bool,
 }
@@ -124,9 +141,11 @@ impl Control {
 
     /// Takes in what has been asked for by now. Whether the instance is still to be registered.
     pub(crate) fn goes_on(&mut self) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
-            if let Some(Order::Resign(reply)) = self.take(Some(command)) {
-                let _ = reply.send(Err(self.not_master()));
+        while self.has_holder {
+            match self.commands.try_recv() {
+                Ok(command) => self.take_idle(Some(command)),
+                Err(TryRecvError::Disconnected) => self.take_idle(None),
+                Err(TryRecvError::Empty) => break,
             }
         }
         self.goal().0 == Goal::Registered
@@ -206,6 +225,13 @@ impl Control {
         }
     }
 
+    /// Takes a command in, while nothing can be resigned.
+    fn take_idle(&mut self, command: Option<Command>) {
+        if let Some(Order::Resign(reply)) = self.take(command) {
+            let _ = reply.send(Err(self.not_master()));
+        }
+    }
+
     /// Takes a command in. What is returned is for the registrar.
     fn take(&mut self, command: Option<Command>) -> Option<Order> {
         match command {
@@ -214,7 +240,12 @@ impl Control {
                 self.step(Input::Close(Departure::Left, None));
             }
             Some(Command::Close(departure, reply)) => self.step(Input::Close(departure, Some(reply))),
-            Some(Command::Update(instance, reply)) => self.step(Input::Update(instance, reply)),
+            Some(Command::Update(instance, reply)) => match (self.checker)(&instance) {
+                Ok(()) => self.step(Input::Update(instance, reply)),
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
             Some(Command::Check(check)) => {
                 if self.gate.check_by(check.map(|check| *check)) {
                     self.step(Input::Health(self.gate.health()));

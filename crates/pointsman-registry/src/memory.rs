@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use pointsman_core::Term;
 use tokio::sync::{Notify, mpsc};
 
-use self::state::{MemberId, State};
+use self::state::{MemberId, State, Taken};
 use crate::backend::{Backend, Event, Scope, ServiceState};
 use crate::keep::{Control, Order, Registrar, Said, keep};
 use crate::log::Log;
@@ -211,13 +211,18 @@ struct MemoryRegistrar<'a> {
 }
 
 impl<'a> MemoryRegistrar<'a> {
-    fn join(&self, control: &mut Control) -> Result<Member<'a>> {
+    fn join(&self, control: &mut Control) -> Result<Member<'a>, Said> {
         let (instance, revision) = control.wanted();
         let (instance, service, code) = (instance.clone(), instance.service.clone(), instance.code.clone());
         let told = Told { roles: control.roles().clone(), replaced: Arc::default() };
         let (memory, replaced, roles) = (self.memory, told.replaced.clone(), told.roles.clone());
-        let joined = memory.change(&service, |state| state.join(instance, self.holder.clone(), told));
-        let (id, before) = joined.map_err(|holder| Error::DuplicateCode { service: service.clone(), code, holder })?;
+        // Whoever comes takes over; who was there before, and comes back, was taken over from.
+        let takes_over = control.is_entering();
+        let joined = memory.change(&service, |state| state.join(instance, self.holder.clone(), takes_over, told));
+        let (id, before) = joined.map_err(|taken| match taken {
+            Taken::ByTheSame => Said::Replaced,
+            Taken::ByAnother(holder) => Said::Failed(Error::DuplicateCode { service: service.clone(), code, holder }),
+        })?;
         if let Some(before) = before {
             before.roles.step_down("taken over by the same holder elsewhere");
             before.replaced.notify_one();
@@ -234,7 +239,7 @@ impl Registrar for MemoryRegistrar<'_> {
             Some(member) => member,
             None => match self.join(control) {
                 Ok(member) => member,
-                Err(error) => return Some(Said::Failed(error)),
+                Err(said) => return Some(said),
             },
         };
         let Member { memory, service, id, replaced, .. } = self.member.insert(member);
@@ -281,9 +286,11 @@ struct Member<'a> {
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
-        // Before the next one is master.
-        self.roles.step_down("deregistering");
-        self.memory.change(&self.service, |state| state.leave(&self.service, self.id, self.departure));
+        self.memory.change(&self.service, |state| {
+            // Before the next one is master, and after whatever another change has told.
+            self.roles.step_down("deregistering");
+            state.leave(&self.service, self.id, self.departure);
+        });
     }
 }
 

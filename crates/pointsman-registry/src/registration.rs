@@ -132,7 +132,8 @@ impl Registration {
     }
 
     /// Changes address, weight or tags of the living registration: `registration.update(|i| i.weight = 5)`.
-    /// Returns once the registry has it. While the registry is away it waits; the newest update is written on return.
+    /// Returns once the registry has it; while the check of the instance fails, at once. While the registry is away it waits; the newest
+    /// update is written on return.
     /// Cancelled, the change may still be carried out.
     ///
     /// # Errors
@@ -153,7 +154,7 @@ impl Registration {
     }
 
     /// From now on the instance is registered only while it passes this check; always, without one. What is known by an unchanged check
-    /// stays known.
+    /// stays known; with another one the instance is deregistered until it passes.
     ///
     /// # Errors
     ///
@@ -300,6 +301,8 @@ pub(crate) struct Task {
     /// How long the registry may be away before the first registration fails; `None`: for ever.
     pub(crate) patience: Option<Duration>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
+    /// Commands that have come before it was kept.
+    pub(crate) early: Vec<Command>,
     pub(crate) report: Report,
 }
 
@@ -441,6 +444,19 @@ impl End {
         }
     }
 
+    /// The registration has been given up before it began.
+    pub(crate) fn given_up(task: Task, reply: Option<Reply>) -> Self {
+        let Instance { service, code, .. } = &task.instance;
+        let closed = Error::Closed { what: format!("registration {service}/{code}") };
+        let mut replies: Vec<_> = reply.into_iter().map(|reply| (reply, Ok(()))).collect();
+        let updates = task.early.into_iter().filter_map(|command| match command {
+            Command::Update(_, reply) => Some((reply, Err(closed.clone()))),
+            _ => None,
+        });
+        replies.extend(updates);
+        Self { report: task.report, outcome: Some(Err(closed)), replies }
+    }
+
     /// The registration has never begun.
     pub(crate) fn failed(report: Report, error: Error) -> Self {
         Self { report, outcome: Some(Err(error)), replies: Vec::new() }
@@ -466,5 +482,5 @@ pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Reg
     let report = Report { roles, entered, last_word: "the registration has ended" };
     let (roles, cut) = (Roles { state, told: None }, Arc::default());
     let registration = Registration { instance: instance.clone(), commands, roles, entered: outcome, cut };
-    (registration, Task { instance, holder, check, patience, commands: receiver, report })
+    (registration, Task { instance, holder, check, patience, commands: receiver, early: Vec::new(), report })
 }

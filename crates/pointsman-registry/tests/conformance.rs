@@ -396,6 +396,36 @@ async fn an_instance_is_registered_only_while_it_passes_its_check(url: String) {
     until("gone", &service, Snapshot::is_empty).await;
 }
 
+async fn who_comes_back_gives_way_to_the_newer_registration_of_its_holder(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = two.discover("s").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let check = Check { interval: Duration::from_millis(20), fall: 1, ..Check::new(Probe::Tcp(address.to_string())) };
+    let older = one.registration(Instance::new("s").code("a")).holder("holder").check(check);
+    let older = soon("registered", older.register()).await.unwrap();
+    drop(listener);
+    let mut roles = older.roles();
+    until_trouble("its check fails", &mut roles, |trouble| matches!(trouble, Trouble::CheckFails(_))).await;
+    until("removed", &service, Snapshot::is_empty).await;
+    let newer = soon("registered", two.take_over(Instance::new("s").code("a").weight(2), "holder")).await.unwrap();
+    let role = newer.role();
+    assert!(role.is_master());
+    let _listener = TcpListener::bind(address).await.unwrap();
+    if url.starts_with("http:") {
+        // An agent cannot tell the two apart: the newest connection has it.
+        let mut ended = newer.roles();
+        soon("one of them ends", async { while ended.changed().await.is_some() {} }).await;
+        until("the older one is listed", &service, |s| s.find("a").is_some_and(|a| a.weight == 1)).await;
+        return;
+    }
+    soon("the older one ends", async { while roles.changed().await.is_some() {} }).await;
+    assert!(roles.trouble().unwrap().to_string().contains("taken over"), "{:?}", roles.trouble());
+    assert_eq!(newer.role(), role);
+    let snapshot = until("only the newer is listed", &service, |s| codes(s) == ["a"]).await;
+    assert_eq!((snapshot.instances()[0].weight, snapshot.instances()[0].role), (2, role));
+}
+
 async fn a_registration_that_is_given_up_leaves_nothing(url: String) {
     let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
     let service = other.discover("s").await.unwrap();
@@ -451,6 +481,23 @@ async fn who_waits_is_registered_when_the_registry_is_back_and_who_does_not_is_t
     soon("registered", also.registered()).await.unwrap();
     let service = registry.discover("s").await.unwrap();
     until("listed", &service, |s| codes(s) == ["also", "patient"]).await;
+}
+
+/// Through a proxy that can be cut.
+async fn whoever_closes_is_answered_while_the_code_is_not_free_yet(url: String, way: CuttingProxy) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let first = registry.register(Instance::new("s").code("a")).await.unwrap();
+    way.cut();
+    drop(first);
+    let mut second = registry.registration(Instance::new("s").code("a")).patience(None).start().unwrap();
+    assert!(matches!(soon("answered", second.resign()).await, Err(Error::NotMaster { .. })));
+    let _ = second.update(|instance| instance.weight = 2).now_or_never();
+    let _ = soon("closed", second.close()).await;
+    let third = registry.registration(Instance::new("s").code("a").weight(3)).patience(None).start().unwrap();
+    way.mend();
+    soon("registered", third.registered()).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    until("only the third is listed", &service, |s| s.find("a").is_some_and(|a| a.weight == 3)).await;
 }
 
 /// Through a proxy that can be cut.
@@ -717,11 +764,13 @@ macro_rules! conformance_through_a_proxy {
 conformance_through_a_proxy! {
     who_waits_is_registered_when_the_registry_is_back_and_who_does_not_is_told_soon
     a_cut_connection_does_not_end_the_wait_for_a_code
+    whoever_closes_is_answered_while_the_code_is_not_free_yet
 }
 
 conformance! {
     an_instance_is_registered_only_while_it_passes_its_check
     a_registration_that_is_given_up_leaves_nothing
+    who_comes_back_gives_way_to_the_newer_registration_of_its_holder
     what_is_abandoned_stays_where_there_are_sessions_and_is_taken_over
     the_first_is_master_and_the_others_are_normal
     when_the_master_leaves_the_next_takes_over_with_a_higher_term

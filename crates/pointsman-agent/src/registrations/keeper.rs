@@ -104,9 +104,10 @@ impl Keeper {
             // has no role to give up, and whoever waits for its outcome is told by the end.
             keeping.tell(Some(end.name().into()));
         }
+        let is_unhealthy = matches!(keeping.roles.trouble(), Some(Trouble::CheckFails(_)));
         match end {
             // Another agent takes it over before the session of this one ends.
-            End::Closing if keeping.was_registered => keeping.registration.abandon(),
+            End::Closing if keeping.was_registered && !is_unhealthy => keeping.registration.abandon(),
             _ => deregister(keeping.registration, end.departure()).await,
         }
         end
@@ -173,15 +174,17 @@ impl Keeping<'_> {
                 }
             }
             Some(Command::Resign(reply)) => {
-                let resigning = self.registration.resign();
+                let (registration, roles) = (&self.registration, &mut self.roles);
+                let resigning = registration.resign();
                 tokio::pin!(resigning);
                 let result = loop {
                     tokio::select! {
                         result = &mut resigning => break result,
                         // It is given up before the registry has said yes.
-                        status = self.roles.status_changed() => match status {
-                            Some(_) => tell(self.status, self.roles.trouble().map(|trouble| trouble.to_string().into())),
-                            None => return Some(End::Replaced),
+                        status = roles.status_changed() => match status {
+                            Some((_, trouble)) if self.is_settled => tell(self.status, trouble.map(|why| why.to_string().into())),
+                            Some(_) => {}
+                            None => return self.was_registered.then_some(End::Replaced),
                         },
                     }
                 };

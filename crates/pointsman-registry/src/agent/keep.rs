@@ -35,6 +35,7 @@ pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Task) -> End 
         left: None,
         heard: Instant::now(),
         failures: 0,
+        was_opened: false,
     };
     crate::keep::keep(keeper, super::LONGEST_PAUSE, task).await
 }
@@ -57,6 +58,8 @@ struct Keeper {
     heard: Instant,
     /// Number of agents in a row that could not be used.
     failures: usize,
+    /// Whether an agent has ever taken the registration.
+    was_opened: bool,
 }
 
 /// Why a stream has come to its end.
@@ -71,6 +74,13 @@ enum Out {
     Replaced,
     /// The registration is to be something else.
     Stopped,
+}
+
+/// Whether an update has been written.
+#[derive(Debug, PartialEq, Eq)]
+enum Written {
+    Yes,
+    No,
 }
 
 /// A call that is under way while events are read.
@@ -108,8 +118,8 @@ impl Registrar for Keeper {
     async fn remove(&mut self, control: &mut Control, departure: Departure) -> Option<Said> {
         control.step_down("deregistering");
         let result = match departure {
-            Departure::Left => self.deregister(control).await,
-            Departure::Lost => Ok(()),
+            Departure::Left if self.was_opened => self.deregister(control).await,
+            Departure::Left | Departure::Lost => Ok(()),
         };
         self.left = None;
         Some(Said::Removed(result))
@@ -121,12 +131,13 @@ impl Keeper {
     fn lost(&mut self, reason: String, error: Error) -> Said {
         self.place = self.agents.after(self.place);
         self.failures += 1;
-        if self.failures < self.agents.len() { Said::Unreachable(reason) } else { Said::Failed(error) }
+        if self.failures <= self.agents.len() { Said::Unreachable(reason) } else { Said::Failed(error) }
     }
 
     /// Registers at an agent, and stays so until something ends that.
     async fn try_hold(&mut self, control: &mut Control) -> Result<std::convert::Infallible, Out> {
         let (mut stream, sent, written) = self.open(control).await?;
+        self.was_opened = true;
         self.left = None;
         (self.lease, self.role) = (Lease::new(), Role::Detached);
         control.say(Said::Written(written));
@@ -168,7 +179,12 @@ impl Keeper {
                         self.failures = 0;
                     }
                 }
-                update = finished(&mut updating) => self.updated(control, update)?,
+                update = finished(&mut updating) => {
+                    if self.updated(control, update)? == Written::No {
+                        // What was accepted before is written already.
+                        said_last = control.wanted().1;
+                    }
+                }
                 () = tokio::time::sleep_until(renew_at), if renewing.is_none() => renewing = self.renew(),
                 () = tokio::time::sleep_until(renewed_at + self.silence()) => {
                     self.left = Some(stream);
@@ -294,20 +310,23 @@ impl Keeper {
     }
 
     /// Takes in what has become of what was written.
-    fn updated(&mut self, control: &mut Control, (revision, answer): Update) -> Result<(), Out> {
+    fn updated(&mut self, control: &mut Control, (revision, answer): Update) -> Result<Written, Out> {
         match answer {
-            Ok(answer) if answer.status.is_success() => control.say(Said::Written(revision)),
+            Ok(answer) if answer.status.is_success() => {
+                control.say(Said::Written(revision));
+                Ok(Written::Yes)
+            }
             Ok(answer) if answer.status == StatusCode::NOT_FOUND || answer.status.is_server_error() => {
                 // Written with the next registration.
-                return Err(Out::Lost(refusal(control, "update", &answer).to_string()));
+                Err(Out::Lost(refusal(control, "update", &answer).to_string()))
             }
             Ok(answer) => {
                 let error = refusal(control, "update", &answer);
                 control.say(Said::Rejected(revision, error));
+                Ok(Written::No)
             }
-            Err(fault) => return Err(Out::Lost(fault.to_string())),
+            Err(fault) => Err(Out::Lost(fault.to_string())),
         }
-        Ok(())
     }
 
     async fn resign(&mut self, control: &mut Control, reply: Reply) {

@@ -1,54 +1,70 @@
 //! Lets an instance be registered only while it passes its check.
 
-use crate::check::{Check, Checking};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::check::Check;
 
 /// Whether the instance passes its check; always, without one.
 #[derive(Debug)]
 pub(super) struct Gate {
     check: Option<Check>,
-    checking: Option<Checking>,
-    health: Result<(), String>,
+    health: watch::Receiver<Health>,
+    /// The check goes on whatever else is done meanwhile. Ends with this value.
+    _checking: JoinSet<()>,
 }
+
+/// Whether an instance passes, and why not.
+type Health = Result<(), String>;
 
 impl Gate {
     pub(super) fn new(check: Option<Check>) -> Self {
-        let mut gate = Self { check: None, checking: None, health: Ok(()) };
-        gate.check_by(check);
-        gate
+        let initial = match &check {
+            Some(check) => Err(format!("{} has not been asked yet", check.probe)),
+            None => Ok(()),
+        };
+        let (sender, health) = watch::channel(initial);
+        let mut checking = JoinSet::new();
+        if let Some(check) = check.clone() {
+            checking.spawn(ask(check, sender));
+        }
+        Self { check, health, _checking: checking }
     }
 
-    /// Whether the instance passes, and why not.
-    pub(super) fn health(&self) -> Result<(), String> {
-        self.health.clone()
+    pub(super) fn health(&self) -> Health {
+        self.health.borrow().clone()
     }
 
     /// From now on by this check. What an unchanged check has found out stays. Whether it is another one.
     pub(super) fn check_by(&mut self, check: Option<Check>) -> bool {
-        if self.check == check {
-            return false;
+        let is_other = self.check != check;
+        if is_other {
+            *self = Self::new(check);
         }
-        self.health = match &check {
-            Some(check) => Err(format!("{} has not been asked yet", check.probe)),
-            None => Ok(()),
-        };
-        self.checking = check.clone().map(Check::start);
-        self.check = check;
-        true
+        is_other
     }
 
     /// Waits for the health to be another one. Cancellation loses nothing.
-    pub(super) async fn changed(&mut self) -> Result<(), String> {
-        let (Some(check), Some(checking)) = (&self.check, &mut self.checking) else {
-            return std::future::pending().await;
-        };
-        let health = checking.changed().await;
-        match &health {
-            Ok(()) => tracing::info!(probe = %check.probe, "the check passes"),
-            Err(why) if self.health.is_ok() => tracing::warn!(probe = %check.probe, why, "the check fails"),
-            // It has not passed yet.
-            Err(why) => tracing::info!(probe = %check.probe, why, "the check fails"),
+    pub(super) async fn changed(&mut self) -> Health {
+        if self.health.changed().await.is_err() {
+            // There is no check.
+            std::future::pending::<()>().await;
         }
-        self.health = health.map_err(|why| format!("{}: {why}", check.probe));
-        self.health.clone()
+        self.health.borrow_and_update().clone()
+    }
+}
+
+async fn ask(check: Check, health: watch::Sender<Health>) {
+    let probe = check.probe.clone();
+    let mut checking = check.start();
+    loop {
+        let found = checking.changed().await;
+        match &found {
+            Ok(()) => tracing::info!(%probe, "the check passes"),
+            Err(why) if health.borrow().is_ok() => tracing::warn!(%probe, why, "the check fails"),
+            // It has not passed yet.
+            Err(why) => tracing::info!(%probe, why, "the check fails"),
+        }
+        let _ = health.send_replace(found.map_err(|why| format!("{probe}: {why}")));
     }
 }

@@ -50,8 +50,14 @@ enum State<R> {
     Registered { since: Instant },
     /// It has been registered, and is to be again, however long that takes.
     Detached,
-    /// It is to be removed; with the reply, if somebody waits for that.
-    Leaving { departure: Departure, reply: Option<R> },
+    /// It is to be removed.
+    Leaving {
+        departure: Departure,
+        /// Who waits for that.
+        replies: Vec<R>,
+        /// Why the first registration has failed, as long as nobody has been told.
+        failure: Option<Error>,
+    },
     /// It has ended.
     Over,
 }
@@ -138,7 +144,7 @@ pub(super) enum Effect<R> {
 }
 
 /// A registration that vanishes sooner after it was made is not made again at once: somebody may keep deleting it.
-const SHORT: Duration = Duration::from_millis(100);
+const SHORT: Duration = Duration::from_secs(1);
 
 impl<R> Lifecycle<R> {
     pub(super) fn new(
@@ -256,16 +262,12 @@ impl<R> Lifecycle<R> {
     fn close(&mut self, departure: Departure, reply: Option<R>) {
         match &mut self.state {
             State::Over => self.effects.extend(reply.map(|reply| Effect::Reply(reply, Ok(())))),
-            // Whoever asks last is told; who asked first has been, or asks no more.
-            State::Leaving { reply: waiting, .. } => {
-                let before = std::mem::replace(waiting, reply);
-                self.effects.extend(before.map(|before| Effect::Reply(before, Ok(()))));
-            }
+            State::Leaving { replies, .. } => replies.extend(reply),
             _ => {
                 if self.is_entering() {
                     self.effects.push(Effect::Entered(Err(self.closed())));
                 }
-                self.leave(departure, reply, Trouble::Leaving);
+                self.leave(departure, reply, None);
             }
         }
     }
@@ -277,6 +279,10 @@ impl<R> Lifecycle<R> {
         }
         match (&before, &self.health) {
             (_, Err(why)) => {
+                if before.is_ok() {
+                    // It is to be removed at once, whatever was tried before.
+                    self.retry_at = None;
+                }
                 self.effects.push(Effect::Detached(Trouble::CheckFails(why.clone())));
                 if self.is_registered() {
                     self.state = State::Detached;
@@ -312,14 +318,7 @@ impl<R> Lifecycle<R> {
                     self.put_off(&why);
                 }
             }
-            Said::Gone(why) => {
-                if let State::Registered { since } = self.state
-                    && since + SHORT > now
-                {
-                    self.retry_at = Some(now + SHORT);
-                }
-                self.detach(Trouble::Lost(why));
-            }
+            Said::Gone(why) => self.gone(why, now),
             Said::Failed(error) => {
                 let delay = self.backoff.next(now);
                 self.retry_at = Some(now + delay);
@@ -397,6 +396,20 @@ impl<R> Lifecycle<R> {
         }
     }
 
+    fn gone(&mut self, why: String, now: Instant) {
+        let lasted = matches!(self.state, State::Registered { since } if since + SHORT <= now);
+        if !lasted {
+            let delay = self.backoff.next(now);
+            self.retry_at = Some(now + delay);
+        }
+        if self.is_entering() {
+            let error = self.unavailable("register", &why);
+            self.failed(error, now);
+        } else {
+            self.detach(Trouble::Lost(why));
+        }
+    }
+
     fn failed(&mut self, error: Error, now: Instant) {
         let since = *self.failing_since.get_or_insert(now);
         let is_too_late = self.patience.is_some_and(|patience| since + patience <= now);
@@ -420,24 +433,22 @@ impl<R> Lifecycle<R> {
     /// long.
     fn give_up(&mut self) {
         let error = self.failure.take().unwrap_or_else(|| self.unavailable("register", "no answer"));
-        self.effects.push(Effect::Entered(Err(error)));
-        self.leave(Departure::Left, None, Trouble::Leaving);
+        self.leave(Departure::Left, None, Some(error));
     }
 
-    fn leave(&mut self, departure: Departure, reply: Option<R>, trouble: Trouble) {
+    fn leave(&mut self, departure: Departure, reply: Option<R>, failure: Option<Error>) {
         self.retry_at = None;
-        self.effects.push(Effect::Detached(trouble));
-        self.state = State::Leaving { departure, reply };
+        self.effects.push(Effect::Detached(Trouble::Leaving));
+        self.state = State::Leaving { departure, replies: reply.into_iter().collect(), failure };
     }
 
     /// Tells whoever waits for the end that it will take longer.
     fn put_off(&mut self, why: &str) {
         let error =
             self.unavailable("deregister", &format!("{why}; it will be removed on return, or with its session"));
-        if let State::Leaving { reply, .. } = &mut self.state
-            && let Some(reply) = reply.take()
-        {
-            self.effects.push(Effect::Reply(reply, Err(error)));
+        if let State::Leaving { replies, failure, .. } = &mut self.state {
+            self.effects.extend(failure.take().map(|failure| Effect::Entered(Err(failure))));
+            self.effects.extend(replies.drain(..).map(|reply| Effect::Reply(reply, Err(error.clone()))));
         }
     }
 
@@ -464,8 +475,9 @@ impl<R> Lifecycle<R> {
     }
 
     fn end(&mut self, result: Result<()>) {
-        if let State::Leaving { reply: Some(reply), .. } = std::mem::replace(&mut self.state, State::Over) {
-            self.effects.push(Effect::Reply(reply, result));
+        if let State::Leaving { replies, failure, .. } = std::mem::replace(&mut self.state, State::Over) {
+            self.effects.extend(failure.map(|failure| Effect::Entered(Err(failure))));
+            self.effects.extend(replies.into_iter().map(|reply| Effect::Reply(reply, result.clone())));
         }
         let closed = self.closed();
         let replies = self.pending.iter_mut().filter_map(|(_, reply)| reply.take());

@@ -50,6 +50,15 @@ struct Member<R> {
     report: R,
 }
 
+/// Who has a code already.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// The same holder, by another registration.
+    ByTheSame,
+    /// Somebody else: who.
+    ByAnother(String),
+}
+
 impl<R> Default for State<R> {
     fn default() -> Self {
         let (services, new_roles) = (HashMap::new(), Vec::new());
@@ -74,19 +83,23 @@ impl<R> Default for Service<R> {
 
 impl<R: Clone> State<R> {
     /// Adds an instance, as master if there is none; in the place of one that the same holder has registered, whose report is
-    /// returned. `Err` names who has the code already.
+    /// returned, if this one takes over.
     pub(super) fn join(
         &mut self,
         instance: Instance,
         holder: Option<Arc<str>>,
+        takes_over: bool,
         report: R,
-    ) -> Result<(MemberId, Option<R>), String> {
+    ) -> Result<(MemberId, Option<R>), Taken> {
         let service = self.services.entry(instance.service.clone()).or_default();
         if let Some(there) = service.members.get(&instance.code)
             && (holder.is_none() || there.holder != holder)
         {
             let address = there.instance.address.as_deref().unwrap_or("no address");
-            return Err(format!("an instance of this process ({address})"));
+            return Err(Taken::ByAnother(format!("an instance of this process ({address})")));
+        }
+        if !takes_over && service.members.contains_key(&instance.code) {
+            return Err(Taken::ByTheSame);
         }
         let before = service.remove(&instance.code);
         self.clock += 1;
@@ -318,7 +331,7 @@ mod tests {
                     0 | 1 => {
                         let instance = Instance::new("s").weight(u32::from(step));
                         codes.push(instance.code.clone());
-                        members.push(state.join(instance, None, ()).unwrap().0);
+                        members.push(state.join(instance, None, true, ()).unwrap().0);
                     }
                     4..=6 if !codes.is_empty() => {
                         let change = [OverrideChange::Drain, OverrideChange::Undrain, OverrideChange::Weight(Some(1))];
@@ -374,7 +387,7 @@ mod tests {
     #[test]
     fn who_leaves_cleanly_is_named_until_it_is_back() {
         let (mut state, service) = (State::default(), Arc::<str>::from("s"));
-        let join = |state: &mut State<()>| state.join(Instance::new("s").code("a"), None, ()).unwrap().0;
+        let join = |state: &mut State<()>| state.join(Instance::new("s").code("a"), None, true, ()).unwrap().0;
         let follower = state.followers.add(Scope::All, Arc::default());
         let next = |state: &mut State<()>| state.followers.next(follower);
         let a = join(&mut state);
@@ -401,7 +414,7 @@ mod tests {
         let follower = state.followers.add(Scope::one("followed"), Arc::default());
         for number in 0..20_000 {
             let service: Arc<str> = format!("service-{number}").into();
-            let id = state.join(Instance::new(service.clone()).code("a"), None, ()).unwrap().0;
+            let id = state.join(Instance::new(service.clone()).code("a"), None, true, ()).unwrap().0;
             state.set_override(&service, "a", OverrideChange::Drain, false);
             state.leave(&service, id, Departure::Left);
             state.set_override(&service, "a", OverrideChange::Undrain, false);

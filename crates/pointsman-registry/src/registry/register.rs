@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::{Registry, set};
 use crate::backend::Backend;
 use crate::check::Check;
-use crate::hold::{Hold, Holds};
+use crate::hold::{Hold, Holds, NotHeld};
 use crate::registration::{self, Command, Departure, End, Registration, Task, Wanted};
 use crate::{Error, Result};
 
@@ -54,13 +54,15 @@ impl RegistrationBuilder {
 
     /// How long the registry may be away before the first registration fails; `None`: it is waited for without end. Default: the
     /// registry's connect timeout, or `None` where the registry itself is [waited for](crate::Builder::wait). It does not count while the
-    /// registry answers, and waits for the end of another registration of the code.
+    /// instance's check fails; nor while ZooKeeper answers, and the end of another registration of the code is waited for (an agent
+    /// waits for that itself, and says after its `write_timeout` that it has not come).
     pub fn patience(mut self, patience: Option<Duration>) -> Self {
         self.wanted.patience = patience;
         self
     }
 
-    /// Starts, and returns once the instance is registered. Cancelled, nothing stays registered.
+    /// Starts, and returns once the instance is registered: where it has a check, not before that passes. Cancelled, nothing stays
+    /// registered.
     ///
     /// # Errors
     ///
@@ -124,13 +126,14 @@ impl Process {
     }
 
     /// Keeps the instance registered until the registration ends, or its registry is closed.
-    async fn run(self, task: Task) {
+    async fn run(self, mut task: Task) {
         let Self { backend, holds, mut closed, alive, commands, cut } = self;
         let own = commands.clone();
         let keeping = async move {
-            match Hold::take(&holds, own, &task).await {
+            match Hold::take(&holds, own, &mut task).await {
                 Ok(hold) => (backend.keep(task).await, Some(hold)),
-                Err(error) => (End::failed(task.report, error), None),
+                Err(NotHeld::Failed(error)) => (End::failed(task.report, error), None),
+                Err(NotHeld::GivenUp(reply)) => (End::given_up(task, reply), None),
             }
         };
         tokio::pin!(keeping);

@@ -23,7 +23,7 @@ use super::place::{Folder, Place};
 use super::session::{Link, Session, left};
 use super::wire::{self, MAX_BYTES};
 use crate::Error;
-use crate::keep::{Control, Order, Registrar, Said};
+use crate::keep::{Checker, Control, Order, Registrar, Said};
 use crate::registration::{Departure, End, Task};
 use crate::url::{Acl, ZooKeeperUrl};
 
@@ -166,9 +166,23 @@ impl Registrar for Keeper {
         Some(match self.remove_all(&instance, &session, departure).await {
             Ok(()) => {
                 self.place = None;
+                // Somebody else may have the code by the time at which it is wanted again.
+                self.must_look = self.is_shared;
                 Said::Removed(Ok(()))
             }
             Err(fault) => Said::NotRemoved(fault.to_string()),
+        })
+    }
+
+    fn checker(&self) -> Checker {
+        let (session_timeout, holder) = (self.session_timeout, self.holder.clone());
+        Box::new(move |instance| {
+            let bytes = wire::encode_inherited(instance, session_timeout, holder.as_ref(), None).len();
+            if bytes <= MAX_BYTES {
+                return Ok(());
+            }
+            let Instance { service, code, .. } = instance;
+            Err(Error::TooLarge { service: service.clone(), code: code.clone(), bytes, limit: MAX_BYTES })
         })
     }
 
@@ -199,7 +213,6 @@ impl Keeper {
                     if !control.goes_on() {
                         return Err(Out::Stopped);
                     }
-                    self.check_size(control)?;
                     self.create(control, &folder).await?
                 }
             };
@@ -214,7 +227,6 @@ impl Keeper {
     /// Waits for a connection.
     async fn connection(&mut self, control: &mut Control) -> Result<Session, Out> {
         loop {
-            self.check_size(control)?;
             // One look: what has come since wakes the wait below, and is judged by the next one.
             let state = self.link.borrow_and_update().clone();
             match state {
@@ -241,22 +253,6 @@ impl Keeper {
     fn data(&self, control: &Control, inherited: Option<Term>) -> (Vec<u8>, u64) {
         let (instance, revision) = control.wanted();
         (wire::encode_inherited(instance, self.session_timeout, self.holder.as_ref(), inherited), revision)
-    }
-
-    /// Refuses what does not fit into a node: an update goes back to what was accepted, a first registration fails.
-    fn check_size(&self, control: &mut Control) -> Result<(), Out> {
-        let (data, revision) = self.data(control, None);
-        let bytes = data.len();
-        if bytes <= MAX_BYTES {
-            return Ok(());
-        }
-        let Instance { service, code, .. } = control.wanted().0;
-        let error = Error::TooLarge { service: service.clone(), code: code.clone(), bytes, limit: MAX_BYTES };
-        if control.is_entering() {
-            return Err(error.into());
-        }
-        control.say(Said::Rejected(revision, error));
-        Ok(())
     }
 
     fn folder<'a>(&self, session: &'a Session, path: &'a str, terms: &'a str) -> Folder<'a> {

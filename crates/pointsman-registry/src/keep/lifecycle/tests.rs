@@ -374,3 +374,59 @@ fn an_update_that_is_refused_goes_back_to_what_was_accepted() {
     world.happens(Event::Update);
     assert_eq!(world.lifecycle.wanted().1, 2, "a revision is never used twice");
 }
+
+#[test]
+fn whoever_keeps_deleting_what_is_registered_meets_longer_and_longer_pauses() {
+    let mut world = World::new(true);
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        world.happens(Event::Attempt(Attempt::Done, None));
+        world.happens(Event::Deleted);
+        let (goal, until) = world.lifecycle.goal(world.now);
+        let pause = until.unwrap() - world.now;
+        assert_eq!(goal, Goal::Idle);
+        pauses.push(pause);
+        world.now += pause;
+    }
+    assert!(pauses[0] <= Duration::from_millis(100) && pauses[3] >= Duration::from_millis(400), "{pauses:?}");
+    world.happens(Event::Attempt(Attempt::Done, None));
+    world.happens(Event::Later(1_000));
+    world.happens(Event::Deleted);
+    assert_eq!(world.goal(), Goal::Registered, "back at once");
+}
+
+#[test]
+fn what_is_gone_before_it_was_ever_registered_counts_as_a_failure() {
+    let mut world = World::new(true);
+    for _ in 0..100 {
+        world.say(Said::Connected);
+        world.say(Said::Gone("the agent has expired it".to_owned()));
+        if world.goal() == Goal::Over {
+            break;
+        }
+        world.happens(Event::Later(1_000));
+    }
+    assert_eq!(world.entered, [false]);
+}
+
+#[test]
+fn a_check_that_fails_is_not_held_up_by_a_pause() {
+    let mut world = World::new(true);
+    world.happens(Event::Attempt(Attempt::Done, None));
+    world.happens(Event::Attempt(Attempt::NotCarriedOut, None));
+    assert_eq!(world.goal(), Goal::Idle);
+    world.happens(Event::Health(false));
+    assert_eq!(world.goal(), Goal::Removed(Departure::Lost));
+}
+
+#[test]
+fn all_who_close_are_answered_when_it_is_done() {
+    let mut world = World::new(true);
+    world.happens(Event::Attempt(Attempt::Done, None));
+    for _ in 0..2 {
+        world.happens(Event::Close { departure: Departure::Left, with_reply: true });
+    }
+    assert_eq!(world.replies.values().map(Vec::len).sum::<usize>(), 0);
+    world.happens(Event::Removal(Removal::Done));
+    assert!(world.replies.values().all(|answers| answers == &[true]));
+}

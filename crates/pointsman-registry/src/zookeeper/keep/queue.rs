@@ -31,7 +31,13 @@ struct Line {
     next: Option<String>,
     /// Another one that is watched.
     also: Option<String>,
+    /// How often it has been gone by.
+    uses: u32,
 }
+
+/// Maximum number of audits without a list, for an instance that does not stand by: those between it and the nodes that it watches may have
+/// left, and nobody tells it that it has become one that stands by.
+const USES: u32 = 128;
 
 /// What to wait for in order to become master.
 pub(super) enum Ahead {
@@ -67,7 +73,8 @@ impl Keeper {
         let Some(ahead) = queue.first() else {
             self.queue.vacant_since = None;
             let (taken, watcher) = folder.watch(MASTER).await?;
-            self.queue.line = taken.then_some(Line { own, is_drained, stands_by: true, next: None, also: None });
+            self.queue.line =
+                taken.then_some(Line { own, is_drained, stands_by: true, next: None, also: None, uses: 0 });
             return Ok(Some(if taken { Ahead::Watch(vec![watcher]) } else { Ahead::Nobody }));
         };
         let mut watches = Vec::new();
@@ -104,7 +111,7 @@ impl Keeper {
             watches.push(watcher);
         }
         let (next, also) = (Some((*ahead).to_owned()), also.map(|also| (*also).to_owned()));
-        self.queue.line = (!vacant).then_some(Line { own, is_drained, stands_by, next, also });
+        self.queue.line = (!vacant).then_some(Line { own, is_drained, stands_by, next, also, uses: 0 });
         Ok(Some(Ahead::Watch(watches)))
     }
 
@@ -117,7 +124,8 @@ impl Keeper {
         is_drained: bool,
     ) -> Result<Option<Vec<OneshotWatcher>>, Out> {
         let line = self.queue.line.take().filter(|line| line.own == place.name && line.is_drained == is_drained);
-        let Some(line) = line else { return Ok(None) };
+        let Some(mut line) = line.filter(|line| line.stands_by || line.uses < USES) else { return Ok(None) };
+        line.uses += 1;
         let mut watches = Vec::new();
         let has_master = if line.stands_by {
             let (exists, watcher) = folder.watch(MASTER).await?;

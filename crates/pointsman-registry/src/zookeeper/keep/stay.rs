@@ -68,7 +68,6 @@ impl Keeper {
             if stat.ephemeral_owner != place.session || stat.czxid != place.czxid {
                 return Err(Out::gone("the own node was replaced by another's"));
             }
-            self.check_size(control)?;
             let (wanted, revision) = self.data(control, place.inherited);
             if data == wanted {
                 self.written = Some(revision);
