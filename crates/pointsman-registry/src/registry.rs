@@ -296,6 +296,18 @@ impl Registry {
         if *self.inner.closed.borrow() { Err(registry_closed()) } else { Ok(()) }
     }
 
+    /// Whether this registry has been [closed](Registry::close), by whichever of its clones.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        *self.inner.closed.borrow()
+    }
+
+    /// Whether both are the same connection, as clones are.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// The URL, without secrets.
     #[must_use]
     pub fn url(&self) -> &str {
