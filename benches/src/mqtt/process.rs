@@ -170,7 +170,7 @@ fn fleet(codes: &str) -> (ViewWriter, Views) {
     let mut writer = ViewWriter::new(Snapshot::empty("cfgs"));
     let instances = codes.split(',').map(|code| Arc::new(Instance::new("cfgs").code(code))).collect();
     writer.store(Arc::new(Snapshot::new("cfgs", 1, instances)));
-    let views = HashMap::from([(Arc::from("cfgs"), writer.view())]);
+    let views = HashMap::from([("cfgs".into(), writer.view())]);
     (writer, views)
 }
 

@@ -36,6 +36,8 @@ mod followed;
 pub mod http;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
+#[cfg(any(feature = "http", feature = "mqtt"))]
+mod registries;
 mod registry;
 #[cfg(feature = "tower")]
 pub mod tower;
@@ -45,11 +47,13 @@ pub use pointsman_balance::{
     Outcome, PickError, Standing, Tier, UnknownAlgorithm, UnknownRole,
 };
 pub use pointsman_core::{
-    Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, Snapshot,
-    StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
+    Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, Problem, Role, ServiceId,
+    Snapshot, StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
     Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, OverrideOf, Peers,
     Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
 };
+#[cfg(any(feature = "http", feature = "mqtt"))]
+pub use registries::Registries;
 pub use registry::{Builder, Directory, Registry, Service};
