@@ -140,7 +140,7 @@ An agent whose file names no tokens gets POINTSMAN_AGENT_READ_TOKEN and POINTSMA
 registry the agent itself is the registry, in memory.
 
 Brokers whose url has no user name get POINTSMAN_MQTT_USER, with POINTSMAN_MQTT_PASSWORD or POINTSMAN_MQTT_PASSWORD_FILE.
---registry beats the file's `registry`.";
+--registry beats the file's `registry`, but not that of a section or of a route.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_SERVE)]
