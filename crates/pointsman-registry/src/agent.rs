@@ -127,6 +127,14 @@ impl Backend for Agent {
         }
     }
 
+    async fn term_base(&self) -> Result<Term> {
+        Err(not_over_agents("read the term base"))
+    }
+
+    async fn raise_term_base(&self, base: Term) -> Result<Term> {
+        Err(not_over_agents(&format!("raise the term base above {base}")))
+    }
+
     async fn exchange(&self, mut part: Part) {
         // The agents ask each other.
         while part.questions.recv().await.is_some() {}
@@ -177,6 +185,13 @@ fn logged_by_agents(what: &str, log: &Log) -> Error {
 /// Where an instance is in the API. Names hold no slash; what else a path cannot hold is escaped.
 fn instance_path(service: &str, code: &str) -> String {
     format!("/v1/services/{}/instances/{}", segment(service), segment(code))
+}
+
+/// Refuses what is a matter of the registry itself.
+fn not_over_agents(step: &str) -> Error {
+    let reason = "this registry is an agent's, which does not do that; name the registry that the agent is of, such as \
+                  zookeeper://HOST:PORT/PREFIX";
+    Error::refused(step, reason)
 }
 
 /// A name as a segment of a path, or a value of a query.

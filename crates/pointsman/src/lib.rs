@@ -51,8 +51,8 @@ pub use pointsman_core::{
     Snapshot, StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
-    Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, OverrideOf, Peers,
-    Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
+    Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, MAX_TERM_BASE,
+    OverrideOf, Peers, Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
 };
 #[cfg(any(feature = "http", feature = "mqtt"))]
 pub use registries::Registries;
