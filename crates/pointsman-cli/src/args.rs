@@ -452,7 +452,7 @@ mod tests {
             ("pointsman weight s c -1", "1000000"),
             ("pointsman weight s c 1 --reset", "--reset"),
             ("pointsman term-base --above -1", "--above"),
-            ("pointsman term-base --above 4611686018427387905", "4611686018427387904"),
+            ("pointsman term-base --above 4503599627370497", "4503599627370496"),
             ("pointsman instances a/b", "1 to 255 bytes"),
             ("pointsman watch a+b", "1 to 255 bytes"),
             ("pointsman services -o xml", "table, json"),

@@ -54,8 +54,9 @@ struct Inner {
     holds: Holds,
 }
 
-/// The highest term base: terms are numbers of 63 bits, and what a registry counts itself is to fit on top of it.
-pub const MAX_TERM_BASE: Term = Term(1 << 62);
+/// The highest term base. With what a registry counts itself on top of it, terms stay below 2⁵³: numbers that every reader of JSON takes
+/// exactly (RFC 8259, section 6). Those of `memory://` reach it in the year 2112.
+pub const MAX_TERM_BASE: Term = Term(1 << 52);
 
 impl Registry {
     /// Connects to the registry at `url`: `memory://NAME` for one within this process,
