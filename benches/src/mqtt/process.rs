@@ -171,7 +171,7 @@ fn fleet(codes: &str) -> (ViewWriter, Views) {
     let instances =
         codes.split(',').map(|code| Arc::new(ObservedInstance::from(Instance::new("cfgs").code(code)))).collect();
     writer.store(Arc::new(Snapshot::new("cfgs", 1, instances)));
-    let views = HashMap::from([(Arc::from("cfgs"), writer.view())]);
+    let views = HashMap::from([("cfgs".into(), writer.view())]);
     (writer, views)
 }
 

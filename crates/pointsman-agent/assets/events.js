@@ -115,7 +115,7 @@ const ACTIONS = { drain: "drained", undrain: "undrained", weight: "set the weigh
 
 /** What an operator has done, as a sentence. */
 export const sentence = ({ action, service, code, detail }) =>
-  `${ACTIONS[action] ?? action} ${code} of ${service}${action === "weight" ? `: ${detail}` : ""}`;
+  action === "term-base" ? detail : `${ACTIONS[action] ?? action} ${code} of ${service}${action === "weight" ? `: ${detail}` : ""}`;
 
 export class Audit extends List {
   constructor() {
@@ -149,7 +149,7 @@ class AuditRow {
     text(this.actor, line.actor);
     attribute(this.actor, "title", line.actor);
     text(this.what, sentence(line));
-    attribute(this.what, "href", link(line.service));
+    attribute(this.what, "href", line.service ? link(line.service) : "#/audit");
     attribute(this.element, "data-kind", line.action === "drain" ? "drained" : line.action);
   }
 }

@@ -80,6 +80,7 @@ const ROUTES: &[Route] = &[
     route("/v1/services/{service}/instances/{code}/undrain", "POST", "undrain", || post(operate::undrain)),
     route("/v1/services/{service}/instances/{code}/weight", "PUT", "weight", || put(operate::weight)),
     route("/v1/services/{service}/check-term", "POST", "check-term", || post(operate::check_term)),
+    route("/v1/term-base", "GET, HEAD, PUT", "term-base", || get(operate::term_base).put(operate::raise_term_base)),
     route("/livez", "GET, HEAD", "livez", || get(system::livez)),
     route("/readyz", "GET, HEAD", "readyz", || get(system::readyz)),
     long("/metrics", "GET, HEAD", "metrics", || get(system::metrics)),

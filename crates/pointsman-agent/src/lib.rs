@@ -137,10 +137,11 @@ impl Agent {
     pub async fn start(registry: Registry, settings: Settings) -> Result<Self, Error> {
         check(&settings)?;
         let access = access(&settings)?;
+        let directory = registry.discover_all().await?;
+        // Not before there is something to say: clients would wait here instead of asking another agent.
         let fail = |source| Error::Listen { address: settings.listen, source };
         let listener = TcpListener::bind(settings.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
-        let directory = registry.discover_all().await?;
         // Before anything is read, so that nothing is missed.
         let changes = directory.updates();
         let present = directory.snapshots();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use pointsman::{Algorithm, Candidates, MAX_WEIGHT};
+use pointsman::{Algorithm, Candidates, MAX_TERM_BASE, MAX_WEIGHT};
 
 /// Service registration, master election and load balancing.
 #[derive(Debug, Parser)]
@@ -117,6 +117,8 @@ pub(crate) enum Command {
     Undrain(Target),
     /// Set the weight that counts instead of the registered one
     Weight(Weight),
+    /// Show what terms are above; or raise it, so that they rise across a change of registry
+    TermBase(TermBase),
     /// Write a completion script for a shell
     Completions {
         /// The shell
@@ -140,7 +142,7 @@ An agent whose file names no tokens gets POINTSMAN_AGENT_READ_TOKEN and POINTSMA
 registry the agent itself is the registry, in memory.
 
 Brokers whose url has no user name get POINTSMAN_MQTT_USER, with POINTSMAN_MQTT_PASSWORD or POINTSMAN_MQTT_PASSWORD_FILE.
---registry beats the file's `registry`.";
+--registry beats the file's `registry`, but not that of a section or of a route.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_SERVE)]
@@ -301,6 +303,32 @@ pub(crate) struct Weight {
     pub(crate) reset: bool,
 }
 
+const AFTER_TERM_BASE: &str = "\
+A term is the registry's own number on top of the term base. It is for a fleet that moves from one registry to another whose numbers are \
+lower, as from memory:// to ZooKeeper: whoever has stored the old terms would refuse every master of the new one. Raise the base of \
+the new registry above the highest old term before services register there. It counts for masters that come from then on; a master \
+that there is keeps its term, until `pointsman drain` or its end makes another one master. It can only be raised: terms never fall. It \
+is stored in the registry, for its prefix.
+
+Examples:
+  pointsman services --registry OLD -o json | jq 'map(.term // 0) | max'   # the highest term of the masters that there are
+  pointsman term-base --registry NEW --above 1795418027019215
+  pointsman term-base --registry NEW --above $(date +%s%6N)                # above every term of a memory:// until now";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_TERM_BASE)]
+pub(crate) struct TermBase {
+    /// Let every term that is granted from now on be above this one; nothing happens where they are already
+    #[arg(
+        long,
+        value_name = "TERM",
+        env = "POINTSMAN_ABOVE",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u64).range(..=MAX_TERM_BASE.0)
+    )]
+    pub(crate) above: Option<u64>,
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     match pointsman::parse_duration(text)? {
         Duration::ZERO => Err("must be above zero".to_owned()),
@@ -423,6 +451,8 @@ mod tests {
             ("pointsman weight s c", "<N|--reset>"),
             ("pointsman weight s c -1", "1000000"),
             ("pointsman weight s c 1 --reset", "--reset"),
+            ("pointsman term-base --above -1", "--above"),
+            ("pointsman term-base --above 4503599627370497", "4503599627370496"),
             ("pointsman instances a/b", "1 to 255 bytes"),
             ("pointsman watch a+b", "1 to 255 bytes"),
             ("pointsman services -o xml", "table, json"),

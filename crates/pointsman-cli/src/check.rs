@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pointsman::mqtt::{RouteRole, Settings};
-use pointsman::{Registry, agent, http};
+use pointsman::{agent, http};
 use serde::Serialize;
 
 use crate::args::{Global, Output};
 use crate::config::credentials::Tokens;
 use crate::config::http::conditions;
-use crate::config::{Checked, Config, Http, Mqtt, Problem, problem};
+use crate::config::{self, Checked, Config, Http, Mqtt, Problem, SectionRegistries, problem};
 use crate::failure::Failure;
 use crate::output::shown;
 use crate::{Outcome, output};
@@ -20,7 +20,8 @@ use crate::{Outcome, output};
 pub(crate) fn run(file: &Path, global: &Global) -> Outcome {
     let bytes = std::fs::read(file).map_err(|error| Failure::new(format!("read {}: {error}", file.display())))?;
     let Checked { config, problems, .. } = Checked::read(file, &bytes, &Tokens::from_environment());
-    let summary = config.as_ref().map(|config| Summary::new(config, global));
+    let config = config.map(|config| config.resolved(global.registry.as_deref())).transpose().map_err(Failure::new)?;
+    let summary = config.as_ref().map(Summary::new);
     match global.output {
         Output::Json => output::json(&Report::new(summary.as_ref(), &problems))?,
         Output::Table => {
@@ -54,7 +55,7 @@ impl<'a> Report<'a> {
 /// What a file would run.
 #[derive(Debug, Serialize)]
 struct Summary<'a> {
-    /// Without its secrets.
+    /// Of the sections that have none of their own. Here and below without its secrets.
     registry: Option<String>,
     agent: Option<AgentJson<'a>>,
     http: Option<Proxy<'a>>,
@@ -73,6 +74,8 @@ struct AgentJson<'a> {
     read_token: bool,
     write_token: bool,
     go_micro_service: bool,
+    /// Null: the file's.
+    registry: Option<String>,
     /// Whether it is itself the registry: what is registered is in its memory.
     is_registry: bool,
 }
@@ -84,7 +87,11 @@ struct Proxy<'a> {
     /// Whether clients need a certificate.
     mutual_tls: bool,
     workers: usize,
+    /// Where its services are found; null: in the file's registry.
+    registry: Option<String>,
     register_as: Option<&'a str>,
+    /// Where it registers; null: where its services are found.
+    register_in: Option<String>,
     /// Null: generated with each start.
     code: Option<&'a str>,
     /// Null: where it listens.
@@ -107,6 +114,8 @@ struct ProxyRoute<'a> {
 enum ProxyAction<'a> {
     Pass {
         service: &'a str,
+        /// Null: the section's.
+        registry: Option<&'a str>,
         algorithm: &'static str,
         role: &'static str,
         /// Shares in percent.
@@ -133,7 +142,11 @@ struct Relay<'a> {
     /// Where services subscribe; empty: where senders publish.
     egress: Vec<String>,
     topics: &'static str,
+    /// Where its services are found; null: in the file's registry.
+    registry: Option<String>,
     register_as: Option<&'a str>,
+    /// Where it registers; null: where its services are found.
+    register_in: Option<String>,
     /// Null: generated with each start.
     code: Option<&'a str>,
     group: &'a str,
@@ -146,19 +159,21 @@ struct Relay<'a> {
 struct RouteJson<'a> {
     r#match: &'a str,
     service: &'a str,
+    /// Null: the section's.
+    registry: Option<&'a str>,
     algorithm: &'static str,
     role: &'static str,
 }
 
 impl<'a> Summary<'a> {
-    fn new(config: &'a Config, global: &Global) -> Self {
-        let registry = config.registry(global.registry.as_deref());
-        let is_registry = registry.as_ref().is_some_and(|url| url.starts_with("memory:"));
+    /// Of a configuration whose sections know their registries.
+    fn new(config: &'a Config) -> Self {
+        let registry = config.registry.as_deref();
         Self {
-            registry: registry.map(|url| Registry::builder(&url).shown_url()),
-            agent: config.agent.as_ref().map(|settings| AgentJson::new(settings, is_registry)),
-            http: config.http.as_ref().map(Proxy::new),
-            mqtt: config.mqtt.as_ref().map(Relay::new),
+            registry: registry.map(config::shown),
+            agent: config.agent.as_ref().map(|settings| AgentJson::new(settings, config)),
+            http: config.http.as_ref().map(|http| Proxy::new(http, registry)),
+            mqtt: config.mqtt.as_ref().map(|mqtt| Relay::new(mqtt, registry)),
             metrics: config.metrics.map(|address| address.to_string()),
         }
     }
@@ -166,7 +181,7 @@ impl<'a> Summary<'a> {
     fn text(&self) -> String {
         let mut lines = Vec::new();
         if let Some(registry) = &self.registry {
-            let of_agent = self.agent.as_ref().is_some_and(|agent| agent.is_registry);
+            let of_agent = self.agent.as_ref().is_some_and(|agent| agent.is_registry && agent.registry.is_none());
             let of_agent = if of_agent { " (the agent itself: it forgets with its end)" } else { "" };
             lines.push(format!("registry  {registry}{of_agent}"));
         }
@@ -187,7 +202,8 @@ impl<'a> Summary<'a> {
 }
 
 impl<'a> AgentJson<'a> {
-    fn new(settings: &'a agent::Settings, is_registry: bool) -> Self {
+    fn new(settings: &'a agent::Settings, config: &Config) -> Self {
+        let own = config.agent_registry.as_deref();
         Self {
             listen: settings.listen.to_string(),
             hosts: &settings.hosts,
@@ -196,7 +212,8 @@ impl<'a> AgentJson<'a> {
             read_token: settings.read_token.is_some(),
             write_token: settings.write_token.is_some(),
             go_micro_service: settings.go_micro_service,
-            is_registry,
+            registry: other_than(own, config.registry.as_deref()),
+            is_registry: own.is_some_and(|url| url.starts_with("memory:")),
         }
     }
 
@@ -217,20 +234,25 @@ impl<'a> AgentJson<'a> {
         if self.go_micro_service {
             line += ", with go-micro-service's three URLs";
         }
+        if let Some(registry) = &self.registry {
+            line += &format!(", of {registry}");
+        }
         line
     }
 }
 
 impl<'a> Proxy<'a> {
-    fn new(http: &'a Http) -> Self {
-        let Http { settings, code, register_as, advertise, .. } = http;
+    fn new(http: &'a Http, default: Option<&str>) -> Self {
+        let Http { settings, registries, code, register_as, advertise, .. } = http;
         let tls = settings.tls.as_ref();
         Self {
             listen: settings.listen.to_string(),
             tls: tls.is_some(),
             mutual_tls: tls.is_some_and(|tls| tls.client_ca.is_some()),
             workers: settings.workers,
+            registry: other_than(registries.own.as_deref(), default),
             register_as: register_as.as_deref(),
+            register_in: elsewhere(registries),
             code: code.as_deref(),
             advertise: advertise.as_deref(),
             routes: settings.routes.iter().filter_map(ProxyRoute::new).collect(),
@@ -243,9 +265,7 @@ impl<'a> Proxy<'a> {
         if self.mutual_tls {
             first += ", for clients with a certificate";
         }
-        if let Some(name) = self.register_as {
-            first += &format!(", registers as {name}");
-        }
+        first += &places(self.registry.as_deref(), self.register_as, self.register_in.as_deref());
         if let Some(address) = self.advertise {
             first += &format!(" at {address}");
         }
@@ -258,6 +278,7 @@ impl<'a> ProxyRoute<'a> {
         let action = match &route.action {
             http::Action::Pass(pass) => ProxyAction::Pass {
                 service: &pass.service,
+                registry: pass.registry.as_deref(),
                 algorithm: pass.algorithm.name(),
                 role: pass.role.name(),
                 split: pass.split.iter().map(|(service, share)| (&**service, *share)).collect(),
@@ -272,8 +293,8 @@ impl<'a> ProxyRoute<'a> {
     fn line(&self) -> String {
         let mut line = format!("          {} -> ", self.when);
         match &self.action {
-            ProxyAction::Pass { service, algorithm, role, split, mirror } => {
-                line += &format!("{service}, {algorithm}");
+            ProxyAction::Pass { service, registry, algorithm, role, split, mirror } => {
+                line += &format!("{service}{}, {algorithm}", in_registry(*registry));
                 if *role == "master" {
                     line += ", master";
                 }
@@ -291,11 +312,12 @@ impl<'a> ProxyRoute<'a> {
 }
 
 impl<'a> Relay<'a> {
-    fn new(mqtt: &'a Mqtt) -> Self {
-        let Mqtt { settings, code, register_as, listen } = mqtt;
+    fn new(mqtt: &'a Mqtt, default: Option<&str>) -> Self {
+        let Mqtt { settings, registries, code, register_as, listen } = mqtt;
         let routes = settings.routes.iter().map(|route| RouteJson {
             r#match: &route.pattern,
             service: &route.service,
+            registry: route.registry.as_deref(),
             algorithm: route.algorithm.name(),
             role: match route.role {
                 RouteRole::Normal => "normal",
@@ -307,7 +329,9 @@ impl<'a> Relay<'a> {
             ingress: settings.ingress.as_ref().map(ToString::to_string),
             egress: settings.egress.iter().map(ToString::to_string).collect(),
             topics: settings.topics.name(),
+            registry: other_than(registries.own.as_deref(), default),
             register_as: register_as.as_deref(),
+            register_in: elsewhere(registries),
             code: code.as_deref(),
             group: &settings.group,
             routes: routes.collect(),
@@ -326,17 +350,38 @@ impl<'a> Relay<'a> {
             first += &format!(", services at {}", self.egress.join(", "));
         }
         first += &format!(", topics {}", self.topics);
-        if let Some(name) = self.register_as {
-            first += &format!(", registers as {name}");
-        }
+        first += &places(self.registry.as_deref(), self.register_as, self.register_in.as_deref());
         let mut lines = vec![first];
-        for RouteJson { r#match, service, algorithm, role } in &self.routes {
+        for RouteJson { r#match, service, registry, algorithm, role } in &self.routes {
             let role = if *role == "master" { ", master" } else { "" };
-            lines.push(format!("          {match} -> {service}, {algorithm}{role}"));
+            lines.push(format!("          {match} -> {service}{}, {algorithm}{role}", in_registry(*registry)));
         }
         lines.push(format!("          subscribes to {}", self.subscriptions.join(", ")));
         lines
     }
+}
+
+/// A registry without its secrets, if it is another than the one of whatever names none.
+fn other_than(url: Option<&str>, default: Option<&str>) -> Option<String> {
+    url.filter(|url| Some(*url) != default).map(config::shown)
+}
+
+/// Where a section registers, if not where its services are found.
+fn elsewhere(registries: &SectionRegistries) -> Option<String> {
+    other_than(registries.register_in.as_deref(), registries.own.as_deref())
+}
+
+/// What a section's line says of its registries.
+fn places(registry: Option<&str>, register_as: Option<&str>, register_in: Option<&str>) -> String {
+    let mut text = registry.map(|registry| format!(", services in {registry}")).unwrap_or_default();
+    if let Some(name) = register_as {
+        text += &format!(", registers as {name}{}", in_registry(register_in));
+    }
+    text
+}
+
+fn in_registry(registry: Option<&str>) -> String {
+    registry.map(|registry| format!(" in {registry}")).unwrap_or_default()
 }
 
 /// With a word in the place of a code that is generated with each start.

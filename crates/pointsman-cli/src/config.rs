@@ -6,6 +6,7 @@
 //! | what `[agent]` may say | `config/agent.rs` |
 //! | what `[http]` may say | `config/http.rs` |
 //! | what `[mqtt]` may say | `config/mqtt.rs` |
+//! | which registries are named, and for what | `config/registries.rs` |
 //! | what sections say of TLS towards clients | `config/tls.rs` |
 //! | how a table is read key by key | `config/section.rs` |
 //! | where in the file something is | `config/document.rs` |
@@ -20,31 +21,34 @@ pub(crate) mod http;
 mod mqtt;
 mod paths;
 pub(crate) mod problem;
+mod registries;
 mod section;
 mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use pointsman::Registry;
-
 pub(crate) use self::http::Http;
 pub(crate) use self::mqtt::{Listen, Mqtt};
 pub(crate) use self::paths::NamedFile;
 pub(crate) use self::problem::Problem;
+pub(crate) use self::registries::{SectionRegistries, leads_to, shown};
 
 use self::credentials::Tokens;
 use self::document::Document;
 use self::paths::Folder;
 use self::problem::Fault;
+use self::registries::Urls;
 use self::section::Section;
 
 /// What a file says, once nothing is wrong with it.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
-    /// The registry's URL.
+    /// The URL of the registry of every section that has none of its own.
     pub(crate) registry: Option<String>,
     pub(crate) agent: Option<pointsman::agent::Settings>,
+    /// The URL of the registry that the agent is of, where it is not the file's.
+    pub(crate) agent_registry: Option<String>,
     pub(crate) http: Option<Http>,
     pub(crate) mqtt: Option<Mqtt>,
     /// Where metrics are served.
@@ -61,8 +65,6 @@ pub(crate) struct Checked {
     /// What else has been read, and is to be read again when it changes.
     pub(crate) files: Vec<NamedFile>,
 }
-
-const REGISTRY: &str = "a registry's url, such as \"zookeeper://127.0.0.1:2181/micro-service\"";
 
 impl Checked {
     /// Reads what the file at `path` holds; `tokens` are those of the environment. Finds everything that is wrong, except that
@@ -83,29 +85,27 @@ impl Checked {
 
 fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checked {
     let mut file = Section::new("", document.root(), 0..0);
-    let registry = registry(&mut file, folder);
+    let mut urls = Urls::new(folder);
+    let registry = urls.read(&mut file, "registry");
     let (mut faults, mut files) = (Vec::new(), Vec::new());
     let agent = file
         .section("agent", "a table, [agent]")
-        .map(|section| agent::read(section, folder, tokens, &mut faults, &mut files));
+        .map(|section| agent::read(section, folder, &mut urls, tokens, &mut faults, &mut files));
+    let (agent, agent_registry) = agent.map_or((None, None), |(agent, registry)| (Some(agent), registry));
     let http = file
         .section("http", "a table, [http]")
-        .map(|section| http::read(section, document, folder, &mut faults, &mut files));
-    let mqtt =
-        file.section("mqtt", "a table, [mqtt]").map(|section| mqtt::read(section, document, folder, &mut faults));
+        .map(|section| http::read(section, document, (folder, &mut urls), &mut faults, &mut files));
+    let mqtt = file
+        .section("mqtt", "a table, [mqtt]")
+        .map(|section| mqtt::read(section, document, (folder, &mut urls), &mut faults));
     let metrics = file.section("metrics", "a table, [metrics]").and_then(|section| metrics(section, &mut faults));
     file.absorb(faults);
     if !["agent", "http"].into_iter().any(|key| file.has(key) || file.is_misspelt(key)) {
         file.require("mqtt", "[mqtt] with a [[mqtt.route]]; and no agent, such as [agent]");
     }
-    if let (Some(url), Some(agent)) = (&registry, &agent)
-        && leads_to(url, agent.listen)
-    {
-        file.wrong(
-            "registry",
-            "is this agent itself; leave it out for an agent that keeps what is registered in its memory",
-        );
-    }
+    let of_sections = [http.as_ref().map(|http| &http.registries), mqtt.as_ref().map(|mqtt| &mqtt.registries)];
+    note_missing_registry(&mut file, &of_sections);
+    file.absorb(urls.faults(document, agent.as_ref().map(|agent| agent.listen)));
     check_listeners(
         &mut file,
         &[
@@ -118,7 +118,11 @@ fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checke
     let mut problems: Vec<_> = file.finish().into_iter().map(|fault| document.place(fault)).collect();
     problems.sort_by_key(|problem| (problem.line, problem.column));
     let sound = !problems.iter().any(Problem::is_error);
-    Checked { config: sound.then_some(Config { registry, agent, http, mqtt, metrics }), problems, files }
+    Checked {
+        config: sound.then_some(Config { registry, agent, agent_registry, http, mqtt, metrics }),
+        problems,
+        files,
+    }
 }
 
 /// No two may listen at one place.
@@ -137,29 +141,12 @@ fn check_listeners(file: &mut Section<'_>, listeners: &[(&str, &str, Option<Sock
     }
 }
 
-fn registry(file: &mut Section<'_>, folder: &Folder) -> Option<String> {
-    let registry = file.text("registry", REGISTRY, |text| {
-        let url = folder.url(text, &["auth_file", "ca", "cert", "key", "snapshots", "token_file"]);
-        Registry::builder(&url).check().map_err(|error| error.to_string()).map(|()| url)
-    });
-    if file.has("agent") {
-        // An agent may be the registry itself.
-    } else if !file.has("registry") {
+/// Notes that the file has no registry, where a section needs one.
+fn note_missing_registry(file: &mut Section<'_>, sections: &[Option<&SectionRegistries>]) {
+    // An agent may be the registry itself.
+    let is_needed = sections.iter().flatten().any(|section| section.own.is_none());
+    if is_needed && !file.has("agent") && !file.has("registry") {
         file.warn("registry", "is not named: it must then be by --registry or POINTSMAN_REGISTRY");
-    } else if registry.as_ref().is_some_and(|url| url.starts_with("memory:")) {
-        file.warn("registry", "is within the process that serves: no service of another process can register there");
-    }
-    registry
-}
-
-/// The registry of an agent where none is named: the agent itself.
-const OF_AGENT: &str = "memory://";
-
-impl Config {
-    /// The registry that is used: what a flag names comes first, then what the file names.
-    pub(crate) fn registry(&self, flag: Option<&str>) -> Option<String> {
-        let of_agent = || self.agent.as_ref().map(|_| OF_AGENT);
-        flag.or(self.registry.as_deref()).or_else(of_agent).map(str::to_owned)
     }
 }
 
@@ -171,17 +158,6 @@ fn metrics(mut section: Section<'_>, faults: &mut Vec<Fault>) -> Option<SocketAd
     }
     faults.extend(section.finish());
     address
-}
-
-/// Whether a registry's URL leads to an agent that listens here.
-pub(crate) fn leads_to(url: &str, listen: SocketAddr) -> bool {
-    let Some((_, place)) = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("http")) else { return false };
-    let place = place.split(['/', '?']).next().unwrap_or_default();
-    let leads_there = |host: &str| {
-        let on_loopback = host.strip_prefix("localhost:").is_some_and(|port| port == listen.port().to_string());
-        on_loopback || host.parse() == Ok(listen)
-    };
-    place.split(',').any(leads_there)
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

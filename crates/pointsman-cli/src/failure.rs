@@ -37,6 +37,11 @@ impl Failure {
         Self::new(message).with_code(2)
     }
 
+    /// What there is to tell.
+    pub(crate) fn message(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     /// Says it on stderr.
     pub(crate) fn tell(self, global: &Global) -> ExitCode {
         match (self.message, global.log_format) {

@@ -28,6 +28,7 @@ mod serve;
 mod session;
 mod signals;
 mod table;
+mod term_base;
 mod watch;
 
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::Drain(target) => operate::drain(&target, true, global).await,
         Command::Undrain(target) => operate::drain(&target, false, global).await,
         Command::Weight(weight) => operate::weight(&weight, global).await,
+        Command::TermBase(term_base) => term_base::run(&term_base, global).await,
         Command::Completions { shell } => completions(shell),
     }
 }

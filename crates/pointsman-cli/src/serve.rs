@@ -5,6 +5,7 @@
 //! | in which order things start and end | here |
 //! | what is running, and how it is changed | `serve/served.rs` |
 //! | what of a new configuration can be applied now | `serve/plan.rs` |
+//! | the registries that the sections use | `serve/registries.rs` |
 //! | when the file is read again | `serve/file.rs` |
 //! | what is served to those who watch, where no agent is | `serve/endpoint.rs` |
 //! | how they ask for what is counted | `serve/questions.rs` |
@@ -17,19 +18,20 @@ mod file;
 mod hand_over;
 mod plan;
 mod questions;
+mod registries;
 mod served;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pointsman::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::endpoint::Endpoint;
 use self::file::ConfigFile;
 use self::questions::Questions;
+use self::registries::Registries;
 use self::served::{Progress, Served};
 use crate::args::{Global, Serve};
 use crate::config::{self, Checked, Config, credentials, problem};
@@ -60,15 +62,16 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
         }
         None => None,
     };
-    let Some((registry, config)) = connect(config, &mut file, &mut signals, global).await? else {
+    let Some((mut registries, config)) = connect(config, &mut file, &mut signals, global).await? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let (left, result) = serve(&registry, config, &mut file, &mut questions, &mut signals, global).await;
+    // Its registry needs a restart to be another.
+    let of_agent = config.agent_registry.clone();
+    let (left, result) = serve(&mut registries, config, &mut file, &mut questions, &mut signals, global).await;
     match &result {
+        Err(failure) if left == 0 && *failure == Failure::hurried() => {}
         // What the agent has registered for others stays until its session times out: they take it over through another.
-        _ if left > 0 => registry.abandon(),
-        Err(failure) if *failure == Failure::hurried() => {}
-        _ => or_hurry(session::close(registry), &mut signals).await?,
+        _ => or_hurry(registries.close(of_agent.as_ref().filter(|_| left > 0)), &mut signals).await?,
     }
     result.map(|()| ExitCode::SUCCESS)
 }
@@ -92,11 +95,12 @@ fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
 }
 
 /// Adds what beats the file, or stands beside it.
-fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
-    config.registry = config.registry(global.registry.as_deref());
-    if let (Some(url), Some(agent)) = (&config.registry, &config.agent)
-        && config::leads_to(url, agent.listen)
+fn complete(config: Config, global: &Global) -> Result<Config, String> {
+    let config = config.resolved(global.registry.as_deref())?;
+    if let Some(agent) = &config.agent
+        && let Some(url) = config.registries().iter().find(|url| config::leads_to(url, agent.listen))
     {
+        let url = config::shown(url);
         return Err(format!(
             "the registry {url} is this agent itself; leave it out, and unset POINTSMAN_REGISTRY, for an agent that keeps what is \
              registered, or name another"
@@ -105,17 +109,20 @@ fn complete(mut config: Config, global: &Global) -> Result<Config, String> {
     Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
 }
 
-/// Connects to the registry, however long that takes. When the file changes meanwhile, it goes on as the file says then, which is
+/// Connects to the registries, however long it takes until the first of them is there. When the file changes meanwhile, it goes on as the file says then, which is
 /// returned as well. `None` after a signal.
 async fn connect(
     mut config: Config,
     file: &mut ConfigFile,
     signals: &mut Signals,
     global: &Global,
-) -> Result<Option<(Registry, Config)>, Failure> {
+) -> Result<Option<(Registries, Config)>, Failure> {
     loop {
+        if config.lacks_a_registry() {
+            return Err(session::no_registry());
+        }
         let next = tokio::select! {
-            registry = session::connect_for_good(config.registry.as_deref()) => return Ok(Some((registry?, config))),
+            registries = Registries::connect(config.registries()) => return Ok(Some((registries?, config))),
             _ = signals.next() => return Ok(None),
             next = next_config(file, global) => next,
         };
@@ -129,7 +136,7 @@ async fn connect(
 }
 
 async fn serve(
-    registry: &Registry,
+    registries: &mut Registries,
     config: Config,
     file: &mut ConfigFile,
     questions: &mut Questions,
@@ -137,14 +144,14 @@ async fn serve(
     global: &Global,
 ) -> (usize, Result<(), Failure>) {
     let served = tokio::select! {
-        served = Served::start(registry, config, questions.asking()) => served,
+        served = Served::start(registries, config, questions.asking()) => served,
         _ = signals.next() => return (0, Ok(())),
     };
     let mut served = match served {
         Ok(served) => served,
         Err(failure) => return (0, Err(failure)),
     };
-    let result = until_signal(&mut served, file, questions, signals, global).await;
+    let result = until_signal(&mut served, registries, file, questions, signals, global).await;
     match or_hurry(served.close(), signals).await {
         Ok(left) => (left, result),
         Err(hurried) => (0, Err(hurried)),
@@ -164,6 +171,7 @@ async fn next_config(file: &mut ConfigFile, global: &Global) -> Config {
 /// Goes on until a signal, or a failure that makes it pointless to go on.
 async fn until_signal(
     served: &mut Served,
+    registries: &mut Registries,
     file: &mut ConfigFile,
     questions: &mut Questions,
     signals: &mut Signals,
@@ -186,12 +194,12 @@ async fn until_signal(
             },
             () = file.changed() => {
                 tokio::select! {
-                    () = reload(served, file, global) => {}
+                    () = reload(served, registries, file, global) => {}
                     _ = signals.next() => return Ok(()),
                 }
             }
             asker = questions.next() => {
-                let metrics = served.metrics(asker.which).await;
+                let metrics = served.metrics(asker.which, registries).await;
                 asker.answer(metrics);
             }
             _ = look.tick() => served.look().await?,
@@ -200,10 +208,10 @@ async fn until_signal(
 }
 
 /// Reads the file again, and applies it. What is wrong with it is logged, and then everything stays as it is.
-async fn reload(served: &mut Served, file: &mut ConfigFile, global: &Global) {
+async fn reload(served: &mut Served, registries: &mut Registries, file: &mut ConfigFile, global: &Global) {
     match read_again(file, global) {
         Ok(None) => {}
-        Ok(Some(config)) => served.reload(config).await,
+        Ok(Some(config)) => served.reload(config, registries).await,
         Err(Unusable) => served.reload_failed(),
     }
 }

@@ -47,11 +47,7 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
 /// Connects for a process that serves, however long the registry takes: the order in which things are started must not
 /// matter. Where there are snapshots on disk, it starts from them, and the registry is connected to in the background. `url` is what the flag or the configuration file names.
 pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Failure> {
-    let url = url.ok_or_else(|| {
-        Failure::new(
-            "no registry is named: say registry = \"zookeeper://HOST:PORT/PREFIX\" in the file, or --registry URL",
-        )
-    })?;
+    let url = url.ok_or_else(no_registry)?;
     let builder = Registry::builder(url).wait(true);
     let shown = builder.shown_url();
     let registry = tokio::select! {
@@ -62,6 +58,11 @@ pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Fail
         tracing::info!(registry = shown, "registry connected");
     }
     Ok(registry)
+}
+
+/// Why nothing can be served.
+pub(crate) fn no_registry() -> Failure {
+    Failure::new("no registry is named: say registry = \"zookeeper://HOST:PORT/PREFIX\" in the file, or --registry URL")
 }
 
 /// Says now and then what is waited for.

@@ -27,6 +27,7 @@ async fn help_names_every_command() {
         "drain",
         "undrain",
         "weight",
+        "term-base",
         "serve",
         "check",
         "completions",

@@ -166,6 +166,29 @@ async fn drain_undrain_weight() {
 }
 
 #[tokio::test]
+async fn terms_rise_above_those_of_another_registry() {
+    let registry = Registry::new().await;
+    assert_eq!(registry.json("term-base").await, json!({"term_base": 0, "raised": false}));
+    assert!(registry.succeed("term-base").await.starts_with("no term base is set"));
+    let mut a = registry.start("register s --code a -o json");
+    let before = a.json().await["term"].as_u64().unwrap();
+    let above = 1_795_418_027_019_215_u64;
+    let raised = registry.json(&format!("term-base --above {above}")).await;
+    assert_eq!(raised, json!({"term_base": above, "raised": true}));
+    assert_eq!(registry.json("term-base --above 7").await, json!({"term_base": above, "raised": false}));
+    assert!(registry.succeed("term-base --above 7").await.contains("already: nothing is changed"));
+    assert_eq!(registry.json("master s").await["term"], before, "it keeps its term");
+    let mut b = registry.start("register s --code b -o json");
+    b.json().await;
+    a.signal(Signal::TERM);
+    let role = b.json_where(|line| line["role"] == "master").await;
+    assert!(role["term"].as_u64().unwrap() > above, "{role}");
+    assert_eq!(registry.json("master s").await["term"], role["term"]);
+    let output = run(&["term-base", "--registry", "memory://x", "-o", "json"]).await;
+    assert!(stdout(&output).contains("\"term_base\":1"), "{output:?}");
+}
+
+#[tokio::test]
 async fn watch_tells_a_life() {
     let registry = Registry::new().await;
     let mut watch = registry.start("watch s -o json");

@@ -207,7 +207,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             };
             endpoint.report(Outcome::Failure);
             let (problem, again) = unfit;
-            tracing::debug!(service = %target.service.name, code = %endpoint.code(), reason = %problem.detail, "no answer");
+            tracing::debug!(service = %target.service.id, code = %endpoint.code(), reason = %problem.detail, "no answer");
             if !may_try_again(passing, again, &mut attempts) {
                 return Err(problem.into());
             }

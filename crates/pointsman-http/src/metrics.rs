@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use pointsman_core::ServiceId;
+
 use crate::problem::Kind;
 
 pub(crate) use self::instances::Instances;
@@ -72,7 +74,7 @@ pub(crate) struct Metrics {
 #[derive(Debug)]
 pub(crate) struct RouteMetrics {
     name: Arc<str>,
-    service: Arc<str>,
+    service: ServiceId,
     shards: Sharded<RouteShard>,
 }
 
@@ -139,7 +141,7 @@ impl Metrics {
     pub(crate) fn text(
         &self,
         routes: &[Arc<RouteMetrics>],
-        services: &[(Arc<str>, Arc<ServiceMetrics>)],
+        services: &[(ServiceId, Arc<ServiceMetrics>)],
         instances: &[Instances],
     ) -> String {
         let mut text = Text(String::new());
@@ -168,7 +170,7 @@ impl Metrics {
 }
 
 impl RouteMetrics {
-    pub(crate) fn new(name: Arc<str>, service: Arc<str>, workers: usize) -> Self {
+    pub(crate) fn new(name: Arc<str>, service: ServiceId, workers: usize) -> Self {
         Self { name, service, shards: Sharded::new(workers) }
     }
 
@@ -176,7 +178,7 @@ impl RouteMetrics {
         &self.name
     }
 
-    pub(crate) fn service(&self) -> &Arc<str> {
+    pub(crate) fn service(&self) -> &ServiceId {
         &self.service
     }
 
@@ -185,7 +187,7 @@ impl RouteMetrics {
     }
 
     fn labels(&self) -> String {
-        format!("route=\"{}\",service=\"{}\"", escaped(&self.name), escaped(&self.service))
+        format!("route=\"{}\",{}", escaped(&self.name), service_labels(&self.service))
     }
 }
 
@@ -289,7 +291,7 @@ fn write_routes(text: &mut Text, routes: &[&Arc<RouteMetrics>]) {
     });
 }
 
-fn write_services(text: &mut Text, services: &[(Arc<str>, Arc<ServiceMetrics>)]) {
+fn write_services(text: &mut Text, services: &[(ServiceId, Arc<ServiceMetrics>)]) {
     type Of = fn(&ServiceShard) -> &AtomicU64;
     text.family("attempts", "counter", "Requests sent to instances, by service and outcome");
     for (service, metrics) in services {
@@ -300,19 +302,28 @@ fn write_services(text: &mut Text, services: &[(Arc<str>, Arc<ServiceMetrics>)])
             ("broken", |shard| &shard.broken),
         ];
         for (outcome, of) in outcomes {
-            let labels = format!("service=\"{}\",outcome=\"{outcome}\"", escaped(service));
+            let labels = format!("{},outcome=\"{outcome}\"", service_labels(service));
             text.line("attempts_total", &labels, metrics.shards.sum(|shard| of(shard).load(Ordering::Relaxed)));
         }
     }
     text.family("connects", "counter", "Connections made to instances, by service");
     for (service, metrics) in services {
-        let labels = format!("service=\"{}\"", escaped(service));
+        let labels = service_labels(service);
         text.line("connects_total", &labels, metrics.shards.sum(|shard| shard.connects.load(Ordering::Relaxed)));
     }
 }
 
 fn seconds(microseconds: u64) -> f64 {
     Duration::from_micros(microseconds).as_secs_f64()
+}
+
+/// The labels by which a service is told: the registry is one of them only where it is not the proxy's own.
+fn service_labels(service: &ServiceId) -> String {
+    let name = escaped(&service.name);
+    match &service.registry {
+        None => format!("service=\"{name}\""),
+        Some(registry) => format!("service=\"{name}\",registry=\"{}\"", escaped(registry)),
+    }
 }
 
 /// As a label's value.

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use pointsman_core::View;
+use pointsman_core::{ServiceId, View};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -25,7 +25,7 @@ use crate::tls;
 use crate::worker::{self, Acceptor, Listening, Shared, Worker};
 
 /// Where the instances of services are looked up: each service that a route names must be in it.
-pub type Views = HashMap<Arc<str>, View>;
+pub type Views = HashMap<ServiceId, View>;
 
 /// How many connections the system keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -132,8 +132,7 @@ impl Proxy {
     #[must_use]
     pub fn metrics(&self) -> String {
         let table = self.shared.table.load();
-        let services: Vec<_> =
-            table.services().map(|service| (service.name.clone(), service.metrics.clone())).collect();
+        let services: Vec<_> = table.services().map(|service| (service.id.clone(), service.metrics.clone())).collect();
         self.shared.metrics.text(&table.route_metrics(), &services, &table.instances())
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_balance::{Algorithm, Ejection};
+use pointsman_core::ServiceId;
 
 pub use self::network::Network;
 
@@ -42,7 +43,7 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// First match wins.
     pub routes: Vec<Route>,
-    /// What holds for a service, whichever route leads to it; by its name.
+    /// What holds for a service, whichever route leads to it; by its name, in whichever registry it is found.
     pub services: BTreeMap<Arc<str>, Service>,
 }
 
@@ -158,6 +159,9 @@ pub struct Answer {
 pub struct Pass {
     /// The service that they are for.
     pub service: Arc<str>,
+    /// Name of the registry in which this service, and those of `split` and `mirror`, are found; `None`: the proxy's own. Whoever starts the
+    /// proxy says what the name stands for. Default: `None`.
+    pub registry: Option<Arc<str>>,
     /// Other services that get a share of them, in percent; the rest is the first's.
     pub split: Vec<(Arc<str>, u8)>,
     /// A service that gets a copy of so many percent of them; what it answers is thrown away.
@@ -357,6 +361,7 @@ impl Pass {
     pub fn new(service: impl Into<Arc<str>>) -> Self {
         Self {
             service: service.into(),
+            registry: None,
             split: Vec::new(),
             mirror: None,
             algorithm: Algorithm::default(),
@@ -374,9 +379,14 @@ impl Pass {
     }
 
     /// All services that requests may go to.
-    pub fn services(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub fn services(&self) -> impl Iterator<Item = ServiceId> {
         let others = self.split.iter().chain(&self.mirror).map(|(service, _)| service);
-        std::iter::once(&self.service).chain(others)
+        std::iter::once(&self.service).chain(others).map(|name| self.service_id(name))
+    }
+
+    /// One of the services of this route, by its name.
+    pub(crate) fn service_id(&self, name: &Arc<str>) -> ServiceId {
+        ServiceId::new(self.registry.clone(), name.clone())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
 use pointsman_balance::{Balancer, Candidates, Claim, Endpoints, PickError, Standing};
-use pointsman_core::{ObservedInstance, View};
+use pointsman_core::{ObservedInstance, ServiceId, View};
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -31,7 +31,7 @@ pub(crate) struct Table {
     /// One a worker: they would wait for one another's scratch memory.
     pub(crate) matchers: Vec<Matcher>,
     pub(crate) lines: Vec<Line>,
-    services: BTreeMap<Arc<str>, Arc<Service>>,
+    services: BTreeMap<ServiceId, Arc<Service>>,
     pub(crate) limits: Limits,
     pub(crate) trusted: Vec<Network>,
     pub(crate) forwarded: Forwarded,
@@ -81,7 +81,7 @@ pub(crate) struct Target {
 /// A service, whichever route leads to it.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) name: Arc<str>,
+    pub(crate) id: ServiceId,
     pub(crate) settings: settings::Service,
     /// Its instances.
     pub(crate) view: View,
@@ -115,29 +115,27 @@ impl Table {
         checker: &Checker,
     ) -> Result<Self, Error> {
         let matcher = Matcher::new(&settings.routes).map_err(|problem| Error::Invalid(vec![problem]))?;
-        let mut services: BTreeMap<Arc<str>, Arc<Service>> = BTreeMap::new();
+        let mut services: BTreeMap<ServiceId, Arc<Service>> = BTreeMap::new();
         for route in &settings.routes {
             let Action::Pass(pass) = &route.action else { continue };
-            for name in pass.services() {
-                if services.contains_key(name) {
+            for id in pass.services() {
+                if services.contains_key(&id) {
                     continue;
                 }
-                let view = views.get(name).ok_or_else(|| not_followed(name))?;
-                let told = settings.services.get(name).cloned().unwrap_or_default();
-                let old = before.and_then(|table| table.services.get(name));
-                services.insert(
-                    name.clone(),
-                    Service::new(name, told, view, old, workers, (checker, &settings.allow_addresses))?,
-                );
+                let view = views.get(&id).ok_or_else(|| not_followed(&id))?;
+                let told = settings.services.get(&id.name).cloned().unwrap_or_default();
+                let old = before.and_then(|table| table.services.get(&id));
+                let service = Service::new(&id, told, view, old, workers, (checker, &settings.allow_addresses))?;
+                services.insert(id, service);
             }
         }
         let known = before.map(Table::by_name).unwrap_or_default();
         let lines = settings.routes.iter().map(|route| {
             let service = match &route.action {
-                Action::Answer(_) => "",
-                Action::Pass(pass) => &pass.service,
+                Action::Answer(_) => ServiceId::from(""),
+                Action::Pass(pass) => pass.service_id(&pass.service),
             };
-            let old = known.get(&(route.name.as_str(), service));
+            let old = known.get(&(route.name.as_str(), &service));
             let action = match &route.action {
                 Action::Answer(answer) => LineAction::Answer(answer.clone()),
                 Action::Pass(pass) => {
@@ -146,7 +144,7 @@ impl Table {
                     LineAction::Pass(Box::new(passing))
                 }
             };
-            let new = || Arc::new(RouteMetrics::new(route.name.as_str().into(), service.into(), workers));
+            let new = || Arc::new(RouteMetrics::new(route.name.as_str().into(), service.clone(), workers));
             Line { metrics: old.map_or_else(new, |line| line.metrics.clone()), action }
         });
         let lines = lines.collect();
@@ -172,9 +170,9 @@ impl Table {
     /// Ends the checks that do not go on in the table that has taken this one's place, although requests may hold on to this for long:
     /// two that ask differently would contradict each other.
     pub(crate) fn retire(&self, next: &Table) {
-        for (name, service) in &self.services {
+        for (id, service) in &self.services {
             let Some(health) = &service.health else { continue };
-            let same = next.services.get(name).and_then(|service| service.health.as_ref());
+            let same = next.services.get(id).and_then(|service| service.health.as_ref());
             if same.is_none_or(|same| !Arc::ptr_eq(same, health)) {
                 health.end();
             }
@@ -182,8 +180,8 @@ impl Table {
     }
 
     /// The routes by their names and their services.
-    fn by_name(&self) -> HashMap<(&str, &str), &Line> {
-        self.lines.iter().map(|line| ((&**line.metrics.name(), &**line.metrics.service()), line)).collect()
+    fn by_name(&self) -> HashMap<(&str, &ServiceId), &Line> {
+        self.lines.iter().map(|line| ((&**line.metrics.name(), line.metrics.service()), line)).collect()
     }
 
     /// Each once, though routes may share a name.
@@ -203,9 +201,9 @@ impl Table {
     pub(crate) fn instances(&self) -> Vec<Instances> {
         let passing = self.lines.iter().filter_map(Line::passing);
         // The balancers of a service share what they know of it.
-        let targets: HashMap<&str, &Target> =
-            passing.flat_map(Passing::targets).map(|target| (&*target.service.name, target)).collect();
-        self.services.values().map(|service| service.instances(targets.get(&*service.name).copied())).collect()
+        let targets: HashMap<&ServiceId, &Target> =
+            passing.flat_map(Passing::targets).map(|target| (&target.service.id, target)).collect();
+        self.services.values().map(|service| service.instances(targets.get(&service.id).copied())).collect()
     }
 
     /// Closes what has waited too long at one worker. How many connections still wait.
@@ -223,14 +221,14 @@ impl Line {
     }
 }
 
-fn not_followed(name: &str) -> Error {
-    let reason = format!("{name:?} is not followed");
+fn not_followed(id: &ServiceId) -> Error {
+    let reason = format!("service {id} is not followed");
     Error::Invalid(vec![settings::Invalid { key: "route".to_owned(), reason }])
 }
 
 impl Service {
     fn new(
-        name: &Arc<str>,
+        id: &ServiceId,
         settings: settings::Service,
         view: &View,
         old: Option<&Arc<Service>>,
@@ -270,7 +268,7 @@ impl Service {
             }
         };
         Ok(Arc::new(Self {
-            name: name.clone(),
+            id: id.clone(),
             view: view.clone(),
             health,
             endpoints,
@@ -340,7 +338,7 @@ impl Service {
         let (passing, failing) = self.health.as_ref().map_or((registered, 0), |health| health.counts());
         let considered = target.map(|target| target.balancer.explain(b"").instances).unwrap_or_default();
         Instances {
-            service: self.name.clone(),
+            service: self.id.clone(),
             checks,
             passing,
             failing,
@@ -368,10 +366,10 @@ impl Passing {
     fn new(
         pass: &Pass,
         path_prefix: Option<String>,
-        services: &BTreeMap<Arc<str>, Arc<Service>>,
+        services: &BTreeMap<ServiceId, Arc<Service>>,
         old: Option<&Passing>,
     ) -> Self {
-        let target = |name: &Arc<str>| Target::new(&services[name], pass);
+        let target = |name: &Arc<str>| Target::new(&services[&pass.service_id(name)], pass);
         let mut end = 0;
         let split = pass.split.iter().map(|(name, percent)| {
             end += percent;
@@ -425,7 +423,7 @@ impl Passing {
         }
         if self.is_astray.load(Ordering::Relaxed) != finds_none {
             self.is_astray.store(finds_none, Ordering::Relaxed);
-            let (share, home) = (&target.service.name, &self.target.service.name);
+            let (share, home) = (&target.service.id, &self.target.service.id);
             if finds_none {
                 tracing::warn!(%share, %home, "nobody can serve a share: its requests go home");
             } else {
@@ -536,7 +534,10 @@ mod tests {
 
     /// A table with one route of this name.
     fn table(name: &str, before: Option<&Table>, change: impl FnOnce(&mut Pass)) -> Table {
-        let views = Views::from(["a", "b"].map(|name| (name.into(), View::fixed(Snapshot::empty(name)))));
+        let views = Views::from([("a", None), ("b", None), ("a", Some("other"))].map(|(name, registry)| {
+            let id = ServiceId::new(registry.map(Into::into), name);
+            (id, View::fixed(Snapshot::empty(name)))
+        }));
         let mut route = Route::new("^", "a");
         name.clone_into(&mut route.name);
         if let Action::Pass(pass) = &mut route.action {
@@ -567,7 +568,11 @@ mod tests {
         assert!(may_enter(&other_limit) && !passing(&other_limit).budget.withdraw(now));
         let other_budget = table("r", Some(&second), |pass| pass.retry_budget = 20);
         assert!(!may_enter(&other_budget) && passing(&other_budget).budget.withdraw(now));
-        for other in [table("s", Some(&second), |_| {}), table("r", Some(&second), |pass| pass.service = "b".into())] {
+        for other in [
+            table("s", Some(&second), |_| {}),
+            table("r", Some(&second), |pass| pass.service = "b".into()),
+            table("r", Some(&second), |pass| pass.registry = Some("other".into())),
+        ] {
             assert!(may_enter(&other) && passing(&other).budget.withdraw(now));
         }
         assert!(passing(&table("r", Some(&second), |pass| pass.max_in_flight = None)).gate.is_none());

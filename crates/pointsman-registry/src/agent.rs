@@ -127,6 +127,15 @@ impl Backend for Agent {
         }
     }
 
+    async fn term_base(&self) -> Result<Term> {
+        self.ask_term_base(Method::GET, None, "read the term base").await
+    }
+
+    async fn raise_term_base(&self, base: Term) -> Result<Term> {
+        let body = serde_json::json!({ "above": base.0 }).to_string();
+        self.ask_term_base(Method::PUT, Some(body), "raise the term base").await
+    }
+
     async fn exchange(&self, mut part: Part) {
         // The agents ask each other.
         while part.questions.recv().await.is_some() {}
@@ -177,6 +186,23 @@ fn logged_by_agents(what: &str, log: &Log) -> Error {
 /// Where an instance is in the API. Names hold no slash; what else a path cannot hold is escaped.
 fn instance_path(service: &str, code: &str) -> String {
     format!("/v1/services/{}/instances/{}", segment(service), segment(code))
+}
+
+impl Agent {
+    async fn ask_term_base(&self, method: Method, body: Option<String>, step: &str) -> Result<Term> {
+        match self.agents.call(method, "/v1/term-base", body).await {
+            Ok(answer) if answer.status == StatusCode::NOT_FOUND => {
+                let reason = "the agent is of a version that cannot do that; name its registry, such as zookeeper://HOST:PORT/PREFIX";
+                Err(Error::refused(step, reason))
+            }
+            Ok(answer) if answer.status.is_success() => {
+                let missing = || Error::unavailable(step, "the agent's answer has no term base");
+                wire::term_base(&answer.body).ok_or_else(missing)
+            }
+            Ok(answer) => Err(answer.refusal(|| step.to_owned())),
+            Err(fault) => Err(fault.unavailable(|| step.to_owned())),
+        }
+    }
 }
 
 /// A name as a segment of a path, or a value of a query.

@@ -35,6 +35,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Accepts a term, unless a higher one of the service has been granted, or accepted by anybody; returns the highest.
     async fn check_term(&self, service: &str, term: Term) -> Result<Term>;
 
+    /// The number that is added to the registry's own to make terms.
+    async fn term_base(&self) -> Result<Term>;
+
+    /// Raises that number, unless it is as high; returns what counts then.
+    async fn raise_term_base(&self, base: Term) -> Result<Term>;
+
     /// Lets a process ask others that share this registry, and be asked, until its questions end. What cannot be asked is dropped.
     async fn exchange(&self, part: Part);
 

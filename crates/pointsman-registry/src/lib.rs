@@ -42,7 +42,7 @@ pub use overrides::OverrideOf;
 pub use peers::{Answer, Peers};
 pub use pointsman_core::parse_duration;
 pub use registration::{Departure, Registration, Roles, Trouble};
-pub use registry::{Builder, RegistrationBuilder, Registry};
+pub use registry::{Builder, MAX_TERM_BASE, RegistrationBuilder, Registry};
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

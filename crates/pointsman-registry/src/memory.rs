@@ -167,6 +167,16 @@ impl Backend for Memory {
         checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
     }
 
+    async fn term_base(&self) -> Result<Term> {
+        Ok(lock(&self.state).term_base())
+    }
+
+    async fn raise_term_base(&self, base: Term) -> Result<Term> {
+        let mut state = lock(&self.state);
+        state.rise_above(base.0);
+        Ok(state.term_base())
+    }
+
     async fn exchange(&self, part: Part) {
         self.members.exchange(part).await;
     }

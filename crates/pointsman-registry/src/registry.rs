@@ -54,6 +54,10 @@ struct Inner {
     holds: Holds,
 }
 
+/// The highest term base. With what a registry counts itself on top of it, terms stay below 2⁵³: numbers that every reader of JSON takes
+/// exactly (RFC 8259, section 6). Those of `memory://` reach it in the year 2112.
+pub const MAX_TERM_BASE: Term = Term(1 << 52);
+
 impl Registry {
     /// Connects to the registry at `url`: `memory://NAME` for one within this process,
     /// `zookeeper://HOST:PORT,HOST:PORT/PREFIX?OPTIONS`, or `http://HOST:PORT,HOST:PORT?OPTIONS` for agents (`https://`, too).
@@ -211,6 +215,41 @@ impl Registry {
         self.inner.backend.check_term(service, term).await
     }
 
+    /// Returns the term base: the number that is added to the registry's own numbers to make terms of them; 0 unless
+    /// [raised](Registry::raise_term_base). Of `memory://` it is the time at which it began, in microseconds since 1970.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Closed`]; [`Error::Refused`] when it may not be read, or when something else is stored in its place.
+    pub async fn term_base(&self) -> Result<Term> {
+        self.check_open()?;
+        self.inner.backend.term_base().await
+    }
+
+    /// Raises the term base to `above`, unless it is as high already; returns what counts then. Every mastership that begins from then on
+    /// has a term above it; one that has begun before keeps its term. It cannot be lowered: terms never fall.
+    ///
+    /// For a fleet that comes from another registry, whose terms were higher: guards that have stored those terms would refuse every
+    /// master of this registry. `above` is the highest term that any of them has seen. On ZooKeeper the base is kept beside the terms, and holds
+    /// for everybody who uses the same prefix and root, as long as the registry keeps its data.
+    ///
+    /// Cancelled, it may or may not have been carried out. To try again does no harm.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] when it may not be written, or `above` is higher than [`MAX_TERM_BASE`];
+    /// [`Error::Unavailable`], [`Error::Closed`].
+    pub async fn raise_term_base(&self, above: Term) -> Result<Term> {
+        self.check_open()?;
+        if above > MAX_TERM_BASE {
+            let reason = format!("{above} is too high: a term base is at most {MAX_TERM_BASE}");
+            return Err(Error::refused("raise the term base", reason));
+        }
+        let base = self.inner.backend.raise_term_base(above).await?;
+        tracing::info!(%above, %base, "term base raised");
+        Ok(base)
+    }
+
     /// Lets this process be asked by others that share this registry, and ask them: through the registry itself, so that they need no way to
     /// each other. Must be called within a tokio runtime. It takes part from some milliseconds later on, and whenever the registry can be
     /// reached; not where the registry is an agent's.
@@ -294,6 +333,18 @@ impl Registry {
 
     fn check_open(&self) -> Result<()> {
         if *self.inner.closed.borrow() { Err(registry_closed()) } else { Ok(()) }
+    }
+
+    /// Whether this registry has been [closed](Registry::close), by whichever of its clones.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        *self.inner.closed.borrow()
+    }
+
+    /// Whether both are the same connection, as clones are.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// The URL, without secrets.

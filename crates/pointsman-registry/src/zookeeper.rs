@@ -13,6 +13,7 @@ mod overrides;
 mod peers;
 mod place;
 mod session;
+mod term_base;
 mod terms;
 mod tree;
 mod wire;
@@ -159,6 +160,16 @@ impl Backend for ZooKeeper {
         let session = self.session(|| format!("check term {term} of {service}")).await?;
         let checked = terms::check(&session, &self.layout, self.settings.acl, service, term).await?;
         checked.map_err(|stale| Error::StaleTerm { service: service.into(), stale })
+    }
+
+    async fn term_base(&self) -> Result<Term> {
+        let session = self.session(|| "read the term base".to_owned()).await?;
+        Ok(Term(term_base::known(&session, &self.layout.terms).await?.base()))
+    }
+
+    async fn raise_term_base(&self, base: Term) -> Result<Term> {
+        let session = self.session(|| "raise the term base".to_owned()).await?;
+        term_base::raise(&session, &self.layout.terms, self.settings.acl, base.0).await.map(Term)
     }
 
     async fn exchange(&self, part: Part) {

@@ -36,6 +36,8 @@ mod followed;
 pub mod http;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
+#[cfg(any(feature = "http", feature = "mqtt"))]
+mod registries;
 mod registry;
 #[cfg(feature = "tower")]
 pub mod tower;
@@ -46,10 +48,13 @@ pub use pointsman_balance::{
 };
 pub use pointsman_core::{
     Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, ObservedInstance, Problem,
-    Role, Snapshot, StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
+    Role, ServiceId, Snapshot, StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible,
+    shown,
 };
 pub use pointsman_registry::{
-    Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, OverrideOf, Peers,
-    Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
+    Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, MAX_TERM_BASE,
+    OverrideOf, Peers, Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
 };
+#[cfg(any(feature = "http", feature = "mqtt"))]
+pub use registries::Registries;
 pub use registry::{Builder, Directory, Registry, Service};

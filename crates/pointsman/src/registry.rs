@@ -130,6 +130,16 @@ impl Builder {
         self.0.shown_url()
     }
 
+    /// Goes on without waiting for the registry, which is connected to in the background; see
+    /// [`pointsman_registry::Builder::connect_in_background`].
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub async fn connect_in_background(self) -> Result<Registry> {
+        self.0.connect_in_background().await.map(Registry)
+    }
+
     /// Connects.
     ///
     /// # Errors

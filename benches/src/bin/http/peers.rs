@@ -28,7 +28,7 @@ pub(crate) fn pointsman(address: SocketAddr, backend: SocketAddr, routes: usize)
             ObservedInstance::from(Instance::new(Arc::clone(&service)).address(backend.to_string()).code("backend"));
         instance.role = Role::Normal;
         let snapshot = Snapshot::new(Arc::clone(&service), 1, vec![Arc::new(instance)]);
-        views.insert(service, View::fixed(snapshot));
+        views.insert(service.into(), View::fixed(snapshot));
     }
     let _proxy = Proxy::start(settings, &views, Options::default())?;
     until_standard_input_ends();

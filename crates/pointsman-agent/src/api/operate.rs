@@ -106,6 +106,37 @@ pub(super) async fn check_term(
     Ok(super::json(StatusCode::OK, &json!({ "term": term, "highest": highest.0 })))
 }
 
+/// `GET /v1/term-base`.
+pub(super) async fn term_base(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let base = state.write(|| "read the term base".to_owned(), state.registry.term_base()).await?;
+    Ok(super::json(StatusCode::OK, &json!({ "term_base": base.0 })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raise {
+    above: u64,
+}
+
+/// `PUT /v1/term-base`.
+pub(super) async fn raise_term_base(
+    Of(state): Of<Arc<State>>,
+    Extension(actor): Extension<Actor>,
+    Extension(peer): Extension<Peer>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    Query::read(&uri, &[], None)?;
+    let Raise { above } = parse(&headers, &body)?;
+    let step = || format!("raise the term base above {above}");
+    let base = state.write(step, state.registry.raise_term_base(Term(above))).await?;
+    // It is of no service, and of no instance.
+    note(&state, actor, peer, "term-base", "", "", &format!("terms are above {base} from now on")).await;
+    Ok(super::json(StatusCode::OK, &json!({ "term_base": base.0 })))
+}
+
 /// Refuses a code that is not registered and has no override: most likely it is misspelt.
 fn check_known(state: &State, service: &str, code: &str) -> Result<(), Problem> {
     let directory = state.feed.directory();

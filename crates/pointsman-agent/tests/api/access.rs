@@ -44,6 +44,7 @@ async fn the_read_token_reads_and_the_write_token_does_both() {
         ("POST", "/v1/services/s/instances/a/resign", ""),
         ("PUT", "/v1/services/s/instances/a/weight", r#"{"weight":0}"#),
         ("POST", "/v1/services/s/check-term", r#"{"term":9}"#),
+        ("PUT", "/v1/term-base", r#"{"above":9}"#),
     ] {
         with(&server, READ, method, path, body).await.is_problem(403, "forbidden");
         with(&server, "", method, path, body).await.is_problem(401, "unauthorized");

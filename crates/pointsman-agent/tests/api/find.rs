@@ -147,6 +147,26 @@ async fn a_term_passes_until_a_higher_one_is_seen() {
 }
 
 #[tokio::test]
+async fn terms_rise_above_what_an_operator_says() {
+    let server = Server::start().await;
+    let before = server.put("s", "a").await["term"].as_u64().unwrap();
+    let base = server.json("/v1/term-base").await["term_base"].as_u64().unwrap();
+    assert!(base < before, "{base} {before}");
+    let raise = async |above: u64| {
+        let answer = server.ask("PUT", "/v1/term-base", &json!({ "above": above }).to_string()).await;
+        (answer.status, answer.json()["term_base"].as_u64().unwrap())
+    };
+    let high = 1 << 52;
+    assert_eq!((raise(1).await, raise(high).await, raise(2).await), ((200, base), (200, high), (200, high)));
+    assert_eq!(server.json("/v1/term-base").await, json!({ "term_base": high }));
+    assert!(server.put("t", "a").await["term"].as_u64().unwrap() > high);
+    let audit = server.json("/v1/audit").await;
+    let line = &audit.as_array().unwrap()[1];
+    assert_eq!((&line["action"], &line["service"]), (&json!("term-base"), &json!("")));
+    assert!(line["detail"].as_str().unwrap().contains(&high.to_string()), "{audit}");
+}
+
+#[tokio::test]
 async fn the_agent_tells_how_it_is_and_what_it_can_do() {
     let server = Server::start().await;
     assert_eq!(server.get("/livez").await.text(), "ok\n");

@@ -7,6 +7,7 @@ use pointsman::agent::{Limits, Settings, Tls, Token};
 use super::credentials::{READ_TOKEN, Tokens, WRITE_TOKEN};
 use super::paths::{Folder, NamedFile};
 use super::problem::Fault;
+use super::registries::Urls;
 use super::section::Section;
 use super::tls::{self, TlsFiles};
 
@@ -14,15 +15,17 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7480
 /// More than any machine has connections or memory for.
 const MOST: usize = 10_000_000;
 
-/// Reads the section. What is wrong with it goes to `faults`; then the settings are not fit for use. Tokens and certificates, which
+/// Reads the section, and the URL of the agent's registry, if it has one of its own. What is wrong with it goes to `faults`; then the settings are not fit for use. Tokens and certificates, which
 /// are to be read again when they change, are added to `files`.
 pub(super) fn read(
     mut section: Section<'_>,
     folder: &Folder,
+    urls: &mut Urls<'_>,
     tokens: &Tokens,
     faults: &mut Vec<Fault>,
     files: &mut Vec<NamedFile>,
-) -> Settings {
+) -> (Settings, Option<String>) {
+    let registry = urls.read(&mut section, "registry");
     let mut settings = Settings::new(section.address("listen", "127.0.0.1:7480").unwrap_or(LISTEN));
     let hosts = section.texts("hosts", "a name by which clients reach the agent", host).unwrap_or_default();
     settings.hosts = hosts.into_iter().flatten().collect();
@@ -41,7 +44,7 @@ pub(super) fn read(
             .warn("listen", "is not on loopback: without tls_cert and tls_key tokens go over the network as they are");
     }
     faults.extend(section.finish());
-    settings
+    (settings, registry)
 }
 
 /// A name or an IP address.

@@ -18,6 +18,7 @@ use pointsman::{check_address, check_name};
 use super::document::Document;
 use super::paths::{Folder, NamedFile};
 use super::problem::Fault;
+use super::registries::{SectionRegistries, Urls};
 use super::section::Section;
 use super::tls::{self, TlsFiles};
 
@@ -27,6 +28,8 @@ pub(crate) use self::route::conditions;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Http {
     pub(crate) settings: Settings,
+    /// Where its services are found, and where it registers.
+    pub(crate) registries: SectionRegistries,
     /// The code that the proxy registers with; `None`: one is generated with each start.
     pub(crate) code: Option<Arc<str>>,
     /// The service that the proxy itself registers as.
@@ -47,7 +50,7 @@ const SOCKET_PATH_BYTES: usize = 108;
 pub(super) fn read(
     mut section: Section<'_>,
     document: &Document<'_>,
-    folder: &Folder,
+    (folder, urls): (&Folder, &mut Urls<'_>),
     faults: &mut Vec<Fault>,
     files: &mut Vec<NamedFile>,
 ) -> Http {
@@ -79,11 +82,12 @@ pub(super) fn read(
         }
     });
     let (code, register_as, advertise) = registration(&mut section, &settings);
-    route::read(&mut section, &mut settings);
+    let mut registries = urls.of_section(&mut section);
+    route::read(&mut section, &mut settings, urls, &mut registries);
     service::read(&mut section, &mut settings, folder, files);
     check(&mut section, document, &settings);
     faults.extend(section.finish());
-    Http { settings, code, register_as, advertise, access_log_file, hand_over }
+    Http { settings, registries, code, register_as, advertise, access_log_file, hand_over }
 }
 
 /// Puts a value in the place of a default, if there is one.

@@ -12,6 +12,7 @@ use super::document::Document;
 use super::is_loopback;
 use super::paths::Folder;
 use super::problem::Fault;
+use super::registries::{SectionRegistries, Urls};
 use super::section::Section;
 
 /// What the file says of MQTT.
@@ -19,6 +20,8 @@ use super::section::Section;
 pub(crate) struct Mqtt {
     /// The relay's; its code is generated anew with each reading where the file has none.
     pub(crate) settings: Settings,
+    /// Where its services are found, and where it registers.
+    pub(crate) registries: SectionRegistries,
     /// The relay's own code, if the file has it.
     pub(crate) code: Option<Arc<str>>,
     /// The service that the relay itself registers as.
@@ -62,7 +65,7 @@ const LARGEST_PACKET: usize = 268_435_460;
 pub(super) fn read(
     mut section: Section<'_>,
     document: &Document<'_>,
-    folder: &Folder,
+    (folder, urls): (&Folder, &mut Urls<'_>),
     faults: &mut Vec<Fault>,
 ) -> Mqtt {
     let listen = listen(&mut section, folder);
@@ -103,10 +106,11 @@ pub(super) fn read(
             "registers an address that nobody can call, since listen names none; say advertise = \"HOST:PORT\"",
         );
     }
-    routes(&mut section, &mut settings);
+    let mut registries = urls.of_section(&mut section);
+    routes(&mut section, &mut settings, urls, &mut registries);
     check(&mut section, document, &settings);
     faults.extend(section.finish());
-    Mqtt { settings, code, register_as, listen }
+    Mqtt { settings, registries, code, register_as, listen }
 }
 
 fn broker(text: &str, folder: &Folder) -> Result<BrokerUrl, String> {
@@ -182,11 +186,12 @@ fn limits(section: &mut Section<'_>, settings: &mut Settings) {
     }
 }
 
-fn routes(section: &mut Section<'_>, settings: &mut Settings) {
+fn routes(section: &mut Section<'_>, settings: &mut Settings, urls: &mut Urls<'_>, registries: &mut SectionRegistries) {
     for table in section.sections("route", ROUTES) {
         // As above: without a problem.
         let mut read = Route::new("^unreadable/", "unreadable");
         if let Some(mut route) = table {
+            read.registry = urls.of_route(&mut route, &mut registries.named);
             self::route(&mut route, &mut read, &settings.routes);
             section.absorb(route.finish());
         }

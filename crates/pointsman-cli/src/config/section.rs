@@ -258,7 +258,8 @@ impl<'d> Section<'d> {
         self.table.get(key).map_or_else(|| self.span.clone(), Spanned::span)
     }
 
-    fn path_of(&self, key: &str) -> String {
+    /// The path of a key from the top of the file.
+    pub(super) fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 }

@@ -106,7 +106,7 @@ response_timeout = "100ms"
     );
     assert_eq!(config.registry.as_deref(), Some("zookeeper://h/p?snapshots=/tmp/kept"));
     assert_eq!(config.metrics.unwrap().to_string(), "[::1]:7483");
-    let Mqtt { settings, code, register_as, listen } = config.mqtt.unwrap();
+    let Mqtt { settings, code, register_as, listen, .. } = config.mqtt.unwrap();
     assert_eq!((settings.ingress.unwrap().address(), listen, register_as), ("h:1".to_owned(), None, None));
     assert_eq!((settings.egress.len(), &*settings.code, code.as_deref()), (1, "relay-1", Some("relay-1")));
     assert_eq!((&*settings.group, settings.filters.len()), ("g", 2));
@@ -435,6 +435,61 @@ fn what_is_hardly_meant_is_a_warning() {
     let open = format!("listen = '0.0.0.0:1'\nusers_file = '{}'\nregister_as = 'x'", users.display());
     assert_eq!(warnings(&with_mqtt(&open)), ["3:10 mqtt.listen", "5:15 mqtt.register_as"]);
     assert_eq!(warnings(&with_mqtt(&format!("{open}\nadvertise = 'h:1'"))), ["3:10 mqtt.listen"]);
+}
+
+#[test]
+fn sections_and_routes_have_registries_of_their_own() {
+    let text = format!(
+        "[agent]\nregistry = 'zookeeper://h/a'\n[http]\nregistry = 'zookeeper://h/b?snapshots=kept'\n\
+         register_in = 'zookeeper://h/c'\nregister_as = 'x'\n[[http.route]]\nmatch = '^/'\nservice = 's'\n\
+         registry = 'zookeeper://h/d?auth=digest:u:geheim'\n{}",
+        "[mqtt]\nregister_as = 'y'\n[[mqtt.route]]\nmatch = '^/a/'\nservice = 's'\nregistry = 'zookeeper://h/a'\n"
+    );
+    assert_eq!(warnings(&text), [""; 0]);
+    let config = good(&text).resolved(None).unwrap();
+    let (http, mqtt) = (config.http.as_ref().unwrap(), config.mqtt.as_ref().unwrap());
+    assert_eq!(http.registries.own.as_deref(), Some("zookeeper://h/b?snapshots=/tmp/kept"));
+    assert_eq!(http.registries.register_in.as_deref(), Some("zookeeper://h/c"));
+    let named: Vec<_> = http.registries.named.iter().map(|(name, url)| (&**name, url.as_str())).collect();
+    assert_eq!(named, [("zookeeper://h/d?auth=***", "zookeeper://h/d?auth=digest:u:geheim")]);
+    assert!(!format!("{http:?}").contains("geheim"), "{http:?}");
+    // The agent's is that of whoever names none, and a route that names its section's own names none.
+    assert_eq!((mqtt.registries.own.as_deref(), &mqtt.settings.routes[0].registry), (Some("zookeeper://h/a"), &None));
+    assert_eq!(mqtt.registries.register_in, mqtt.registries.own);
+    let flag = good(&text).resolved(Some("zookeeper://h/f")).unwrap();
+    assert_eq!(flag.mqtt.unwrap().registries.own.as_deref(), Some("zookeeper://h/f"));
+    assert_eq!(flag.agent_registry.as_deref(), Some("zookeeper://h/a"));
+    let alike = good(&text).resolved(Some("zookeeper://h/d?auth=digest:u:anders")).unwrap_err();
+    assert!(alike.contains("another password") && !alike.contains("anders"), "{alike}");
+}
+
+#[test]
+fn registries_of_sections_are_checked_as_the_files_is() {
+    let own = format!("[mqtt]\nregistry = 'zookeeper://h/p'\n{ROUTE}");
+    assert_eq!(warnings(&own), [""; 0], "nothing needs the file's");
+    assert_eq!(warnings(&own.replace("zookeeper://h/p", "memory://x")), ["2:12 mqtt.registry"]);
+    assert_eq!(warnings(&with_mqtt("register_in = 'zookeeper://h/q'")), ["3:15 mqtt.register_in"]);
+    for (text, place, word) in [
+        (with_mqtt("registry = 'consul://h'"), "3:12 mqtt.registry", "zookeeper"),
+        (format!("{}registry = 1\n", with_mqtt("")), "7:12 mqtt.route.0.registry", "a registry's url"),
+        (
+            format!("[agent]\n{own}").replace("zookeeper://h/p", "http://localhost:7480"),
+            "3:12 mqtt.registry",
+            "agent of this file",
+        ),
+        (
+            format!(
+                "{}registry = 'zookeeper://h/p?auth=digest:u:q'\n",
+                with_mqtt("registry = 'zookeeper://h/p?auth=digest:u:p'")
+            ),
+            "7:12 mqtt.route.0.registry",
+            "another password",
+        ),
+    ] {
+        let problem = error(&text);
+        assert_eq!(format!("{}:{} {}", problem.line, problem.column, problem.key), place, "{text}");
+        assert!(problem.message.contains(word), "{}", problem.message);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use pointsman::agent;
 use pointsman::mqtt::Settings;
 
-use crate::config::{Config, Http, Mqtt};
+use crate::config::{Config, Http, Mqtt, SectionRegistries};
 
 /// What to do about a new configuration.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ impl Plan {
     /// Compares them.
     pub(super) fn new(old: &Config, new: &Config) -> Self {
         let mut restart = Vec::new();
-        if old.registry != new.registry {
-            restart.push("registry");
+        if old.agent.is_some() && new.agent.is_some() && old.agent_registry != new.agent_registry {
+            restart.push("agent.registry");
         }
         if old.metrics != new.metrics {
             restart.push("metrics.listen");
@@ -48,7 +48,9 @@ impl Plan {
                 old.clone()
             }
         };
-        Self { config: Config { registry: old.registry.clone(), agent, http, mqtt, metrics: old.metrics }, restart }
+        let agent_registry = if agent.is_some() { old.agent_registry.clone() } else { None };
+        let (registry, metrics) = (new.registry.clone(), old.metrics);
+        Self { config: Config { registry, agent, agent_registry, http, mqtt, metrics }, restart }
     }
 }
 
@@ -77,7 +79,17 @@ fn agent(before: &agent::Settings, after: &agent::Settings, restart: &mut Vec<&'
     settings
 }
 
-/// Routes, services, limits and certificates change at once.
+/// Whether whoever registers would have to do it in another registry.
+fn is_moved(old: &SectionRegistries, new: &SectionRegistries) -> bool {
+    old.register_in.is_some() && new.register_in.is_some() && old.register_in != new.register_in
+}
+
+/// Where services are found changes at once; where the section itself is registered does not.
+fn registries(old: &SectionRegistries, new: &SectionRegistries) -> SectionRegistries {
+    SectionRegistries { register_in: old.register_in.clone(), ..new.clone() }
+}
+
+/// Routes, services, their registries, limits and certificates change at once.
 fn http(old: &Http, new: &Http, restart: &mut Vec<&'static str>) -> Http {
     let (before, after) = (&old.settings, &new.settings);
     for (differs, key) in [
@@ -87,6 +99,7 @@ fn http(old: &Http, new: &Http, restart: &mut Vec<&'static str>) -> Http {
         (before.limits.connections != after.limits.connections, "http.max_connections"),
         (old.code != new.code, "http.code"),
         (old.register_as != new.register_as, "http.register_as"),
+        (is_moved(&old.registries, &new.registries), "http.register_in"),
         (old.advertise != new.advertise, "http.advertise"),
         (old.access_log_file != new.access_log_file, "http.access_log_file"),
         (old.hand_over != new.hand_over, "http.hand_over"),
@@ -101,7 +114,7 @@ fn http(old: &Http, new: &Http, restart: &mut Vec<&'static str>) -> Http {
     if before.tls.is_some() != after.tls.is_some() {
         settings.tls.clone_from(&before.tls);
     }
-    Http { settings, ..old.clone() }
+    Http { settings, registries: registries(&old.registries, &new.registries), ..old.clone() }
 }
 
 fn mqtt(old: &Mqtt, new: &Mqtt, restart: &mut Vec<&'static str>) -> Mqtt {
@@ -118,6 +131,7 @@ fn mqtt(old: &Mqtt, new: &Mqtt, restart: &mut Vec<&'static str>) -> Mqtt {
     // A generated code is another with each reading.
     note(old.code != new.code, "mqtt.code");
     note(old.register_as != new.register_as, "mqtt.register_as");
+    note(is_moved(&old.registries, &new.registries), "mqtt.register_in");
     note(before.advertise != after.advertise, "mqtt.advertise");
     note(before.max_packet != after.max_packet, "mqtt.max_packet");
     note(before.session_expiry != after.session_expiry, "mqtt.session_expiry");
@@ -135,7 +149,7 @@ fn mqtt(old: &Mqtt, new: &Mqtt, restart: &mut Vec<&'static str>) -> Mqtt {
         // It may come from there.
         settings.group.clone_from(&before.group);
     }
-    Mqtt { settings, code: old.code.clone(), register_as: old.register_as.clone(), listen: old.listen.clone() }
+    Mqtt { settings, registries: registries(&old.registries, &new.registries), ..old.clone() }
 }
 
 #[cfg(test)]
@@ -150,7 +164,7 @@ mod tests {
         let text = format!("{lines}\n[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'");
         let Checked { config, problems, .. } =
             Checked::read(Path::new("/tmp/p.toml"), text.as_bytes(), &Tokens::default());
-        config.unwrap_or_else(|| panic!("{text}: {problems:#?}"))
+        config.unwrap_or_else(|| panic!("{text}: {problems:#?}")).resolved(None).unwrap()
     }
 
     fn settings(config: &Config) -> &Settings {
@@ -278,10 +292,35 @@ mod tests {
             "registry = 'zookeeper://h/q'\nmetrics.listen = '127.0.0.1:1'\n[mqtt]\ningress = 'mqtt://h'\nregister_as = 'y'",
         );
         let plan = Plan::new(&old, &other);
-        let all = ["registry", "metrics.listen", "mqtt.listen", "mqtt.ingress", "mqtt.code", "mqtt.register_as"];
-        assert_eq!(plan.restart, all);
+        let of_mqtt = ["listen", "ingress", "code", "register_as", "register_in"].map(|key| format!("mqtt.{key}"));
+        assert_eq!(plan.restart, [&["metrics.listen".to_owned()][..], &of_mqtt].concat());
         let mqtt = plan.config.mqtt.as_ref().unwrap();
         assert_eq!((mqtt.register_as.as_deref(), &*mqtt.settings.group, &*mqtt.settings.code), (Some("x"), "x", "a"));
-        assert_eq!((plan.config.registry, plan.config.metrics), (old.registry, None));
+        assert_eq!(plan.config.metrics, None);
+        let SectionRegistries { own, register_in, .. } = &mqtt.registries;
+        assert_eq!((own.as_deref(), register_in.as_deref()), (Some("zookeeper://h/q"), Some("zookeeper://h/p")));
+    }
+
+    #[test]
+    fn registries_of_services_change_at_once_and_others_with_a_restart() {
+        let text = |agent: &str, http: &str, route: &str| {
+            config(&format!(
+                "registry = 'zookeeper://h/p'\n[agent]\n{agent}\n[http]\nregister_as = 'x'\n{http}\n[[http.route]]\nmatch = '^/'\n\
+                 service = 's'\n{route}\n[mqtt]"
+            ))
+        };
+        let old = text("", "", "");
+        let new =
+            text("", "registry = 'zookeeper://h/q'\nregister_in = 'zookeeper://h/p'", "registry = 'zookeeper://h/r'");
+        let plan = Plan::new(&old, &new);
+        assert_eq!((plan.restart, plan.config.http), (vec![], new.http.clone()));
+        let urls = |config: &Config| config.registries().into_iter().collect::<Vec<_>>();
+        assert_eq!(urls(&new), ["zookeeper://h/p", "zookeeper://h/q", "zookeeper://h/r"]);
+        // A route that names its section's registry names none.
+        assert_eq!(text("", "", "registry = 'zookeeper://h/p'").http, old.http);
+        let moved = text("registry = 'zookeeper://h/a'", "register_in = 'zookeeper://h/b'", "");
+        let plan = Plan::new(&old, &moved);
+        assert_eq!(plan.restart, ["agent.registry", "http.register_in"]);
+        assert_eq!(urls(&plan.config), ["zookeeper://h/p"], "what is not in force is not connected");
     }
 }

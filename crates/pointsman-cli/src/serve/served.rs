@@ -8,11 +8,13 @@ use pointsman::agent::{self, Agent};
 use pointsman::http::{self, Proxy};
 use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
 use pointsman::mqtt::{self, Relay};
+use tokio::task::JoinSet;
 
 use super::access_log::LogFile;
 use super::hand_over::{self, HandOver};
 use super::plan::Plan;
 use super::questions::{Asking, Which};
+use super::registries::Registries;
 use crate::config::{Config, Http, Listen, Mqtt};
 use crate::failure::{Failure, chain};
 
@@ -25,6 +27,8 @@ pub(super) struct Served {
     /// What is in force.
     config: Config,
     agent: Option<Agent>,
+    /// The agent, while it waits for its registry: the others do not wait for that.
+    starting: JoinSet<Result<Agent, Failure>>,
     broker: Option<Broker>,
     relay: Option<Relay>,
     proxy: Option<Proxy>,
@@ -53,26 +57,32 @@ struct Reloads {
 }
 
 impl Served {
-    /// Starts everything. The agent comes first, so that there is somebody to ask whatever the others wait for; the broker comes
-    /// before the relay, which sits in it. Cancelled, nothing stays.
-    pub(super) async fn start(registry: &Registry, config: Config, asking: Asking) -> Result<Self, Failure> {
+    /// Starts everything. The agent comes first, so that there is somebody to ask whatever the others wait for, unless its registry does
+    /// not answer; the broker comes before the relay, which sits in it. Cancelled, nothing stays.
+    pub(super) async fn start(registries: &Registries, config: Config, asking: Asking) -> Result<Self, Failure> {
         let (mut agent, mut broker, mut relay, mut proxy) = (None, None, None, None);
-        let mut predecessor = None;
+        let (mut predecessor, mut starting) = (None, JoinSet::new());
         if let Some(settings) = &config.agent {
-            agent = Some(start_agent(registry, settings, asking).await?);
+            let (registry, settings) = (registries.at(config.agent_registry.as_ref())?.clone(), settings.clone());
+            let has_answered = registry.has_answered();
+            starting.spawn(async move { start_agent(&registry, &settings, asking).await });
+            if has_answered {
+                agent = started(&mut starting).await?;
+            }
         }
         if let Some(mqtt) = &config.mqtt {
             if let Some(listen) = &mqtt.listen {
                 broker = Some(start_broker(listen, mqtt).await?);
             }
-            relay = Some(start_relay(registry, mqtt, broker.as_ref()).await?);
+            relay = Some(start_relay(&registries.of(&mqtt.registries)?, mqtt, broker.as_ref()).await?);
         }
         if let Some(http) = &config.http {
-            let (started, before) = start_proxy(registry, http).await?;
+            let (started, before) = start_proxy(&registries.of(&http.registries)?, http).await?;
             (proxy, predecessor) = (Some(started), before);
         }
         let reloads = Reloads::default();
-        Ok(Self { config, agent, broker, relay, proxy, hand_over: None, predecessor, ready: false, reloads })
+        let hand_over = None;
+        Ok(Self { config, agent, starting, broker, relay, proxy, hand_over, predecessor, ready: false, reloads })
     }
 
     /// Waits for what comes next. Cancellation loses nothing.
@@ -90,12 +100,27 @@ impl Served {
 
     /// Waits until it is.
     async fn ready(&mut self) -> Result<(), Failure> {
-        if let Some(relay) = &mut self.relay {
-            relay.ready().await?;
-        }
-        if let Some(proxy) = &mut self.proxy {
-            proxy.ready().await?;
-        }
+        let Self { config, agent, starting, relay, proxy, .. } = self;
+        let of_agent = async {
+            if let Some(mut one) = started(starting).await? {
+                // It was started with what the file said then.
+                if let Some(settings) = &config.agent {
+                    one.reload(settings.clone()).map_err(|error| Failure::new(chain(&error)))?;
+                }
+                *agent = Some(one);
+            }
+            Ok::<_, Failure>(())
+        };
+        let of_others = async {
+            if let Some(relay) = relay {
+                relay.ready().await?;
+            }
+            if let Some(proxy) = proxy {
+                proxy.ready().await?;
+            }
+            Ok(())
+        };
+        tokio::try_join!(of_agent, of_others)?;
         self.ready = true;
         if let Some(path) = self.config.http.as_ref().and_then(|http| http.hand_over.as_deref()) {
             let fail = |error| Failure::new(format!("http.hand_over: listen on {}: {error}", path.display()));
@@ -118,13 +143,21 @@ impl Served {
     }
 
     /// Applies what can be applied of a new configuration, and says what cannot.
-    pub(super) async fn reload(&mut self, new: Config) {
+    /// Registries that it names for the first time are connected, and closed again if nothing comes of it; those that nobody uses
+    /// any more are closed.
+    pub(super) async fn reload(&mut self, new: Config, registries: &mut Registries) {
         let Plan { config, restart } = Plan::new(&self.config, &new);
-        if let Err(error) = self.apply(&config).await {
+        let applied = match registries.add(&config.registries()).await {
+            Ok(()) => self.apply(&config, registries).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = applied {
             tracing::error!(error, "the configuration cannot be applied: everything stays as it is");
+            registries.keep_only(&self.config.registries());
             self.reload_failed();
             return;
         }
+        registries.keep_only(&config.registries());
         self.config = config;
         self.reloads.applied += 1;
         self.reloads.failing = false;
@@ -134,11 +167,11 @@ impl Served {
         }
     }
 
-    async fn apply(&mut self, config: &Config) -> Result<(), String> {
-        let result = self.tell(config).await;
+    async fn apply(&mut self, config: &Config, registries: &Registries) -> Result<(), String> {
+        let result = self.tell(config, registries).await;
         if result.is_err() {
             let before = self.config.clone();
-            if let Err(error) = self.tell(&before).await {
+            if let Err(error) = self.tell(&before, registries).await {
                 tracing::error!(error, "not everything can go back to what it was told before");
             }
         }
@@ -146,15 +179,18 @@ impl Served {
     }
 
     /// Tells each what is new; the first that cannot ends it.
-    async fn tell(&mut self, config: &Config) -> Result<(), String> {
+    async fn tell(&mut self, config: &Config, registries: &Registries) -> Result<(), String> {
+        let of = |section| registries.of(section).map_err(|failure| failure.message().to_owned());
         if let (Some(agent), Some(settings)) = (&mut self.agent, &config.agent) {
             agent.reload(settings.clone()).map_err(|error| chain(&error))?;
         }
         if let (Some(proxy), Some(http)) = (&self.proxy, &config.http) {
-            proxy.reload(&http.settings).await.map_err(|error| chain(&error))?;
+            let registries = of(&http.registries)?;
+            proxy.reload_with(&http.settings, registries).await.map_err(|error| chain(&error))?;
         }
         if let (Some(relay), Some(mqtt)) = (&self.relay, &config.mqtt) {
-            relay.reload(&mqtt.settings).await.map_err(|error| chain(&error))?;
+            let registries = of(&mqtt.registries)?;
+            relay.reload_with(&mqtt.settings, registries).await.map_err(|error| chain(&error))?;
         }
         Ok(())
     }
@@ -166,7 +202,7 @@ impl Served {
     }
 
     /// What is counted, as Prometheus reads it, without the end.
-    pub(super) async fn metrics(&self, which: Which) -> Result<String, String> {
+    pub(super) async fn metrics(&self, which: Which, registries: &Registries) -> Result<String, String> {
         let mut text = String::new();
         if let (Some(agent), Which::All) = (&self.agent, which) {
             text = agent.metrics();
@@ -180,6 +216,7 @@ impl Served {
         if let Some(broker) = &self.broker {
             write_broker(&mut text, &broker.handle().figures());
         }
+        registries.write_metrics(&mut text);
         let Reloads { applied, failed, failing } = self.reloads;
         let version = env!("CARGO_PKG_VERSION");
         // Writing to a string cannot fail.
@@ -232,6 +269,14 @@ impl Served {
     }
 }
 
+/// Waits for the agent that is being started, if there is one.
+async fn started(starting: &mut JoinSet<Result<Agent, Failure>>) -> Result<Option<Agent>, Failure> {
+    match starting.join_next().await {
+        None => Ok(None),
+        Some(started) => started.map_err(|error| Failure::new(format!("agent: {error}")))?.map(Some),
+    }
+}
+
 /// Tries again while the registry is away.
 async fn start_agent(registry: &Registry, settings: &agent::Settings, asking: Asking) -> Result<Agent, Failure> {
     let agent = loop {
@@ -253,7 +298,10 @@ async fn start_agent(registry: &Registry, settings: &agent::Settings, asking: As
 }
 
 /// Tries again while the registry is away. If a process serves already that is to hand over, goes on with its listeners.
-async fn start_proxy(registry: &Registry, http: &Http) -> Result<(Proxy, Option<hand_over::Predecessor>), Failure> {
+async fn start_proxy(
+    registries: &pointsman::Registries,
+    http: &Http,
+) -> Result<(Proxy, Option<hand_over::Predecessor>), Failure> {
     let (mut predecessor, listeners) = match &http.hand_over {
         None => (None, Vec::new()),
         Some(path) => {
@@ -275,7 +323,7 @@ async fn start_proxy(registry: &Registry, http: &Http) -> Result<(Proxy, Option<
     loop {
         let fail = |source| Failure::new(format!("http: listen on {}: {source}", http.settings.listen));
         let again = listeners.iter().map(std::net::TcpListener::try_clone).collect::<Result<_, _>>().map_err(fail)?;
-        let mut builder = Proxy::builder(registry, http.settings.clone()).listeners(again);
+        let mut builder = Proxy::builder(registries.clone(), http.settings.clone()).listeners(again);
         if let Some(service) = &http.register_as {
             builder = builder.register_as(service);
         }
@@ -321,9 +369,13 @@ async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
 }
 
 /// Tries again while the registry is away.
-async fn start_relay(registry: &Registry, mqtt: &Mqtt, broker: Option<&Broker>) -> Result<Relay, Failure> {
+async fn start_relay(
+    registries: &pointsman::Registries,
+    mqtt: &Mqtt,
+    broker: Option<&Broker>,
+) -> Result<Relay, Failure> {
     loop {
-        match Relay::start(registry, mqtt.settings.clone(), mqtt.register_as.as_deref(), broker).await {
+        match Relay::start(registries.clone(), mqtt.settings.clone(), mqtt.register_as.as_deref(), broker).await {
             Ok(relay) => return Ok(relay),
             Err(mqtt::Error::Registry(error)) if error.is_retryable() => {
                 tracing::warn!(error = %chain(&error), "the relay waits for the registry");

@@ -237,7 +237,7 @@ impl<C: Client> Exchange<'_, C> {
             };
             Unfit::Failed { problem: Problem::new(kind, detail), again }
         };
-        let name = &service.name;
+        let name = &service.id.name;
         if endpoint.address.is_empty() {
             return Err(unreachable(Kind::Unreachable, format!("an instance of {name} has no address")));
         }

@@ -211,7 +211,7 @@ impl Copy {
             Ok(Err(NoConnection::Failed(error))) => error.to_string(),
             Err(_) => "it did not accept in time".to_owned(),
         };
-        tracing::debug!(service = %service.name, code = %self.endpoint.code(), reason = refused, "mirror");
+        tracing::debug!(service = %service.id, code = %self.endpoint.code(), reason = refused, "mirror");
         Err(Lost::Unreachable)
     }
 

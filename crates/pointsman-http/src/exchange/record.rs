@@ -79,7 +79,7 @@ impl Record {
             sent: self.sent,
             received: self.received,
             route: self.metrics.name(),
-            service: instance.map_or(self.metrics.service(), |instance| &instance.service),
+            service: instance.map_or(&self.metrics.service().name, |instance| &instance.service),
             instance,
             retries: self.retries,
             id: ids.request(head),

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Text, escaped};
+use pointsman_core::ServiceId;
+
+use super::{Text, escaped, service_labels};
 
 /// The instances of a service.
 #[derive(Debug)]
 pub(crate) struct Instances {
-    pub(crate) service: Arc<str>,
+    pub(crate) service: ServiceId,
     /// Checks that have passed, and that have failed; `None`: it is not checked.
     pub(crate) checks: Option<(u64, u64)>,
     pub(crate) passing: usize,
@@ -20,7 +22,7 @@ pub(crate) struct Instances {
 }
 
 pub(super) fn write(text: &mut Text, services: &[Instances]) {
-    let named = |service: &Instances| format!("service=\"{}\"", escaped(&service.service));
+    let named = |service: &Instances| service_labels(&service.service);
     text.family("health_checks", "counter", "Checks of instances, by service and result");
     for service in services {
         let Some((passed, failed)) = service.checks else { continue };

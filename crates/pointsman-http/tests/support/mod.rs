@@ -43,7 +43,7 @@ impl Fleet {
 
     pub fn views(&self) -> Views {
         let writers = self.writers.lock().unwrap();
-        writers.iter().map(|(service, (writer, _))| (Arc::from(service.as_str()), writer.view())).collect()
+        writers.iter().map(|(service, (writer, _))| (service.as_str().into(), writer.view())).collect()
     }
 
     /// A normal instance is there from now on.

@@ -205,7 +205,7 @@ impl Fleet {
     }
 
     pub fn views(&self) -> Views {
-        self.0.lock().unwrap().iter().map(|(service, writer)| (service.clone(), writer.view())).collect()
+        self.0.lock().unwrap().iter().map(|(service, writer)| (service.clone().into(), writer.view())).collect()
     }
 
     pub fn proxy(&self, settings: Settings, options: Options) -> Proxy {

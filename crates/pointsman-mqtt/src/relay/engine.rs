@@ -232,7 +232,7 @@ impl Engine {
     }
 
     fn request_of(&self, kept: Kept, times: (Instant, Instant)) -> Option<Request> {
-        let route = self.routes.all().iter().find(|route| *route.settings.service == *kept.service)?.clone();
+        let route = self.routes.of_kept(&kept.service, &kept.code)?.clone();
         let endpoint = Endpoint::unclaimed(&kept.service, &kept.code);
         let correlation = kept.correlation.map(Bytes::from);
         let reply = Reply { topic: kept.reply.into(), correlation, qos: Qos::of(kept.qos)? };

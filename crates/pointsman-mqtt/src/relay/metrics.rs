@@ -39,8 +39,8 @@ type Level = Gauge<i64, AtomicI64>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteQos {
-    route: String,
-    service: String,
+    #[prometheus(flatten)]
+    of: RouteOnly,
     qos: u8,
 }
 
@@ -48,6 +48,9 @@ struct RouteQos {
 struct RouteOnly {
     route: String,
     service: String,
+    /// The label `registry`, only where that is not the relay's own.
+    #[prometheus(flatten)]
+    registry: Vec<(&'static str, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -136,9 +139,10 @@ impl Metrics {
 
     pub(super) fn route(&self, route: &Route) -> RouteMetrics {
         let inner = &*self.0;
-        let label = RouteOnly { route: route.pattern.clone(), service: route.service.to_string() };
+        let registry = route.registry.iter().map(|registry| ("registry", registry.to_string())).collect();
+        let label = RouteOnly { route: route.pattern.clone(), service: route.service.to_string(), registry };
         let by_qos = |family: &Family<RouteQos, Count>| {
-            let of = |qos| RouteQos { route: label.route.clone(), service: label.service.clone(), qos };
+            let of = |qos| RouteQos { of: label.clone(), qos };
             [0, 1, 2].map(|qos| family.get_or_create_owned(&of(qos)))
         };
         RouteMetrics {
@@ -181,7 +185,7 @@ impl Metrics {
         let routes = |value: fn(&RouteMetrics) -> u64| {
             // Two routes with one expression and one service share their counters.
             let mut seen = std::collections::HashSet::new();
-            let fresh = all.iter().filter(|route| seen.insert((&route.settings.pattern, &route.settings.service)));
+            let fresh = all.iter().filter(|route| seen.insert((&route.settings.pattern, &route.service)));
             fresh.map(|route| value(&route.metrics)).sum()
         };
         Figures {

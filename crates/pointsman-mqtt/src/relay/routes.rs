@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pointsman_balance::{Balancer, Claim, Endpoints, PickError};
-use pointsman_core::{Instance, ObservedInstance, View};
+use pointsman_core::{Instance, ObservedInstance, ServiceId, View};
 use regex::RegexSet;
 
 use super::metrics::{Metrics, RouteMetrics};
 use super::settings::{self, Invalid, RouteRole, Settings, compile};
 
 /// Where the instances of services are looked up.
-pub type Views = HashMap<Arc<str>, View>;
+pub type Views = HashMap<ServiceId, View>;
 
 /// All routes, compiled.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Routes {
     routes: Vec<Arc<Route>>,
     views: Views,
     /// One a service: its instances' claims in flight are counted over all routes, and outlive a reload.
-    endpoints: HashMap<Arc<str>, Endpoints>,
+    endpoints: HashMap<ServiceId, Endpoints>,
     /// The codes of all instances of the services.
     known: HashSet<Arc<str>>,
     generations: Vec<u64>,
@@ -32,6 +32,8 @@ pub(super) struct Routes {
 #[derive(Debug)]
 pub(super) struct Route {
     pub(super) settings: settings::Route,
+    /// The service that its messages are for.
+    pub(super) service: ServiceId,
     pub(super) metrics: RouteMetrics,
     view: View,
     balancer: Balancer,
@@ -83,11 +85,12 @@ impl Routes {
         let mut endpoints = before.map(|routes| routes.endpoints.clone()).unwrap_or_default();
         let mut routes = Vec::new();
         for (index, route) in settings.routes.iter().enumerate() {
-            let view = views.get(&route.service).cloned().ok_or_else(|| Invalid {
+            let service = route.service_id();
+            let view = views.get(&service).cloned().ok_or_else(|| Invalid {
                 key: format!("route.{index}.service"),
-                reason: format!("{:?} is not followed", route.service),
+                reason: format!("service {service} is not followed"),
             })?;
-            let endpoints = endpoints.entry(route.service.clone()).or_default().clone();
+            let endpoints = endpoints.entry(service.clone()).or_default().clone();
             let balancer = Balancer::builder(view.clone())
                 .algorithm(route.algorithm)
                 .candidates(route.role.candidates())
@@ -95,7 +98,7 @@ impl Routes {
                 .build();
             let metrics = metrics.route(route);
             let deserted = AtomicBool::new(false);
-            routes.push(Arc::new(Route { settings: route.clone(), metrics, view, balancer, deserted }));
+            routes.push(Arc::new(Route { settings: route.clone(), service, metrics, view, balancer, deserted }));
         }
         endpoints.retain(|service, _| views.contains_key(service));
         let mut it = Self { set, routes, views, endpoints, known: HashSet::new(), generations: Vec::new() };
@@ -131,13 +134,13 @@ impl Routes {
     /// Whether the instance of a route's service with this code is registered. A route from before a reload may look at a
     /// service that is followed no longer, or anew.
     pub(super) fn has(&self, route: &Route, code: &str) -> bool {
-        self.views.get(&route.settings.service).unwrap_or(&route.view).load().find(code).is_some()
+        self.views.get(&route.service).unwrap_or(&route.view).load().find(code).is_some()
     }
 
     /// Whether the instance of a route's service with this code is gone or guarded, while another one that the route may ask, and that is
     /// none of `tried`, is registered and takes work.
     pub(super) fn is_replaced(&self, route: &Route, code: &str, tried: &[Arc<str>]) -> bool {
-        let snapshot = self.views.get(&route.settings.service).unwrap_or(&route.view).load();
+        let snapshot = self.views.get(&route.service).unwrap_or(&route.view).load();
         let wants_master = route.settings.role == RouteRole::Master;
         let serves = |other: &&Arc<ObservedInstance>| {
             let fits = !wants_master || other.role.is_master();
@@ -150,9 +153,17 @@ impl Routes {
     /// The same route as it is now; one that is gone as it was.
     pub(super) fn current(&self, route: &Arc<Route>) -> Arc<Route> {
         let same = |other: &&Arc<Route>| {
-            (&other.settings.pattern, &other.settings.service) == (&route.settings.pattern, &route.settings.service)
+            (&other.settings.pattern, &other.service) == (&route.settings.pattern, &route.service)
         };
         self.routes.iter().find(same).unwrap_or(route).clone()
+    }
+
+    /// The route of a request that was under way before a restart, of which the service's name and the instance's code are known: one
+    /// whose service has such an instance, where there are several of that name.
+    pub(super) fn of_kept(&self, service: &str, code: &str) -> Option<&Arc<Route>> {
+        let mut named = self.routes.iter().filter(|route| *route.service.name == *service).peekable();
+        let first = named.peek().copied();
+        named.find(|route| self.has(route, code)).or(first)
     }
 
     /// All routes.
@@ -171,7 +182,7 @@ impl Route {
         let says_something = !deserted || tried.is_empty();
         if says_something && self.deserted.load(Ordering::Relaxed) != deserted {
             self.deserted.store(deserted, Ordering::Relaxed);
-            let (route, service) = (&self.settings.pattern, &self.settings.service);
+            let (route, service) = (&self.settings.pattern, &self.service);
             match &endpoint {
                 Err(error) if deserted => tracing::warn!(route, %service, %error, "route without instance"),
                 _ => tracing::info!(route, %service, "route has an instance again"),
@@ -222,12 +233,35 @@ mod tests {
     #[test]
     fn the_master_is_claimed_like_any_other() {
         let routes = routes();
-        let (master, endpoints) = (routes.find("/master").unwrap(), &routes.endpoints["s"]);
+        let (master, endpoints) = (routes.find("/master").unwrap(), &routes.endpoints[&"s".into()]);
         let held: Vec<_> = (0..3).map(|_| master.choose(b"", None, &[]).unwrap()).collect();
         assert!(held.iter().all(|endpoint| &**endpoint.code() == "m"));
         assert_eq!((endpoints.in_flight("m"), endpoints.in_flight("n")), (3, 0));
         drop(held);
         assert_eq!(endpoints.in_flight("m"), 0);
+    }
+
+    #[test]
+    fn a_service_of_another_registry_is_another_service() {
+        let view =
+            |code: &str| View::fixed(Snapshot::new("s", 1, vec![Arc::new(Instance::with_code("s", code).into())]));
+        let elsewhere = ServiceId::new(Some("zookeeper://h/p".into()), "s");
+        let views = Views::from([("s".into(), view("here")), (elsewhere.clone(), view("there"))]);
+        let mut settings = Settings::new();
+        settings.routes = ["^/here", "^/there"].map(|pattern| settings::Route::new(pattern, "s")).to_vec();
+        settings.routes[1].registry = elsewhere.registry.clone();
+        let routes = Routes::new(&settings, views, &Metrics::new(), None).unwrap();
+        let [here, there] = ["/here", "/there"].map(|topic| routes.find(topic).unwrap());
+        let _held = [here, there].map(|route| route.choose(b"", None, &[]).unwrap());
+        assert_eq!(
+            (routes.endpoints[&"s".into()].in_flight("here"), routes.endpoints[&elsewhere].in_flight("there")),
+            (1, 1)
+        );
+        assert!(routes.knows("here") && routes.knows("there") && !routes.has(here, "there"));
+        // A journal has only the name.
+        let of_kept = |code: &str| routes.of_kept("s", code).map(|route| &*route.settings.pattern);
+        assert_eq!(["here", "there", "gone"].map(of_kept), ["^/here", "^/there", "^/here"].map(Some));
+        assert!(routes.of_kept("t", "here").is_none());
     }
 
     #[test]

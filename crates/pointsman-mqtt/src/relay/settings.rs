@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_balance::{Algorithm, Candidates};
-use pointsman_core::{check_address, check_name};
+use pointsman_core::{ServiceId, check_address, check_name};
 use regex::{RegexSet, RegexSetBuilder};
 
 use super::prefix;
@@ -70,6 +70,9 @@ pub struct Route {
     pub pattern: String,
     /// The service that matching messages are for.
     pub service: Arc<str>,
+    /// Name of the registry in which the service is found; `None`: the relay's own. Whoever starts the relay says what the name stands for.
+    /// Default: `None`.
+    pub registry: Option<Arc<str>>,
     /// How an instance is chosen. Default: round robin.
     pub algorithm: Algorithm,
     /// Which instances may be chosen. Default: the normal ones.
@@ -270,6 +273,7 @@ impl Route {
         Self {
             pattern: pattern.into(),
             service: service.into(),
+            registry: None,
             algorithm: Algorithm::default(),
             role: RouteRole::default(),
             redispatch: false,
@@ -277,6 +281,12 @@ impl Route {
             key_level: None,
             response_timeout: None,
         }
+    }
+
+    /// The service, and where it is found.
+    #[must_use]
+    pub fn service_id(&self) -> ServiceId {
+        ServiceId::new(self.registry.clone(), self.service.clone())
     }
 }
 

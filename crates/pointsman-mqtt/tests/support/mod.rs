@@ -41,10 +41,7 @@ impl Fleet {
 
     pub fn views(&self) -> Views {
         let views = self.writers.lock().unwrap();
-        views
-            .iter()
-            .map(|(service, (writer, _))| (Arc::from(service.as_str()), writer.view()))
-            .collect::<HashMap<Arc<str>, View>>()
+        views.iter().map(|(service, (writer, _))| (service.as_str().into(), writer.view())).collect()
     }
 
     pub fn changed(&self) -> watch::Receiver<()> {

@@ -130,6 +130,15 @@ pub(super) fn highest(body: &[u8]) -> Option<Term> {
     serde_json::from_slice::<HighestJson>(body).ok().map(|highest| Term(highest.highest))
 }
 
+/// Reads the term base out of an answer.
+pub(super) fn term_base(body: &[u8]) -> Option<Term> {
+    #[derive(Deserialize)]
+    struct TermBaseJson {
+        term_base: u64,
+    }
+    serde_json::from_slice::<TermBaseJson>(body).ok().map(|base| Term(base.term_base))
+}
+
 /// What a problem says (RFC 9457).
 pub(super) fn detail(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]

@@ -22,6 +22,8 @@ pub(super) struct State<R> {
     services: HashMap<Arc<str>, Service<R>>,
     /// Counts every change: the revision, and the terms.
     clock: u64,
+    /// What it was made to begin above.
+    base: u64,
     new_roles: Vec<(R, Role)>,
     terms: Terms,
     /// Something is stored of which only that nothing is set.
@@ -63,7 +65,7 @@ impl<R> Default for State<R> {
     fn default() -> Self {
         let (services, new_roles) = (HashMap::new(), Vec::new());
         let (terms, followers) = (Terms::default(), Followers::default());
-        Self { services, clock: 0, new_roles, terms, keeps_empty: false, followers }
+        Self { services, clock: 0, base: 0, new_roles, terms, keeps_empty: false, followers }
     }
 }
 
@@ -71,6 +73,12 @@ impl<R> State<R> {
     /// Counts on from `clock`, if that is higher: terms and revisions rise also over those of a process before this one.
     pub(super) fn rise_above(&mut self, clock: u64) {
         self.clock = self.clock.max(clock);
+        self.base = self.base.max(clock);
+    }
+
+    /// The highest that it was made to rise above.
+    pub(super) fn term_base(&self) -> Term {
+        Term(self.base)
     }
 }
 

@@ -86,12 +86,28 @@ impl Builder {
         redacted(&self.url)
     }
 
+    /// Returns without waiting for the registry, which is connected to in the background: for whoever uses several, none of which is to
+    /// wait for another. Services are followed by [`Registry::follow_several`] meanwhile, which tells what is on disk, and whoever registers
+    /// waits until the registry [has answered](Registry::has_answered).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Url`](crate::Error::Url), [`Error::File`](crate::Error::File).
+    pub async fn connect_in_background(mut self) -> Result<Registry> {
+        self.wait = true;
+        self.open(false).await
+    }
+
     /// Connects; see [`Registry::connect`].
     ///
     /// # Errors
     ///
     /// As [`Registry::connect`].
     pub async fn connect(self) -> Result<Registry> {
+        self.open(true).await
+    }
+
+    async fn open(self, waits: bool) -> Result<Registry> {
         let (url, Common { connect_timeout, snapshots, guard }) = Url::parse(&self.url)?;
         let connect_timeout = self.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT);
         // An agent guards what it tells.
@@ -125,6 +141,7 @@ impl Builder {
         let (shown, closed) = (redacted(&self.url), watch::Sender::new(false));
         let limit = (!self.wait).then_some(connect_timeout);
         let answered = match &snapshots {
+            _ if !waits => backend.connected(None).now_or_never().transpose()?.is_some(),
             None => backend.connected(limit).await.map(|()| true)?,
             Some(folder) => reach(&*backend, limit, connect_timeout.min(PATIENCE), folder).await?,
         };

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, WatchedEvent};
 
 use super::fault::Fault;
-use super::layout::{Layout, marked};
-use super::overrides;
+use super::layout::{Layout, MASTER, marked};
 use super::session::{Link, Session, left, up};
 use super::tree::{BATCH, Dirty, Kind, Tree, Unread};
+use super::{overrides, term_base};
 use crate::backend::{Event, Scope};
 
 /// Sends what the scope holds, and every change, until nobody listens or the registry is closed.
@@ -292,6 +292,7 @@ impl Reader<'_> {
         let mut went = false;
         let paths = nodes.iter().map(|(service, node)| format!("{}/{service}/{node}", self.layout.services));
         let results = self.read_many(paths, Read::Data).await?;
+        self.read_term_bases(tree, nodes, &results).await?;
         for ((service, node), result) in nodes.iter().zip(results) {
             match result {
                 MultiReadResult::Data { data, stat } => went |= tree.put(service, node, &data, &stat),
@@ -303,6 +304,19 @@ impl Reader<'_> {
             }
         }
         Ok(went)
+    }
+
+    /// Reads which term bases there are, where a master has been read that is newer than they are known to be.
+    async fn read_term_bases(&self, tree: &mut Tree, nodes: &Dirty, results: &[MultiReadResult]) -> Result<(), Fault> {
+        let created = |((_, node), result): (&(Box<str>, Box<str>), &MultiReadResult)| match result {
+            MultiReadResult::Data { stat, .. } if **node == *MASTER => Some(stat.czxid),
+            _ => None,
+        };
+        let newest = nodes.iter().zip(results).filter_map(created).max();
+        if let Some(newest) = newest.filter(|newest| !tree.knows_bases_of(*newest)) {
+            tree.put_bases(term_base::read(self.session, &self.layout.terms).await?, newest);
+        }
+        Ok(())
     }
 
     async fn read_overrides(&self, tree: &mut Tree, codes: &Dirty) -> Result<(), Fault> {

@@ -12,7 +12,7 @@ use super::batch::Created;
 use super::fault::Fault;
 use super::layout::{MASTER, is_in_the_way, normal_prefix, number, removal};
 use super::session::Session;
-use super::{options, terms, wire};
+use super::{options, term_base, terms, wire};
 use crate::url::Acl;
 
 /// The node under which an instance is registered.
@@ -24,6 +24,8 @@ pub(super) struct Place {
     pub(super) name: String,
     /// When it was created, in the registry's count.
     pub(super) czxid: i64,
+    /// The term that its creation began, where that made its holder master.
+    pub(super) granted: Option<Term>,
     /// The term that came with it, where a master's place was taken over from the same holder.
     pub(super) inherited: Option<Term>,
 }
@@ -35,7 +37,8 @@ impl Place {
 
     /// A master's term: of the mastership, which goes on when the same holder takes the place over.
     pub(super) fn term(&self) -> Option<Term> {
-        (self.name == MASTER).then(|| self.inherited.unwrap_or(Term(self.czxid.unsigned_abs())))
+        let granted = || self.granted.unwrap_or(Term(self.czxid.unsigned_abs()));
+        (self.name == MASTER).then(|| self.inherited.unwrap_or_else(granted))
     }
 }
 
@@ -104,7 +107,7 @@ impl Folder<'_> {
         let creating = self.session.batches.create(self.path, data, self.acl);
         match self.session.run(|| format!("create {}", normal_prefix(self.path)), creating).await {
             Ok(Created { name, czxid: Some(czxid) }) => {
-                Ok(Some(Place { session: self.session.id(), name, czxid, inherited: None }))
+                Ok(Some(Place { session: self.session.id(), name, czxid, granted: None, inherited: None }))
             }
             Ok(Created { name, czxid: None }) => self.look_up(name).await.map(Some),
             Err(fault) if fault.error == ZkError::NoNode => Ok(None),
@@ -117,7 +120,7 @@ impl Folder<'_> {
         let (path, ephemeral) = (self.at(MASTER), options(CreateMode::Ephemeral, self.acl));
         let become_master = |writer: &mut MultiWriter<'_>| writer.add_create(&path, data, &ephemeral);
         match self.commit_term(become_master, "become master of").await? {
-            Ok(results) => Ok(Some(self.created(&results, MASTER.to_owned()).await?)),
+            Ok(results) => Ok(Some(self.created_master(&results).await?)),
             Err(MultiWriteError::OperationFailed { source: ZkError::NodeExists | ZkError::NoNode, .. }) => Ok(None),
             Err(error) => Err(self.failed("become master of", error)),
         }
@@ -146,7 +149,7 @@ impl Folder<'_> {
     }
 
     fn place(&self, name: String, stat: &Stat) -> Place {
-        Place { session: self.session.id(), name, czxid: stat.czxid, inherited: None }
+        Place { session: self.session.id(), name, czxid: stat.czxid, granted: None, inherited: None }
     }
 
     /// What the node says, whose it is, and a watch on it; `None` if it is gone.
@@ -221,7 +224,7 @@ impl Folder<'_> {
             writer.add_delete(&own, None)
         };
         match self.commit_term(become_master, "become master of").await? {
-            Ok(results) => Ok(Promotion::Won(self.created(&results, MASTER.to_owned()).await?)),
+            Ok(results) => Ok(Promotion::Won(self.created_master(&results).await?)),
             Err(MultiWriteError::OperationFailed { index: 0, source: ZkError::NodeExists }) => Ok(Promotion::Lost),
             Err(MultiWriteError::OperationFailed { source: ZkError::NoNode, .. }) => Ok(Promotion::Gone),
             Err(error) => Err(self.failed("become master of", error)),
@@ -332,6 +335,18 @@ impl Folder<'_> {
         Fault::new(format!("{what} {}", self.path), error.into())
     }
 
+    /// The place of a master that a transaction has made, with its term.
+    async fn created_master(&self, results: &[MultiWriteResult]) -> Result<Place, Fault> {
+        let place = self.created(results, MASTER.to_owned()).await?;
+        Ok(Place { granted: Some(self.granted(place.czxid).await?), ..place })
+    }
+
+    /// The term that the creation of a master's node, which has been seen, began.
+    async fn granted(&self, czxid: i64) -> Result<Term, Fault> {
+        let folder = self.terms.rsplit_once('/').map_or("/", |(folder, _)| folder);
+        Ok(term_base::read(self.session, folder).await?.term(czxid))
+    }
+
     /// The place that a transaction has made, under a name that the server has chosen.
     async fn created_somewhere(&self, results: &[MultiWriteResult]) -> Result<Place, Fault> {
         let name = results.iter().find_map(|result| match result {
@@ -380,10 +395,11 @@ impl Folder<'_> {
             }
             let address = parsed.instance.address.as_deref().unwrap_or("an instance without address");
             let owner = stat.ephemeral_owner;
-            let inherited = if name == MASTER { parsed.inherited(stat.czxid) } else { None };
+            let granted = if name == MASTER { Some(self.granted(stat.czxid).await?) } else { None };
+            let inherited = granted.and_then(|granted| parsed.inherited(granted));
             found.push(Found {
                 who: format!("{address} (node {}, session {owner:#x})", self.at(&name)),
-                place: Place { session: owner, name, czxid: stat.czxid, inherited },
+                place: Place { session: owner, name, czxid: stat.czxid, granted, inherited },
                 holder: parsed.holder,
                 session_timeout: parsed.session_timeout,
             });

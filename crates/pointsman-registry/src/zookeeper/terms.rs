@@ -1,6 +1,6 @@
 //! The highest term of each service: `/pointsman/<prefix>/terms/<service>`, persistent.
 //!
-//! A term is the number of the transaction that created the master's node. So the node here is written in that same transaction, with
+//! A term is the number of the transaction that created the master's node, on top of the [term base](super::term_base). So the node here is written in that same transaction, with
 //! nothing in it: the number of its last change is then the highest term that was granted, and it stays so when the master
 //! has gone. Who takes a master's place over from the same holder goes on with its term, and records none. A process of go-micro-service writes nothing here; so the master's own node counts too, and a term that is accepted without
 //! having been recorded is written into the node, until the next is granted.
@@ -11,6 +11,7 @@ use zookeeper_client::{CreateMode, Error as ZkError, MultiReadResult, MultiWrite
 use super::fault::Fault;
 use super::layout::{Layout, MASTER};
 use super::session::Session;
+use super::term_base::TermBases;
 use super::{options, wire};
 use crate::url::Acl;
 
@@ -22,10 +23,10 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn of(node: Option<(Vec<u8>, Stat)>) -> Self {
+    fn of(node: Option<(Vec<u8>, Stat)>, bases: &TermBases) -> Self {
         let Some((data, stat)) = node else { return Self { version: None, term: 0 } };
         let accepted = std::str::from_utf8(&data).ok().and_then(|text| text.parse().ok());
-        Self { version: Some(stat.version), term: accepted.unwrap_or(stat.mzxid.unsigned_abs()) }
+        Self { version: Some(stat.version), term: accepted.unwrap_or_else(|| bases.term(stat.mzxid).0) }
     }
 }
 
@@ -42,18 +43,29 @@ pub(super) async fn check(
     let persistent = options(CreateMode::Persistent, acl);
     loop {
         let mut reader = client.new_multi_reader();
-        let built = reader.add_get_data(&path).and_then(|()| reader.add_get_data(&master));
+        let paths = [&path, &master, &layout.terms];
+        // The bases last: they are to be those that count for what has been read before.
+        let built = paths.into_iter().try_for_each(|path| reader.add_get_data(path));
         built.map_err(|error| Fault::new(format!("read {path}"), error))?;
         // One round trip: the server answers the read after the `sync` that was sent before it, so it is as new as the leader's word.
         let syncing = session.run(|| format!("sync {path}"), client.sync(&path));
         let reading = session.run(|| format!("read {path}"), reader.commit());
         let ((), read) = tokio::try_join!(biased; syncing, reading)?;
         let mut nodes = read.into_iter();
-        let recorded = Recorded::of(node(&path, nodes.next())?);
-        let granted = node(&master, nodes.next())?.map_or(0, |(data, stat)| granted(&data, &stat).0);
+        let (recorded, master_node) = (node(&path, nodes.next())?, node(&master, nodes.next())?);
+        // Without the bases terms are too low: who is refused is refused rightly, and nobody passes.
+        let (bases, unread) = match bases(&layout.terms, nodes.next()) {
+            Ok(bases) => (bases, None),
+            Err(fault) => (TermBases::default(), Some(fault)),
+        };
+        let recorded = Recorded::of(recorded, &bases);
+        let granted = master_node.map_or(0, |(data, stat)| granted(&data, &stat, &bases).0);
         let highest = Term(recorded.term.max(granted));
         if term < highest {
             return Ok(Err(StaleTerm { offered: term, seen: highest }));
+        }
+        if let Some(fault) = unread {
+            return Err(fault);
         }
         if term.0 == recorded.term {
             return Ok(Ok(term));
@@ -77,9 +89,16 @@ pub(super) async fn check(
 }
 
 /// The term of the master of which this is the node.
-fn granted(data: &[u8], stat: &Stat) -> Term {
-    let created = Term(stat.czxid.unsigned_abs());
-    wire::decode(&"".into(), data).map_or(created, |parsed| parsed.term(stat.czxid))
+fn granted(data: &[u8], stat: &Stat, bases: &TermBases) -> Term {
+    let own = bases.term(stat.czxid);
+    wire::decode(&"".into(), data).map_or(own, |parsed| parsed.term(own))
+}
+
+/// The bases that the folder of the terms says. What cannot be understood is an error: it may have been a high one.
+fn bases(path: &str, folder: Option<MultiReadResult>) -> Result<TermBases, Fault> {
+    let Some((data, stat)) = node(path, folder)? else { return Ok(TermBases::default()) };
+    TermBases::of(&data, &stat)
+        .map_err(|reason| Fault::new(format!("read {path}, which {reason}"), ZkError::MarshallingError))
 }
 
 /// A node that was read; `None` if there is none. One that may not be read is an error: it may hold a higher term.

@@ -7,6 +7,7 @@ use pointsman_core::{ObservedInstance, Problem, Role, check_name, shown};
 use zookeeper_client::{Error as ZkError, Stat};
 
 use super::layout::{Layout, MASTER, is_in_the_way, removal};
+use super::term_base::TermBases;
 use super::wire;
 use crate::backend::ServiceState;
 use crate::overrides::Overrides;
@@ -23,6 +24,9 @@ pub(super) struct Tree {
     /// The number of services of whose instances anything is set.
     overridden: usize,
     unread: Unread,
+    /// The term bases, as they count for nodes up to that of the transaction `bases_until`.
+    bases: TermBases,
+    bases_until: i64,
 }
 
 #[derive(Debug, Default)]
@@ -112,6 +116,16 @@ impl Tree {
         Self { layout: layout.clone(), ..Self::default() }
     }
 
+    /// Whether the term bases are known that count for a master whose node was created by the transaction `czxid`.
+    pub(super) fn knows_bases_of(&self, czxid: i64) -> bool {
+        czxid <= self.bases_until
+    }
+
+    /// Takes in the term bases, which have been read after a node that was created by the transaction `until`.
+    pub(super) fn put_bases(&mut self, bases: TermBases, until: i64) {
+        (self.bases, self.bases_until) = (bases, until);
+    }
+
     /// The service's name, shared with all its instances.
     fn name(&self, service: &str) -> Arc<str> {
         self.services.get_key_value(service).map_or_else(|| service.into(), |(name, _)| name.clone())
@@ -122,6 +136,7 @@ impl Tree {
     pub(super) fn put(&mut self, service: &str, node: &str, data: &[u8], stat: &Stat) -> bool {
         let (name, path) = (self.name(service), format!("{}/{node}", self.layout.service(service)));
         self.is_read(|unread| &mut unread.nodes, service, node);
+        let bases = &self.bases;
         let nodes = &mut self.services.entry(name.clone()).or_default().nodes;
         if nodes.get(node).is_some_and(|known| known.czxid == stat.czxid && known.mzxid > stat.mzxid) {
             return false;
@@ -133,7 +148,8 @@ impl Tree {
             decoded => decoded,
         };
         let content = content.map(|parsed| {
-            let role = if node == MASTER { Role::Master(parsed.term(stat.czxid)) } else { Role::Normal };
+            let own = bases.term(stat.czxid);
+            let role = if node == MASTER { Role::Master(parsed.term(own)) } else { Role::Normal };
             is_foreign = parsed.session_timeout.is_none();
             (Arc::new(ObservedInstance::new(parsed.instance, role)), parsed.clamped)
         });

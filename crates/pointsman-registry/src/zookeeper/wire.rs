@@ -82,15 +82,15 @@ pub(super) struct Parsed {
 }
 
 impl Parsed {
-    /// The term that a master has taken over with its place, which its node was created for by the transaction `czxid`. A term rises, so
+    /// The term that a master has taken over with its place. `own` is the one that its node's creation would have begun: a term rises, so
     /// whoever claims a later one has made it up.
-    pub(super) fn inherited(&self, czxid: i64) -> Option<Term> {
-        self.inherited.filter(|term| term.0 < czxid.unsigned_abs())
+    pub(super) fn inherited(&self, own: Term) -> Option<Term> {
+        self.inherited.filter(|term| *term < own)
     }
 
-    /// The term of a master whose node was created by the transaction `czxid`.
-    pub(super) fn term(&self, czxid: i64) -> Term {
-        self.inherited(czxid).unwrap_or(Term(czxid.unsigned_abs()))
+    /// The term of a master whose node's creation would have begun the term `own`.
+    pub(super) fn term(&self, own: Term) -> Term {
+        self.inherited(own).unwrap_or(own)
     }
 }
 
@@ -242,8 +242,8 @@ mod tests {
         let instance = Instance::new("s").code("a");
         let data = encode_inherited(&instance, Duration::from_secs(4), None, Some(Term(7)));
         let parsed = decode(&"s".into(), &data).unwrap();
-        assert_eq!([6, 7, 8].map(|czxid| parsed.term(czxid)), [Term(6), Term(7), Term(7)]);
-        assert_eq!(decoded(FOREIGN).unwrap().term(9), Term(9));
+        assert_eq!([6, 7, 8].map(|own| parsed.term(Term(own))), [Term(6), Term(7), Term(7)]);
+        assert_eq!(decoded(FOREIGN).unwrap().term(Term(9)), Term(9));
     }
 
     proptest! {

@@ -7,13 +7,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use pointsman_core::ServiceId;
 use pointsman_http::{Action, Options, Requests, Settings};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::Error;
 use crate::followed::{Followed, register_balancer};
-use crate::{Instance, Registration, Registry};
+use crate::{Instance, Registration, Registries};
 
 /// A running proxy: passes requests on to the instances of the service that a route says.
 ///
@@ -47,7 +48,7 @@ pub struct Proxy {
 /// Sets up a [`Proxy`]; from [`Proxy::builder`].
 #[must_use]
 pub struct Builder {
-    registry: Registry,
+    registries: Registries,
     settings: Settings,
     register_as: Option<String>,
     code: Option<Arc<str>>,
@@ -57,10 +58,11 @@ pub struct Builder {
 }
 
 impl Proxy {
-    /// Sets up a proxy over the services of this registry.
-    pub fn builder(registry: &Registry, settings: Settings) -> Builder {
+    /// Sets up a proxy over the services of this registry; or of [several](Registries), where routes name others, or where the proxy itself
+    /// registers in another.
+    pub fn builder(registries: impl Into<Registries>, settings: Settings) -> Builder {
         Builder {
-            registry: registry.clone(),
+            registries: registries.into(),
             settings,
             register_as: None,
             code: None,
@@ -91,7 +93,7 @@ impl Proxy {
     /// Goes on with other routes, services, limits and certificates, without losing a request. Where it listens, the number of workers,
     /// and whether there is TLS stay as they were at the start.
     ///
-    /// The registry is not waited for: what is known of a service stays known, and one that routes name for the first time and that
+    /// No registry is waited for: what is known of a service stays known, and one that routes name for the first time and that
     /// cannot be read within half a second is without instances (or has those on disk) until it can be read.
     ///
     /// # Errors
@@ -99,9 +101,20 @@ impl Proxy {
     /// [`Error::Proxy`] with everything that is wrong, [`Error::Registry`] when no service can have such a name, or the registry is
     /// closed; everything stays as it was then.
     pub async fn reload(&self, settings: &Settings) -> Result<(), Error> {
+        let registries = self.followed.lock().await.registries().clone();
+        self.reload_with(settings, registries).await
+    }
+
+    /// The same, with other registries for the services that its routes name. A service that stays in its registry keeps all that is known
+    /// of it. Where the proxy itself is registered stays as it was at the start.
+    ///
+    /// # Errors
+    ///
+    /// As [`Proxy::reload`].
+    pub async fn reload_with(&self, settings: &Settings, registries: impl Into<Registries>) -> Result<(), Error> {
         check(settings)?;
         let mut followed = self.followed.lock().await;
-        let next = followed.next(services(settings)).await?;
+        let next = followed.next(registries.into(), services(settings)).await?;
         self.proxy.reload(settings.clone(), &next.views())?;
         *followed = next;
         Ok(())
@@ -202,18 +215,19 @@ impl Builder {
             None => instance,
         });
         instance.as_ref().map_or(Ok(()), Instance::check)?;
-        let followed = Followed::start(&self.registry, services(&self.settings)).await?;
+        let register_in = self.registries.for_registration().clone();
+        let followed = Followed::start(self.registries, services(&self.settings)).await?;
         let proxy = pointsman_http::Proxy::start(self.settings, &followed.views(), self.options)?;
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
             let address = self.advertise.unwrap_or_else(|| proxy.address().to_string());
-            let (registry, instance) = (self.registry.clone(), instance.address(address));
+            let instance = instance.address(address);
             let register_after = self.register_after;
             registering.spawn(async move {
                 if let Some(done) = register_after {
                     done.await;
                 }
-                register_balancer(&registry, instance, "proxy").await
+                register_balancer(&register_in, instance, "proxy").await
             });
         }
         Ok(Proxy { proxy, followed: Mutex::new(followed), registering, registration: None })
@@ -232,10 +246,10 @@ fn check(settings: &Settings) -> Result<(), Error> {
 }
 
 /// The services of all routes.
-fn services(settings: &Settings) -> BTreeSet<Arc<str>> {
+fn services(settings: &Settings) -> BTreeSet<ServiceId> {
     let passing = settings.routes.iter().filter_map(|route| match &route.action {
         Action::Pass(pass) => Some(pass),
         _ => None,
     });
-    passing.flat_map(|pass| pass.services().cloned()).collect()
+    passing.flat_map(|pass| pass.services()).collect()
 }

@@ -1,16 +1,16 @@
 //! The relay, over the services of a registry, and itself a service.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
+use pointsman_core::ServiceId;
 use pointsman_mqtt::broker::Broker;
-use pointsman_mqtt::relay::{self, Figures, Settings};
+use pointsman_mqtt::relay::{self, Figures, Route, Settings};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::Error;
 use crate::followed::{Followed, register_balancer};
-use crate::{Instance, Registration, Registry};
+use crate::{Instance, Registration, Registries};
 
 /// A running relay: receives what senders publish, and publishes it under the code of an instance of the route's service.
 ///
@@ -28,7 +28,8 @@ pub struct Relay {
 impl Relay {
     /// Starts a relay. It connects, and connects again, by itself; as soon as all brokers are connected and all subscriptions
     /// are confirmed, it registers under `register_as`, with its code and its ingress broker's address. `embedded` is the
-    /// broker in this process, for settings that name none.
+    /// broker in this process, for settings that name none. With [several registries](Registries) routes may name others, and the relay
+    /// itself may register in another.
     ///
     /// It returns once every service that a route names is followed. A registry that
     /// [has not answered yet](pointsman_registry::Registry::has_answered) is not waited for: then it starts with the snapshots on disk.
@@ -37,7 +38,7 @@ impl Relay {
     ///
     /// [`Error::Relay`] with everything that is wrong with the settings; [`Error::Registry`] when a service cannot be followed.
     pub async fn start(
-        registry: &Registry,
+        registries: impl Into<Registries>,
         settings: Settings,
         register_as: Option<&str>,
         embedded: Option<&Broker>,
@@ -55,15 +56,18 @@ impl Relay {
         };
         let instance = register_as.map(|name| Instance::new(name).code(settings.code.clone()).address(address));
         instance.as_ref().map_or(Ok(()), Instance::check)?;
-        let followed = Followed::start(registry, services(&settings, register_as)).await?;
+        let registries = registries.into();
+        let register_in = registries.for_registration().clone();
+        let services = services(&settings, &registries, register_as);
+        let followed = Followed::start(registries, services).await?;
         let handle = embedded.map(Broker::handle);
         let relay = relay::Relay::start(settings, followed.views(), followed.changed(), handle)?;
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
-            let (registry, ready) = (registry.clone(), relay.readiness());
+            let ready = relay.readiness();
             registering.spawn(async move {
                 ready.await?;
-                Ok(register_balancer(&registry, instance, "relay").await?)
+                Ok(register_balancer(&register_in, instance, "relay").await?)
             });
         }
         let register_as = register_as.map(str::to_owned);
@@ -86,7 +90,7 @@ impl Relay {
     /// Goes on with other routes, filters, limits and timeouts, without losing a message. Brokers, topics and code stay as they
     /// were at the start.
     ///
-    /// The registry is not waited for: what is known of a service stays known, and one that routes name for the first time and that
+    /// No registry is waited for: what is known of a service stays known, and one that routes name for the first time and that
     /// cannot be read within half a second is without instances (or has those on disk) until it can be read.
     ///
     /// # Errors
@@ -94,12 +98,25 @@ impl Relay {
     /// [`Error::Relay`] with everything that is wrong, [`Error::Registry`] when no service can have such a name, or the registry is
     /// closed; everything stays as it was then.
     pub async fn reload(&self, settings: &Settings) -> Result<(), Error> {
+        let registries = self.followed.lock().await.registries().clone();
+        self.reload_with(settings, registries).await
+    }
+
+    /// The same, with other registries for the services that its routes name. A service that stays in its registry keeps all that is known
+    /// of it. Where the relay itself is registered stays as it was at the start.
+    ///
+    /// # Errors
+    ///
+    /// As [`Relay::reload`].
+    pub async fn reload_with(&self, settings: &Settings, registries: impl Into<Registries>) -> Result<(), Error> {
         let problems = settings.problems();
         if !problems.is_empty() {
             return Err(relay::Error::Invalid(problems).into());
         }
         let mut followed = self.followed.lock().await;
-        let next = followed.next(services(settings, self.register_as.as_deref())).await?;
+        let registries = registries.into();
+        let services = services(settings, &registries, self.register_as.as_deref());
+        let next = followed.next(registries, services).await?;
         self.relay.reload(settings.clone(), next.views()).await?;
         *followed = next;
         Ok(())
@@ -141,6 +158,6 @@ impl Relay {
 
 /// The services of all routes; and the relays themselves, so that each knows the others' codes when it sees one at the end of a
 /// topic.
-fn services(settings: &Settings, relays: Option<&str>) -> BTreeSet<Arc<str>> {
-    settings.routes.iter().map(|route| route.service.clone()).chain(relays.map(Arc::from)).collect()
+fn services(settings: &Settings, registries: &Registries, relays: Option<&str>) -> BTreeSet<ServiceId> {
+    settings.routes.iter().map(Route::service_id).chain(relays.map(|name| registries.beside(name))).collect()
 }

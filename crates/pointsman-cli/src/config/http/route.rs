@@ -6,13 +6,15 @@ use pointsman::Algorithm;
 use pointsman::http::{Action, Answer, Pass, Route, Settings, Sticky, When};
 use toml::de::DeValue;
 
+use super::super::registries::{SectionRegistries, Urls};
 use super::super::section::{Section, fitting};
 use super::set;
 
 const ROUTES: &str = "a list of tables, each [[http.route]]";
 const STICKY: &str = "the name of a cookie, or a table such as { cookie = \"lb\", max_age = \"1h\" }";
 /// What is about requests that are passed on.
-const PASSING: [&str; 16] = [
+const PASSING: [&str; 17] = [
+    "registry",
     "algorithm",
     "role",
     "key",
@@ -32,13 +34,22 @@ const PASSING: [&str; 16] = [
 ];
 
 /// Reads the routes.
-pub(super) fn read(section: &mut Section<'_>, settings: &mut Settings) {
+pub(super) fn read(
+    section: &mut Section<'_>,
+    settings: &mut Settings,
+    urls: &mut Urls<'_>,
+    registries: &mut SectionRegistries,
+) {
     for (index, table) in section.sections("route", ROUTES).into_iter().enumerate() {
         // What cannot be read is replaced by what has no problem, so that the others are checked too, and at their places.
         let mut read = Route::new("^/unreadable", "unreadable");
         read.name = format!("unreadable {index}");
         if let Some(mut route) = table {
+            let registry = urls.of_route(&mut route, &mut registries.named);
             self::route(&mut route, &mut read, &settings.routes);
+            if let Action::Pass(pass) = &mut read.action {
+                pass.registry = registry;
+            }
             section.absorb(route.finish());
         }
         settings.routes.push(read);

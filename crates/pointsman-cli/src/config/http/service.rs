@@ -1,7 +1,5 @@
 //! `[http.services.NAME]`: what holds for a service, whichever route leads to it.
 
-use std::sync::Arc;
-
 use pointsman::Ejection;
 use pointsman::http::{Action, Check, Service, ServiceTls, Settings};
 
@@ -30,7 +28,7 @@ pub(super) fn read(section: &mut Section<'_>, settings: &mut Settings, folder: &
 
 fn is_led_to(settings: &Settings, name: &str) -> bool {
     settings.routes.iter().any(|route| match &route.action {
-        Action::Pass(pass) => pass.services().any(|service: &Arc<str>| **service == *name),
+        Action::Pass(pass) => pass.services().any(|service| *service.name == *name),
         _ => false,
     })
 }

@@ -4,8 +4,9 @@
 //! overtake them: it waits until the broker has spoken, but for no longer than `queue_timeout`.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Instant;
+
+use pointsman_core::ServiceId;
 
 use super::waiting::Deadline;
 use super::{Engine, What};
@@ -15,7 +16,7 @@ use crate::relay::settings::RouteRole;
 /// Flights to masters that are gone.
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
-    by_service: HashMap<Arc<str>, HashSet<u32>>,
+    by_service: HashMap<ServiceId, HashSet<u32>>,
     /// Until when they are waited for.
     until: Option<Instant>,
     /// Whether messages wait for them.
@@ -29,10 +30,10 @@ impl Unsettled {
 
     /// A flight has landed.
     pub(super) fn settle(&mut self, route: &Route, token: u32) {
-        let Some(flights) = self.by_service.get_mut(&route.settings.service) else { return };
+        let Some(flights) = self.by_service.get_mut(&route.service) else { return };
         flights.remove(&token);
         if flights.is_empty() {
-            self.by_service.remove(&route.settings.service);
+            self.by_service.remove(&route.service);
         }
     }
 }
@@ -52,7 +53,7 @@ impl Engine {
                 continue;
             }
             forward.is_unsettled = true;
-            let flights = self.unsettled.by_service.entry(route.settings.service.clone()).or_default();
+            let flights = self.unsettled.by_service.entry(route.service.clone()).or_default();
             flights.insert(u32::try_from(key).unwrap_or(u32::MAX));
             self.unsettled.until = Some(now + timeout);
         }
@@ -62,7 +63,7 @@ impl Engine {
     /// waits already.
     pub(super) fn must_follow(&mut self, route: &Route, waits: Option<Deadline>, now: Instant) -> Option<Deadline> {
         let wants_master = route.settings.role == RouteRole::Master;
-        if !wants_master || !self.unsettled.by_service.contains_key(&route.settings.service) {
+        if !wants_master || !self.unsettled.by_service.contains_key(&route.service) {
             return None;
         }
         let deadline = waits.unwrap_or_else(|| Deadline::after(self.limits.queue_timeout, now));
