@@ -78,6 +78,8 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::Drain(target) => operate::drain(&target, true, global).await,
         Command::Undrain(target) => operate::drain(&target, false, global).await,
         Command::Weight(weight) => operate::weight(&weight, global).await,
+        Command::Overrides(of) => operate::overrides(of.service.as_deref(), global).await,
+        Command::ClearOverrides(of) => operate::clear_overrides(of.service.as_deref(), global).await,
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -27,6 +27,8 @@ async fn help_names_every_command() {
         "drain",
         "undrain",
         "weight",
+        "overrides",
+        "clear-overrides",
         "serve",
         "check",
         "completions",

@@ -49,7 +49,8 @@ pub use pointsman_core::{
     StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible, shown,
 };
 pub use pointsman_registry::{
-    Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, OverrideOf, Peers,
-    Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
+    Answer, Builder as RegistryBuilder, Cause, Changes, ClearedOverrides, Departure, Error, Freshness, Guard, Log,
+    OVERRIDES_KEPT, OverrideOf, Peers, Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check,
+    parse_duration, wire,
 };
 pub use registry::{Builder, Directory, Registry, Service};
