@@ -63,7 +63,7 @@ const ROUTES: &[Route] = &[
     route("/v1/services/{service}/master", "GET, HEAD", "master", || get(find::master)),
     long("/v1/services/{service}/history", "GET, HEAD", "history", || get(find::history)),
     long("/v1/events", "GET, HEAD", "events", || get(find::events)),
-    long("/v1/overrides", "GET, HEAD", "overrides", || get(operate::overrides)),
+    long("/v1/overrides", "GET, HEAD, DELETE", "overrides", || get(operate::overrides).delete(operate::clear_gone)),
     long("/v1/audit", "GET, HEAD", "audit", || get(find::audit)),
     route("/v1/services/{service}/watch", "GET", "watch", || only_get(watch::service)),
     long("/v1/services/{service}/changes", "GET", "changes", || only_get(watch::changes)),

@@ -119,6 +119,11 @@ pub(crate) enum Command {
     Weight(Weight),
     /// Show what terms are above; or raise it, so that they rise across a change of registry
     TermBase(TermBase),
+    /// List what operators have set (drains, weights), also for codes that are not registered
+    Overrides(OfService),
+    /// Clear what operators have set for codes that are not registered
+    #[command(after_help = AFTER_CLEAR_OVERRIDES)]
+    ClearOverrides(OfService),
     /// Write a completion script for a shell
     Completions {
         /// The shell
@@ -287,6 +292,17 @@ pub(crate) struct Target {
     /// Even if no instance has that code now
     #[arg(long, env = "POINTSMAN_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
+}
+
+const AFTER_CLEAR_OVERRIDES: &str = "\
+What is set for a code that does not register again is cleared by itself, seven days after it was last registered. This \
+command does it at once: do not use it while instances are away that are to come back drained.";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct OfService {
+    /// The service; all when left out
+    #[arg(value_parser = service_name)]
+    pub(crate) service: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

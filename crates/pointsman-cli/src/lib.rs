@@ -80,6 +80,8 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::Undrain(target) => operate::drain(&target, false, global).await,
         Command::Weight(weight) => operate::weight(&weight, global).await,
         Command::TermBase(term_base) => term_base::run(&term_base, global).await,
+        Command::Overrides(of) => operate::overrides(of.service.as_deref(), global).await,
+        Command::ClearOverrides(of) => operate::clear_overrides(of.service.as_deref(), global).await,
         Command::Completions { shell } => completions(shell),
     }
 }

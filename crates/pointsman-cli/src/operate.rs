@@ -1,16 +1,16 @@
-//! `drain`, `undrain`, `weight`: what an operator sets, and what comes of it.
+//! `drain`, `undrain`, `weight`: what an operator sets, and what comes of it; `overrides`, `clear-overrides`: what all have set.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use pointsman::{Registry, Snapshot};
+use pointsman::{ClearedOverrides, OVERRIDES_KEPT, OverrideOf, Registry, Snapshot};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::args::{Global, Output, Target, Weight};
 use crate::failure::Failure;
 use crate::output::shown;
-use crate::{Outcome, output, session};
+use crate::{Outcome, output, session, table};
 
 /// `pointsman drain SERVICE CODE` and `pointsman undrain SERVICE CODE`.
 pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Outcome {
@@ -45,6 +45,53 @@ pub(crate) async fn weight(args: &Weight, global: &Global) -> Outcome {
         (Output::Table, None) => output::line(&format!("{service}/{code} has its registered weight"))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `pointsman overrides [SERVICE]`.
+pub(crate) async fn overrides(service: Option<&str>, global: &Global) -> Outcome {
+    let registry = session::connect(global).await?;
+    let all = registry.overrides(service).await?;
+    session::close(registry).await;
+    let gone = all.iter().filter(|set| !set.registered).count();
+    list(&all, global)?;
+    if all.is_empty() {
+        output::note("note: operators have set nothing");
+    } else if gone > 0 {
+        let days = OVERRIDES_KEPT.as_secs() / (24 * 60 * 60);
+        output::note(&format!(
+            "note: {gone} of codes that are not registered; each is cleared {days} days after it was last registered, or now by \
+             `pointsman clear-overrides`"
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `pointsman clear-overrides [SERVICE]`: tells what was set.
+pub(crate) async fn clear_overrides(service: Option<&str>, global: &Global) -> Outcome {
+    let registry = session::connect(global).await?;
+    let mut all = Vec::new();
+    loop {
+        let ClearedOverrides { mut cleared, remaining, .. } = registry.clear_gone_overrides(service).await?;
+        let is_done = remaining == 0 || cleared.is_empty();
+        all.append(&mut cleared);
+        if is_done {
+            break;
+        }
+    }
+    session::close(registry).await;
+    list(&all, global)?;
+    if all.is_empty() {
+        output::note("note: nothing is set for codes that are not registered");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(all: &[OverrideOf], global: &Global) -> Result<(), Failure> {
+    match global.output {
+        Output::Json => output::json(&all)?,
+        Output::Table => output::line(&table::overrides(all))?,
+    }
+    Ok(())
 }
 
 /// The service as it is before the change. A mistyped code would be drained in silence: whoever means one that is away says

@@ -1,7 +1,7 @@
 //! Tables for people: plain and aligned, with nothing drawn around them.
 
 use comfy_table::{CellAlignment, Table, presets};
-use pointsman::{ObservedInstance, Problem, Snapshot};
+use pointsman::{ObservedInstance, OverrideOf, Problem, Snapshot};
 
 use crate::json;
 use crate::output::shown;
@@ -55,6 +55,16 @@ fn problem_row(problem: &Problem) -> Vec<String> {
     let note = format!("node {}: {}", shown(&problem.node), shown(&problem.reason));
     let status = json::problem_status(problem).to_owned();
     vec![dash(), dash(), dash(), dash(), dash(), status, dash(), note]
+}
+
+/// What operators have set.
+pub(crate) fn overrides(all: &[OverrideOf]) -> String {
+    let yes_or_no = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    let rows = all.iter().map(|set| {
+        let weight = set.weight.map_or_else(dash, |weight| weight.to_string());
+        vec![shown(&set.service), shown(&set.code), yes_or_no(set.drained), weight, yes_or_no(set.registered)]
+    });
+    write(&["SERVICE", "CODE", "DRAINED", "WEIGHT", "REGISTERED"], rows)
 }
 
 /// Any rows; numbers stand on the right.

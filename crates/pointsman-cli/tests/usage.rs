@@ -28,6 +28,8 @@ async fn help_names_every_command() {
         "undrain",
         "weight",
         "term-base",
+        "overrides",
+        "clear-overrides",
         "serve",
         "check",
         "completions",

@@ -127,6 +127,29 @@ async fn register_list_master_pick() {
 }
 
 #[tokio::test]
+async fn overrides_are_listed_and_those_of_codes_that_are_gone_are_cleared() {
+    let registry = Registry::new().await;
+    assert!(stderr(&run(&registry.args("overrides")).await).contains("nothing"));
+    let mut a = registry.start("register s --code a -o json");
+    a.json().await;
+    registry.succeed("drain s a").await;
+    registry.succeed("drain s gone --force").await;
+    registry.succeed("weight t gone 3 --force").await;
+    let set = |service: &str, code: &str, drained: bool, weight: Value, registered: bool| json!({"service": service, "code": code, "drained": drained, "weight": weight, "registered": registered});
+    let a = set("s", "a", true, Value::Null, true);
+    let [gone, other] = [set("s", "gone", true, Value::Null, false), set("t", "gone", false, json!(3), false)];
+    assert_eq!(registry.json("overrides").await, json!([a, gone, other]));
+    assert_eq!(registry.json("overrides t").await, json!([other]));
+    let output = run(&registry.args("overrides")).await;
+    let (table, note) = (stdout(&output), stderr(&output));
+    assert!(table.contains("REGISTERED") && note.contains("2 of codes that are not registered"), "{table}{note}");
+    assert_eq!(registry.json("clear-overrides t").await, json!([other]));
+    assert_eq!(registry.json("clear-overrides").await, json!([gone]));
+    assert_eq!(registry.json("clear-overrides").await, json!([]));
+    assert_eq!(registry.json("overrides").await, json!([a]));
+}
+
+#[tokio::test]
 async fn drain_undrain_weight() {
     let registry = Registry::new().await;
     let mut a = registry.start("register s --code a -o json");

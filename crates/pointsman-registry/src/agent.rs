@@ -16,6 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hyper::{Method, StatusCode};
 use pointsman_core::{StaleTerm, Term};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -23,7 +24,7 @@ use self::connect::{Agents, Answer, Fault};
 use crate::backend::{Backend, Event, Scope};
 use crate::backoff::Backoff;
 use crate::log::Log;
-use crate::overrides::{Override, OverrideChange};
+use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::AgentUrl;
@@ -113,6 +114,20 @@ impl Backend for Agent {
         }
     }
 
+    async fn overrides(&self, service: Option<&str>) -> Result<Vec<OverrideOf>> {
+        let step = || "list what operators have set".to_owned();
+        let answer = self.agents.call(Method::GET, "/v1/overrides", None).await;
+        let mut all: Vec<OverrideOf> = read(answer, step)?;
+        all.retain(|set| service.is_none_or(|service| *service == *set.service));
+        Ok(all)
+    }
+
+    async fn clear_gone(&self, service: Option<&str>) -> Result<ClearedOverrides> {
+        let of = service.map(|service| format!("&service={}", segment(service))).unwrap_or_default();
+        let step = || "clear what is set for codes that are gone".to_owned();
+        read(self.agents.call(Method::DELETE, &format!("/v1/overrides?gone{of}"), None).await, step)
+    }
+
     async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
         let path = format!("/v1/services/{}/check-term", segment(service));
         let body = serde_json::json!({ "term": term.0 }).to_string();
@@ -175,6 +190,18 @@ impl Answer {
 impl Fault {
     fn unavailable(self, step: impl FnOnce() -> String) -> Error {
         Error::unavailable(step(), self.to_string())
+    }
+}
+
+/// What an agent has answered.
+fn read<T: DeserializeOwned>(answer: std::result::Result<Answer, Fault>, step: impl Fn() -> String) -> Result<T> {
+    match answer {
+        Ok(answer) if answer.status.is_success() => serde_json::from_slice(&answer.body).map_err(|error| {
+            let reason = format!("the agent's answer cannot be read: {error}");
+            Error::Refused { step: step(), reason, source: Some(Arc::new(error)) }
+        }),
+        Ok(answer) => Err(answer.refusal(step)),
+        Err(fault) => Err(fault.unavailable(step)),
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::Result;
 use crate::log::Log;
-use crate::overrides::{Identity, Override, OverrideChange, Overrides};
+use crate::overrides::{ClearedOverrides, Identity, Override, OverrideChange, OverrideOf, Overrides};
 use crate::peers::Part;
 use crate::registration::{End, Task};
 
@@ -31,6 +31,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Sets what an operator had set for an instance before the registry lost its data, unless something is set for it already.
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()>;
+
+    /// What operators have set, of one service or of all, in the order of services and codes.
+    async fn overrides(&self, service: Option<&str>) -> Result<Vec<OverrideOf>>;
+
+    /// Clears what is set for codes that are not registered, at most [`CLEARED_AT_ONCE`](crate::overrides::CLEARED_AT_ONCE) of them. What
+    /// an operator sets meanwhile stays.
+    async fn clear_gone(&self, service: Option<&str>) -> Result<ClearedOverrides>;
 
     /// Accepts a term, unless a higher one of the service has been granted, or accepted by anybody; returns the highest.
     async fn check_term(&self, service: &str, term: Term) -> Result<Term>;

@@ -94,11 +94,11 @@ impl Directory {
     pub fn overrides(&self) -> Vec<OverrideOf> {
         let all = self.inner.shared.overrides().into_iter();
         let of_service = |(service, overrides): (Arc<str>, Overrides)| {
-            overrides.into_iter().map(move |(code, set)| OverrideOf {
-                service: service.clone(),
-                code,
-                drained: set.drained,
-                weight: set.weight,
+            let snapshot = self.snapshot(&service);
+            let may_be_there = snapshot.unreadable().is_some();
+            overrides.into_iter().map(move |(code, set)| {
+                let is_registered = snapshot.find(&code).is_some_and(|instance| !instance.is_guarded());
+                set.of(&service, &code, is_registered || may_be_there)
             })
         };
         all.flat_map(of_service).collect()

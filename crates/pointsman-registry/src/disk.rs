@@ -22,7 +22,29 @@ pub(crate) struct Saved {
     pub(crate) snapshot: Snapshot,
     /// What operators have set, also for codes that are not in the snapshot.
     pub(crate) overrides: Overrides,
+    /// Since when those of these codes have been gone that are not in the snapshot.
+    pub(crate) absent: Absent,
     pub(crate) at: SystemTime,
+}
+
+/// Since when codes for which something is set have been gone.
+pub(crate) type Absent = BTreeMap<Arc<str>, SystemTime>;
+
+/// What is written of one service.
+#[derive(Debug)]
+pub(crate) struct ToSave {
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) overrides: Overrides,
+    pub(crate) absent: Absent,
+}
+
+/// What operators had set for the instances of one service.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SavedOverrides {
+    pub(crate) service: Arc<str>,
+    pub(crate) overrides: Overrides,
+    /// How long those of these codes have been gone that were not registered.
+    pub(crate) absent_for: BTreeMap<Arc<str>, Duration>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -33,6 +55,8 @@ struct File {
     instances: Vec<Entry>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     overrides: Overrides,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    absent_since_unix_ms: BTreeMap<Arc<str>, u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,23 +76,24 @@ struct Entry {
 }
 
 /// Writes each snapshot. What cannot be written is logged: the disk may be full, and nothing else depends on it.
-pub(crate) fn save(folder: &Path, services: &[(Arc<Snapshot>, Overrides)]) {
-    for (snapshot, overrides) in services {
-        let path = folder.join(file_name(snapshot.service()));
-        if let Err(error) = save_one(folder, &path, snapshot, overrides) {
+pub(crate) fn save(folder: &Path, services: Vec<ToSave>) {
+    for service in services {
+        let path = folder.join(file_name(service.snapshot.service()));
+        if let Err(error) = save_one(folder, &path, service) {
             tracing::warn!(path = %path.display(), %error, "snapshot not saved");
         }
     }
 }
 
-fn save_one(folder: &Path, path: &Path, snapshot: &Snapshot, overrides: &Overrides) -> std::io::Result<()> {
+fn save_one(folder: &Path, path: &Path, ToSave { snapshot, overrides, absent }: ToSave) -> std::io::Result<()> {
     if snapshot.is_empty() && overrides.is_empty() {
         return match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         };
     }
-    write(folder, path, &File { overrides: overrides.clone(), ..File::from(snapshot) })
+    let absent_since_unix_ms = absent.into_iter().map(|(code, since)| (code, unix_ms(since))).collect();
+    write(folder, path, &File { overrides, absent_since_unix_ms, ..File::from(&*snapshot) })
 }
 
 /// Writes the whole file or nothing.
@@ -96,8 +121,17 @@ pub(crate) fn load_identity(folder: &Path) -> Option<Identity> {
 }
 
 /// What operators had set, by service.
-pub(crate) fn load_overrides(folder: &Path) -> Vec<(Arc<str>, Overrides)> {
-    load(folder, &Scope::All).into_iter().map(|saved| (saved.snapshot.service().clone(), saved.overrides)).collect()
+pub(crate) fn load_overrides(folder: &Path) -> Vec<SavedOverrides> {
+    let now = SystemTime::now();
+    let of = |Saved { snapshot, overrides, absent, .. }: Saved| SavedOverrides {
+        service: snapshot.service().clone(),
+        overrides,
+        absent_for: absent
+            .into_iter()
+            .map(|(code, since)| (code, now.duration_since(since).unwrap_or_default()))
+            .collect(),
+    };
+    load(folder, &Scope::All).into_iter().map(of).collect()
 }
 
 /// Another one for each write: two directories of a process may save the same service at the same time.
@@ -189,6 +223,7 @@ impl From<&Snapshot> for File {
             saved_at_unix_ms: unix_ms(SystemTime::now()),
             instances: snapshot.instances().iter().map(entry).collect(),
             overrides: Overrides::new(),
+            absent_since_unix_ms: BTreeMap::new(),
         }
     }
 }
@@ -206,7 +241,9 @@ impl From<File> for Saved {
             Arc::new(instance)
         });
         let snapshot = Snapshot::new(service.clone(), file.revision, instances.collect());
-        Saved { snapshot, overrides: file.overrides, at: UNIX_EPOCH + Duration::from_millis(file.saved_at_unix_ms) }
+        let at = |unix_ms| UNIX_EPOCH + Duration::from_millis(unix_ms);
+        let absent = file.absent_since_unix_ms.into_iter().map(|(code, since)| (code, at(since))).collect();
+        Saved { snapshot, overrides: file.overrides, absent, at: at(file.saved_at_unix_ms) }
     }
 }
 
@@ -228,20 +265,24 @@ mod tests {
         Snapshot::new(service, 5, vec![Arc::new(master), Arc::new(normal), Arc::new(lost)])
     }
 
+    fn to_save(snapshot: Snapshot, overrides: Overrides) -> ToSave {
+        ToSave { snapshot: Arc::new(snapshot), overrides, absent: Absent::new() }
+    }
+
     #[test]
     fn what_is_saved_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let long = "长".repeat(80);
         for service in ["a.b", "A:b", &long] {
             let saved = snapshot(service);
-            save(folder.path(), &[(Arc::new(saved.clone()), Overrides::new())]);
+            save(folder.path(), vec![to_save(saved.clone(), Overrides::new())]);
             let loaded = load(folder.path(), &Scope::one(service)).pop().unwrap();
             assert!(loaded.snapshot.same_content(&saved), "{loaded:?}");
             assert!(loaded.at.elapsed().unwrap() < Duration::from_secs(60));
         }
         assert_eq!(load(folder.path(), &Scope::All).len(), 3);
         assert_eq!((highest(folder.path()), highest(Path::new("/does/not/exist"))), (9, 0));
-        save(folder.path(), &[(Arc::new(Snapshot::empty("a.b")), Overrides::new())]);
+        save(folder.path(), vec![to_save(Snapshot::empty("a.b"), Overrides::new())]);
         assert_eq!(load(folder.path(), &Scope::All).len(), 2);
     }
 
@@ -249,8 +290,12 @@ mod tests {
     fn what_operators_have_set_is_saved_also_for_who_is_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let overrides = Overrides::from([("z".into(), Override { drained: true, weight: Some(3) })]);
-        save(folder.path(), &[(Arc::new(Snapshot::empty("s")), overrides.clone())]);
-        assert_eq!(load_overrides(folder.path()), [("s".into(), overrides)]);
+        let since = SystemTime::now() - Duration::from_secs(100);
+        let absent = Absent::from([("z".into(), since)]);
+        save(folder.path(), vec![ToSave { absent, ..to_save(Snapshot::empty("s"), overrides.clone()) }]);
+        let [saved] = load_overrides(folder.path()).try_into().unwrap();
+        assert_eq!((&*saved.service, saved.overrides), ("s", overrides));
+        assert!((100..110).contains(&saved.absent_for["z"].as_secs()), "{:?}", saved.absent_for);
         assert_eq!(load_identity(folder.path()), None);
         let identity = Identity { id: "x".to_owned(), since_unix_ms: Some(7) };
         save_identity(folder.path(), Some(&identity));

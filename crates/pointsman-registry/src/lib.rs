@@ -38,7 +38,7 @@ pub use directory::{Directory, Freshness, Service};
 pub use error::{Cause, Error};
 pub use guard::Guard;
 pub use log::Log;
-pub use overrides::OverrideOf;
+pub use overrides::{ClearedOverrides, OVERRIDES_KEPT, OverrideOf};
 pub use peers::{Answer, Peers};
 pub use pointsman_core::parse_duration;
 pub use registration::{Departure, Registration, Roles, Trouble};

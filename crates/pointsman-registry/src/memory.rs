@@ -1,5 +1,6 @@
 //! The registry within one process.
 
+mod expiry;
 mod followers;
 mod logs;
 mod peers;
@@ -14,12 +15,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use pointsman_core::Term;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use self::state::{MemberId, State, Taken};
 use crate::backend::{Backend, Event, Scope, ServiceState};
+use crate::disk::SavedOverrides;
 use crate::keep::{Control, Order, Registrar, Said, keep};
 use crate::log::Log;
-use crate::overrides::{Identity, Override, OverrideChange, Overrides};
+use crate::overrides::{ClearedOverrides, Identity, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{Departure, End, RoleWriter, Task};
 use crate::{Error, Result};
@@ -64,21 +67,32 @@ impl Memory {
 
     /// Lets operators' settings be what they were in a process before this one. Only the first time: what is undone here must not
     /// come back with the next who connects.
-    pub(crate) fn restore(&self, overrides: Vec<(Arc<str>, Overrides)>) -> &Identity {
+    pub(crate) fn restore(&self, saved: Vec<SavedOverrides>) -> &Identity {
         if !self.is_restored.swap(true, Ordering::Relaxed) {
-            for (service, overrides) in overrides {
+            let now = Instant::now();
+            for SavedOverrides { service, overrides, absent_for } in saved {
                 for (code, set) in overrides {
-                    tracing::info!(%service, %code, ?set, "override restored from disk");
-                    self.change(&service, |state| state.restore_override(&service, &code, set));
+                    let absent_for = absent_for.get(&code).copied().unwrap_or_default();
+                    tracing::info!(%service, %code, ?set, ?absent_for, "override restored from disk");
+                    // A clock that does not reach back as far has not been running for as long.
+                    let seen = now.checked_sub(absent_for).unwrap_or(now);
+                    self.change(&service, |state| state.restore_override(&service, &code, set, seen));
                 }
             }
         }
         &self.identity
     }
 
+    /// Whether it is stored that nothing is set: others may not have heard yet that something was cleared, and restore it.
+    fn keeps_empty(&self) -> bool {
+        !self.identity.is_settled(SystemTime::now())
+    }
+
     /// Carries out one change of a service: tells whose role is another now, and wakes the followers.
     fn change<T>(&self, service: &Arc<str>, change: impl FnOnce(&mut State<Told>) -> T) -> T {
         let mut state = lock(&self.state);
+        // Whatever grows does so by changes: nothing needs to wake for it.
+        state.expire_overrides(Instant::now());
         let result = change(&mut state);
         for (told, role) in state.take_new_roles(service) {
             told.roles.registered(role, None);
@@ -146,17 +160,26 @@ impl Backend for Memory {
     }
 
     async fn set_override(&self, service: &str, code: &str, change: OverrideChange) -> Result<()> {
-        let service: Arc<str> = service.into();
-        // Others may not have heard yet that it is cleared, and restore it.
-        let keeps_empty = !self.identity.is_settled(SystemTime::now());
-        self.change(&service, |state| state.set_override(&service, code, change, keeps_empty));
+        let (service, code): (Arc<str>, Arc<str>) = (service.into(), code.into());
+        let keeps_empty = self.keeps_empty();
+        self.change(&service, |state| state.set_override(&service, &code, change, keeps_empty, Instant::now()));
         Ok(())
     }
 
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
-        let service: Arc<str> = service.into();
-        self.change(&service, |state| state.restore_override(&service, code, set));
+        let (service, code): (Arc<str>, Arc<str>) = (service.into(), code.into());
+        self.change(&service, |state| state.restore_override(&service, &code, set, Instant::now()));
         Ok(())
+    }
+
+    async fn overrides(&self, service: Option<&str>) -> Result<Vec<OverrideOf>> {
+        let mut state = lock(&self.state);
+        state.expire_overrides(Instant::now());
+        Ok(state.overrides(service))
+    }
+
+    async fn clear_gone(&self, service: Option<&str>) -> Result<ClearedOverrides> {
+        Ok(lock(&self.state).clear_gone(service, self.keeps_empty()))
     }
 
     async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
@@ -299,7 +322,7 @@ impl Drop for Member<'_> {
         self.memory.change(&self.service, |state| {
             // Before the next one is master, and after whatever another change has told.
             self.roles.step_down("deregistering");
-            state.leave(&self.service, self.id, self.departure);
+            state.leave(&self.service, self.id, self.departure, Instant::now());
         });
     }
 }

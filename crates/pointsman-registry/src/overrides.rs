@@ -19,8 +19,8 @@ pub(crate) struct Override {
     pub(crate) weight: Option<u32>,
 }
 
-/// What an operator has set for an instance, as [`Directory::overrides`](crate::Directory::overrides) lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// What an operator has set for an instance, as [`Registry::overrides`](crate::Registry::overrides) lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct OverrideOf {
     /// The service.
@@ -31,7 +31,31 @@ pub struct OverrideOf {
     pub drained: bool,
     /// What counts instead of the registered weight.
     pub weight: Option<u32>,
+    /// Whether an instance with this code is registered; also true where the registry does not let that be read.
+    #[serde(default = "yes")]
+    pub registered: bool,
 }
+
+/// Agents of an earlier version do not say whether a code is registered: then it must not be taken for gone.
+fn yes() -> bool {
+    true
+}
+
+/// What [`Registry::clear_gone_overrides`](crate::Registry::clear_gone_overrides) has cleared.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ClearedOverrides {
+    /// What was set, in the order of services and codes.
+    pub cleared: Vec<OverrideOf>,
+    /// Number of overrides of codes that are gone that are left: to be cleared by another call.
+    pub remaining: usize,
+}
+
+/// How long what an operator has set for a code is kept after an instance with this code was last registered.
+pub const OVERRIDES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Maximum number of overrides that are cleared by one call: it ends in time, however many there are.
+pub(crate) const CLEARED_AT_ONCE: usize = 1000;
 
 /// What operators have set for the instances of one service, by code; also of those that are not registered.
 pub(crate) type Overrides = BTreeMap<Arc<str>, Override>;
@@ -76,6 +100,12 @@ impl Override {
             OverrideChange::Weight(weight) => self.weight = weight,
         }
         self
+    }
+
+    /// As it is listed.
+    pub(crate) fn of(self, service: &Arc<str>, code: &Arc<str>, registered: bool) -> OverrideOf {
+        let (service, code) = (service.clone(), code.clone());
+        OverrideOf { service, code, drained: self.drained, weight: self.weight, registered }
     }
 
     /// Whether nothing is set, so that nothing needs to be stored.

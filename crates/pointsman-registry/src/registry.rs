@@ -22,7 +22,7 @@ use crate::directory::{Directory, Inner as DirectoryInner, Service};
 use crate::guard::Guard;
 use crate::hold::Holds;
 use crate::log::{self, Log};
-use crate::overrides::{Override, OverrideChange};
+use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::{self, Answer, Peers};
 use crate::registration::Registration;
 use crate::{Error, Result};
@@ -63,7 +63,8 @@ impl Registry {
     /// `zookeeper://HOST:PORT,HOST:PORT/PREFIX?OPTIONS`, or `http://HOST:PORT,HOST:PORT?OPTIONS` for agents (`https://`, too).
     ///
     /// Options: `session_timeout` (10s), `connect_timeout` (5s), `auth=digest:USER:PASSWORD` or `auth_file=PATH`, `acl`
-    /// (`open` or `protected`), `tls=on` with `ca`, `cert` and `key`, `root` (`/pointsman`: where drains, weights and terms are stored; the
+    /// (`open` or `protected`), `folders` (`persistent` or `container`: whether the folder of a service that it makes stays when that has
+    /// vanished), `tls=on` with `ca`, `cert` and `key`, `root` (`/pointsman`: where drains, weights and terms are stored; the
     /// same for the whole fleet), `snapshots=FOLDER`, `guard` (`on` or `off`). Of agents:
     /// `token_file=PATH` or `token`, `ttl` (10s; the lease of registrations), for https `ca`, `cert` and `key`.
     ///
@@ -195,6 +196,32 @@ impl Registry {
             return Err(Error::Invalid(pointsman_core::InvalidInstance::Weight(weight)));
         }
         self.set_override(service, code, OverrideChange::Weight(weight)).await
+    }
+
+    /// Reads what operators have set, of one service or of all, in the order of services and codes; also for codes that are not registered,
+    /// for which it is kept for [`OVERRIDES_KEPT`](crate::OVERRIDES_KEPT).
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::drain`].
+    pub async fn overrides(&self, service: Option<&str>) -> Result<Vec<OverrideOf>> {
+        service.map_or(Ok(()), |service| check_name("service", service))?;
+        self.check_open()?;
+        self.inner.backend.overrides(service).await
+    }
+
+    /// Clears what is set for codes that are not registered now, of one service or of all; a thousand at most, so that a call ends in time. What an
+    /// operator sets for one of them meanwhile stays. Cancelled, or with an error, it may have cleared some of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::drain`].
+    pub async fn clear_gone_overrides(&self, service: Option<&str>) -> Result<ClearedOverrides> {
+        service.map_or(Ok(()), |service| check_name("service", service))?;
+        self.check_open()?;
+        let cleared = self.inner.backend.clear_gone(service).await?;
+        tracing::info!(service, cleared = cleared.cleared.len(), "overrides of codes that are gone cleared");
+        Ok(cleared)
     }
 
     /// Lets a term of a service pass, unless a higher one has been granted to a master, or has passed at any process that asks this registry;

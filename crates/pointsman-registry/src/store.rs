@@ -22,7 +22,7 @@ use self::deadlines::Deadlines;
 use self::held::{Held, registered};
 pub(crate) use self::shared::{Link, Loaded, Restore, Shared};
 use crate::backend::{Event, ServiceState};
-use crate::disk::{self, Saved};
+use crate::disk::{self, Saved, ToSave};
 use crate::guard::{Guard, Observation};
 use crate::overrides::{Identity, Overrides, SETTLED, TOO_OLD};
 
@@ -213,6 +213,7 @@ impl Store {
         }
         held.overrides = overrides;
         held.are_too_old = false;
+        held.note_absent(&instances, SystemTime::now());
         let raw = Snapshot::new(service.clone(), revision, instances).with_problems(problems);
         self.show(&service, News { raw, left, is_emptied }, now)
     }
@@ -279,11 +280,11 @@ impl Store {
     }
 
     /// Takes in a service as it was on disk, as if the registry had told it: what its first word does not name is gone, after the guard's time.
-    fn take_saved(&mut self, Saved { snapshot, overrides, at }: Saved) -> Shown {
+    fn take_saved(&mut self, Saved { snapshot, overrides, absent, at }: Saved) -> Shown {
         let service = snapshot.service().clone();
         let raw = registered(&snapshot, &overrides);
         let are_too_old = at.elapsed().is_ok_and(|age| age > TOO_OLD);
-        let held = Held { overrides, are_too_old, ..Held::new(raw.clone()) };
+        let held = Held { overrides, absent, are_too_old, ..Held::new(raw.clone()) };
         self.shared.note_overrides(&service, held.all_overrides());
         self.held.insert(service, held);
         if snapshot.revision() < disk::NUMBERS {
@@ -299,11 +300,13 @@ impl Store {
         let unsaved: Vec<_> = self.unsaved.drain().collect();
         let folder = self.folder.clone().filter(|_| !unsaved.is_empty())?;
         let with_overrides = |service: &Arc<str>| {
-            let overrides = self.held.get(service).map(Held::all_overrides).unwrap_or_default();
-            (self.shared.snapshot(service), overrides)
+            let held = self.held.get(service);
+            let overrides = held.map(Held::all_overrides).unwrap_or_default();
+            let absent = held.map(|held| held.absent.clone()).unwrap_or_default();
+            ToSave { snapshot: self.shared.snapshot(service), overrides, absent }
         };
         let services: Vec<_> = unsaved.iter().map(with_overrides).collect();
-        Some(tokio::task::spawn_blocking(move || disk::save(&folder, &services)))
+        Some(tokio::task::spawn_blocking(move || disk::save(&folder, services)))
     }
 }
 

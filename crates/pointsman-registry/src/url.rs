@@ -43,6 +43,8 @@ pub(crate) struct ZooKeeperUrl {
     pub(crate) root: String,
     pub(crate) session_timeout: Duration,
     pub(crate) acl: Acl,
+    /// What the folder of a service is.
+    pub(crate) folders: Folders,
     /// `user:password` for digest authentication.
     pub(crate) digest: Option<String>,
     pub(crate) tls: Option<Tls>,
@@ -57,6 +59,17 @@ pub(crate) enum Acl {
     /// Everybody may read; only who has authenticated as the same user may write. Needs digest authentication. A
     /// go-micro-service process cannot become master of a service whose nodes are protected.
     Protected,
+}
+
+/// What the folders of services are that this process makes. Whatever is there already stays what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Folders {
+    /// They stay when the service has no instance any more. The default, for go-micro-service's sake: its balancer asks without a pause for the
+    /// first of the folders that it knows when that is gone.
+    #[default]
+    Persistent,
+    /// They go by themselves, some time after the last instance.
+    Container,
 }
 
 /// TLS towards the registry.
@@ -77,7 +90,7 @@ pub(crate) struct Common {
 
 /// What every scheme knows.
 const COMMON: &str = "connect_timeout, snapshots, guard";
-const OF_ZOOKEEPER: &str = "session_timeout, auth, auth_file, acl, tls, ca, cert, key, root";
+const OF_ZOOKEEPER: &str = "session_timeout, auth, auth_file, acl, folders, tls, ca, cert, key, root";
 const OF_AGENTS: &str = "token, token_file, ttl";
 const OF_AGENTS_TLS: &str = "token, token_file, ttl, ca, cert, key";
 const AGENT_PORT: u16 = 7480;
@@ -129,6 +142,7 @@ impl ZooKeeperUrl {
             prefix,
             session_timeout: options.session_timeout()?,
             acl: options.acl()?,
+            folders: options.folders()?,
             digest: options.digest()?,
             tls,
         })
@@ -275,6 +289,14 @@ impl Options {
             None | Some("open") => Ok(Acl::Open),
             Some("protected") => Ok(Acl::Protected),
             Some(_) => Err("option acl must be open or protected".to_owned()),
+        }
+    }
+
+    fn folders(&mut self) -> Result<Folders, String> {
+        match self.take("folders").as_deref() {
+            None | Some("persistent") => Ok(Folders::Persistent),
+            Some("container") => Ok(Folders::Container),
+            Some(_) => Err("option folders must be persistent or container".to_owned()),
         }
     }
 
@@ -466,6 +488,7 @@ mod tests {
             ("zookeeper://h/p?session_timeout=61m", "from 100ms to 1h"),
             ("zookeeper://h/p?session_timeout=1s&session_timeout=1s", "twice"),
             ("zookeeper://h/p?acl=none", "open or protected"),
+            ("zookeeper://h/p?folders=gone", "persistent or container"),
             ("zookeeper://h/p?tls=on", "needs ca"),
             ("zookeeper://h/p?ca=/x", "tls=on"),
             ("zookeeper://h/p?auth=digest", "user:password"),

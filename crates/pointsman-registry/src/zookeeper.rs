@@ -3,6 +3,7 @@
 mod batch;
 mod explain;
 mod fault;
+mod folders;
 mod follow;
 mod heartbeat;
 mod keep;
@@ -16,6 +17,7 @@ mod session;
 mod term_base;
 mod terms;
 mod tree;
+mod upkeep;
 mod wire;
 
 use std::sync::Arc;
@@ -32,7 +34,7 @@ use self::logs::Logs;
 use self::session::{Session, Sessions};
 use crate::backend::{Backend, Event, Scope};
 use crate::log::Log;
-use crate::overrides::{Override, OverrideChange};
+use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::{Acl as AclSetting, ROOT, ZooKeeperUrl};
@@ -141,7 +143,10 @@ impl Backend for ZooKeeper {
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
         match self.directories().await {
-            Ok(sessions) => follow::follow(&self.layout, &scope, sessions.readable(), &events).await,
+            Ok(sessions) => tokio::select! {
+                () = follow::follow(&self.layout, &scope, sessions.readable(), &events) => {}
+                never = upkeep::run(&self.layout, sessions.link()) => match never {},
+            },
             Err(error) => tracing::error!(%error, "directory not followed"),
         }
     }
@@ -154,6 +159,16 @@ impl Backend for ZooKeeper {
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
         let session = self.session(|| format!("restore override {service}/{code}")).await?;
         Ok(overrides::restore(&session, &self.layout, self.settings.acl, service, code, set).await?)
+    }
+
+    async fn overrides(&self, service: Option<&str>) -> Result<Vec<OverrideOf>> {
+        let session = self.session(|| "list what operators have set".to_owned()).await?;
+        Ok(upkeep::list(&session, &self.layout, service).await?)
+    }
+
+    async fn clear_gone(&self, service: Option<&str>) -> Result<ClearedOverrides> {
+        let session = self.session(|| "clear what is set for codes that are gone".to_owned()).await?;
+        Ok(upkeep::clear_gone(&session, &self.layout, service).await?)
     }
 
     async fn check_term(&self, service: &str, term: Term) -> Result<Term> {

@@ -141,6 +141,58 @@ async fn what_an_operator_sets_survives_the_instance(url: String) {
     until("unset", &service, |s| s.find("a").is_some_and(unset)).await;
 }
 
+async fn what_is_set_for_codes_that_are_gone_is_listed_and_cleared(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let _a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    until("a is drained", &service, |s| s.find("a").is_some_and(|a| a.status == Status::Drained)).await;
+    let gone = registry.register(Instance::new("s").code("gone")).await.unwrap();
+    until("gone is there", &service, |s| s.find("gone").is_some()).await;
+    registry.set_weight("s", "gone", Some(7)).await.unwrap();
+    until("its weight is set", &service, |s| s.find("gone").is_some_and(|gone| gone.weight == 7)).await;
+    gone.close().await.unwrap();
+    until("gone is gone", &service, |s| s.find("gone").is_none()).await;
+    let listed = async |of: Option<&'static str>| {
+        let all = registry.overrides(of).await.unwrap();
+        Vec::from_iter(all.into_iter().map(|set| (set.code.to_string(), set.drained, set.weight, set.registered)))
+    };
+    let (a, gone) = (("a".to_owned(), true, None, true), ("gone".to_owned(), false, Some(7), false));
+    assert_eq!(listed(None).await, [a.clone(), gone.clone()]);
+    assert_eq!(listed(Some("s")).await, [a.clone(), gone]);
+    assert_eq!(listed(Some("other")).await, []);
+    assert!(registry.clear_gone_overrides(Some("other")).await.unwrap().cleared.is_empty());
+    let cleared = registry.clear_gone_overrides(None).await.unwrap();
+    assert_eq!((cleared.cleared.len(), cleared.remaining, &*cleared.cleared[0].code), (1, 0, "gone"));
+    // An agent lists what its directory knows.
+    let is_cleared = async {
+        while listed(None).await != [a.clone()] {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("it is not listed any more", is_cleared).await;
+    let _gone = registry.register(Instance::new("s").code("gone")).await.unwrap();
+    let snapshot = until("gone is back", &service, |s| s.find("gone").is_some()).await;
+    assert_eq!((snapshot.find("gone").unwrap().weight, snapshot.find("a").unwrap().status), (1, Status::Drained));
+    assert!(matches!(registry.overrides(Some("a/b")).await, Err(Error::Invalid(_))));
+}
+
+async fn clean_hand_overs_in_a_row_list_one(url: String) {
+    // With the guard: who has left sixty times in a row has not been lost once.
+    let registry = Registry::connect(&guarding(&url)).await.unwrap();
+    let service = registry.discover("balancer").await.unwrap();
+    let mut before = registry.register(Instance::new("balancer").code("0")).await.unwrap();
+    for number in 1..=60 {
+        let code = number.to_string();
+        let next = registry.register(Instance::new("balancer").code(code.clone())).await.unwrap();
+        until("the next one is there", &service, |s| s.find(&code).is_some()).await;
+        before.close().await.unwrap();
+        before = next;
+    }
+    let snapshot = until("one is listed", &service, |s| codes(s) == ["60"]).await;
+    assert!(!snapshot.is_guarded());
+}
+
 async fn bad_names_are_refused_before_anything_is_written(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
     for name in ["", ".", "..", "a/b", "a+", "a#", "$SYS", "a\0", "a\u{200b}", "\u{202e}a", "a\u{ad}", &"x".repeat(256)]
@@ -777,6 +829,8 @@ conformance! {
     resigning_hands_over_at_once
     a_living_registration_is_updated
     what_an_operator_sets_survives_the_instance
+    what_is_set_for_codes_that_are_gone_is_listed_and_cleared
+    clean_hand_overs_in_a_row_list_one
     bad_names_are_refused_before_anything_is_written
     what_no_caller_can_use_or_see_is_refused
     the_same_code_twice_is_refused_and_free_again_afterwards

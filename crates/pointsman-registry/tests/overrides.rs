@@ -154,3 +154,43 @@ async fn an_agent_that_begins_anew_is_told_who_was_drained() {
     registry.undrain("s", "a").await.unwrap();
     assert_eq!(soon("undrained", watching).await.unwrap().status, Status::Passing);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_registers_is_written_down_as_seen() {
+    let server = ZooKeeper::shared().await;
+    let prefix = unique_prefix();
+    let registry = Registry::connect(&format!("zookeeper://{}{prefix}", server.address())).await.unwrap();
+    registry.drain("s", "a").await.unwrap();
+    let (raw, path) = (server.client().await, format!("/pointsman{prefix}/overrides/s/a"));
+    let (before, watcher) = raw.check_and_watch_stat(&path).await.unwrap();
+    let _a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    soon("it is written anew", watcher.changed()).await;
+    let (data, after) = raw.get_data(&path).await.unwrap();
+    assert_eq!((&*data, after.version), (&br#"{"drained":true}"#[..], before.unwrap().version + 1));
+    // Once: what is newer than the own node says enough.
+    let service = registry.discover("s").await.unwrap();
+    registry.set_weight("s", "a", Some(3)).await.unwrap();
+    soon("set", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 3))).await;
+    let (_, after) = raw.get_data(&path).await.unwrap();
+    assert_eq!(after.version, 2);
+}
+
+#[tokio::test]
+async fn those_of_codes_that_have_been_gone_for_days_are_not_taken_up_from_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshots = folder.path().join("memory-overrides-expired");
+    std::fs::create_dir(&snapshots).unwrap();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let (kept, now) = (pointsman_registry::OVERRIDES_KEPT.as_millis(), since.as_millis());
+    let file = serde_json::json!({
+        "service": "s", "revision": 1, "saved_at_unix_ms": u64::try_from(now).unwrap(), "instances": [],
+        "overrides": { "earlier": { "drained": true }, "long-gone": { "drained": true }, "gone": { "drained": true } },
+        "absent_since_unix_ms": { "long-gone": u64::try_from(now - kept).unwrap(), "gone": u64::try_from(now).unwrap() },
+    });
+    std::fs::write(snapshots.join("s.json"), file.to_string()).unwrap();
+    let url = format!("memory://overrides-expired?snapshots={}", folder.path().display());
+    let registry = Registry::connect(&url).await.unwrap();
+    let codes = registry.overrides(None).await.unwrap().into_iter().map(|set| set.code.to_string());
+    // An earlier version has not written down since when.
+    assert_eq!(Vec::from_iter(codes), ["earlier", "gone"]);
+}

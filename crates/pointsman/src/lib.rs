@@ -52,8 +52,9 @@ pub use pointsman_core::{
     shown,
 };
 pub use pointsman_registry::{
-    Answer, Builder as RegistryBuilder, Cause, Changes, Departure, Error, Freshness, Guard, Log, MAX_TERM_BASE,
-    OverrideOf, Peers, Registration, RegistrationBuilder, Result, Roles, Trouble, Updates, check, parse_duration, wire,
+    Answer, Builder as RegistryBuilder, Cause, Changes, ClearedOverrides, Departure, Error, Freshness, Guard, Log,
+    MAX_TERM_BASE, OVERRIDES_KEPT, OverrideOf, Peers, Registration, RegistrationBuilder, Result, Roles, Trouble,
+    Updates, check, parse_duration, wire,
 };
 #[cfg(any(feature = "http", feature = "mqtt"))]
 pub use registries::Registries;

@@ -7,7 +7,7 @@ use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use hyper::{HeaderMap, StatusCode, Uri};
-use pointsman_core::Term;
+use pointsman_core::{Term, check_name};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -151,6 +151,38 @@ pub(super) async fn overrides(Of(state): Of<Arc<State>>, uri: Uri) -> Answer {
     Query::read(&uri, &[], None)?;
     Ok(super::json(StatusCode::OK, &state.feed.directory().overrides()))
 }
+
+/// `DELETE /v1/overrides?gone`.
+pub(super) async fn clear_gone(
+    Of(state): Of<Arc<State>>,
+    Extension(actor): Extension<Actor>,
+    Extension(peer): Extension<Peer>,
+    uri: Uri,
+) -> Answer {
+    let query = Query::read(&uri, &["gone", "service"], None)?;
+    if !query.is_on("gone")? {
+        let detail = "query: say ?gone: only what is set for codes that are not registered can be cleared together";
+        return Err(Problem::bad(detail.to_owned()));
+    }
+    let service = query.get("service");
+    if let Some(service) = service {
+        check_name("service", service)?;
+    }
+    let step = || "clear what is set for codes that are gone".to_owned();
+    let cleared = state.write(step, state.registry.clear_gone_overrides(service)).await?;
+    for of_service in cleared.cleared.chunk_by(|a, b| a.service == b.service) {
+        let codes: Vec<&str> = of_service.iter().take(NAMED).map(|set| &*set.code).collect();
+        let more = if of_service.len() > NAMED { ", …" } else { "" };
+        let detail = format!("{} codes that are gone: {}{more}", of_service.len(), codes.join(", "));
+        note(&state, actor, peer, "clear-gone", &of_service[0].service, ALL, &detail).await;
+    }
+    Ok(super::json(StatusCode::OK, &cleared))
+}
+
+/// Maximum number of codes that one audit line names.
+const NAMED: usize = 10;
+/// The code of an audit line that is about several.
+const ALL: &str = "*";
 
 /// The audit line: in the log, for who asks, and for who watches.
 async fn note(state: &State, actor: Actor, Peer(peer): Peer, action: &str, service: &str, code: &str, detail: &str) {

@@ -47,13 +47,14 @@ impl Lease {
 
     /// Whether it could be renewed.
     pub(super) fn renew(&self) -> bool {
-        let until = self.fresh();
-        let raise = |old: u64| match old {
+        // From now, also where that is sooner: the lease may be shorter than it was. Asked for with each attempt, so that of two renewals at once
+        // the later one counts.
+        let renewed = |old: u64| match old {
             OVER => None,
             NEVER => Some(NEVER),
-            old => Some(old.max(until)),
+            _ => Some(self.fresh()),
         };
-        self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise).is_ok()
+        self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, renewed).is_ok()
     }
 
     /// Ends it for good, if its time has come. Otherwise when that will be.
@@ -96,6 +97,18 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_counts_by_the_newest_ttl() {
+        let lease = Lease::new(Some(Duration::from_secs(3600)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        lease.set_ttl(Duration::from_secs(10));
+        assert!(lease.renew());
+        assert_eq!(lease.remaining(), Some(Duration::from_secs(10)));
+        lease.set_ttl(Duration::from_secs(60));
+        assert!(lease.renew());
+        assert_eq!(lease.remaining(), Some(Duration::from_secs(60)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_has_run_out_is_not_revived() {

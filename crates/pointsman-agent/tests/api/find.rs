@@ -287,17 +287,47 @@ async fn what_is_set_is_listed_and_only_for_what_there_is() {
     for code in ["a", "c"] {
         assert_eq!(client.ask("POST", &path(code, "undrain"), "").await.status, 204, "nothing is drained afterwards");
     }
-    let a = json!({"service":"s","code":"a","drained":false,"weight":3});
+    let a = json!({"service":"s","code":"a","drained":false,"weight":3,"registered":true});
     until("it is listed", async || (server.json("/v1/overrides").await == json!([a])).then_some(())).await;
     // Whoever remembers a drain that was lost sets it where nothing is set, before the instance is there.
     assert_eq!(client.ask("POST", &path("a", "drain?if_unset"), "").await.status, 204);
     assert_eq!(client.ask("POST", &path("b", "drain?if_unset"), "").await.status, 204);
-    let b = json!({"service":"s","code":"b","drained":true,"weight":null});
+    let b = json!({"service":"s","code":"b","drained":true,"weight":null,"registered":false});
     until("both are listed", async || (server.json("/v1/overrides").await == json!([a, b])).then_some(())).await;
     // And it can be cleared also when the instance never comes.
     assert_eq!(client.ask("POST", &path("b", "undrain"), "").await.status, 204);
     assert_eq!(client.ask("PUT", &path("a", "weight"), r#"{"weight":null}"#).await.status, 204);
     until("nothing is set", async || (server.json("/v1/overrides").await == json!([])).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_is_set_for_codes_that_are_gone_is_cleared_at_once() {
+    let server = Server::start().await;
+    server.put("s", "a").await;
+    server.until_codes("s", &["a"]).await;
+    let mut client = server.client().await;
+    for (service, code) in [("s", "a"), ("s", "gone"), ("t", "gone")] {
+        let path = format!("/v1/services/{service}/instances/{code}/drain?if_unset");
+        assert_eq!(client.ask("POST", &path, "").await.status, 204);
+    }
+    let set = |service: &str, code: &str, registered: bool| json!({"service":service,"code":code,"drained":true,"weight":null,"registered":registered});
+    let all = json!([set("s", "a", true), set("s", "gone", false), set("t", "gone", false)]);
+    until("they are listed", async || (server.json("/v1/overrides").await == all).then_some(())).await;
+    let detail = client.ask("DELETE", "/v1/overrides", "").await.is_problem(400, "bad-request");
+    assert!(detail.contains("?gone"), "{detail}");
+    client.ask("DELETE", "/v1/overrides?gone&service=a%2Fb", "").await.is_problem(400, "bad-request");
+    let cleared = client.ask("DELETE", "/v1/overrides?gone&service=t", "").await;
+    assert_eq!((cleared.status, cleared.json()), (200, json!({"cleared":[set("t", "gone", false)],"remaining":0})));
+    let cleared = client.ask("DELETE", "/v1/overrides?gone", "").await;
+    assert_eq!(cleared.json(), json!({"cleared":[set("s", "gone", false)],"remaining":0}));
+    let left = json!([set("s", "a", true)]);
+    until("one is left", async || (server.json("/v1/overrides").await == left).then_some(())).await;
+    let audit = server.json("/v1/audit").await;
+    assert_eq!(
+        (&audit[0]["action"], &audit[0]["service"], &audit[0]["code"]),
+        (&json!("clear-gone"), &json!("s"), &json!("*"))
+    );
+    assert_eq!(audit[0]["detail"], "1 codes that are gone: gone");
 }
 
 #[tokio::test]

@@ -65,6 +65,17 @@ async fn a_lease_that_is_not_renewed_ends_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_renewal_with_a_shorter_ttl_shortens_the_lease() {
+    let server = Server::start().await;
+    assert_eq!(server.ask("PUT", A, r#"{"ttl":"1h"}"#).await.status, 201);
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    roles.event_named("role").await;
+    let renewed = server.ask("PUT", A, r#"{"ttl":"1s"}"#).await;
+    assert!(renewed.json()["expires_in_ms"].as_u64().unwrap() <= 1000, "{}", renewed.json());
+    assert_eq!(roles.until_event("end").await.data, json!({"reason":"expired"}));
+}
+
+#[tokio::test]
 async fn a_renewal_in_time_keeps_the_lease() {
     let server = Server::start().await;
     assert_eq!(server.ask("PUT", A, r#"{"ttl":"1s"}"#).await.status, 201);

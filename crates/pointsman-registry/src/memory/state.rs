@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use pointsman_core::{Instance, ObservedInstance, Role, StaleTerm, Term};
+use tokio::time::Instant;
 
+use super::expiry::Expiry;
 use super::followers::Followers;
 use super::terms::Terms;
 use crate::backend::{Scope, ServiceState};
-use crate::overrides::{Override, OverrideChange, Overrides};
+use crate::overrides::{
+    CLEARED_AT_ONCE, ClearedOverrides, OVERRIDES_KEPT, Override, OverrideChange, OverrideOf, Overrides,
+};
 use crate::registration::Departure;
 
 /// The order in which instances have registered, over all services.
@@ -26,6 +30,7 @@ pub(super) struct State<R> {
     base: u64,
     new_roles: Vec<(R, Role)>,
     terms: Terms,
+    expiry: Expiry,
     /// Something is stored of which only that nothing is set.
     keeps_empty: bool,
     pub(super) followers: Followers,
@@ -64,8 +69,8 @@ pub(super) enum Taken {
 impl<R> Default for State<R> {
     fn default() -> Self {
         let (services, new_roles) = (HashMap::new(), Vec::new());
-        let (terms, followers) = (Terms::default(), Followers::default());
-        Self { services, clock: 0, base: 0, new_roles, terms, keeps_empty: false, followers }
+        let (terms, expiry, followers) = (Terms::default(), Expiry::default(), Followers::default());
+        Self { services, clock: 0, base: 0, new_roles, terms, expiry, keeps_empty: false, followers }
     }
 }
 
@@ -122,6 +127,9 @@ impl<R: Clone> State<R> {
         }
         service.revision = self.clock;
         self.followers.note_joined(&instance.service, &code);
+        if service.overrides.contains_key(&code) {
+            self.expiry.set(&instance.service, &code, None);
+        }
         service.order.insert(id, code.clone());
         service.members.insert(code, Member { id, instance: Arc::new(instance), holder, report });
         self.new_roles.extend(service.hand_on(self.clock));
@@ -129,7 +137,7 @@ impl<R: Clone> State<R> {
     }
 
     /// Removes an instance. If it was master, the one that has been registered for the longest takes over.
-    pub(super) fn leave(&mut self, name: &Arc<str>, id: MemberId, departure: Departure) {
+    pub(super) fn leave(&mut self, name: &Arc<str>, id: MemberId, departure: Departure, now: Instant) {
         let Some(service) = self.services.get_mut(name) else { return };
         // Another may have taken its place.
         let Some(code) = service.order.get(&id).cloned() else { return };
@@ -141,6 +149,7 @@ impl<R: Clone> State<R> {
         if was_master {
             self.new_roles.extend(service.promote(self.clock));
         }
+        self.note_override(name, &code, now);
         self.forget_empty(name);
     }
 
@@ -174,7 +183,14 @@ impl<R: Clone> State<R> {
     }
 
     /// Changes what an operator has set; an empty override is stored where `keeps_empty`. A master that is drained hands over, where another can take it.
-    pub(super) fn set_override(&mut self, name: &Arc<str>, code: &str, change: OverrideChange, keeps_empty: bool) {
+    pub(super) fn set_override(
+        &mut self,
+        name: &Arc<str>,
+        code: &Arc<str>,
+        change: OverrideChange,
+        keeps_empty: bool,
+        now: Instant,
+    ) {
         let service = self.services.entry(name.clone()).or_default();
         self.clock += 1;
         service.revision = self.clock;
@@ -182,9 +198,10 @@ impl<R: Clone> State<R> {
         if set.is_empty() && !keeps_empty {
             service.overrides.remove(code);
         } else {
-            service.overrides.insert(code.into(), set);
+            service.overrides.insert(code.clone(), set);
         }
         self.new_roles.extend(service.hand_on(self.clock));
+        self.note_override(name, code, now);
         self.forget_empty(name);
         self.keeps_empty |= keeps_empty;
         if !keeps_empty && std::mem::take(&mut self.keeps_empty) {
@@ -198,20 +215,83 @@ impl<R: Clone> State<R> {
         let concerned = self.services.iter().filter(|(_, service)| has_empty(service)).map(|(name, _)| name.clone());
         for name in concerned.collect::<Vec<_>>() {
             if let Some(service) = self.services.get_mut(&name) {
-                service.overrides.retain(|_, set| !set.is_empty());
+                service.overrides.retain(|code, set| {
+                    if set.is_empty() {
+                        self.expiry.set(&name, code, None);
+                    }
+                    !set.is_empty()
+                });
             }
             self.followers.note(&name);
             self.forget_empty(&name);
         }
     }
 
-    /// Sets what was set in a registry before this one, unless something is set already.
-    pub(super) fn restore_override(&mut self, service: &Arc<str>, code: &str, set: Override) {
-        let service = self.services.entry(service.clone()).or_default();
+    /// Sets what was set in a registry before this one for a code that was last registered there at `seen`, unless something is set already.
+    pub(super) fn restore_override(&mut self, name: &Arc<str>, code: &Arc<str>, set: Override, seen: Instant) {
+        let service = self.services.entry(name.clone()).or_default();
         self.clock += 1;
         service.revision = self.clock;
-        service.overrides.entry(code.into()).or_insert(set);
-        self.new_roles.extend(service.hand_on(self.clock));
+        if !service.overrides.contains_key(code) {
+            service.overrides.insert(code.clone(), set);
+            self.new_roles.extend(service.hand_on(self.clock));
+            self.note_override(name, code, seen);
+        }
+    }
+
+    /// Decides when what is set for a code is forgotten that was last registered, or set anything for, at `seen`.
+    fn note_override(&mut self, name: &Arc<str>, code: &Arc<str>, seen: Instant) {
+        let is_kept =
+            |service: &&Service<R>| service.overrides.contains_key(code) && !service.members.contains_key(code);
+        let expires = self.services.get(name).filter(is_kept).map(|_| seen + OVERRIDES_KEPT);
+        self.expiry.set(name, code, expires);
+    }
+
+    /// Forgets what is set for codes that have been gone for too long.
+    pub(super) fn expire_overrides(&mut self, now: Instant) {
+        for (name, code) in self.expiry.take_due(now) {
+            tracing::info!(service = %name, %code, "override expired: the code has not been registered for long");
+            self.forget_override(&name, &code, false);
+        }
+    }
+
+    /// What is set, of one service or of all, in the order of services and codes.
+    pub(super) fn overrides(&self, service: Option<&str>) -> Vec<OverrideOf> {
+        let mut services: Vec<_> =
+            self.services.iter().filter(|(name, _)| service.is_none_or(|service| *service == ***name)).collect();
+        services.sort_by_key(|(name, _)| *name);
+        let of_service = |(name, service): (&Arc<str>, &Service<R>)| {
+            let set = service.overrides.iter().filter(|(_, set)| !set.is_empty());
+            set.map(|(code, set)| set.of(name, code, service.members.contains_key(code))).collect::<Vec<_>>()
+        };
+        services.into_iter().flat_map(of_service).collect()
+    }
+
+    /// Forgets what is set for codes that are not registered; that nothing is set is stored where `keeps_empty`.
+    pub(super) fn clear_gone(&mut self, service: Option<&str>, keeps_empty: bool) -> ClearedOverrides {
+        let mut gone = self.overrides(service);
+        gone.retain(|set| !set.registered);
+        let remaining = gone.len().saturating_sub(CLEARED_AT_ONCE);
+        gone.truncate(CLEARED_AT_ONCE);
+        for OverrideOf { service, code, .. } in &gone {
+            self.forget_override(service, code, keeps_empty);
+        }
+        self.keeps_empty |= keeps_empty && !gone.is_empty();
+        ClearedOverrides { cleared: gone, remaining }
+    }
+
+    fn forget_override(&mut self, name: &Arc<str>, code: &Arc<str>, keeps_empty: bool) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        self.clock += 1;
+        service.revision = self.clock;
+        if keeps_empty {
+            service.overrides.insert(code.clone(), Override::default());
+        } else {
+            service.overrides.remove(code);
+            self.expiry.set(name, code, None);
+        }
+        self.followers.note(name);
+        self.forget_empty(name);
     }
 
     /// Services may be named anew with each start of something: what is empty is not kept.
@@ -323,6 +403,8 @@ fn set_role<R>(member: &mut Member<R>, role: Role) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -343,9 +425,10 @@ mod tests {
                     }
                     4..=6 if !codes.is_empty() => {
                         let change = [OverrideChange::Drain, OverrideChange::Undrain, OverrideChange::Weight(Some(1))];
-                        state.set_override(&"s".into(), &codes[which % codes.len()], change[usize::from(step) - 4], which % 2 == 0);
+                        let (code, change) = (&codes[which % codes.len()], change[usize::from(step) - 4]);
+                        state.set_override(&"s".into(), code, change, which % 2 == 0, Instant::now());
                     }
-                    2 if !members.is_empty() => state.leave(&"s".into(), members.swap_remove(which % members.len()), Departure::Left),
+                    2 if !members.is_empty() => state.leave(&"s".into(), members.swap_remove(which % members.len()), Departure::Left, Instant::now()),
                     3 if !members.is_empty() => { state.resign("s", members[which % members.len()]); }
                     _ => {}
                 }
@@ -370,8 +453,8 @@ mod tests {
     fn what_is_cleared_in_a_young_registry_is_not_restored() {
         for (keeps_empty, is_restored) in [(true, false), (false, true)] {
             let (mut state, service) = (State::<()>::default(), "s".into());
-            state.set_override(&service, "a", OverrideChange::Undrain, keeps_empty);
-            state.restore_override(&service, "a", Override { drained: true, weight: None });
+            state.set_override(&service, &"a".into(), OverrideChange::Undrain, keeps_empty, Instant::now());
+            state.restore_override(&service, &"a".into(), Override { drained: true, weight: None }, Instant::now());
             let set = state.read(&"s".into(), BTreeSet::new()).overrides["a"];
             assert_eq!(set.drained, is_restored);
         }
@@ -383,11 +466,11 @@ mod tests {
         let follower = state.followers.add(Scope::All, Arc::default());
         for number in 0..10 {
             let service = format!("job-{number}").into();
-            state.set_override(&service, "a", OverrideChange::Drain, true);
-            state.set_override(&service, "a", OverrideChange::Undrain, true);
+            state.set_override(&service, &"a".into(), OverrideChange::Drain, true, Instant::now());
+            state.set_override(&service, &"a".into(), OverrideChange::Undrain, true, Instant::now());
         }
         assert_eq!(state.services.len(), 10);
-        state.set_override(&"s".into(), "a", OverrideChange::Drain, false);
+        state.set_override(&"s".into(), &"a".into(), OverrideChange::Drain, false, Instant::now());
         assert_eq!((state.services.len(), state.followers.waiting()), (1, 10));
         assert!(state.followers.next(follower).is_some());
     }
@@ -399,18 +482,18 @@ mod tests {
         let follower = state.followers.add(Scope::All, Arc::default());
         let next = |state: &mut State<()>| state.followers.next(follower);
         let a = join(&mut state);
-        state.leave(&service, a, Departure::Left);
+        state.leave(&service, a, Departure::Left, Instant::now());
         assert_eq!(next(&mut state), Some((service.clone(), ["a".into()].into())));
         assert_eq!(next(&mut state), None);
         let a = join(&mut state);
-        state.leave(&service, a, Departure::Left);
+        state.leave(&service, a, Departure::Left, Instant::now());
         let a = join(&mut state);
         assert_eq!(next(&mut state), Some((service.clone(), BTreeSet::new())));
         assert!(state.read_all(&Scope::All)[0].left.is_empty(), "it is there");
-        state.leave(&service, a, Departure::Left);
+        state.leave(&service, a, Departure::Left, Instant::now());
         assert_eq!(state.read_all(&Scope::All)[0].left, ["a".into()], "for those who begin now");
         let a = join(&mut state);
-        state.leave(&service, a, Departure::Lost);
+        state.leave(&service, a, Departure::Lost, Instant::now());
         state.followers.note(&service);
         assert_eq!(next(&mut state), Some((service, BTreeSet::new())));
         assert!(state.read_all(&Scope::All).is_empty());
@@ -423,14 +506,63 @@ mod tests {
         for number in 0..20_000 {
             let service: Arc<str> = format!("service-{number}").into();
             let id = state.join(Instance::new(service.clone()).code("a"), None, true, ()).unwrap().0;
-            state.set_override(&service, "a", OverrideChange::Drain, false);
-            state.leave(&service, id, Departure::Left);
-            state.set_override(&service, "a", OverrideChange::Undrain, false);
+            state.set_override(&service, &"a".into(), OverrideChange::Drain, false, Instant::now());
+            state.leave(&service, id, Departure::Left, Instant::now());
+            state.set_override(&service, &"a".into(), OverrideChange::Undrain, false, Instant::now());
             state.take_new_roles(&service);
             state.followers.note(&service);
         }
         assert_eq!((state.services.len(), state.followers.waiting()), (0, 0));
         assert!(state.terms.len() < 10_000, "{}", state.terms.len());
         assert_eq!(state.followers.next(follower), None);
+    }
+
+    #[test]
+    fn what_is_set_for_a_code_is_forgotten_days_after_it_was_last_there() {
+        let (mut state, service, begin) = (State::<()>::default(), Arc::<str>::from("s"), Instant::now());
+        let (a, other) = (Arc::<str>::from("a"), Arc::<str>::from("b"));
+        let codes = |state: &State<()>| Vec::from_iter(state.overrides(None).into_iter().map(|set| set.code));
+        state.set_override(&service, &a, OverrideChange::Drain, false, begin);
+        state.restore_override(&service, &other, Override { drained: true, weight: None }, begin);
+        let id = state.join(Instance::new("s").code("a"), None, true, ()).unwrap().0;
+        state.expire_overrides(begin + OVERRIDES_KEPT - Duration::from_secs(1));
+        assert_eq!(codes(&state), [a.clone(), other]);
+        state.expire_overrides(begin + OVERRIDES_KEPT);
+        assert_eq!(codes(&state), std::slice::from_ref(&a), "the one that is registered is kept");
+        let left = begin + OVERRIDES_KEPT * 3;
+        state.leave(&service, id, Departure::Left, left);
+        state.expire_overrides(left + OVERRIDES_KEPT - Duration::from_secs(1));
+        assert_eq!(codes(&state), std::slice::from_ref(&a));
+        // What is set anew counts from then.
+        let set = left + OVERRIDES_KEPT / 2;
+        state.set_override(&service, &a, OverrideChange::Weight(Some(3)), false, set);
+        state.expire_overrides(left + OVERRIDES_KEPT);
+        assert_eq!(codes(&state), [a]);
+        let follower = state.followers.add(Scope::All, Arc::default());
+        state.expire_overrides(set + OVERRIDES_KEPT);
+        assert_eq!((state.services.len(), state.expiry.len()), (0, 0));
+        assert!(state.followers.next(follower).is_some(), "it is told");
+    }
+
+    #[test]
+    fn what_is_set_for_codes_that_are_gone_is_cleared_at_once() {
+        let (mut state, service, now) = (State::<()>::default(), Arc::<str>::from("s"), Instant::now());
+        for number in 0..CLEARED_AT_ONCE + 2 {
+            state.set_override(&service, &format!("gone-{number:04}").into(), OverrideChange::Drain, false, now);
+        }
+        state.set_override(&service, &"a".into(), OverrideChange::Drain, false, now);
+        let id = state.join(Instance::new("s").code("a"), None, true, ()).unwrap().0;
+        assert!(state.clear_gone(Some("other"), false).cleared.is_empty());
+        let cleared = state.clear_gone(None, false);
+        assert_eq!((cleared.cleared.len(), cleared.remaining), (CLEARED_AT_ONCE, 2));
+        assert_eq!(&*cleared.cleared[0].code, "gone-0000");
+        assert_eq!(state.clear_gone(Some("s"), true).cleared.len(), 2);
+        assert_eq!(state.overrides(None).len(), 1, "the one that is registered");
+        state.restore_override(&service, &"gone-1001".into(), Override { drained: true, weight: None }, now);
+        assert_eq!(state.overrides(None).len(), 1, "what was cleared in a young registry is not restored");
+        assert_eq!(state.expiry.len(), 2, "of which only that nothing is set is forgotten as well");
+        state.leave(&service, id, Departure::Left, now);
+        state.expire_overrides(now + OVERRIDES_KEPT);
+        assert_eq!((state.services.len(), state.expiry.len()), (0, 0));
     }
 }

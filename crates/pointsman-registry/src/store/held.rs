@@ -1,10 +1,13 @@
 //! What the registry holds of one service, without what the guard and operators add.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use pointsman_core::{ObservedInstance, Snapshot, Status};
 use tokio::time::Instant;
 
+use crate::disk::Absent;
 use crate::guard::GuardState;
 use crate::overrides::{Override, Overrides};
 
@@ -15,6 +18,8 @@ pub(super) struct Held {
     pub(super) guard: GuardState,
     /// What operators have set, as the registry says.
     pub(super) overrides: Overrides,
+    /// Since when the codes have been gone for which something is set and that are not registered.
+    pub(super) absent: Absent,
     /// What operators had set before the registry lost its data: in force until it says something else of the same code.
     pub(super) kept: Overrides,
     /// Until when these are in force, if the registry says nothing: by then operators have seen what it has lost.
@@ -34,12 +39,24 @@ impl Held {
             raw,
             guard: GuardState::default(),
             overrides,
+            absent: Absent::new(),
             kept,
             kept_until: None,
             are_too_old: false,
             remembers_until: None,
             deadline: None,
         }
+    }
+
+    /// Takes in who is registered now, of those for which something is set.
+    pub(super) fn note_absent(&mut self, instances: &[Arc<ObservedInstance>], now: SystemTime) {
+        if self.overrides.is_empty() && self.absent.is_empty() {
+            return;
+        }
+        let there: HashSet<&str> = instances.iter().map(|instance| &*instance.code).collect();
+        let before = std::mem::take(&mut self.absent);
+        let gone = self.overrides.keys().filter(|code| !there.contains(&***code));
+        self.absent = gone.map(|code| (code.clone(), before.get(code).copied().unwrap_or(now))).collect();
     }
 
     /// When something is to be decided although nothing is told.

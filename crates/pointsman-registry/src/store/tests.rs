@@ -24,7 +24,8 @@ fn restores() -> mpsc::UnboundedSender<Restore> {
 fn saved(folder: &std::path::Path, service: &str, codes: std::ops::Range<usize>) {
     let instances =
         codes.map(|code| Arc::new(ObservedInstance::from(Instance::new(service).code(code.to_string())))).collect();
-    disk::save(folder, &[(Arc::new(Snapshot::new(service, 7, instances)), Overrides::new())]);
+    let (snapshot, overrides) = (Arc::new(Snapshot::new(service, 7, instances)), Overrides::new());
+    disk::save(folder, vec![ToSave { snapshot, overrides, absent: disk::Absent::new() }]);
 }
 
 #[tokio::test]

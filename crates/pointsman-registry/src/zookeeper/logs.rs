@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use zookeeper_client::{CreateMode, Error as ZkError, Stat};
 
 use super::fault::Fault;
+use super::folders::make_container;
 use super::layout::Layout;
 use super::options;
 use super::place::read_many;
@@ -15,6 +16,8 @@ use crate::url::Acl;
 
 /// One in so many who add an entry removes what is too much.
 const SWEEPERS: u32 = 8;
+/// How many services' logs they look at; more than [`SWEEPERS`], so that more logs go than come, however seldom each service has a new master.
+const SWEPT: usize = 16;
 /// For how long the log of a service is kept to which nothing is added.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -37,7 +40,7 @@ impl Logs<'_> {
                 Ok(_) => break,
                 Err(fault) if fault.error == ZkError::NodeExists => return Ok(()),
                 Err(fault) if fault.error == ZkError::NoNode => {
-                    self.session.run(|| format!("create {folder}"), client.mkdir(&folder, &persistent)).await?;
+                    make_container(self.session, &folder, self.acl).await?;
                 }
                 Err(fault) => return Err(fault),
             }
@@ -67,14 +70,15 @@ impl Logs<'_> {
         self.delete_all(&folder, &keys).await?;
         let masters = self.layout.logs_of_masters();
         let services = self.keys(&masters).await?;
-        let Some(service) = fastrand::choice(&services) else { return Ok(()) };
-        let folder = format!("{masters}/{service}");
-        let keys = self.keys(&folder).await?;
-        let newest = keys.last().map(std::slice::from_ref).unwrap_or_default();
-        let newest = self.read_keys(&folder, newest).await?.into_iter().flatten().next();
-        if newest.is_some_and(|(_, stat)| is_older(&stat, KEPT)) {
-            self.delete_all(&folder, &keys).await?;
-            self.delete(&folder).await?;
+        for service in fastrand::choose_multiple(services, SWEPT) {
+            let folder = format!("{masters}/{service}");
+            let keys = self.keys(&folder).await?;
+            let newest = keys.last().map(std::slice::from_ref).unwrap_or_default();
+            let newest = self.read_keys(&folder, newest).await?.into_iter().flatten().next();
+            if newest.is_some_and(|(_, stat)| is_older(&stat, KEPT)) {
+                self.delete_all(&folder, &keys).await?;
+                self.delete(&folder).await?;
+            }
         }
         Ok(())
     }

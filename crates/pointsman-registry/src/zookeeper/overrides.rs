@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use zookeeper_client::{CreateMode, Error as ZkError};
 
 use super::fault::Fault;
+use super::folders::make_container;
 use super::layout::Layout;
 use super::options;
 use super::session::Session;
@@ -34,19 +35,19 @@ pub(super) async fn restore(
     let folder = layout.overrides_of(service);
     let (path, persistent) = (format!("{folder}/{code}"), options(CreateMode::Persistent, acl));
     let data = serde_json::to_vec(&set).unwrap_or_default();
-    make(session, &folder, acl).await?;
-    match session.run(|| format!("write {path}"), session.client.create(&path, &data, &persistent)).await {
-        Err(fault) if fault.error != ZkError::NodeExists => Err(fault),
-        _ => Ok(()),
+    loop {
+        match session.run(|| format!("write {path}"), session.client.create(&path, &data, &persistent)).await {
+            // There is none yet, or it has just gone, as nothing was left in it.
+            Err(fault) if fault.error == ZkError::NoNode => make(session, &folder, acl).await?,
+            Err(fault) if fault.error != ZkError::NodeExists => return Err(fault),
+            _ => return Ok(()),
+        }
     }
 }
 
-/// Creates a folder and all above it.
+/// Creates the folder of a service, which goes when nothing is set any more, and all above it.
 async fn make(session: &Session, folder: &str, acl: Acl) -> Result<(), Fault> {
-    let persistent = options(CreateMode::Persistent, acl);
-    let making = session.client.mkdir(folder, &persistent);
-    let made = session.run(|| format!("create {folder}"), making).await;
-    made.map_err(|fault| match fault.error {
+    make_container(session, folder, acl).await.map_err(|fault| match fault.error {
         ZkError::NoAuth => Fault::new(
             format!("create {folder} (an administrator creates the folder above it, or the registry's url names another, with root=PATH)"),
             fault.error,

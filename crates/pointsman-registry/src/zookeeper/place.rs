@@ -10,10 +10,11 @@ use zookeeper_client::{
 
 use super::batch::Created;
 use super::fault::Fault;
+use super::folders::make_container;
 use super::layout::{MASTER, is_in_the_way, normal_prefix, number, removal};
 use super::session::Session;
 use super::{options, term_base, terms, wire};
-use crate::url::Acl;
+use crate::url::{Acl, Folders};
 
 /// The node under which an instance is registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +98,9 @@ impl Folder<'_> {
 
     /// Creates the folder and all above it.
     pub(super) async fn make(&self) -> Result<(), Fault> {
+        if self.session.folders == Folders::Container {
+            return make_container(self.session, self.path, self.acl).await;
+        }
         let directory = options(CreateMode::Persistent, self.acl);
         let making = self.session.client.mkdir(self.path, &directory);
         self.session.run(|| format!("create {}", self.path), making).await

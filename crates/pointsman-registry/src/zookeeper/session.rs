@@ -15,7 +15,7 @@ use super::explain::explain;
 use super::fault::{Fault, within};
 use super::heartbeat::{Confirmed, heartbeat};
 use crate::lease::Lease;
-use crate::url::{Tls, ZooKeeperUrl};
+use crate::url::{Folders, Tls, ZooKeeperUrl};
 use crate::{Error, Result};
 
 /// Keeps a session alive: connects, sends heartbeats, and when a session is lost makes the next one. Never gives up.
@@ -85,6 +85,8 @@ pub(super) struct Session {
     /// The server has no quorum: what it says may be out of date.
     pub(super) is_read_only: bool,
     pub(super) lease: Lease,
+    /// What the folders of services are.
+    pub(super) folders: Folders,
     pub(super) batches: Batches,
     /// How many creations are under way: they come first, before what is to be watched, also when hundreds register at
     /// once.
@@ -105,7 +107,7 @@ impl Session {
         self.client.session_timeout()
     }
 
-    fn new(client: &Client, epoch: u64) -> Self {
+    fn new(client: &Client, epoch: u64, folders: Folders) -> Self {
         let lease = Lease::new();
         Session {
             client: client.clone(),
@@ -113,6 +115,7 @@ impl Session {
             is_read_only: client.state() == SessionState::ConnectedReadOnly,
             batches: Batches::start(client, &lease),
             lease,
+            folders,
             creating: watch::Sender::new(0),
             rounds: Arc::new(Semaphore::new(ROUNDS)),
         }
@@ -270,7 +273,7 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
                 delay = FIRST_DELAY;
                 last = Some(client.session().clone());
                 tokio::select! {
-                    () = serve(&client, started, &links, &mut epoch, &mut reading) => {}
+                    () = serve(&settings, &client, started, &links, &mut epoch, &mut reading) => {}
                     () = stopped(&mut stop) => {
                         close(client, &links).await;
                         return;
@@ -298,7 +301,7 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
                     if let Some(client) = &reading {
                         epoch += 1;
                         tracing::warn!(%reason, "reading from a server without a quorum: what it says may be out of date");
-                        links.read_only(Session::new(client, epoch));
+                        links.read_only(Session::new(client, epoch, settings.folders));
                     }
                 }
             }
@@ -361,7 +364,14 @@ async fn connect_to_read(settings: &ZooKeeperUrl, connector: &Connector, links: 
 const READ_ONLY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Serves one client, whose connecting began at `started`, until its session ends.
-async fn serve(client: &Client, started: Instant, links: &Links, epoch: &mut u64, reading: &mut Option<Client>) {
+async fn serve(
+    settings: &ZooKeeperUrl,
+    client: &Client,
+    started: Instant,
+    links: &Links,
+    epoch: &mut u64,
+    reading: &mut Option<Client>,
+) {
     let mut confirmed = Confirmed::new(started);
     let mut states = client.state_watcher();
     let mut state = client.state();
@@ -370,7 +380,7 @@ async fn serve(client: &Client, started: Instant, links: &Links, epoch: &mut u64
         match state {
             SessionState::SyncConnected => {
                 *epoch += 1;
-                let session = Session::new(client, *epoch);
+                let session = Session::new(client, *epoch, settings.folders);
                 tokio::select! {
                     next = states.changed() => state = next,
                     never = heartbeat(&session, &mut confirmed, links) => match never {},

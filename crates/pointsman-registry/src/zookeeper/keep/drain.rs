@@ -15,6 +15,7 @@ use super::super::fault::Fault;
 use super::super::layout::number;
 use super::super::place::{Folder, Place, read_many};
 use super::super::session::Session;
+use super::super::upkeep;
 use super::{Keeper, Out};
 use crate::keep::Control;
 use crate::overrides::Override;
@@ -25,12 +26,22 @@ pub(super) fn is_drained(instance: &Instance, set: Override) -> bool {
 }
 
 /// What an operator has set for an instance, and a watch on it. Where it may not be read it counts as not drained: whoever is not known to be
-/// drained takes a mastership, and directories tell that it cannot be read.
-pub(super) async fn watch_override(session: &Session, path: &str) -> Result<(Override, Option<OneshotWatcher>), Fault> {
+/// drained takes a mastership, and directories tell that it cannot be read. One that is older than `own`, the transaction that has created the
+/// own node, is written anew, so that it does not expire.
+pub(super) async fn watch_override(
+    session: &Session,
+    path: &str,
+    own: i64,
+) -> Result<(Override, Option<OneshotWatcher>), Fault> {
     let client = &session.client;
     loop {
         match session.run(|| format!("read {path}"), client.get_and_watch_data(path)).await {
-            Ok((data, _, watcher)) => return Ok((serde_json::from_slice(&data).unwrap_or_default(), Some(watcher))),
+            Ok((data, stat, watcher)) => {
+                if stat.mzxid < own {
+                    upkeep::refresh(session, path, &data, stat.version).await;
+                }
+                return Ok((serde_json::from_slice(&data).unwrap_or_default(), Some(watcher)));
+            }
             Err(fault) if fault.is_refusal() => {
                 tracing::warn!(%fault, "not known whether this instance is drained: taken as not");
                 return Ok((Override::default(), None));

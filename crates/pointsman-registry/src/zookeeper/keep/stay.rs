@@ -21,7 +21,7 @@ impl Keeper {
         let Some(place) = self.place.clone() else { return Err(Out::gone("the own node is not known")) };
         let round = folder.session.round(std::mem::take(&mut self.just_created)).await;
         let overridden = format!("{}/{}", self.overrides, control.wanted().0.code);
-        let looking = drain::watch_override(folder.session, &overridden);
+        let looking = drain::watch_override(folder.session, &overridden, place.czxid);
         let (own, overridden) = tokio::join!(self.own(control, folder, &place), looking);
         let (own, (set, watch)) = (own?, overridden?);
         let mut watches = Vec::from_iter(watch);
