@@ -11,6 +11,7 @@ use rustix::termios::tcgetpgrp;
 use tokio::process::Command;
 
 use crate::failure::Failure;
+use crate::memory;
 
 /// A running command. Killed when dropped before it has ended.
 #[derive(Debug)]
@@ -26,12 +27,9 @@ impl Child {
         let Some((program, arguments)) = command.split_first() else {
             return Err(Failure::usage("there is no command after --"));
         };
-        let spawned = Command::new(program)
-            .args(arguments)
-            .env("POINTSMAN_SERVICE", service)
-            .env("POINTSMAN_CODE", code)
-            .kill_on_drop(true)
-            .spawn();
+        let mut command = Command::new(program);
+        command.args(arguments).env("POINTSMAN_SERVICE", service).env("POINTSMAN_CODE", code).kill_on_drop(true);
+        let spawned = memory::as_before(|| command.spawn());
         spawned.map(|inner| Self { inner }).map_err(|error| {
             let code = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };
             Failure::new(format!("start {}: {error}", program.display())).with_code(code)

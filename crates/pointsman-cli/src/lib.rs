@@ -7,6 +7,7 @@
 //! | who may print; what a reader that went away means | `output.rs` |
 //! | how a failure is told, and with which exit code | `failure.rs` |
 //! | how a program is run beside its registration | `register.rs`, `child.rs` |
+//! | why commands that do not serve take little memory | `memory.rs` |
 //! | what a configuration file may say, and what is wrong with it | `config.rs`, `config/`, `check.rs` |
 //! | how what it says is run, and changed while it runs | `serve.rs`, `serve/` |
 //! | what `pointsman dev` shows, and how its tour checks itself | `dev.rs`, `dev/` |
@@ -20,6 +21,7 @@ mod failure;
 mod json;
 mod list;
 mod log;
+mod memory;
 mod operate;
 mod output;
 mod pick;
@@ -44,6 +46,7 @@ type Outcome = Result<ExitCode, Failure>;
 /// Reads the arguments and the environment of this process and does what they say.
 #[must_use]
 pub fn run() -> ExitCode {
+    memory::stay_small();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -54,7 +57,11 @@ pub fn run() -> ExitCode {
     };
     let informs = matches!(args.command, Command::Serve(_));
     log::start(&args.global, dev::draws(&args.command, args.global.output), informs);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let serves = matches!(args.command, Command::Serve(_) | Command::Dev(_));
+    if serves {
+        memory::grow();
+    }
+    let runtime = match runtime(serves) {
         Ok(runtime) => runtime,
         Err(error) => return Failure::new(format!("start the runtime: {error}")).tell(&args.global),
     };
@@ -63,6 +70,16 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(failure) => failure.tell(&global),
     }
+}
+
+/// All cores for those who serve. Whatever else there is runs on one thread beside this one, which writes to stdout: a terminal that is
+/// held up must not hold up the heartbeats. More threads would cost each registered instance memory for nothing.
+fn runtime(serves: bool) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if !serves {
+        builder.worker_threads(1);
+    }
+    builder.enable_all().build()
 }
 
 async fn carry_out(command: Command, global: &args::Global) -> Outcome {

@@ -47,6 +47,19 @@ async fn a_master_stopped_beyond_its_session_comes_back_as_a_normal() {
     fleet.end().await;
 }
 
+/// The line of `/proc/PID/status` that says whether a process may have huge pages; such pages are used where the system has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_has_the_memory_that_it_would_have_without_us() {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    if !own.lines().any(|line| line.starts_with("THP_enabled:") && line.ends_with('1')) {
+        return;
+    }
+    let says = |who: &str, huge: u8| format!("grep -q '^THP_enabled:.*{huge}$' /proc/{who}/status");
+    let script = format!("{} && {}", says("self", 1), says("$PPID", 0));
+    let output = run(&["register", "s", "--registry", "memory://", "--", "sh", "-c", &script]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_master_is_followed_and_may_start_again_with_its_code() {
     let mut fleet = Fleet::start(ZooKeeper::shared().await, &["a", "b", "c"]).await;

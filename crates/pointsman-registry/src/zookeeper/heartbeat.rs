@@ -28,7 +28,7 @@ impl Confirmed {
     /// followers tell it of our traffic, once in half a tick, by the same connection that brings the confirmation. A
     /// session timeout is at least two ticks: so what we sent a quarter of the timeout before this heartbeat has been told.
     fn heartbeat(&mut self, sent: Instant, timeout: Duration) -> Instant {
-        let told = |at: &&Instant| **at + timeout / 4 <= sent;
+        let told = |at: &&Instant| **at + timeout / PER_TIMEOUT <= sent;
         let newest = self.heartbeats.iter().rev().find(told).copied();
         self.heartbeats.push_back(sent);
         if self.heartbeats.len() > 8 {
@@ -62,9 +62,12 @@ pub(super) async fn heartbeat(session: &Session, confirmed: &mut Confirmed, link
             }
             Err(fault) => tracing::debug!(%fault, "no answer"),
         }
-        tokio::time::sleep_until(sent + timeout / 6).await;
+        tokio::time::sleep_until(sent + timeout / PER_TIMEOUT).await;
     }
 }
+
+/// Heartbeats in one session timeout. So many that each makes the session safe by the one before it, and no more: each goes through the leader.
+const PER_TIMEOUT: u32 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -77,18 +80,19 @@ mod tests {
         let mut confirmed = Confirmed::new(start);
         confirmed.reconnected();
         assert_eq!(confirmed.heartbeat(start, timeout), start + timeout);
-        // In the steady state, a heartbeat each sixth of the timeout, that is two thirds of it from the last one.
+        // In the steady state, a heartbeat each quarter of the timeout, that is three quarters of it from the last one.
         for number in 1..20 {
-            let sent = start + 2 * second * number;
-            let safe = confirmed.heartbeat(sent, timeout);
-            assert!(number < 3 || safe == sent + timeout * 2 / 3, "{number}");
+            let sent = start + 3 * second * number;
+            assert_eq!(confirmed.heartbeat(sent, timeout), sent + timeout * 3 / 4, "{number}");
         }
         // After a pause, a first confirmation says nothing about when the session ends; the next ones do.
-        let (before, after) = (start + 38 * second, start + 49 * second);
+        let (before, after) = (start + 57 * second, start + 68 * second);
         assert_eq!(confirmed.heartbeat(after, timeout), before + timeout);
         assert_eq!(confirmed.heartbeat(after + 3 * second, timeout), after + timeout);
+        // One that comes too soon after the last is made safe by the one before that.
+        assert_eq!(confirmed.heartbeat(after + 5 * second, timeout), after + timeout);
         // A new connection was made after the last heartbeat.
         confirmed.reconnected();
-        assert_eq!(confirmed.heartbeat(after + 5 * second, timeout), after + 3 * second + timeout);
+        assert_eq!(confirmed.heartbeat(after + 6 * second, timeout), after + 5 * second + timeout);
     }
 }
