@@ -271,7 +271,7 @@ impl Control {
             match effect {
                 Effect::Entered(result) if is_over => self.outcome = Some(result),
                 Effect::Entered(result) => self.report.entered(result),
-                Effect::Detached(trouble) => self.report.detached(trouble),
+                Effect::Detached(trouble) => self.report.detached(&trouble),
                 Effect::Replaced => self.report.replaced(),
                 Effect::Reply(reply, result) if is_over => self.replies.push((reply, result)),
                 Effect::Reply(reply, result) => {

@@ -365,17 +365,17 @@ impl RoleWriter {
     }
 
     /// The instance is alive, but holds no role.
-    fn detached(&self, trouble: Trouble) {
+    fn detached(&self, trouble: &Trouble) {
         let (service, code) = (&self.service, &self.code);
         let why = trouble.to_string();
         let before = self.state.send_replace(RoleState::detached(trouble.clone()));
-        let is_news = before.role != Role::Detached || before.trouble.as_ref() != Some(&trouble);
+        let is_news = before.role != Role::Detached || before.trouble.as_ref() != Some(trouble);
         match trouble {
             Trouble::Lost(_) if before.role != Role::Detached => {
                 tracing::warn!(%service, %code, why, "detached: not known to be registered");
             }
             Trouble::Lost(_) | Trouble::Waiting(_) if is_news => {
-                tracing::info!(%service, %code, why, "not registered yet")
+                tracing::info!(%service, %code, why, "not registered yet");
             }
             _ => {}
         }
@@ -406,14 +406,14 @@ impl Report {
         self.entered.send_replace(Some(result));
     }
 
-    pub(crate) fn detached(&self, trouble: Trouble) {
+    pub(crate) fn detached(&self, trouble: &Trouble) {
         self.roles.detached(trouble);
     }
 
     /// The same holder has registered again elsewhere: this registration is about to end by itself.
     pub(crate) fn replaced(&mut self) {
         self.last_word = "taken over by the same holder elsewhere";
-        self.detached(Trouble::Lost(self.last_word.to_owned()));
+        self.detached(&Trouble::Lost(self.last_word.to_owned()));
     }
 }
 

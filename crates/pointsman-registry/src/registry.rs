@@ -105,7 +105,6 @@ impl Registry {
     }
 
     /// A registration with more settings than [`Registry::register`] has: a check, a holder, or without waiting.
-    #[must_use]
     pub fn registration(&self, instance: Instance) -> RegistrationBuilder {
         RegistrationBuilder::new(self.clone(), instance)
     }

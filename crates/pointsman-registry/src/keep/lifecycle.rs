@@ -229,7 +229,7 @@ impl<R> Lifecycle<R> {
             self.give_up();
         }
         if matches!(self.state, State::Leaving { .. }) && !self.may_exist {
-            self.end(Ok(()));
+            self.end(&Ok(()));
         }
     }
 
@@ -313,7 +313,7 @@ impl<R> Lifecycle<R> {
             Said::Unreachable(why) => {
                 self.connected = false;
                 let error = self.unavailable("register", &why);
-                self.failed(error, now);
+                self.failed(&error, now);
                 if matches!(self.state, State::Leaving { .. }) {
                     self.put_off(&why);
                 }
@@ -322,13 +322,13 @@ impl<R> Lifecycle<R> {
             Said::Failed(error) => {
                 let delay = self.backoff.next(now);
                 self.retry_at = Some(now + delay);
-                self.failed(error, now);
+                self.failed(&error, now);
             }
             Said::Replaced => self.replaced(),
             Said::Removed(result) => {
                 self.may_exist = false;
                 if matches!(self.state, State::Leaving { .. }) {
-                    self.end(result);
+                    self.end(&result);
                 }
             }
             Said::NotRemoved(why) => {
@@ -404,17 +404,17 @@ impl<R> Lifecycle<R> {
         }
         if self.is_entering() {
             let error = self.unavailable("register", &why);
-            self.failed(error, now);
+            self.failed(&error, now);
         } else {
             self.detach(Trouble::Lost(why));
         }
     }
 
-    fn failed(&mut self, error: Error, now: Instant) {
+    fn failed(&mut self, error: &Error, now: Instant) {
         let since = *self.failing_since.get_or_insert(now);
         let is_too_late = self.patience.is_some_and(|patience| since + patience <= now);
         let is_final = !error.is_retryable();
-        let trouble = match &error {
+        let trouble = match error {
             Error::Unavailable { reason, .. } => Trouble::Lost(reason.clone()),
             other => Trouble::Lost(other.to_string()),
         };
@@ -425,7 +425,7 @@ impl<R> Lifecycle<R> {
         }
         self.detach(trouble);
         if is_final {
-            self.reject(self.newest, &error);
+            self.reject(self.newest, error);
         }
     }
 
@@ -463,7 +463,7 @@ impl<R> Lifecycle<R> {
             }
             State::Registered { .. } | State::Detached => self.effects.push(Effect::Replaced),
         }
-        self.end(Ok(()));
+        self.end(&Ok(()));
     }
 
     fn registry_closed(&mut self) {
@@ -471,10 +471,10 @@ impl<R> Lifecycle<R> {
         if self.is_entering() {
             self.effects.push(Effect::Entered(Err(self.unavailable("register", "the registry is closed"))));
         }
-        self.end(Ok(()));
+        self.end(&Ok(()));
     }
 
-    fn end(&mut self, result: Result<()>) {
+    fn end(&mut self, result: &Result<()>) {
         if let State::Leaving { replies, failure, .. } = std::mem::replace(&mut self.state, State::Over) {
             self.effects.extend(failure.map(|failure| Effect::Entered(Err(failure))));
             self.effects.extend(replies.into_iter().map(|reply| Effect::Reply(reply, result.clone())));
