@@ -2,6 +2,7 @@
 //! for as long as the registry is away.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -148,13 +149,16 @@ fn merged(entries: impl Iterator<Item = Entry>, seen: Vec<Mastership>) -> Vec<Ma
 pub(crate) struct Audit {
     /// What was done through this agent, the oldest first.
     own: Mutex<VecDeque<String>>,
+    /// Number of entries so far: those of one millisecond stay in their order.
+    count: AtomicU32,
 }
 
 impl Audit {
     /// Notes an entry, here and in the registry.
     pub(crate) async fn note(&self, registry: &Registry, at_ms: u64, line: &str) {
         self.remember(line);
-        let key = format!("{at_ms:014}-{:08x}", fastrand::u32(..));
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let key = format!("{at_ms:014}-{number:08x}-{:08x}", fastrand::u32(..));
         let writing = tokio::time::timeout(PATIENCE, registry.append(&Log::Audit, &key, line));
         if let Ok(Err(error)) = writing.await {
             tracing::debug!(%error, "what was done is noted by this agent alone");

@@ -15,7 +15,7 @@ pub enum Change {
     Joined(Arc<ObservedInstance>),
     /// An instance that is there no longer.
     Left(Arc<ObservedInstance>),
-    /// An instance that the registry has lost in a sudden mass loss, see [`Instance::guarded_since`]. Either [`Change::Returned`]
+    /// An instance that the registry has lost in a sudden mass loss, see [`ObservedInstance::guarded_since`]. Either [`Change::Returned`]
     /// or [`Change::Left`] follows.
     Guarded(Arc<ObservedInstance>),
     /// An instance that was guarded is registered again.

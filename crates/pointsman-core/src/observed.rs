@@ -55,7 +55,7 @@ impl ObservedInstance {
         Self { weight: registered.weight, registered, role, status: Status::Passing, guarded_since: None }
     }
 
-    /// Whether the registry has lost it suddenly, see [`Instance::guarded_since`].
+    /// Whether the registry has lost it suddenly, see [`ObservedInstance::guarded_since`].
     #[must_use]
     pub fn is_guarded(&self) -> bool {
         self.guarded_since.is_some()

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 ///
 /// The guard compares how many instances a service has now with the most that it had at one time within `window`, less those that
 /// left cleanly. If that were at least `at_least`, and more than `fraction` of them are missing now, then those that were lost stay
-/// in the snapshot for `hold`, each marked with [`Instance::guarded_since`]; when enough are back, the others have another `window`. An instance
+/// in the snapshot for `hold`, each marked with [`guarded_since`](pointsman_core::ObservedInstance::guarded_since); when enough are back, the others have another `window`. An instance
 /// that left cleanly is never guarded, and instances that are replaced one by one are never a mass loss. New instances, changes and
 /// a new master are shown at once all the same. Whoever is lost without having left stays listed for a quarter of a second in services
 /// of at least `at_least` instances, so that what is lost together is guarded in one step.

@@ -49,7 +49,7 @@ impl Builder {
         self
     }
 
-    /// How long to try before [`Error::Unreachable`]. Default 5 s.
+    /// How long to try before [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
@@ -75,7 +75,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Error::Url`], [`Error::File`].
+    /// [`Error::Url`](crate::Error::Url), [`Error::File`](crate::Error::File).
     pub fn check(&self) -> Result<()> {
         Url::parse(&self.url).map(drop)
     }
@@ -92,7 +92,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Error::Url`](crate::Error::Url), [`Error::File`](crate::Error::File).
+    /// [`Error::Url`](crate::Error::Url)(crate::Error::Url), [`Error::File`](crate::Error::File)(crate::Error::File).
     pub async fn connect_in_background(mut self) -> Result<Registry> {
         self.wait = true;
         self.open(false).await
