@@ -1,13 +1,12 @@
 //! What is running: the agent, the embedded broker, the relay, the proxy.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use pointsman::Registry;
 use pointsman::agent::{self, Agent};
-use pointsman::http::{self, Proxy};
+use pointsman::http::Proxy;
+use pointsman::mqtt::Relay;
 use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
-use pointsman::mqtt::{self, Relay};
 use tokio::task::JoinSet;
 
 use super::access_log::LogFile;
@@ -17,9 +16,6 @@ use super::questions::{Asking, Which};
 use super::registries::Registries;
 use crate::config::{Config, Http, Listen, Mqtt};
 use crate::failure::{Failure, chain};
-
-/// Between two attempts to start something while the registry is away.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What a configuration file has brought to life.
 #[derive(Debug)]
@@ -277,18 +273,9 @@ async fn started(starting: &mut JoinSet<Result<Agent, Failure>>) -> Result<Optio
     }
 }
 
-/// Tries again while the registry is away.
+/// Waits for the registry, however long that takes: it is connected to for good.
 async fn start_agent(registry: &Registry, settings: &agent::Settings, asking: Asking) -> Result<Agent, Failure> {
-    let agent = loop {
-        match Agent::start(registry, settings.clone()).await {
-            Ok(agent) => break agent,
-            Err(agent::Error::Registry(error)) if error.is_retryable() => {
-                tracing::warn!(error = %chain(&error), "the agent waits for the registry");
-                tokio::time::sleep(RETRY).await;
-            }
-            Err(error) => return Err(Failure::new(chain(&error))),
-        }
-    };
+    let agent = Agent::start(registry, settings.clone()).await.map_err(|error| Failure::new(chain(&error)))?;
     agent.add_metrics(move || {
         let asking = asking.clone();
         // While the others start or end there is nothing to add.
@@ -297,7 +284,7 @@ async fn start_agent(registry: &Registry, settings: &agent::Settings, asking: As
     Ok(agent)
 }
 
-/// Tries again while the registry is away. If a process serves already that is to hand over, goes on with its listeners.
+/// If a process serves already that is to hand over, goes on with its listeners.
 async fn start_proxy(
     registries: &pointsman::Registries,
     http: &Http,
@@ -320,44 +307,32 @@ async fn start_proxy(
             http.settings.listen
         )));
     }
-    loop {
-        let fail = |source| Failure::new(format!("http: listen on {}: {source}", http.settings.listen));
-        let again = listeners.iter().map(std::net::TcpListener::try_clone).collect::<Result<_, _>>().map_err(fail)?;
-        let mut builder = Proxy::builder(registries.clone(), http.settings.clone()).listeners(again);
-        if let Some(service) = &http.register_as {
-            builder = builder.register_as(service);
-        }
-        if let Some(address) = &http.advertise {
-            builder = builder.advertise(address);
-        }
-        if let Some(code) = &http.code {
-            builder = builder.code(code.clone());
-            if let Some(predecessor) = &predecessor {
-                // Only one can be registered with a code.
-                builder = builder.register_after(predecessor.left());
-            }
-        }
-        builder = builder.access_log(match &http.access_log_file {
-            None => Box::new(std::io::stdout()),
-            Some(path) => {
-                let fail = |error| Failure::new(format!("http.access_log_file: {}: {error}", path.display()));
-                Box::new(LogFile::open(path).map_err(fail)?)
-            }
-        });
-        match builder.start().await {
-            Ok(proxy) => {
-                if let (Some(_), Some(predecessor)) = (&http.code, &mut predecessor) {
-                    predecessor.dismiss().await;
-                }
-                return Ok((proxy, predecessor.filter(|_| http.code.is_none())));
-            }
-            Err(http::Error::Registry(error)) if error.is_retryable() => {
-                tracing::warn!(error = %chain(&error), "the proxy waits for the registry");
-                tokio::time::sleep(RETRY).await;
-            }
-            Err(error) => return Err(error.into()),
+    let mut builder = Proxy::builder(registries.clone(), http.settings.clone()).listeners(listeners);
+    if let Some(service) = &http.register_as {
+        builder = builder.register_as(service);
+    }
+    if let Some(address) = &http.advertise {
+        builder = builder.advertise(address);
+    }
+    if let Some(code) = &http.code {
+        builder = builder.code(code.clone());
+        if let Some(predecessor) = &predecessor {
+            // Only one can be registered with a code.
+            builder = builder.register_after(predecessor.left());
         }
     }
+    builder = builder.access_log(match &http.access_log_file {
+        None => Box::new(std::io::stdout()),
+        Some(path) => {
+            let fail = |error| Failure::new(format!("http.access_log_file: {}: {error}", path.display()));
+            Box::new(LogFile::open(path).map_err(fail)?)
+        }
+    });
+    let proxy = builder.start().await?;
+    if let (Some(_), Some(predecessor)) = (&http.code, &mut predecessor) {
+        predecessor.dismiss().await;
+    }
+    Ok((proxy, predecessor.filter(|_| http.code.is_none())))
 }
 
 async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
@@ -368,22 +343,12 @@ async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
     Broker::start(options).await.map_err(|error| Failure::new(format!("embedded broker: {}", chain(&error))))
 }
 
-/// Tries again while the registry is away.
 async fn start_relay(
     registries: &pointsman::Registries,
     mqtt: &Mqtt,
     broker: Option<&Broker>,
 ) -> Result<Relay, Failure> {
-    loop {
-        match Relay::start(registries.clone(), mqtt.settings.clone(), mqtt.register_as.as_deref(), broker).await {
-            Ok(relay) => return Ok(relay),
-            Err(mqtt::Error::Registry(error)) if error.is_retryable() => {
-                tracing::warn!(error = %chain(&error), "the relay waits for the registry");
-                tokio::time::sleep(RETRY).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    Ok(Relay::start(registries.clone(), mqtt.settings.clone(), mqtt.register_as.as_deref(), broker).await?)
 }
 
 fn write_broker(text: &mut String, figures: &Figures) {
