@@ -9,11 +9,15 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use pointsman_agent::{Agent, Settings};
 use pointsman_bench::Client;
 use pointsman_bench::mqtt::{Observed, Result, Table};
+use pointsman_core::Instance;
 use pointsman_registry::Registry;
+use pointsman_testkit::{CuttingProxy, ZooKeeper};
+use zookeeper_client::{Acls, CreateMode};
 
 /// As the command has it: the agent is measured as it runs.
 #[global_allocator]
@@ -22,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: &str = "\
 Usage: cargo xtask bench churn [--only NAME] [--quick]
 
-NAME is what the name of a row begins with: names, codes, change, fill.
+NAME is what the name of a row begins with: names, codes, change, fill, idle.
 ";
 
 /// How much is measured.
@@ -36,7 +40,12 @@ struct Plan {
     measured: usize,
     /// Changes of a large service.
     changes: usize,
+    /// For how long nothing happens.
+    idle: Duration,
 }
+
+/// Some twenty audits.
+const IDLE: Duration = Duration::from_secs(120);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,11 +63,15 @@ fn main() -> Result<()> {
 }
 
 fn plan(arguments: &[String]) -> Option<Plan> {
-    let mut plan = Plan { only: String::new(), names: 100_000, codes: 20_000, measured: 5000, changes: 300 };
+    let mut plan =
+        Plan { only: String::new(), names: 100_000, codes: 20_000, measured: 5000, changes: 300, idle: IDLE };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--quick" => (plan.names, plan.codes, plan.measured, plan.changes) = (10_000, 5000, 2000, 50),
+            "--quick" => {
+                (plan.names, plan.codes, plan.measured, plan.changes) = (10_000, 5000, 2000, 50);
+                plan.idle = IDLE / 8;
+            }
             "--only" => plan.only.clone_from(arguments.next()?),
             _ => return None,
         }
@@ -77,6 +90,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     }
     if wants("change") {
         changes(plan, &mut table).await?;
+    }
+    if wants("idle") {
+        idle(plan, &mut table).await?;
     }
     if wants("fill") {
         fill(&mut table).await?;
@@ -183,6 +199,40 @@ async fn changes(plan: &Plan, table: &mut Table) -> Result<()> {
         &format!("{:.2} ms", few * 1e3),
         &format!("{ratio:.1} ×"),
         Some(("≤ 10 ×".to_owned(), ratio <= 10.0)),
+    );
+    Ok(())
+}
+
+/// One instance waits in the queue for the mastership on ZooKeeper, and nothing happens: bytes that go over its connection, with 8,000 siblings
+/// against 80. The siblings are nodes of one other session.
+async fn idle(plan: &Plan, table: &mut Table) -> Result<()> {
+    let server = ZooKeeper::start().await;
+    let of = async |siblings: usize| -> Result<f64> {
+        let (prefix, way) = (pointsman_testkit::unique_prefix(), CuttingProxy::start(server.socket_address()));
+        let client = server.client().await;
+        let open = |mode: CreateMode| mode.with_acls(Acls::anyone_all());
+        client.mkdir(&format!("{prefix}/ress"), &open(CreateMode::Persistent)).await?;
+        client.create(&format!("{prefix}/ress/master"), b"{}", &open(CreateMode::Ephemeral)).await?;
+        for _ in 0..siblings {
+            client.create(&format!("{prefix}/ress/normal"), b"{}", &open(CreateMode::EphemeralSequential)).await?;
+        }
+        let url = format!("zookeeper://{}{prefix}?session_timeout=4s", way.address());
+        let registry = Registry::connect(&url).await?;
+        let _registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+        // What comes with the registration is over after some audits.
+        tokio::time::sleep(plan.idle / 4).await;
+        let before = way.bytes();
+        tokio::time::sleep(plan.idle).await;
+        Ok((way.bytes() - before) as f64 / plan.idle.as_secs_f64())
+    };
+    let (few, many) = (of(80).await?, of(8000).await?);
+    let ratio = many / few;
+    table.row(
+        "idle: bytes a second of a waiting instance, 8,000 siblings against 80",
+        &format!("{many:.0}"),
+        &format!("{few:.0}"),
+        &format!("{ratio:.2} ×"),
+        Some(("≤ 1.5 ×".to_owned(), ratio <= 1.5)),
     );
     Ok(())
 }

@@ -74,6 +74,8 @@ struct Shared {
     state: watch::Sender<State>,
     order: Mutex<Option<Order>>,
     accepted: AtomicUsize,
+    /// Bytes that were passed on, in both directions.
+    bytes: AtomicUsize,
     /// Requests of ZooKeeper's protocol, by their types.
     requests: watch::Sender<BTreeMap<i32, usize>>,
     listening: AtomicBool,
@@ -129,6 +131,7 @@ impl CuttingProxy {
             state: watch::Sender::new(state),
             order: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
             requests: watch::Sender::default(),
             listening: AtomicBool::new(false),
             live: Mutex::default(),
@@ -203,6 +206,12 @@ impl CuttingProxy {
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Number of bytes that it has passed on, in both directions.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::Relaxed)
     }
 
     /// How many requests of this type of ZooKeeper's protocol it has passed on (by the protocol's numbers: 4 is `getData`, 12
@@ -454,6 +463,7 @@ async fn forward(
         if to.write_all(&whole).await.is_err() {
             return;
         }
+        shared.bytes.fetch_add(whole.len(), Ordering::Relaxed);
     }
 }
 
@@ -478,6 +488,7 @@ async fn forward_bytes(
         if written.is_err() {
             return;
         }
+        shared.bytes.fetch_add(length, Ordering::Relaxed);
         from.consume(length);
     }
 }
