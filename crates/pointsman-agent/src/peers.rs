@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
-use pointsman_registry::{Answer, Peers, Registry};
+use pointsman_registry::{Answer, Peers, Registry, Unanswered};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -96,16 +96,20 @@ impl OtherAgents {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks all others; `None`: none of them has it, or none that has it answers.
-    pub(crate) async fn ask<T: DeserializeOwned>(&self, question: &Question) -> Option<Reply<T>> {
-        let peers = self.peers()?;
-        read(&peers.ask(text(question)).await?)
+    /// Asks all others; `None`: none of them has it.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<Option<Reply<T>>, Unanswered> {
+        let Some(peers) = self.peers() else { return Ok(None) };
+        peers.ask(text(question)).await.map(|answer| answer.as_deref().and_then(read))
     }
 
     /// Asks one of them.
-    pub(crate) async fn ask_one<T: DeserializeOwned>(&self, agent: &str, question: &Question) -> Option<Reply<T>> {
-        let peers = self.peers()?;
-        read(&peers.ask_one(agent, text(question)).await?)
+    pub(crate) async fn ask_one<T: DeserializeOwned>(
+        &self,
+        agent: &str,
+        question: &Question,
+    ) -> Result<Option<Reply<T>>, Unanswered> {
+        let Some(peers) = self.peers() else { return Ok(None) };
+        peers.ask_one(agent, text(question)).await.map(|answer| answer.as_deref().and_then(read))
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use pointsman_core::Snapshot;
-use pointsman_registry::Error;
+use pointsman_registry::{Error, Unanswered};
 use serde::{Deserialize, Serialize};
 
 /// Why a request is not answered as it was meant.
@@ -174,6 +174,13 @@ pub(crate) fn method_not_allowed(allowed: &'static str) -> Response {
     let mut response = Problem::new(Kind::MethodNotAllowed, detail).into_response();
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
+}
+
+/// Whether another agent has what was asked for is not known: that is not the same as that none has it.
+impl From<Unanswered> for Problem {
+    fn from(_: Unanswered) -> Self {
+        Self::new(Kind::Unavailable, "another agent of this registry may have it, and has not answered; ask again")
+    }
 }
 
 impl From<Error> for Problem {

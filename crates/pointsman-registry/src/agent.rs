@@ -153,7 +153,9 @@ impl Backend for Agent {
 
     async fn exchange(&self, mut part: Part) {
         // The agents ask each other.
-        while part.questions.recv().await.is_some() {}
+        while let Some(question) = part.questions.recv().await {
+            let _ = question.reply.send(None);
+        }
     }
 
     async fn append(&self, log: &Log, _key: &str, _entry: &str) -> Result<()> {

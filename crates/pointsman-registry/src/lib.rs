@@ -39,7 +39,7 @@ pub use error::{Cause, Error};
 pub use guard::Guard;
 pub use log::Log;
 pub use overrides::{ClearedOverrides, OVERRIDES_KEPT, OverrideOf};
-pub use peers::{Answer, Peers};
+pub use peers::{Answer, Peers, Unanswered};
 pub use pointsman_core::parse_duration;
 pub use registration::{Departure, Registration, Roles, Trouble};
 pub use registry::{Builder, MAX_TERM_BASE, RegistrationBuilder, Registry};

@@ -30,7 +30,13 @@ pub struct Peers {
     questions: mpsc::UnboundedSender<Question>,
 }
 
-/// A question under way.
+/// It is not known whether a peer has an answer: one of them has not answered within a second, or they could not be asked, because the
+/// registry is away or refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not all who share the registry have answered")]
+pub struct Unanswered;
+
+/// A question under way. Its reply is dropped where it is not known whether anybody has an answer.
 #[derive(Debug)]
 pub(crate) struct Question {
     /// Whom it is for; `None`: for all others.
@@ -62,24 +68,32 @@ impl Peers {
         &self.id
     }
 
-    /// Asks all others, and returns the first answer. `None`: nobody has one, or none has come within a second; or there is no way to ask:
-    /// the registry is away, or refuses, or is an agent's.
-    pub async fn ask(&self, question: String) -> Option<String> {
+    /// Asks all others, and returns the first answer; `None` if all have said that they have none, or there are no others.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`].
+    pub async fn ask(&self, question: String) -> Result<Option<String>, Unanswered> {
         self.ask_for(None, question).await
     }
 
-    /// As [`Peers::ask`], of one of them.
-    pub async fn ask_one(&self, peer: &str, question: String) -> Option<String> {
+    /// As [`Peers::ask`], of one of them; `None` also if it takes part no more.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`].
+    pub async fn ask_one(&self, peer: &str, question: String) -> Result<Option<String>, Unanswered> {
         self.ask_for(Some(peer.into()), question).await
     }
 
-    async fn ask_for(&self, to: Option<Arc<str>>, text: String) -> Option<String> {
+    async fn ask_for(&self, to: Option<Arc<str>>, text: String) -> Result<Option<String>, Unanswered> {
         if text.len() > MAX_BYTES {
-            return None;
+            return Err(Unanswered);
         }
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + PATIENCE;
-        self.questions.send(Question { to, text, until, reply }).ok()?;
-        tokio::time::timeout_at(until, answer).await.ok()?.ok()?
+        self.questions.send(Question { to, text, until, reply }).map_err(|_| Unanswered)?;
+        let answered = tokio::time::timeout_at(until, answer).await.map_err(|_| Unanswered)?;
+        answered.map_err(|_| Unanswered)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use pointsman_registry::{Answer, Peers, Registry};
+use pointsman_registry::{Answer, Peers, Registry, Unanswered};
 use pointsman_testkit::{CuttingProxy, ZooKeeper, unique_prefix};
 use support::soon;
 
@@ -40,7 +40,7 @@ fn join(registry: &Registry, name: &'static str) -> (Peers, Arc<Named>) {
 async fn until_answered(by: &Peers, question: &str) -> String {
     let asking = async {
         loop {
-            if let Some(answer) = by.ask(question.to_owned()).await {
+            if let Ok(Some(answer)) = by.ask(question.to_owned()).await {
                 return answer;
             }
             tokio::task::yield_now().await;
@@ -66,30 +66,30 @@ async fn contract(registries: [Registry; 3]) {
     let mut least = Duration::MAX;
     for _ in 0..5 {
         let started = Instant::now();
-        assert_eq!(a.ask("a yes".to_owned()).await, None);
+        assert_eq!(a.ask("a yes".to_owned()).await, Ok(None));
         least = least.min(started.elapsed());
     }
     assert!(least < Duration::from_millis(900), "{least:?}");
     assert_eq!(of_a.asked.load(Ordering::Relaxed), asked);
     // One of them.
-    assert_eq!(a.ask_one(b.id(), "b yes".to_owned()).await.as_deref(), Some("b says yes"));
+    assert_eq!(a.ask_one(b.id(), "b yes".to_owned()).await, Ok(Some("b says yes".to_owned())));
     let asked = of_c.asked.load(Ordering::Relaxed);
-    assert_eq!(a.ask_one(b.id(), "c yes".to_owned()).await, None);
-    assert_eq!(a.ask_one("nobody", "b yes".to_owned()).await, None);
+    assert_eq!(a.ask_one(b.id(), "c yes".to_owned()).await, Ok(None));
+    assert_eq!(a.ask_one("nobody", "b yes".to_owned()).await, Ok(None));
     assert_eq!(of_c.asked.load(Ordering::Relaxed), asked);
     // Many at once, and one who says nothing costs nobody else anything.
     let many = (0..500).map(|number| b.ask(format!("a {number}")));
     let (silent, many) =
         soon("all", async { tokio::join!(b.ask("a is silent".to_owned()), futures_util::future::join_all(many)) })
             .await;
-    assert_eq!(silent, None);
+    assert_eq!(silent, Err(Unanswered), "that is not the same as that it has nothing to say");
     for (number, answer) in many.into_iter().enumerate() {
-        assert_eq!(answer, Some(format!("a says {number}")));
+        assert_eq!(answer, Ok(Some(format!("a says {number}"))));
     }
     // Who has left is not asked.
     drop(b);
     let gone = async {
-        while a.ask("b yes".to_owned()).await.is_some() {
+        while a.ask("b yes".to_owned()).await != Ok(None) {
             tokio::task::yield_now().await;
         }
     };
@@ -128,8 +128,8 @@ async fn who_was_cut_off_takes_part_again_and_who_is_cut_off_is_not_waited_for_l
     for cut in [CuttingProxy::cut, CuttingProxy::blackhole] {
         cut(&proxy);
         let started = Instant::now();
-        assert_eq!(a.ask("b yes".to_owned()).await, None);
-        assert_eq!(b.ask("a yes".to_owned()).await, None);
+        assert_eq!(a.ask("b yes".to_owned()).await, Err(Unanswered));
+        assert_eq!(b.ask("a yes".to_owned()).await, Err(Unanswered));
         assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
         proxy.mend();
         assert_eq!(until_answered(&a, "b yes").await, "b says yes");

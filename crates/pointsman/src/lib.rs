@@ -54,7 +54,7 @@ pub use pointsman_core::{
 pub use pointsman_registry::{
     Answer, Builder as RegistryBuilder, Cause, Changes, ClearedOverrides, Departure, Error, Freshness, Guard, Log,
     MAX_TERM_BASE, OVERRIDES_KEPT, OverrideOf, Peers, Registration, RegistrationBuilder, Result, Roles, Trouble,
-    Updates, check, parse_duration, wire,
+    Unanswered, Updates, check, parse_duration, wire,
 };
 #[cfg(any(feature = "http", feature = "mqtt"))]
 pub use registries::Registries;

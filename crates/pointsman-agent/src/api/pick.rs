@@ -127,7 +127,7 @@ pub(super) async fn release(Of(state): Of<Arc<State>>, Last(claim): Last, uri: U
         Some(agent) => {
             let question = Question::Release { claim: claim.clone(), success };
             let gone = || Problem::new(Kind::NoClaim, "the agent that held the claim is not there any more");
-            state.agents.ask_one::<()>(agent, &question).await.ok_or_else(gone)??;
+            state.agents.ask_one::<()>(agent, &question).await?.ok_or_else(gone)??;
         }
     }
     Ok(StatusCode::NO_CONTENT.into_response())

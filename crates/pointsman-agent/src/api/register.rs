@@ -139,7 +139,8 @@ pub(super) async fn put(
     let wish = wanted.clone().map(|wanted| wanted.wish(&service, &code)).transpose()?;
     if may_be_kept_elsewhere(&state, &service, &code, wish.as_ref()) {
         let question = Question::Put { service: service.clone(), code: code.clone(), holder: holder.clone(), wanted };
-        if let Some(reply) = state.agents.ask::<Told>(&question).await {
+        // One that does not answer is replaced.
+        if let Ok(Some(reply)) = state.agents.ask::<Told>(&question).await {
             return Ok(super::json(StatusCode::OK, &reply?));
         }
     }
@@ -198,7 +199,7 @@ pub(super) async fn delete(
         return reply.map(|()| StatusCode::NO_CONTENT.into_response());
     }
     let question = Question::Delete { service: service.clone(), code: code.clone(), holder: holder.map(str::to_owned) };
-    if let Some(reply) = state.agents.ask::<()>(&question).await {
+    if let Ok(Some(reply)) = state.agents.ask::<()>(&question).await {
         return reply.map(|()| StatusCode::NO_CONTENT.into_response());
     }
     // The agent that keeps it may have died. Whoever knows the holder of a registration, or the code of a lease, may end it by any.
@@ -286,7 +287,7 @@ pub(super) async fn resign(
         None => {
             let question =
                 Question::Resign { service: service.clone(), code: code.clone(), holder: holder.map(str::to_owned) };
-            let asked = state.agents.ask(&question).await;
+            let asked = state.agents.ask(&question).await?;
             asked.unwrap_or_else(|| find(&state, &service, &code, holder).map(drop))
         }
     };
@@ -428,9 +429,11 @@ impl RolesElsewhere {
         let mut revision = state.feed.topic(service).revision();
         revision.mark_unchanged();
         let (closing, asked) = (state.closing.subscribe(), Instant::now());
-        let told: Told = match state.agents.ask(&question).await? {
-            Ok(told) => told,
-            Err(problem) => return Some(Err(problem)),
+        let told: Told = match state.agents.ask(&question).await {
+            Ok(None) => return None,
+            Ok(Some(Ok(told))) => told,
+            Ok(Some(Err(problem))) => return Some(Err(problem)),
+            Err(unanswered) => return Some(Err(unanswered.into())),
         };
         let new = Some(told.clone());
         Some(Ok(Self { state: state.clone(), question, revision, closing, new, told, asked, over: false }))
@@ -477,7 +480,7 @@ impl Source for RolesElsewhere {
             }
             let asked = Instant::now();
             match self.state.agents.ask::<Told>(&self.question).await {
-                Some(Ok(told)) => {
+                Ok(Some(Ok(told))) => {
                     self.asked = asked;
                     if !told.is_same_role(&self.told) {
                         self.new = Some(told.clone());
@@ -485,7 +488,7 @@ impl Source for RolesElsewhere {
                     self.told = told;
                 }
                 // Whoever keeps it now, if anybody does, is to be found anew.
-                Some(Err(_)) | None => return Some(self.end()),
+                Ok(Some(Err(_)) | None) | Err(_) => return Some(self.end()),
             }
         }
     }

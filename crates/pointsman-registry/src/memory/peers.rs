@@ -60,10 +60,10 @@ impl Members {
             None
         };
         tokio::select! {
-            answer = tokio::time::timeout_at(until, first) => {
+            answer = tokio::time::timeout_at(until, first) => if let Ok(answer) = answer {
                 // Whoever has asked may have gone.
-                let _ = reply.send(answer.ok().flatten());
-            }
+                let _ = reply.send(answer);
+            },
             () = reply.closed() => {}
         }
     }

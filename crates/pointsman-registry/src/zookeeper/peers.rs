@@ -56,7 +56,7 @@ pub(super) async fn exchange(layout: &Layout, acl: Acl, mut link: watch::Receive
     }
 }
 
-/// Answers with nothing whatever is asked while something else is waited for. `None` when nobody asks any more.
+/// Leaves unanswered whatever is asked while something else is waited for. `None` when nobody asks any more.
 async fn unasked<T>(questions: &mut mpsc::UnboundedReceiver<Question>, wait: impl Future<Output = T>) -> Option<T> {
     tokio::pin!(wait);
     loop {

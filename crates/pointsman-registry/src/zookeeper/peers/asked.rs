@@ -27,7 +27,7 @@ struct Batch {
     until: Instant,
 }
 
-/// A question that may still be answered. Dropped, it is answered with nothing.
+/// A question that may still be answered. Dropped, it is unanswered.
 #[derive(Debug)]
 struct Open {
     /// Which of the batch it is.
@@ -73,6 +73,7 @@ impl Asked {
             let is_there = to.as_ref().map_or(!self.members.is_empty(), |to| self.members.contains(to));
             // Who has given up, or whom nobody can answer, is not to be asked for.
             if !is_there || reply.is_closed() {
+                let _ = reply.send(None);
                 continue;
             }
             until = until.max(Some(end));
@@ -98,9 +99,9 @@ impl Asked {
             .into_iter()
             .filter_map(|open| {
                 let answer = answers.get_mut(open.index).and_then(Option::take);
-                if answer.is_none() {
-                    let is_over = is_last || open.to.as_deref() == Some(peer);
-                    return (!is_over).then_some(open);
+                let is_over = answer.is_some() || is_last || open.to.as_deref() == Some(peer);
+                if !is_over {
+                    return Some(open);
                 }
                 // Who has asked may have given up.
                 let _ = open.reply.send(answer);
@@ -153,10 +154,11 @@ mod tests {
         Asked::new(members.iter().map(|member| Arc::from(*member)).collect())
     }
 
-    fn told(reply: &mut Reply) -> Option<Option<String>> {
+    /// `None`: nothing yet; `Some(Err)`: it is unanswered.
+    fn told(reply: &mut Reply) -> Option<Result<Option<String>, ()>> {
         match reply.try_recv() {
-            Ok(answer) => Some(answer),
-            Err(oneshot::error::TryRecvError::Closed) => Some(None),
+            Ok(answer) => Some(Ok(answer)),
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(())),
             Err(oneshot::error::TryRecvError::Empty) => None,
         }
     }
@@ -169,13 +171,13 @@ mod tests {
         let (number, data) = asked.begin(&mut [to_all, to_d, to_b].into()).unwrap();
         let items: Vec<Item> = serde_json::from_slice(&data).unwrap();
         assert_eq!(items.iter().map(|item| &*item.text).collect::<Vec<_>>(), ["all", "b"]);
-        assert_eq!(told(&mut d), Some(None), "there is no d");
+        assert_eq!(told(&mut d), Some(Ok(None)), "there is no d");
         assert!(!asked.answer(number, "x", vec![Some("nobody".to_owned())]));
         assert!(!asked.answer(number, "a", vec![None]));
         assert_eq!(told(&mut all), None);
         assert_eq!(asked.leave("c"), [0; 0]);
         assert!(asked.answer(number, "b", vec![Some("yes".to_owned())]));
-        assert_eq!(told(&mut all), Some(Some("yes".to_owned())));
+        assert_eq!(told(&mut all), Some(Ok(Some("yes".to_owned()))));
         assert_eq!(asked.next_end(), None);
     }
 
@@ -186,12 +188,12 @@ mod tests {
         let (number, _) = asked.begin(&mut [first].into()).unwrap();
         assert!(!asked.answer(number, "a", vec![None]));
         assert_eq!(asked.leave("b"), [number]);
-        assert_eq!(told(&mut reply), Some(None));
+        assert_eq!(told(&mut reply), Some(Ok(None)));
         let (number, _) = asked.begin(&mut [second].into()).unwrap();
         let end = asked.next_end().unwrap();
         assert_eq!(asked.expire(end - Duration::from_millis(1)), [0; 0]);
         assert_eq!(asked.expire(end), [number]);
-        assert_eq!(told(&mut late), Some(None));
+        assert_eq!(told(&mut late), Some(Err(())));
         assert_eq!(asked.leave("a"), [0; 0]);
         assert!(asked.begin(&mut [question(None, "3").0].into()).is_none(), "there is nobody");
     }
