@@ -24,7 +24,7 @@ use crate::registration::{Departure, End, Reply, Task};
 pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Task) -> End {
     let (instance, holder) = (&task.instance, &task.holder);
     let holder = holder.as_ref().map_or_else(|| format!("{:032x}", fastrand::u128(..)), ToString::to_string);
-    let keeper = Keeper {
+    let registrar = AgentRegistrar {
         path: instance_path(&instance.service, &instance.code),
         holder,
         place: agents.current(),
@@ -37,10 +37,10 @@ pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Task) -> End 
         failures: 0,
         was_opened: false,
     };
-    crate::keep::keep(keeper, super::LONGEST_PAUSE, task).await
+    crate::keep::keep(registrar, super::LONGEST_PAUSE, task).await
 }
 
-struct Keeper {
+struct AgentRegistrar {
     agents: Arc<Agents>,
     ttl: Duration,
     path: String,
@@ -90,7 +90,7 @@ type Renewal = (Instant, Result<Answer, Fault>);
 /// The revision that was written, and the answer.
 type Update = (u64, Result<Answer, Fault>);
 
-impl Registrar for Keeper {
+impl Registrar for AgentRegistrar {
     async fn hold(&mut self, control: &mut Control) -> Option<Said> {
         control.say(Said::Connected);
         let Err(out) = self.try_hold(control).await;
@@ -126,7 +126,7 @@ impl Registrar for Keeper {
     }
 }
 
-impl Keeper {
+impl AgentRegistrar {
     /// Goes on to the next agent; at once, until all of them have been tried.
     fn lost(&mut self, reason: String, error: Error) -> Said {
         self.place = self.agents.after(self.place);

@@ -1,6 +1,6 @@
 //! Keeps one instance registered on ZooKeeper: how a node of it comes to be there, stays there, and goes.
 //!
-//! Each round of [`Keeper::stay`] looks at everything anew: the own node, whether it still says what it should, and what
+//! Each round of [`ZooKeeperRegistrar::stay`] looks at everything anew: the own node, whether it still says what it should, and what
 //! to wait for next. So the audit is nothing but another round, and an event nothing but a reason for one.
 
 mod drain;
@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) async fn keep(settings: &ZooKeeperUrl, layout: &Layout, link: watch::Receiver<Link>, task: Task) -> End {
     let instance = &task.instance;
     let holder = task.holder.clone().map(wire::Holder::new);
-    let keeper = Keeper {
+    let registrar = ZooKeeperRegistrar {
         path: layout.service(&instance.service),
         left: layout.left_of(&instance.service),
         terms: layout.terms_of(&instance.service),
@@ -56,10 +56,10 @@ pub(super) async fn keep(settings: &ZooKeeperUrl, layout: &Layout, link: watch::
         look_again: None,
         just_created: false,
     };
-    crate::keep::keep(keeper, LONGEST_PAUSE, task).await
+    crate::keep::keep(registrar, LONGEST_PAUSE, task).await
 }
 
-struct Keeper {
+struct ZooKeeperRegistrar {
     path: String,
     /// Where a marker is left when the instance leaves.
     left: String,
@@ -125,7 +125,7 @@ impl From<Error> for Out {
     }
 }
 
-impl Registrar for Keeper {
+impl Registrar for ZooKeeperRegistrar {
     async fn hold(&mut self, control: &mut Control) -> Option<Said> {
         let Err(out) = self.try_hold(control).await;
         match &out {
@@ -194,7 +194,7 @@ impl Registrar for Keeper {
     }
 }
 
-impl Keeper {
+impl ZooKeeperRegistrar {
     /// Registers by the next connection, and stays registered until something ends that.
     async fn try_hold(&mut self, control: &mut Control) -> Result<std::convert::Infallible, Out> {
         let session = self.connection(control).await?;

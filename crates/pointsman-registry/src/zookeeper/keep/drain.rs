@@ -16,7 +16,7 @@ use super::super::layout::number;
 use super::super::place::{Folder, Place, read_many};
 use super::super::session::Session;
 use super::super::upkeep;
-use super::{Keeper, Out};
+use super::{Out, ZooKeeperRegistrar};
 use crate::keep::Control;
 use crate::overrides::Override;
 
@@ -117,7 +117,7 @@ struct Others {
     any_drained: bool,
 }
 
-impl Keeper {
+impl ZooKeeperRegistrar {
     /// Goes to the end of the queue, if there is another who is not drained, and whose time for a chance has come. Whether it did; what to
     /// wait for otherwise is added to the watches, and when to look again is noted.
     pub(super) async fn let_others_go_first(

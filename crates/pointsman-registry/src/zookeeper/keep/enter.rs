@@ -7,11 +7,11 @@ use super::super::fault::Fault;
 use super::super::layout::MASTER;
 use super::super::place::{Folder, Found, Place, any_normal};
 use super::super::session::left;
-use super::{Keeper, Out, take_idle};
+use super::{Out, ZooKeeperRegistrar, take_idle};
 use crate::Error;
 use crate::keep::{Control, Said};
 
-impl Keeper {
+impl ZooKeeperRegistrar {
     /// Finds the node of ours that exists already; removes ghosts; waits for a stranger with our code to go.
     pub(super) async fn find_own(&mut self, control: &mut Control, folder: &Folder<'_>) -> Result<Option<Place>, Out> {
         let Instance { service, code, .. } = control.wanted().0.clone();

@@ -7,7 +7,7 @@ use zookeeper_client::OneshotWatcher;
 
 use super::super::layout::{MASTER, before};
 use super::super::place::{Folder, Place};
-use super::{Keeper, Out, grace};
+use super::{Out, ZooKeeperRegistrar, grace};
 
 /// What is remembered of the queue between two looks at it.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ const STAND_BYS: usize = 6;
 /// because the create decides; the first in line takes some milliseconds.
 const STAND_BY: Duration = Duration::from_millis(150);
 
-impl Keeper {
+impl ZooKeeperRegistrar {
     /// Looks who is ahead in the queue.
     pub(super) async fn ahead(
         &mut self,

@@ -11,11 +11,11 @@ use zookeeper_client::{EventType, OneshotWatcher};
 use super::super::place::{Folder, Place, Promotion};
 use super::super::session::{Session, left};
 use super::queue::Ahead;
-use super::{Keeper, Out, drain, grace, take_idle};
+use super::{Out, ZooKeeperRegistrar, drain, grace, take_idle};
 use crate::keep::{Control, Order, Said};
 use crate::registration::Reply;
 
-impl Keeper {
+impl ZooKeeperRegistrar {
     /// One round: everything is looked at, then the next event is waited for.
     pub(super) async fn stay(&mut self, control: &mut Control, folder: &Folder<'_>) -> Result<(), Out> {
         let Some(place) = self.place.clone() else { return Err(Out::gone("the own node is not known")) };
