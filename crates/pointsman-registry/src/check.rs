@@ -122,6 +122,9 @@ impl Check {
 
 /// The first interval between two probes of an instance that has never passed; doubled after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Bounds of the interval, whatever is asked for: a check never takes a whole core, and its next time can always be told.
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 async fn get(address: &str, path: &str) -> Result<(), String> {
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
@@ -170,7 +173,7 @@ impl Checking {
         loop {
             if self.probing.is_none() {
                 tokio::time::sleep_until(self.next).await;
-                self.next = Instant::now() + self.pause.min(self.check.interval);
+                self.next = Instant::now() + self.pause.min(self.check.interval).clamp(SHORTEST, LONGEST);
             }
             let check = &self.check;
             let probing = self.probing.get_or_insert_with(|| {
@@ -237,6 +240,18 @@ mod tests {
         let _listener = TcpListener::bind(address).await.unwrap();
         checking.changed().await.unwrap();
         assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_interval_is_too_short_or_too_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for interval in [Duration::ZERO, Duration::MAX] {
+            let probe = Probe::Tcp(listener.local_addr().unwrap().to_string());
+            let mut checking = Check { interval, rise: 3, ..Check::new(probe) }.start();
+            let started = Instant::now();
+            checking.changed().await.unwrap();
+            assert!(started.elapsed() >= SHORTEST * 2, "{:?}", started.elapsed());
+        }
     }
 
     async fn answering(answer: &'static str) -> String {

@@ -46,7 +46,7 @@ impl Hold {
         task: &mut Task,
     ) -> Result<Self, NotHeld> {
         let Instance { service, code, .. } = task.instance.clone();
-        let deadline = task.patience.map(|patience| tokio::time::Instant::now() + patience);
+        let deadline = task.patience.and_then(|patience| tokio::time::Instant::now().checked_add(patience));
         let (holder, mark) = (task.holder.clone(), Arc::new(()));
         let new = || Holder {
             registration: registration.clone(),

@@ -237,7 +237,8 @@ impl<R> Lifecycle<R> {
     fn deadline(&self) -> Option<Instant> {
         let is_trying = self.is_entering() && self.health.is_ok() && !self.connected;
         let since = self.failing_since.filter(|_| is_trying)?;
-        Some(since + self.patience?)
+        // One that is too long to be told is no limit.
+        since.checked_add(self.patience?)
     }
 
     fn update(&mut self, wanted: Instance, reply: R) {
@@ -412,7 +413,8 @@ impl<R> Lifecycle<R> {
 
     fn failed(&mut self, error: &Error, now: Instant) {
         let since = *self.failing_since.get_or_insert(now);
-        let is_too_late = self.patience.is_some_and(|patience| since + patience <= now);
+        let gives_up = self.patience.and_then(|patience| since.checked_add(patience));
+        let is_too_late = gives_up.is_some_and(|at| at <= now);
         let is_final = !error.is_retryable();
         let trouble = match error {
             Error::Unavailable { reason, .. } => Trouble::Lost(reason.clone()),

@@ -332,6 +332,12 @@ fn without_patience_it_goes_on_for_ever_and_once_registered_as_well() {
     world.happens(Event::Later(1_000_000));
     assert_eq!((world.goal(), world.lifecycle.goal(world.now).1), (Goal::Registered, None));
     let mut world = World::new(true);
+    world.lifecycle.patience = Some(Duration::MAX);
+    world.happens(Event::Attempt(Attempt::Unreachable, None));
+    world.happens(Event::Attempt(Attempt::NotCarriedOut, None));
+    world.happens(Event::Later(1_000_000));
+    assert_eq!(world.goal(), Goal::Registered, "so long that it cannot be told");
+    let mut world = World::new(true);
     world.happens(Event::Attempt(Attempt::Done, None));
     world.happens(Event::Attempt(Attempt::Unreachable, None));
     world.happens(Event::Later(1_000_000));
