@@ -219,7 +219,7 @@ async fn idle(plan: &Plan, table: &mut Table) -> Result<()> {
         let url = format!("zookeeper://{}{prefix}?session_timeout=4s", way.address());
         let registry = Registry::connect(&url).await?;
         let _registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
-        // What comes with the registration is over after some audits.
+        // Skips the requests of the registration itself.
         tokio::time::sleep(plan.idle / 4).await;
         let before = way.bytes();
         tokio::time::sleep(plan.idle).await;

@@ -371,7 +371,7 @@ fn elsewhere(registries: &SectionRegistries) -> Option<String> {
     other_than(registries.register_in.as_deref(), registries.own.as_deref())
 }
 
-/// What a section's line says of its registries.
+/// Describes the registries of a section, as part of its line.
 fn places(registry: Option<&str>, register_as: Option<&str>, register_in: Option<&str>) -> String {
     let mut text = registry.map(|registry| format!(", services in {registry}")).unwrap_or_default();
     if let Some(name) = register_as {

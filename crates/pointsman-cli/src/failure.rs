@@ -37,7 +37,7 @@ impl Failure {
         Self::new(message).with_code(2)
     }
 
-    /// What there is to tell.
+    /// Returns the message.
     pub(crate) fn message(&self) -> &str {
         self.message.as_deref().unwrap_or_default()
     }

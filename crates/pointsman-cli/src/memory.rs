@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::thread::{disable_transparent_huge_pages, transparent_huge_pages_are_disabled};
 
-/// Whether this process, and nobody before it, has done without huge pages.
+/// Whether this process has turned huge pages off itself, and has not inherited that.
 static IS_SMALL: AtomicBool = AtomicBool::new(false);
 
 /// Does without huge pages from now on: the earlier, the better. Where the system does not let that be set, nothing changes.

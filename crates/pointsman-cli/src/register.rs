@@ -145,7 +145,7 @@ impl Keeper {
         let Self { registration, teller } = self;
         let mut roles = registration.roles();
         let mut is_registered = false;
-        // Before that nobody need know what it waits for.
+        // A registration that takes no longer needs no explanation.
         let slow = tokio::time::sleep(SLOW);
         tokio::pin!(slow);
         let mut is_slow = false;

@@ -122,7 +122,7 @@ impl Check {
 
 /// The first interval between two probes of an instance that has never passed; doubled after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Bounds of the interval, whatever is asked for: a check never takes a whole core, and its next time can always be told.
+/// Bounds of the interval, whatever is set: a check never takes a whole core, and the time of the next probe can be represented.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 

@@ -57,7 +57,7 @@ pub(crate) async fn keep(mut registrar: impl Registrar, longest_pause: Duration,
     let mut control = Control { lifecycle, gate, checker, commands, report, outcome, replies, has_holder: true };
     control.settle();
     early.into_iter().for_each(|command| control.take_idle(Some(command)));
-    // Whoever has given up by now is not registered for a moment.
+    // If the holder has given up by now, the instance is not registered at all, not even for a moment.
     control.goes_on();
     loop {
         let said = match control.goal() {

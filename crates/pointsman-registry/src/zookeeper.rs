@@ -115,6 +115,24 @@ fn options(mode: CreateMode, acl: AclSetting) -> CreateOptions<'static> {
     })
 }
 
+/// What ZooKeeper says of an ephemeral node, for tests.
+#[cfg(test)]
+fn stat(czxid: i64, mzxid: i64) -> zookeeper_client::Stat {
+    zookeeper_client::Stat {
+        czxid,
+        mzxid,
+        pzxid: 0,
+        ctime: 0,
+        mtime: 0,
+        version: 0,
+        cversion: 0,
+        aversion: 0,
+        ephemeral_owner: 1,
+        data_length: 0,
+        num_children: 0,
+    }
+}
+
 #[async_trait]
 impl Backend for ZooKeeper {
     async fn connected(&self, timeout: Option<Duration>) -> Result<()> {

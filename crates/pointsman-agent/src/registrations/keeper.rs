@@ -72,7 +72,7 @@ impl Keeper {
                 End::Failed(error.into())
             }
         };
-        // Who has asked meanwhile is told by the end of the channel.
+        // Pending commands are answered by the channel's end.
         self.commands.close();
         (self.registered, Ended { status: self.status, end })
     }

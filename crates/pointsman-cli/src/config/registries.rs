@@ -84,7 +84,7 @@ impl<'f> Urls<'f> {
         Some(name)
     }
 
-    /// What is wrong with the URLs in the company of the others, and with `agent` in the same file.
+    /// Returns the problems that URLs have because of the other URLs, and of `agent`, in the same file.
     pub(super) fn faults(&self, document: &Document<'_>, agent: Option<SocketAddr>) -> Vec<Fault> {
         let mut faults = Vec::new();
         for (index, (key, url)) in self.found.iter().enumerate() {
@@ -113,7 +113,7 @@ impl<'f> Urls<'f> {
 const LIKE: &str = "names the registry of";
 const ADVICE: &str = "use the same in both, or give one by auth_file or token_file";
 
-/// Whether two URLs differ in nothing but what is not shown: then nobody could tell the two registries apart.
+/// Returns whether two URLs differ only in their secrets, which are not shown: logs and metrics could not tell the two registries apart.
 fn are_alike(url: &str, other: &str) -> bool {
     url != other && shown(url) == shown(other)
 }

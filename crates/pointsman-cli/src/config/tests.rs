@@ -453,7 +453,7 @@ fn sections_and_routes_have_registries_of_their_own() {
     let named: Vec<_> = http.registries.named.iter().map(|(name, url)| (&**name, url.as_str())).collect();
     assert_eq!(named, [("zookeeper://h/d?auth=***", "zookeeper://h/d?auth=digest:u:geheim")]);
     assert!(!format!("{http:?}").contains("geheim"), "{http:?}");
-    // The agent's is that of whoever names none, and a route that names its section's own names none.
+    // Sections without a registry use the agent's. A route that names its section's registry counts as naming none.
     assert_eq!((mqtt.registries.own.as_deref(), &mqtt.settings.routes[0].registry), (Some("zookeeper://h/a"), &None));
     assert_eq!(mqtt.registries.register_in, mqtt.registries.own);
     let flag = good(&text).resolved(Some("zookeeper://h/f")).unwrap();

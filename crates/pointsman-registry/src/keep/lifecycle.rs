@@ -28,7 +28,7 @@ pub(super) struct Lifecycle<R> {
     /// The revision of the newest update.
     newest: u64,
     health: Result<(), String>,
-    /// How long the first attempts may fail; `None`: for ever.
+    /// Maximum time for which the first attempts may fail; `None`: no limit.
     patience: Option<Duration>,
     /// When the attempts began to fail, without having come to anything since.
     failing_since: Option<Instant>,
@@ -36,7 +36,7 @@ pub(super) struct Lifecycle<R> {
     connected: bool,
     /// Why the last attempt has failed.
     failure: Option<Error>,
-    /// Nothing is tried before.
+    /// Time before which nothing is tried.
     retry_at: Option<Instant>,
     backoff: Backoff,
     effects: Vec<Effect<R>>,
@@ -99,7 +99,7 @@ pub(crate) enum Said {
     Written(u64),
     /// What was wanted at this revision is refused; what was accepted before stands.
     Rejected(u64, Error),
-    /// It is registered, but nobody may count on it for the moment.
+    /// It is registered, but its lease has lapsed for the moment.
     Lapsed(String),
     /// There is no connection.
     Unreachable(String),
@@ -237,7 +237,7 @@ impl<R> Lifecycle<R> {
     fn deadline(&self) -> Option<Instant> {
         let is_trying = self.is_entering() && self.health.is_ok() && !self.connected;
         let since = self.failing_since.filter(|_| is_trying)?;
-        // One that is too long to be told is no limit.
+        // A patience that overflows the clock is no limit.
         since.checked_add(self.patience?)
     }
 

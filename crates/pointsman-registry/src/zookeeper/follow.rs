@@ -472,26 +472,13 @@ mod tests {
     use std::time::Duration;
 
     use pointsman_core::Instance;
-    use zookeeper_client::Stat;
 
     use super::*;
     use crate::zookeeper::wire;
 
     #[tokio::test]
     async fn who_has_left_is_not_forgotten_when_the_connection_is_lost_before_it_is_told() {
-        let stat = Stat {
-            czxid: 5,
-            mzxid: 5,
-            pzxid: 0,
-            ctime: 0,
-            mtime: 0,
-            version: 0,
-            cversion: 0,
-            aversion: 0,
-            ephemeral_owner: 1,
-            data_length: 0,
-            num_children: 0,
-        };
+        let stat = crate::zookeeper::stat(5, 5);
         let mut tree = Tree::default();
         let data = wire::encode(&Instance::new("s").code("a"), Duration::from_secs(1), None);
         tree.put("s", "normal0000000001", &data, &stat);

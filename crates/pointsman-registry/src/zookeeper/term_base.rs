@@ -158,19 +158,7 @@ mod tests {
     use super::*;
 
     fn stat(mzxid: i64) -> Stat {
-        Stat {
-            czxid: 1,
-            mzxid,
-            pzxid: 0,
-            ctime: 0,
-            mtime: 0,
-            version: 0,
-            cversion: 0,
-            aversion: 0,
-            ephemeral_owner: 0,
-            data_length: 0,
-            num_children: 0,
-        }
+        super::super::stat(1, mzxid)
     }
 
     #[test]

@@ -336,7 +336,7 @@ fn without_patience_it_goes_on_for_ever_and_once_registered_as_well() {
     world.happens(Event::Attempt(Attempt::Unreachable, None));
     world.happens(Event::Attempt(Attempt::NotCarriedOut, None));
     world.happens(Event::Later(1_000_000));
-    assert_eq!(world.goal(), Goal::Registered, "so long that it cannot be told");
+    assert_eq!(world.goal(), Goal::Registered, "a patience that overflows the clock is no limit");
     let mut world = World::new(true);
     world.happens(Event::Attempt(Attempt::Done, None));
     world.happens(Event::Attempt(Attempt::Unreachable, None));

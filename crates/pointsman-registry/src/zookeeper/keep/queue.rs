@@ -31,7 +31,7 @@ struct Line {
     next: Option<String>,
     /// Another one that is watched.
     also: Option<String>,
-    /// How often it has been gone by.
+    /// Number of audits that have used it.
     uses: u32,
 }
 

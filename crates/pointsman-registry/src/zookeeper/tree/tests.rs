@@ -4,22 +4,7 @@ use pointsman_core::Instance;
 
 use super::*;
 use crate::overrides::Override;
-
-fn stat(czxid: i64, mzxid: i64) -> Stat {
-    Stat {
-        czxid,
-        mzxid,
-        pzxid: 0,
-        ctime: 0,
-        mtime: 0,
-        version: 0,
-        cversion: 0,
-        aversion: 0,
-        ephemeral_owner: 1,
-        data_length: 0,
-        num_children: 0,
-    }
-}
+use crate::zookeeper::stat;
 
 fn data(code: &str, weight: u32) -> Vec<u8> {
     wire::encode(&Instance::new("s").code(code).weight(weight), std::time::Duration::from_secs(1), None)
