@@ -1,16 +1,13 @@
 //! A load whose every answer is checked.
 
 use std::collections::HashSet;
-use std::error::Error as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2::SendRequest;
+use h2::client::SendRequest;
 use hyper::header::HeaderValue;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -308,11 +305,14 @@ async fn exchange(client: &mut RawClient, asked: &Asked, keeps: bool) -> Option<
 /// Requests at a time on a connection of HTTP/2.
 const STREAMS: usize = 4;
 
+/// The connection of a client, if there is one, and its number.
+type Shelf = tokio::sync::Mutex<(u64, Option<SendRequest<Bytes>>)>;
+
 async fn http2(shared: Arc<Shared>) {
-    let connection = Arc::new(tokio::sync::Mutex::new(None));
+    let shelf = Arc::new(Shelf::default());
     let mut streams = JoinSet::new();
     for _ in 0..STREAMS {
-        streams.spawn(stream(shared.clone(), connection.clone()));
+        streams.spawn(stream(shared.clone(), shelf.clone()));
     }
     while let Some(ended) = streams.join_next().await {
         if let Err(panicked) = ended {
@@ -321,16 +321,18 @@ async fn http2(shared: Arc<Shared>) {
     }
 }
 
-type Sender = SendRequest<Full<Bytes>>;
-
-async fn stream(shared: Arc<Shared>, connection: Arc<tokio::sync::Mutex<Option<Sender>>>) {
+async fn stream(shared: Arc<Shared>, shelf: Arc<Shelf>) {
     while let Some(asked) = shared.ask() {
         let went = loop {
-            let mut sender = sender(&shared, &connection).await;
-            if sender.ready().await.is_err() {
+            let (number, sender) = sender(&shared, &shelf).await;
+            let Ok(sender) = sender.ready().await else {
+                let mut shelf = shelf.lock().await;
+                if shelf.0 == number {
+                    shelf.1 = None;
+                }
                 continue;
-            }
-            match timeout(PATIENCE, send(&mut sender, &asked)).await {
+            };
+            match timeout(PATIENCE, send(sender, &asked)).await {
                 Ok(Ok(went)) => break went,
                 Ok(Err(())) => shared.reopen(),
                 Err(_) => break Went::Cut("no answer within 20 s".to_owned()),
@@ -341,47 +343,61 @@ async fn stream(shared: Arc<Shared>, connection: Arc<tokio::sync::Mutex<Option<S
 }
 
 /// The connection that is open, or a new one.
-async fn sender(shared: &Shared, connection: &tokio::sync::Mutex<Option<Sender>>) -> Sender {
-    let mut connection = connection.lock().await;
-    if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
-        return sender.clone();
+async fn sender(shared: &Shared, shelf: &Shelf) -> (u64, SendRequest<Bytes>) {
+    let mut shelf = shelf.lock().await;
+    if let (number, Some(sender)) = &*shelf {
+        return (*number, sender.clone());
     }
     let stream =
         timeout(PATIENCE, TcpStream::connect(shared.address)).await.expect("a connection within 20 s").unwrap();
     let _ = stream.set_nodelay(true);
-    let (sender, run) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(run);
-    connection.insert(sender).clone()
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1 << 20).initial_connection_window_size(4 << 20);
+    let (sender, connection) = builder.handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    *shelf = (shelf.0 + 1, Some(sender.clone()));
+    (shelf.0, sender)
 }
 
 /// The error: it was not sent at all.
-async fn send(sender: &mut Sender, asked: &Asked) -> Result<Went, ()> {
+///
+/// This is h2 without hyper's client, which (1.12) answers a request with the GOAWAY of its connection that comes just as the request is
+/// sent, whether the peer sees to it or not.
+async fn send(mut sender: SendRequest<Bytes>, asked: &Asked) -> Result<Went, ()> {
     let method = if asked.body.is_some() { "POST" } else { "GET" };
-    let body = Full::new(Bytes::from(asked.body.clone().unwrap_or_default()));
-    let request = hyper::Request::builder().method(method).uri(format!("http://load.example{}", asked.target));
-    let request = request.header(ID, &asked.id).body(body).unwrap();
-    let response = match sender.try_send_request(request).await {
+    let body = Bytes::from(asked.body.clone().unwrap_or_default());
+    let mut request = hyper::Request::builder().method(method).uri(format!("http://load.example{}", asked.target));
+    if asked.body.is_some() && !asked.chunked {
+        request = request.header("content-length", body.len());
+    }
+    let request = request.header(ID, &asked.id).body(()).unwrap();
+    let (response, mut stream) = sender.send_request(request, body.is_empty()).map_err(|_| ())?;
+    if !body.is_empty() {
+        // What comes of it, the answer says.
+        let _ = stream.send_data(body, true);
+    }
+    let response = match response.await {
         Ok(response) => response,
-        Err(mut error) => {
-            return match error.take_message() {
-                Some(_) => Err(()),
-                None if is_refused(error.error()) => Err(()),
-                None => Ok(Went::Cut(format!("no answer: {:?}", error.into_error()))),
-            };
-        }
+        Err(error) if is_refused(&error) => return Err(()),
+        Err(error) => return Ok(Went::Cut(format!("no answer: {error:?}"))),
     };
     let (status, id) = (response.status().as_u16(), response.headers().get(ID).map(text));
-    Ok(match response.into_body().collect().await {
-        Ok(body) => Went::Answered(status, id, body.to_bytes().to_vec()),
-        Err(error) => Went::Cut(format!("{status}, and cut: {error:?}")),
-    })
+    let (mut incoming, mut body) = (response.into_body(), Vec::new());
+    while let Some(part) = incoming.data().await {
+        match part {
+            Ok(part) => {
+                let _ = incoming.flow_control().release_capacity(part.len());
+                body.extend(part);
+            }
+            Err(error) => return Ok(Went::Cut(format!("{status}, and cut: {error:?}"))),
+        }
+    }
+    Ok(Went::Answered(status, id, body))
 }
 
 /// Whether the peer has said, as it ends the connection in order, that it has not looked at the request (RFC 9113, 6.8).
-fn is_refused(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
+fn is_refused(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 fn text(value: &HeaderValue) -> String {
