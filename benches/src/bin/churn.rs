@@ -180,7 +180,9 @@ async fn changes(plan: &Plan, table: &mut Table) -> Result<()> {
         let change = async {
             for number in 0..changes {
                 let path = format!("/v1/services/ress/instances/code-{}", number * 7 % instances);
-                let body = format!(r#"{{"address":"10.0.0.1:80","weight":{},"ttl":"1h"}}"#, 2 + number % 5);
+                // Another one than at the last visit.
+                let weight = 2 + number / instances % 5;
+                let body = format!(r#"{{"address":"10.0.0.1:80","weight":{weight},"ttl":"1h"}}"#);
                 client.ask("PUT", &path, &body).await?;
                 let picked = client.ask("GET", "/v1/services/ress/pick?algorithm=url-hash&key=/a/b", "").await?;
                 let picked = String::from_utf8_lossy(&picked).into_owned();

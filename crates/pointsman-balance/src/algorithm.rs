@@ -20,6 +20,7 @@ pub enum Algorithm {
     /// The same instance for the same client address, by consistent hashing (Maglev). Weights are honoured.
     IpHash,
     /// The same instance for the same URL or topic, by consistent hashing (Maglev). Weights are honoured.
+    /// As with `IpHash`, the keys follow a change at once up to 1,024 instances, and of more within about a second.
     UrlHash,
     /// The one with the fewest claims in flight in proportion to its weight; ties in turn.
     LeastConnections,

@@ -40,7 +40,8 @@ use crate::turns::{NOBODY, Turns};
 ///
 /// As long as nothing changes, a pick reads a table that was prepared before: it takes no lock (least connections excepted,
 /// see there), allocates nothing, and asks no clock (unless somebody is ejected or warming up, or the algorithm measures
-/// latencies). The first pick after a change prepares the next table; others wait for it.
+/// latencies). The first pick after a change prepares the next table; others wait for it. What takes longest of that, the hashes'
+/// table for more than 1,024 instances, is left to a thread, which lives for as long as there is something to build.
 #[derive(Clone)]
 pub struct Balancer {
     inner: Arc<Inner>,
@@ -240,6 +241,11 @@ impl Balancer {
         self.inner.endpoints.all_in_flight()
     }
 
+    #[cfg(test)]
+    pub(crate) fn sources(&self) -> &Sources {
+        &self.inner.sources
+    }
+
     #[inline]
     fn claim(&self, key: &[u8], now: Option<Instant>) -> Result<Claim, PickError> {
         let now = self.inner.start(now);
@@ -327,7 +333,7 @@ impl Inner {
         let now = now.unwrap_or_else(Instant::now);
         let mut entries = self.endpoints.lock();
         let standings = Standings::draw_up(&self.view, &mut entries, &self.endpoints, self.rules, now);
-        let table = Table::new(self.number, standings, self.algorithm, &self.sources.shared.ranking, old.as_deref());
+        let table = Table::new(self.number, standings, self.algorithm, &self.sources);
         drop(entries);
         let table = Arc::new(table);
         self.table.store(Some(table.clone()));
@@ -403,7 +409,12 @@ impl Builder {
             view: self.view,
             algorithm: self.algorithm,
             rules: self.rules,
-            sources: Sources { turns: Turns::default(), rng: Rng::new(self.seed), shared: endpoints.shared().clone() },
+            sources: Sources {
+                turns: Turns::default(),
+                rng: Rng::new(self.seed),
+                shared: endpoints.shared().clone(),
+                maglevs: Arc::default(),
+            },
             endpoints,
             table: ArcSwapOption::empty(),
             preparing: Mutex::new(()),

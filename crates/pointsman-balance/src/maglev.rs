@@ -10,7 +10,7 @@ const SKIP_SEED: u64 = 0x6e5f_6d61_676c_6576;
 /// to the large one moves keys once.
 const SMALL: usize = 65_537;
 const LARGE: usize = 655_373;
-const SMALL_UP_TO: usize = 1_024;
+pub(crate) const SMALL_UP_TO: usize = 1_024;
 
 /// A Maglev table (Eisenbud et al.: "Maglev: A fast and reliable software network load balancer", NSDI 2016, section 3.4).
 ///

@@ -11,8 +11,10 @@ use crate::alias::Alias;
 use crate::cycle::Cycle;
 use crate::endpoint::{Endpoint, Keep, Shared};
 use crate::error::PickError;
-use crate::maglev::{KeyHash, Maglev};
-use crate::ranking::{Ranking, Runner};
+use crate::hashed::Hashed;
+use crate::maglev::KeyHash;
+use crate::maglev_builder::MaglevBuilder;
+use crate::ranking::Runner;
 use crate::rng::{Rng, below};
 use crate::rules::{Candidates, Standing, Tier};
 use crate::standings::{Member, Standings};
@@ -48,28 +50,24 @@ pub(crate) enum Chooser {
     },
 }
 
-/// Prepared state of the hashes: a table over all instances that may ever be used, so that no other keys move when one is not used now.
-#[derive(Debug)]
-pub(crate) struct Hashed {
-    maglev: Arc<Maglev>,
-    /// (code, weight): while they are the same, so is the table.
-    basis: Arc<[(Arc<str>, u32)]>,
-    /// From the table's members to candidates; [`Hashed::AWAY`] for those that are not used now.
-    candidates: Box<[u32]>,
-}
-
 /// What choices depend on, and change, besides the table.
 #[derive(Debug)]
 pub(crate) struct Sources {
     pub(crate) turns: Turns,
     pub(crate) rng: Rng,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) maglevs: Arc<MaglevBuilder>,
 }
 
 impl Sources {
     /// Copies from which the same choices follow for this thread, without any effect on these.
     pub(crate) fn peek(&self, owner: u64) -> Self {
-        Self { turns: self.turns.peek(owner), rng: self.rng.peek(), shared: self.shared.clone() }
+        Self {
+            turns: self.turns.peek(owner),
+            rng: self.rng.peek(),
+            shared: self.shared.clone(),
+            maglevs: self.maglevs.clone(),
+        }
     }
 }
 
@@ -102,13 +100,7 @@ impl Claimed {
 }
 
 impl Table {
-    pub(crate) fn new(
-        owner: u64,
-        standings: Standings,
-        algorithm: Algorithm,
-        ranking: &Ranking,
-        old: Option<&Table>,
-    ) -> Self {
+    pub(crate) fn new(owner: u64, standings: Standings, algorithm: Algorithm, from: &Sources) -> Self {
         let candidates: Vec<&Member> = standings.used().collect();
         let endpoints = candidates.iter().map(|member| member.endpoint.clone()).collect();
         if algorithm == Algorithm::LeastConnections && standings.candidates == Candidates::Normals {
@@ -117,11 +109,11 @@ impl Table {
                 let is_used = member.tier.is_some() && member.tier == standings.tier;
                 Runner { endpoint: member.endpoint.clone(), weight: if is_used { member.weight() } else { 0.0 } }
             };
-            ranking.set(standings.members.iter().map(runner).collect());
+            from.shared.ranking.set(standings.members.iter().map(runner).collect());
         }
         let chooser = match standings.refusal() {
             Some(refusal) => Err(refusal),
-            None => Ok(Chooser::new(algorithm, &standings, &candidates, old)),
+            None => Ok(Chooser::new(algorithm, &standings, &candidates, from)),
         };
         Self { owner, standings, endpoints, chooser }
     }
@@ -236,7 +228,7 @@ impl Member {
 }
 
 impl Chooser {
-    fn new(algorithm: Algorithm, standings: &Standings, candidates: &[&Member], old: Option<&Table>) -> Self {
+    fn new(algorithm: Algorithm, standings: &Standings, candidates: &[&Member], from: &Sources) -> Self {
         let weights = || candidates.iter().map(|member| member.weight());
         // While somebody warms up, the algorithms without weights weigh by warmth alone.
         let warmth = || candidates.iter().map(|member| member.warmth);
@@ -247,7 +239,7 @@ impl Chooser {
             Algorithm::Random if standings.warming => Chooser::Alias(Alias::new(&warmth().collect::<Vec<_>>())),
             Algorithm::Random => Chooser::Random,
             Algorithm::WeightedRandom => Chooser::Alias(Alias::new(&weights().collect::<Vec<_>>())),
-            Algorithm::IpHash | Algorithm::UrlHash => Chooser::Hash(Hashed::new(standings, old)),
+            Algorithm::IpHash | Algorithm::UrlHash => Chooser::Hash(Hashed::new(standings, from)),
             Algorithm::LeastConnections if standings.candidates == Candidates::Normals => Chooser::Ranked,
             Algorithm::LeastConnections => Chooser::Least { weights: weights().collect() },
             Algorithm::PeakEwma => Chooser::TwoChoices { pace: weights().map(|weight| 1.0 / weight).collect() },
@@ -284,7 +276,11 @@ impl Chooser {
                 let turn = from.turns.next(ask.owner);
                 cycle.from(turn).find(|index| allowed.contains(index))
             }
-            Chooser::Hash(hashed) => hashed.choose_of(allowed, ask.key),
+            Chooser::Hash(hashed) => hashed.choose_of(allowed, ask.key).or_else(|| {
+                // Those that have joined since the table was built.
+                let weighed: Vec<(&Keep, f64)> = allowed.iter().map(|index| (&endpoints[*index], 1.0)).collect();
+                highest_random_weight(&weighed, ask.key).map(|index| allowed[index])
+            }),
             Chooser::TwoChoices { pace } => cheapest(allowed, endpoints, pace, from, ask),
             Chooser::Least { weights } => {
                 let weighed: Vec<(&Keep, f64)> = allowed.iter().map(|i| (&endpoints[*i], weights[*i])).collect();
@@ -372,67 +368,6 @@ fn highest_random_weight(weighed: &[(&Keep, f64)], key: &[u8]) -> Option<usize> 
 fn whole(weights: impl Iterator<Item = f64>, warming: bool) -> Vec<u64> {
     let scale = if warming { 100.0 } else { 1.0 };
     weights.map(|weight| ((weight * scale).round() as u64).max(1)).collect()
-}
-
-impl Hashed {
-    const AWAY: u32 = u32::MAX;
-
-    fn new(standings: &Standings, old: Option<&Table>) -> Self {
-        let stands_in = standings.tier.is_some_and(Tier::stands_in);
-        let is_in_role = |member: &Member| match standings.candidates {
-            Candidates::Normals => member.is_master == stands_in,
-            Candidates::Master => member.is_master,
-            Candidates::All => true,
-        };
-        let hashed = |member: &&Member| member.endpoint.instance.weight > 0 && is_in_role(member);
-        let members: Vec<&Member> = standings.members.iter().filter(hashed).collect();
-        let is_of = |member: &Member, (code, weight): &(Arc<str>, u32)| {
-            let instance = &member.endpoint.instance;
-            instance.weight == *weight && (Arc::ptr_eq(&instance.code, code) || instance.code == *code)
-        };
-        let holds = |old: &&Hashed| {
-            old.basis.len() == members.len()
-                && members.iter().zip(&*old.basis).all(|(member, basis)| is_of(member, basis))
-        };
-        let old = match old.map(|table| &table.chooser) {
-            Some(Ok(Chooser::Hash(old))) => Some(old).filter(holds),
-            _ => None,
-        };
-        let (maglev, basis) = match old {
-            Some(old) => (old.maglev.clone(), old.basis.clone()),
-            None => {
-                let instances = members.iter().map(|member| &member.endpoint.instance);
-                let basis: Arc<[_]> = instances.map(|instance| (instance.code.clone(), instance.weight)).collect();
-                let named: Vec<(&str, u32)> = basis.iter().map(|(code, weight)| (&**code, *weight)).collect();
-                (Arc::new(Maglev::new(&named)), basis)
-            }
-        };
-        let mut next = 0..;
-        let is_used = |member: &Member| member.tier.is_some() && member.tier == standings.tier;
-        let number = |member: &&Member| if is_used(member) { next.next() } else { None };
-        let candidates = members.iter().map(number).map(|index| index.unwrap_or(Self::AWAY)).collect();
-        Self { maglev, basis, candidates }
-    }
-
-    #[inline]
-    fn choose(&self, key: &[u8]) -> usize {
-        let hash = KeyHash::of(key);
-        match self.candidates[self.maglev.get(hash)] {
-            Self::AWAY => self.elsewhere(hash, |_| true).unwrap_or(0),
-            index => index as usize,
-        }
-    }
-
-    fn choose_of(&self, allowed: &[usize], key: &[u8]) -> Option<usize> {
-        self.elsewhere(KeyHash::of(key), |index| allowed.contains(&index))
-    }
-
-    /// The first candidate that will do at or after the key's place.
-    #[cold]
-    fn elsewhere(&self, hash: KeyHash, will_do: impl Fn(usize) -> bool) -> Option<usize> {
-        let present = |member: usize| Some(self.candidates[member]).filter(|index| *index != Self::AWAY);
-        self.maglev.probe(hash).filter_map(present).map(|index| index as usize).find(|index| will_do(*index))
-    }
 }
 
 /// How many tables a thread remembers.
