@@ -15,6 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::endpoints::Endpoints;
 use crate::error::PickError;
 use crate::explanation::Explanation;
+use crate::retry_budget::RetryBudget;
 use crate::rng::Rng;
 use crate::rules::Candidates;
 use crate::standings::{Rules, Standings};
@@ -57,6 +58,7 @@ pub struct Builder {
     rules: Rules,
     ejection: Option<Ejection>,
     endpoints: Option<Endpoints>,
+    retry_budget: u32,
 }
 
 struct Inner {
@@ -67,10 +69,14 @@ struct Inner {
     rules: Rules,
     endpoints: Endpoints,
     sources: Sources,
+    retry_budget: RetryBudget,
     table: ArcSwapOption<Table>,
     /// Held by the one that prepares the next table.
     preparing: Mutex<()>,
 }
+
+/// Finagle's default, and the proxy's.
+const RETRY_BUDGET: u32 = 20;
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
@@ -90,6 +96,7 @@ impl Balancer {
             rules: Rules { candidates: Candidates::Normals, fall_back_to_master: true, slow_start: None },
             ejection: Some(Ejection::default()),
             endpoints: None,
+            retry_budget: RETRY_BUDGET,
         }
     }
 
@@ -225,6 +232,12 @@ impl Balancer {
     #[must_use]
     pub fn service(&self) -> Arc<str> {
         self.snapshot().service().clone()
+    }
+
+    /// How many calls may be made again: of [`Balancer::call`], and of whoever retries by hand.
+    #[must_use]
+    pub fn retry_budget(&self) -> &RetryBudget {
+        &self.inner.retry_budget
     }
 
     /// The endpoints, to be shared with another balancer over the same service.
@@ -392,6 +405,12 @@ impl Builder {
         self
     }
 
+    /// How many retries of [`Balancer::call`] are allowed for each 100 calls, besides ten a second. Default: 20.
+    pub fn retry_budget(mut self, percent: u32) -> Self {
+        self.retry_budget = percent;
+        self
+    }
+
     /// Shares the claims in flight, the latencies and the ejections with other balancers over the same service. Those that
     /// share should also agree on the slow start.
     pub fn endpoints(mut self, endpoints: Endpoints) -> Self {
@@ -416,6 +435,7 @@ impl Builder {
                 maglevs: Arc::default(),
             },
             endpoints,
+            retry_budget: RetryBudget::new(self.retry_budget),
             table: ArcSwapOption::empty(),
             preparing: Mutex::new(()),
         };

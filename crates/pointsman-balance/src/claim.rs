@@ -23,11 +23,13 @@ pub struct Claim {
     reported: AtomicBool,
     /// Whether it was entered in the ranking.
     ranked: bool,
+    /// Whether it has failed if nothing is reported.
+    must_report: bool,
 }
 
 impl Claim {
     pub(crate) fn new(endpoint: Arc<Endpoint>, started: Option<Instant>, ranked: bool) -> Self {
-        Self { endpoint, started, reported: AtomicBool::new(false), ranked }
+        Self { endpoint, started, reported: AtomicBool::new(false), ranked, must_report: false }
     }
 
     /// The instance, as it was when it was picked.
@@ -46,6 +48,15 @@ impl Claim {
     #[must_use]
     pub fn code(&self) -> &Arc<str> {
         &self.instance().code
+    }
+
+    /// Lets the claim count as failed if it is dropped without a report: so an instance that hangs is ejected also where a timeout
+    /// around the call ends it. Without this, such a call says nothing of the instance, but for its latency. [`Balancer::call`](crate::Balancer::call) does
+    /// it by default.
+    #[must_use = "a claim counts as in flight only while it is held"]
+    pub fn fail_unless_reported(mut self) -> Self {
+        self.must_report = true;
+        self
     }
 
     /// Says how the call went: a [`Result`] by reference, or an [`Outcome`]. This is what instances are ejected by, and,
@@ -71,13 +82,17 @@ impl Claim {
             let (latency, ticks) = (now.saturating_duration_since(started), stats.shared.ticks(now));
             match outcome {
                 Outcome::Success => stats.ewma.observe(latency, ticks),
-                Outcome::Failure => stats.ewma.observe_at_least(latency, ticks),
+                Outcome::Failure | Outcome::Unreached => stats.ewma.observe_at_least(latency, ticks),
             }
         }
     }
 
     #[cold]
     fn settle(&mut self) {
+        if self.must_report {
+            // Without effect after a report.
+            self.end(Outcome::Failure, None);
+        }
         if let Some(started) = self.started.filter(|_| !*self.reported.get_mut()) {
             // Given up: the call would have taken at least this long.
             let (stats, now) = (&self.endpoint.stats, Instant::now());
@@ -92,7 +107,7 @@ impl Claim {
 impl Drop for Claim {
     #[inline]
     fn drop(&mut self) {
-        if self.ranked || self.started.is_some() {
+        if self.ranked || self.must_report || self.started.is_some() {
             self.settle();
         }
     }

@@ -63,8 +63,41 @@ pub enum Outcome {
     Success,
     /// It did not, or with an error that is the instance's fault. The client's faults are not failures.
     Failure,
+    /// It could not be reached, and nothing was sent. It counts as a failure; whatever the call was, it can be made elsewhere.
+    Unreached,
 }
 
+impl Outcome {
+    /// The outcome of a call that was answered with this HTTP status: 500 and above are failures, as with Envoy's `consecutive_5xx`.
+    #[must_use]
+    pub fn of_http_status(status: u16) -> Self {
+        if status >= 500 { Outcome::Failure } else { Outcome::Success }
+    }
+
+    /// The outcome of a call that was answered with this gRPC status. Failures are those that Envoy takes for an HTTP status of 500 and
+    /// above: `UNKNOWN` (2), `DEADLINE_EXCEEDED` (4), `UNIMPLEMENTED` (12), `INTERNAL` (13), `UNAVAILABLE` (14), `DATA_LOSS` (15), and
+    /// numbers that do not exist. The others tell of the call, not of the instance.
+    #[must_use]
+    pub fn of_grpc_status(status: i32) -> Self {
+        if matches!(status, 0 | 1 | 3 | 5..=11 | 16) { Outcome::Success } else { Outcome::Failure }
+    }
+
+    /// Whether it speaks against the instance.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        self != Outcome::Success
+    }
+}
+
+/// By [`Outcome::of_http_status`].
+#[cfg(feature = "http")]
+impl From<http::StatusCode> for Outcome {
+    fn from(status: http::StatusCode) -> Self {
+        Self::of_http_status(status.as_u16())
+    }
+}
+
+/// `Ok` is a success and `Err` a failure, whatever is in them: of an answer with a status, that status is to be reported.
 impl<T, E> From<&Result<T, E>> for Outcome {
     fn from(result: &Result<T, E>) -> Self {
         if result.is_ok() { Outcome::Success } else { Outcome::Failure }
@@ -108,7 +141,7 @@ impl Epoch {
             // The load spares healthy instances, which is nearly all of them, a contended write.
             Outcome::Success if failures.in_a_row.load(Ordering::Relaxed) == 0 => {}
             Outcome::Success => failures.in_a_row.store(0, Ordering::Relaxed),
-            Outcome::Failure => {
+            Outcome::Failure | Outcome::Unreached => {
                 let in_a_row = failures.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
                 if failures.is_guarded.load(Ordering::Relaxed) {
                     // One is enough for it to be taken for dead.

@@ -8,12 +8,14 @@
 //! off; and before nothing is left, those that are [ejected](Ejection), guarded or failing are used: one ordered list, [`Tier`].
 //! An instance that has just joined may [start slowly](Builder::slow_start).
 //!
-//! Nothing in here does I/O, needs a runtime, or starts a timer: with a seed and with the time passed in
-//! ([`Balancer::pick_at`], [`Claim::report_at`]) all of it can be replayed.
+//! Nothing in here does I/O or needs a runtime: with a seed and with the time passed in ([`Balancer::pick_at`], [`Claim::report_at`]) all of
+//! it can be replayed, but for the moment at which the hashes follow a change among more than 1,024 instances.
 
 mod algorithm;
 mod alias;
 mod balancer;
+#[cfg(feature = "call")]
+mod call;
 mod claim;
 mod cycle;
 mod ejection;
@@ -26,6 +28,7 @@ mod hashed;
 mod maglev;
 mod maglev_builder;
 mod ranking;
+mod retry_budget;
 mod rng;
 mod rules;
 mod standings;
@@ -34,9 +37,12 @@ mod turns;
 
 pub use algorithm::{Algorithm, UnknownAlgorithm};
 pub use balancer::{Balancer, Builder};
+#[cfg(feature = "call")]
+pub use call::{CallError, CallPolicy};
 pub use claim::Claim;
 pub use ejection::{Ejection, Outcome};
 pub use endpoints::Endpoints;
 pub use error::PickError;
 pub use explanation::{Considered, Explanation};
+pub use retry_budget::RetryBudget;
 pub use rules::{Candidates, Standing, Tier, UnknownRole};

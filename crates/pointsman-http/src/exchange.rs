@@ -389,7 +389,7 @@ fn may_try_again(passing: &Passing, again: Again, tried: &mut Attempts) -> bool 
         Again::Never => false,
         Again::InBudget => {
             tried.counted += 1;
-            tried.counted <= passing.pass.retries && passing.budget.withdraw(Instant::now())
+            tried.counted <= passing.pass.retries && passing.budget.withdraw(Instant::now().into_std())
         }
         Again::Counted => {
             tried.counted += 1;

@@ -1,13 +1,12 @@
-//! How many requests may be under way at a time; and how many may be sent again.
+//! How many requests may be under way at a time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pointsman_core::ObservedInstance;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 /// A limit on the requests of a route, and a queue before it. The limit can be changed while requests wait.
 #[derive(Debug)]
@@ -199,67 +198,11 @@ impl Drop for Permit {
     }
 }
 
-/// How many requests may be sent again: a share of all, so that what is overloaded is not loaded with the same once more (the idea is
-/// that of Finagle's retry budget).
-#[derive(Debug)]
-pub(crate) struct Budget {
-    /// In hundredths of a retry.
-    balance: AtomicI64,
-    percent: i64,
-    /// When retries were last given for nothing.
-    granted: Mutex<Option<Instant>>,
-}
-
-/// So many a second are allowed whatever the share.
-const FREE: i64 = 10;
-/// So many can be saved up.
-const MOST: i64 = 1000;
-
-impl Budget {
-    pub(crate) fn new(percent: u32) -> Self {
-        Self { balance: AtomicI64::new(FREE * 100), percent: percent.min(100).into(), granted: Mutex::default() }
-    }
-
-    /// A request has come.
-    pub(crate) fn deposit(&self) {
-        if self.balance.load(Ordering::Relaxed) < MOST * 100 {
-            self.balance.fetch_add(self.percent, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether one may be sent again.
-    pub(crate) fn withdraw(&self, now: Instant) -> bool {
-        if self.balance.fetch_sub(100, Ordering::Relaxed) >= 100 {
-            return true;
-        }
-        self.balance.fetch_add(100, Ordering::Relaxed);
-        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        if granted.is_some_and(|granted| now.saturating_duration_since(granted) < Duration::from_secs(1)) {
-            return false;
-        }
-        *granted = Some(now);
-        self.balance.fetch_add((FREE - 1) * 100, Ordering::Relaxed);
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use pointsman_core::Instance;
 
     use super::*;
-
-    #[test]
-    fn a_budget_is_a_share_and_a_few_a_second() {
-        let (budget, start) = (Budget::new(20), Instant::now());
-        let granted = |now| (0..100).filter(|_| budget.withdraw(now)).count();
-        // What it starts with, and what is given for nothing.
-        assert_eq!(granted(start), 20);
-        assert_eq!(granted(start), 0);
-        (0..100).for_each(|_| budget.deposit());
-        assert_eq!(granted(start), 20);
-        assert_eq!(granted(start + Duration::from_secs(1)), 10);
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_has_a_length_and_an_end() {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
-use pointsman_balance::{Balancer, Candidates, Claim, Endpoints, PickError, Standing};
+use pointsman_balance::{Balancer, Candidates, Claim, Endpoints, PickError, RetryBudget, Standing};
 use pointsman_core::{ObservedInstance, ServiceId, View};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::gate::{Budget, Gate, Permits, Waiting};
+use crate::gate::{Gate, Permits, Waiting};
 use crate::health::{Checker, Health, Rule};
 use crate::http1::parse::Bounds;
 use crate::instance::dial::{NoConnection, Secret, dial};
@@ -68,7 +68,7 @@ pub(crate) struct Passing {
     pub(crate) waiting: Arc<Waiting>,
     /// Whether the last request of a share found no instance there: told once, not with each.
     pub(crate) is_astray: AtomicBool,
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) budget: Arc<RetryBudget>,
 }
 
 /// A service, as a route leads to it.
@@ -390,7 +390,7 @@ impl Passing {
             no_longer,
             waiting,
             is_astray: AtomicBool::new(false),
-            budget: budget.unwrap_or_else(|| Arc::new(Budget::new(pass.retry_budget))),
+            budget: budget.unwrap_or_else(|| Arc::new(RetryBudget::new(pass.retry_budget))),
         }
     }
 
@@ -557,7 +557,7 @@ mod tests {
     #[test]
     fn a_reload_neither_doubles_a_limit_nor_resets_a_budget() {
         let first = table("r", None, |_| {});
-        let (now, _inside) = (Instant::now(), passing(&first).gate.as_ref().unwrap().try_enter().unwrap());
+        let (now, _inside) = (std::time::Instant::now(), passing(&first).gate.as_ref().unwrap().try_enter().unwrap());
         while passing(&first).budget.withdraw(now) {}
         let may_enter = |table: &Table| passing(table).gate.as_ref().unwrap().try_enter().is_some();
         let second = table("r", Some(&first), |pass| pass.retries = 9);
