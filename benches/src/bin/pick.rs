@@ -38,7 +38,9 @@ const PINGORA_TRIES: usize = 256;
 #[allow(clippy::print_stdout)] // A bench's result is what it prints.
 fn main() {
     println!("{}", header());
-    for figures in against_pingora().chain(against_maglev()).chain(against_tower()).chain(many_against_few()) {
+    for figures in
+        against_pingora().chain(against_maglev()).chain(against_tower()).chain(many_against_few()).chain(again())
+    {
         println!("{figures}");
     }
 }
@@ -142,8 +144,38 @@ fn many_against_few() -> impl Iterator<Item = Figures> {
     })
 }
 
+/// Another pick, after one that has failed: the first and the second against the first alone.
+fn again() -> impl Iterator<Item = Figures> {
+    Algorithm::ALL.into_iter().map(|algorithm| {
+        let (balancer, keys) = (balancer(algorithm, MANY, |_| 1), keys());
+        let ours = Box::new(move |operations| {
+            let start = Instant::now();
+            for i in 0..operations {
+                let key = black_box(&keys[i as usize % KEYS]);
+                let Ok(failed) = balancer.pick(key) else { continue };
+                black_box(&balancer.pick_excluding(key, &[failed.code()]));
+            }
+            start.elapsed()
+        });
+        let what = format!("{algorithm}, {MANY} instances, and another one");
+        Duel { what, peer: "without the other one", target: 20.0, ours, theirs: self::ours(algorithm, MANY, 1, |_| 1) }
+            .run()
+    })
+}
+
 /// A pick and its release.
 fn ours(algorithm: Algorithm, instances: usize, count: usize, weight: fn(usize) -> u32) -> Contender<'static> {
+    let (balancer, keys) = (balancer(algorithm, instances, weight), keys());
+    Box::new(move |operations| {
+        threads_or_here(count, operations, |operations| {
+            for i in 0..operations {
+                black_box(&balancer.pick(black_box(&keys[i as usize % KEYS])));
+            }
+        })
+    })
+}
+
+fn balancer(algorithm: Algorithm, instances: usize, weight: fn(usize) -> u32) -> Balancer {
     let instance = |index| {
         let mut instance = ObservedInstance::from(
             Instance::new("bench").code(address(index)).address(address(index)).weight(weight(index)),
@@ -152,15 +184,7 @@ fn ours(algorithm: Algorithm, instances: usize, count: usize, weight: fn(usize) 
         Arc::new(instance)
     };
     let view = View::fixed(Snapshot::new("bench", 1, (0..instances).map(instance).collect()));
-    let balancer = Balancer::builder(view).algorithm(algorithm).slow_start(Duration::from_secs(30)).build();
-    let keys = keys();
-    Box::new(move |operations| {
-        threads_or_here(count, operations, |operations| {
-            for i in 0..operations {
-                black_box(&balancer.pick(black_box(&keys[i as usize % KEYS])));
-            }
-        })
-    })
+    Balancer::builder(view).algorithm(algorithm).slow_start(Duration::from_secs(30)).build()
 }
 
 /// On one thread without the start of another.

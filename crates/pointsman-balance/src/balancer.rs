@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use pointsman_core::{Snapshot, View};
+use smallvec::SmallVec;
 
 use crate::algorithm::Algorithm;
 use crate::claim::Claim;
@@ -78,6 +79,9 @@ struct Inner {
 /// Finagle's default, and the proxy's.
 const RETRY_BUDGET: u32 = 20;
 
+/// Up to so many instances are excluded without an allocation.
+const FEW: usize = 8;
+
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 impl Balancer {
@@ -135,7 +139,7 @@ impl Balancer {
 
     /// Picks an instance whose code is not in `tried`: for trying again elsewhere. Where all those that would be picked otherwise have been
     /// tried, the next are used in the order of [`Tier`](crate::Tier): the master, and then those that are ejected, guarded or failing. Those
-    /// whose last call has failed come last within their tier. O(n).
+    /// whose last call has failed come last within their tier. As fast as a pick as long as most of the others will do; it looks at all where not.
     ///
     /// # Errors
     ///
@@ -145,7 +149,7 @@ impl Balancer {
     }
 
     /// As [`Balancer::pick_excluding`], but for those in `full` as well, which have as much as they may. These keep their tier: it is
-    /// better to wait for one of them than to use the next. O(n).
+    /// better to wait for one of them than to use the next.
     ///
     /// # Errors
     ///
@@ -157,8 +161,8 @@ impl Balancer {
         full: &[F],
     ) -> Result<Claim, PickError> {
         // Read out first: what the caller's types do in `as_ref` must not run under a lock.
-        let tried: Vec<&str> = tried.iter().map(AsRef::as_ref).collect();
-        let full: Vec<&str> = full.iter().map(AsRef::as_ref).collect();
+        let tried: SmallVec<[&str; FEW]> = tried.iter().map(AsRef::as_ref).collect();
+        let full: SmallVec<[&str; FEW]> = full.iter().map(AsRef::as_ref).collect();
         let passes: Passes<'_> = &|endpoint| !tried.contains(&&*endpoint.instance.code);
         let has_room: Passes<'_> = &|endpoint| !full.contains(&&*endpoint.instance.code);
         let now = self.inner.start(None);
@@ -204,7 +208,11 @@ impl Balancer {
         let excluded: Vec<&str> = excluded.iter().map(AsRef::as_ref).collect();
         let excludes = |endpoint: &Endpoint| excluded.contains(&&*endpoint.instance.code);
         let explain = |table: &Table| {
-            let chosen = table.peek_if(&sources, ask, &|endpoint| !excludes(endpoint)).ok_or_else(|| table.refusal());
+            let chosen = match excluded.is_empty() {
+                true => table.peek(&sources, ask),
+                false => table.peek_if(&sources, ask, &|endpoint| !excludes(endpoint)),
+            };
+            let chosen = chosen.ok_or_else(|| table.refusal());
             Explanation::new(&table.standings, inner.algorithm, chosen, &excludes, now)
         };
         self.with_table(Some(now), explain)

@@ -77,8 +77,8 @@ impl Hashed {
         }
     }
 
-    pub(crate) fn choose_of(&self, allowed: &[usize], key: &[u8]) -> Option<usize> {
-        self.elsewhere(KeyHash::of(key), |index| allowed.contains(&index))
+    pub(crate) fn choose_if(&self, will_do: impl Fn(usize) -> bool, key: &[u8]) -> Option<usize> {
+        self.elsewhere(KeyHash::of(key), will_do)
     }
 
     /// The first candidate that will do at or after the key's place.

@@ -24,9 +24,10 @@ pub(crate) struct Maglev {
     places: Places,
 }
 
-/// Two bytes a place keep the small table within 128 KiB.
+/// As many bytes a place as the members need: 64 KiB up to 256 members, 128 KiB up to [`SMALL_UP_TO`].
 #[derive(Debug)]
 enum Places {
+    Tiny(Box<[u8]>),
     Small(Box<[u16]>),
     Large(Box<[u32]>),
 }
@@ -49,7 +50,9 @@ impl KeyHash {
 impl Maglev {
     /// A table of members given as (code, weight), each weight above 0, in the order of their codes.
     pub(crate) fn new(members: &[(&str, u32)]) -> Self {
-        let places = if members.len() <= SMALL_UP_TO {
+        let places = if members.len() <= 256 {
+            Places::Tiny(populate::<SMALL>(members).into_iter().map(|member| member as u8).collect())
+        } else if members.len() <= SMALL_UP_TO {
             Places::Small(populate::<SMALL>(members).into_iter().map(|member| member as u16).collect())
         } else {
             Places::Large(populate::<LARGE>(members).into())
@@ -61,6 +64,7 @@ impl Maglev {
     #[inline]
     pub(crate) fn get(&self, key: KeyHash) -> usize {
         match &self.places {
+            Places::Tiny(places) => usize::from(places[place(key, SMALL)]),
             Places::Small(places) => usize::from(places[place(key, SMALL)]),
             Places::Large(places) => places[place(key, LARGE)] as usize,
         }
@@ -70,10 +74,11 @@ impl Maglev {
     /// Neighbouring places belong to unrelated members, so the keys of one that is missing spread over all others.
     pub(crate) fn probe(&self, key: KeyHash) -> impl Iterator<Item = usize> + '_ {
         let (start, size) = match &self.places {
-            Places::Small(_) => (place(key, SMALL), SMALL),
+            Places::Tiny(_) | Places::Small(_) => (place(key, SMALL), SMALL),
             Places::Large(_) => (place(key, LARGE), LARGE),
         };
         (start..size).chain(0..start).map(|place| match &self.places {
+            Places::Tiny(places) => usize::from(places[place]),
             Places::Small(places) => usize::from(places[place]),
             Places::Large(places) => places[place] as usize,
         })

@@ -55,14 +55,14 @@ impl Ranking {
         Some(tree.claim(leaf))
     }
 
-    /// Claims the best of those whose endpoint passes. O(n).
+    /// Claims the best of those whose endpoint passes: O(log n) for each better one that does not.
     pub(crate) fn claim_if(&self, passes: impl Fn(&Endpoint) -> bool) -> Option<Arc<Endpoint>> {
         let mut tree = self.lock();
         let leaf = tree.best_if(passes)?;
         Some(tree.claim(leaf))
     }
 
-    /// Whom [`Ranking::claim_if`] would claim. O(n).
+    /// Whom [`Ranking::claim_if`] would claim.
     pub(crate) fn peek_if(&self, passes: impl Fn(&Endpoint) -> bool) -> Option<Arc<Endpoint>> {
         let tree = self.lock();
         let leaf = tree.best_if(passes)?;
@@ -196,8 +196,23 @@ impl Tree {
     }
 
     fn best_if(&self, passes: impl Fn(&Endpoint) -> bool) -> Option<usize> {
-        let allowed = |leaf: &usize| self.is_ranked(*leaf) && passes(&self.runners[*leaf].endpoint);
-        (0..self.runners.len()).filter(allowed).min_by_key(|leaf| self.keys[*leaf])
+        self.best_under(1, &passes)
+    }
+
+    /// The best below a node: its winner, or the better of what is left on both sides.
+    fn best_under(&self, node: usize, passes: &impl Fn(&Endpoint) -> bool) -> Option<usize> {
+        let winner = *self.winners.get(node)? as usize;
+        if !self.is_ranked(winner) {
+            return None;
+        }
+        if passes(&self.runners[winner].endpoint) {
+            return Some(winner);
+        }
+        if node >= self.winners.len() / 2 {
+            return None;
+        }
+        let sides = [self.best_under(2 * node, passes), self.best_under(2 * node + 1, passes)];
+        sides.into_iter().flatten().min_by_key(|leaf| self.keys[*leaf])
     }
 
     fn is_ranked(&self, leaf: usize) -> bool {
@@ -249,5 +264,41 @@ impl Entry {
     fn load(&self) -> f64 {
         // 0 × infinity is not a number; whom nobody may pick is infinitely loaded.
         if self.pace.is_finite() { self.count as f64 * self.pace } else { f64::INFINITY }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_core::{Instance, ObservedInstance};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::endpoint::EndpointStats;
+    use crate::endpoints::Endpoints;
+
+    proptest! {
+        #[test]
+        fn the_best_of_those_that_pass_is_found_without_a_look_at_all(
+            weights in proptest::collection::vec(0_u32..4, 1..40),
+            picks in 0_usize..60,
+            passing in proptest::collection::vec(any::<bool>(), 40),
+        ) {
+            let endpoints = Endpoints::new();
+            let runner = |(number, weight): (usize, &u32)| {
+                let instance = Arc::new(ObservedInstance::from(Instance::with_code("s", format!("{number:02}"))));
+                let stats = Arc::new(EndpointStats::new(endpoints.shared().clone()));
+                Runner { endpoint: Endpoint::first(instance, stats), weight: f64::from(*weight) }
+            };
+            let ranking = Ranking::default();
+            ranking.set(weights.iter().enumerate().map(runner).collect());
+            for _ in 0..picks {
+                ranking.claim();
+            }
+            let passes = |endpoint: &Endpoint| passing[endpoint.instance.code.parse::<usize>().unwrap()];
+            let tree = ranking.lock();
+            let allowed = |leaf: &usize| tree.is_ranked(*leaf) && passes(&tree.runners[*leaf].endpoint);
+            let by_looking_at_all = (0..tree.runners.len()).filter(allowed).min_by_key(|leaf| tree.keys[*leaf]);
+            prop_assert_eq!(tree.best_if(passes), by_looking_at_all);
+        }
     }
 }

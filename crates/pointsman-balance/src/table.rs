@@ -130,9 +130,8 @@ impl Table {
     }
 
     /// Chooses one that passes, and claims its endpoint: of the first tier in which one passes, those whose last call has failed only
-    /// where there is no other. Within the tier that is used the algorithm's own choice comes first; where that does not pass, the
-    /// hashes go on in their table, least connections and the two choices take the best of the rest, and the others go on in turn
-    /// or at random.
+    /// where there is no other. Within the tier that is used the algorithm chooses among the rest: in turn, by chance, on the key's way through
+    /// its table, the least loaded.
     ///
     /// Those that have no room keep their tier: it is better to wait for one of them than to use the next.
     pub(crate) fn claim_if(
@@ -144,33 +143,39 @@ impl Table {
     ) -> Result<Claimed, PickError> {
         let Some(tier) = self.tier_of(passes) else { return Err(self.refusal()) };
         let passes: Passes<'_> = &|endpoint| passes(endpoint) && has_room(endpoint);
-        // A call may have failed between the look at the others and the choice: then it is chosen among all.
-        let claimed = self.claim_in(tier, from, ask, passes).or_else(|| self.claim_in(tier, from, ask, passes));
-        claimed.ok_or_else(|| self.no_room())
+        self.claim_in(tier, from, ask, passes).ok_or_else(|| self.no_room())
     }
 
     /// The first tier in which one passes.
     fn tier_of(&self, passes: Passes<'_>) -> Option<Tier> {
+        if self.endpoints.iter().any(|endpoint| passes(endpoint)) {
+            return self.standings.tier;
+        }
         self.standings.members.iter().filter(|member| passes(&member.endpoint)).filter_map(|member| member.tier).min()
     }
 
     fn claim_in(&self, tier: Tier, from: &Sources, ask: Ask<'_>, passes: Passes<'_>) -> Option<Claimed> {
         let chooser = self.chooser.as_ref().ok()?;
-        let members = || self.standings.members.iter();
-        let in_tier = || members().filter(|member| member.tier == Some(tier) && passes(&member.endpoint));
-        let is_any_well = in_tier().any(|member| !member.endpoint.stats.failures.is_failing());
-        let is_good = |endpoint: &Endpoint| !is_any_well || !endpoint.stats.failures.is_failing();
+        let passes_well: Passes<'_> = &|endpoint| !endpoint.stats.failures.is_failing() && passes(endpoint);
         if Some(tier) == self.standings.tier {
-            let will_do = |endpoint: &Endpoint| is_good(endpoint) && passes(endpoint);
-            if let Chooser::Ranked = chooser {
-                return from.shared.ranking.claim_if(will_do).map(Claimed::ranked);
-            }
-            let allowed: Vec<usize> = (0..self.endpoints.len()).filter(|i| will_do(&self.endpoints[*i])).collect();
-            let index = chooser.choose_of(&allowed, &self.endpoints, from, ask)?;
-            return Some(Claimed::unranked(self.endpoints[index].claim()));
+            let claim = |will_do: Passes<'_>| match chooser {
+                Chooser::Ranked => from.shared.ranking.claim_if(will_do).map(Claimed::ranked),
+                _ => {
+                    let index = chooser.choose_if(will_do, &self.endpoints, from, ask)?;
+                    Some(Claimed::unranked(self.endpoints[index].claim()))
+                }
+            };
+            return claim(passes_well).or_else(|| claim(passes));
         }
-        let allowed: Vec<&Member> = in_tier().filter(|member| is_good(&member.endpoint)).collect();
-        let weighed: Vec<(&Keep, f64)> = allowed.iter().map(|member| (&member.endpoint, member.weight())).collect();
+        let in_tier = |will_do: Passes<'_>| -> Vec<(&Keep, f64)> {
+            let members = self.standings.members.iter().filter(|member| member.tier == Some(tier));
+            members
+                .filter(|member| will_do(&member.endpoint))
+                .map(|member| (&member.endpoint, member.weight()))
+                .collect()
+        };
+        let well = in_tier(passes_well);
+        let weighed = if well.is_empty() { in_tier(passes) } else { well };
         let index = match chooser {
             Chooser::Hash(_) => highest_random_weight(&weighed, ask.key),
             _ => least_in_flight(&weighed, from.turns.next(ask.owner)),
@@ -191,14 +196,27 @@ impl Table {
         may_be_kept.then(|| member.endpoint.claim())
     }
 
+    /// The endpoint that [`Table::claim`] would choose, without claiming it.
+    pub(crate) fn peek(&self, from: &Sources, ask: Ask<'_>) -> Option<Arc<Endpoint>> {
+        match self.chooser.as_ref().ok()? {
+            Chooser::Ranked => from.shared.ranking.peek_if(|_| true),
+            chooser => Some(self.endpoints[chooser.choose(&self.endpoints, from, ask)].claim()),
+        }
+    }
+
     /// The endpoint that [`Table::claim_if`] would choose, without claiming it.
     pub(crate) fn peek_if(&self, from: &Sources, ask: Ask<'_>, passes: Passes<'_>) -> Option<Arc<Endpoint>> {
+        let tier = self.tier_of(passes)?;
         if let Ok(Chooser::Ranked) = &self.chooser
-            && self.standings.used().any(|member| passes(&member.endpoint))
+            && Some(tier) == self.standings.tier
         {
-            return from.shared.ranking.peek_if(passes);
+            let is_well = |endpoint: &Endpoint| !endpoint.stats.failures.is_failing();
+            let ranking = &from.shared.ranking;
+            return ranking
+                .peek_if(|endpoint| is_well(endpoint) && passes(endpoint))
+                .or_else(|| ranking.peek_if(passes));
         }
-        self.claim_in(self.tier_of(passes)?, from, ask, passes).map(|claimed| claimed.endpoint)
+        self.claim_in(tier, from, ask, passes).map(|claimed| claimed.endpoint)
     }
 
     /// Why none was chosen.
@@ -263,42 +281,53 @@ impl Chooser {
         }
     }
 
-    fn choose_of(&self, allowed: &[usize], endpoints: &[Keep], from: &Sources, ask: Ask<'_>) -> Option<usize> {
-        if allowed.len() == endpoints.len() {
-            return Some(self.choose(endpoints, from, ask));
-        }
+    /// One of those that will do: O(1) as long as most do.
+    fn choose_if(&self, will_do: Passes<'_>, endpoints: &[Keep], from: &Sources, ask: Ask<'_>) -> Option<usize> {
+        let will_do = |index: &usize| will_do(&endpoints[*index]);
+        let allowed = || (0..endpoints.len()).filter(will_do);
         // Where there is no choice nobody's turn is used up: those who stay with an instance would skip others otherwise.
-        if allowed.len() < 2 {
-            return allowed.first().copied();
+        let mut first = allowed();
+        let only = first.next()?;
+        if first.next().is_none() {
+            return Some(only);
         }
         match self {
-            Chooser::Cycle(cycle) => {
-                let turn = from.turns.next(ask.owner);
-                cycle.from(turn).find(|index| allowed.contains(index))
-            }
-            Chooser::Hash(hashed) => hashed.choose_of(allowed, ask.key).or_else(|| {
-                // Those that have joined since the table was built.
-                let weighed: Vec<(&Keep, f64)> = allowed.iter().map(|index| (&endpoints[*index], 1.0)).collect();
-                highest_random_weight(&weighed, ask.key).map(|index| allowed[index])
+            Chooser::Cycle(cycle) => cycle.from(from.turns.next(ask.owner)).find(will_do),
+            // In the table are none of those that have joined since it was built.
+            Chooser::Hash(hashed) => hashed.choose_if(|index| will_do(&index), ask.key).or_else(|| {
+                let weighed: Vec<(&Keep, f64)> = allowed().map(|index| (&endpoints[index], 1.0)).collect();
+                allowed().nth(highest_random_weight(&weighed, ask.key)?)
             }),
-            Chooser::TwoChoices { pace } => cheapest(allowed, endpoints, pace, from, ask),
+            Chooser::TwoChoices { pace } => {
+                let mut pairs = (0..TRIES).map(|_| two(from.rng.next(), endpoints.len()));
+                let pair = pairs.find(|pair| pair.iter().all(will_do));
+                let now = ask.now.unwrap_or_else(Instant::now);
+                match pair {
+                    Some(pair) => cheapest(pair.into_iter(), endpoints, pace, from, now),
+                    None => cheapest(allowed(), endpoints, pace, from, now),
+                }
+            }
             Chooser::Least { weights } => {
-                let weighed: Vec<(&Keep, f64)> = allowed.iter().map(|i| (&endpoints[*i], weights[*i])).collect();
-                least_in_flight(&weighed, from.turns.next(ask.owner)).map(|index| allowed[index])
+                let (turn, n) = (from.turns.next(ask.owner), endpoints.len());
+                let start = (turn % n as u64) as usize;
+                let load = |index: &usize| endpoints[*index].in_flight() as f64 / weights[*index];
+                (start..n).chain(0..start).filter(will_do).min_by(|a, b| load(a).total_cmp(&load(b)))
             }
             Chooser::Alias(alias) => {
                 // A few tries keep the weights; after them any will do.
-                let tries = (0..16).map(|_| alias.at(from.rng.next())).find(|index| allowed.contains(index));
-                tries.or_else(|| any(allowed, &from.rng))
+                let tried = (0..TRIES).map(|_| alias.at(from.rng.next())).find(will_do);
+                tried.or_else(|| allowed().nth(below(from.rng.next(), allowed().count())))
             }
-            Chooser::Random | Chooser::Ranked => any(allowed, &from.rng),
+            Chooser::Random | Chooser::Ranked => {
+                let tried = (0..TRIES).map(|_| below(from.rng.next(), endpoints.len())).find(will_do);
+                tried.or_else(|| allowed().nth(below(from.rng.next(), allowed().count())))
+            }
         }
     }
 }
 
-fn any(allowed: &[usize], rng: &Rng) -> Option<usize> {
-    if allowed.is_empty() { None } else { Some(allowed[below(rng.next(), allowed.len())]) }
-}
+/// How often chance is tried, before all are looked at.
+const TRIES: usize = 16;
 
 /// Two different indices, every pair in every order alike, or the only one twice.
 #[inline]
@@ -343,10 +372,16 @@ fn two_and_the_last(endpoints: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'
 }
 
 /// The one with the lowest cost.
-fn cheapest(allowed: &[usize], endpoints: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> Option<usize> {
-    let ticks = from.shared.ticks(ask.now.unwrap_or_else(Instant::now));
+fn cheapest(
+    allowed: impl Iterator<Item = usize>,
+    endpoints: &[Keep],
+    pace: &[f64],
+    from: &Sources,
+    now: Instant,
+) -> Option<usize> {
+    let ticks = from.shared.ticks(now);
     let cost = |index: &usize| endpoints[*index].stats.ewma.cost(endpoints[*index].in_flight(), ticks) * pace[*index];
-    allowed.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b)))
+    allowed.min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
 /// The one with the fewest claims in flight in proportion to its weight; ties in turn.

@@ -191,12 +191,13 @@ async fn a_call_can_be_spawned() {
 }
 
 #[tokio::test]
-async fn a_pick_a_report_and_a_call_allocate_nothing() {
+async fn a_pick_a_report_a_pick_elsewhere_and_a_call_allocate_nothing() {
     for algorithm in Algorithm::ALL {
         let balancer = over(&["a", "b", "c"], algorithm);
         let policy = CallPolicy::new().key("/a").retries(2);
         let once = || {
-            drop(balancer.pick("/a").unwrap());
+            let claim = balancer.pick("/a").unwrap();
+            drop(balancer.pick_excluding("/a", &[claim.code()]).unwrap());
             balancer.pick("/a").unwrap().report(Outcome::Success);
             balancer.call(policy, async |_| Ok::<_, io::Error>(())).now_or_never().unwrap().unwrap();
         };
