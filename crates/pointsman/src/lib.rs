@@ -32,6 +32,8 @@
 pub mod agent;
 #[cfg(any(feature = "http", feature = "mqtt"))]
 mod followed;
+#[cfg(feature = "tower")]
+mod held_body;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "mqtt")]
@@ -39,12 +41,14 @@ pub mod mqtt;
 #[cfg(any(feature = "http", feature = "mqtt"))]
 mod registries;
 mod registry;
+#[cfg(feature = "tonic")]
+pub mod tonic;
 #[cfg(feature = "tower")]
 pub mod tower;
 
 pub use pointsman_balance::{
-    Algorithm, Balancer, Builder as BalancerBuilder, Candidates, Claim, Considered, Ejection, Endpoints, Explanation,
-    Outcome, PickError, Standing, Tier, UnknownAlgorithm, UnknownRole,
+    Algorithm, Balancer, Builder as BalancerBuilder, CallError, CallPolicy, Candidates, Claim, Considered, Ejection,
+    Endpoints, Explanation, Outcome, PickError, RetryBudget, Standing, Tier, UnknownAlgorithm, UnknownRole,
 };
 pub use pointsman_core::{
     Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, ObservedInstance, Problem,
