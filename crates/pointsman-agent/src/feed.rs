@@ -77,7 +77,7 @@ impl Feed {
             let is_stale = *self.stale.borrow();
             let link = async { if is_stale { self.directory.fresh().await } else { self.directory.stale().await } };
             tokio::select! {
-                snapshots = updates.next() => {
+                Some(snapshots) = updates.next() => {
                     for snapshot in snapshots {
                         self.take(snapshot);
                     }

@@ -79,15 +79,14 @@ impl Masters {
     }
 }
 
-/// Writes down who becomes master, for ever.
+/// Writes down who becomes master, until the registry is closed.
 pub(crate) async fn follow_masters(registry: Registry, snapshots: Vec<Arc<Snapshot>>, mut updates: Updates) {
     let mut masters = Masters::default();
     for snapshot in snapshots {
         // Since when is not known; whoever has seen it has written it down.
         masters.take(&snapshot, 0);
     }
-    loop {
-        let snapshots = updates.next().await;
+    while let Some(snapshots) = updates.next().await {
         // When it was seen, not since when it was waited for.
         let at_ms = now_ms();
         let entries = snapshots.into_iter().flat_map(|snapshot| {

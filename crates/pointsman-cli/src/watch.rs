@@ -52,9 +52,10 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
 }
 
 async fn tell_all(mut changes: Changes, output: Output) -> std::io::Result<()> {
-    loop {
-        tell(&changes.next().await, output)?;
+    while let Some(change) = changes.next().await {
+        tell(&change, output)?;
     }
+    Ok(())
 }
 
 /// Silence means that nothing changes: where it does not, that is said. Never returns.
@@ -69,10 +70,10 @@ async fn tell_absences(directory: &Directory) {
     }
 }
 
-/// Silence of a service that may not be read means nothing. Never returns.
+/// Silence of a service that may not be read means nothing. Returns when the registry has been closed.
 async fn tell_unreadable(updates: &mut Updates, unreadable: &mut HashSet<Arc<str>>) {
-    loop {
-        for snapshot in updates.next().await {
+    while let Some(snapshots) = updates.next().await {
+        for snapshot in snapshots {
             let service = snapshot.service();
             match (snapshot.unreadable().is_some(), unreadable.contains(service)) {
                 (true, false) => {

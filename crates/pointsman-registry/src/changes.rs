@@ -1,20 +1,69 @@
 //! Changes as they happen.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use futures_util::Stream;
 use pointsman_core::{Change, Snapshot};
 use tokio::sync::watch;
 
 use crate::directory::{Directory, Service};
-use crate::store::Since;
+use crate::store::{Link, Since};
 
-/// The newest snapshots of the services that change, as they do.
+/// Says that there is something new, or that there will be nothing new any more.
+struct News {
+    changed: watch::Receiver<u64>,
+    link: watch::Receiver<Link>,
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl News {
+    fn new(changed: watch::Receiver<u64>, directory: &Directory) -> Self {
+        Self { changed, link: directory.shared().link.subscribe(), waiting: None }
+    }
+
+    /// Whether there is something new; `false` once the directory has ended.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            // Before what has changed: what is published before the end is still told.
+            let has_ended = self.link.borrow().has_ended;
+            if self.changed.has_changed().unwrap_or(false) {
+                self.changed.mark_unchanged();
+                return Poll::Ready(true);
+            }
+            if has_ended {
+                return Poll::Ready(false);
+            }
+            let waiting = self.waiting.get_or_insert_with(|| {
+                let (mut changed, mut link) = (self.changed.clone(), self.link.clone());
+                Box::pin(async move {
+                    tokio::select! {
+                        _ = changed.changed() => {}
+                        _ = link.wait_for(|link| link.has_ended) => {}
+                    }
+                })
+            });
+            ready!(waiting.as_mut().poll(context));
+            self.waiting = None;
+        }
+    }
+}
+
+impl fmt::Debug for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("News").field("changed", &self.changed).finish_non_exhaustive()
+    }
+}
+
+/// The newest snapshots of the services that change, as they do. Also a stream.
 #[derive(Debug)]
 pub struct Updates {
     directory: Directory,
-    changed: watch::Receiver<u64>,
+    news: News,
     /// The version of the directory up to which all has been told; `None` if nothing has.
     told: Option<u64>,
     /// The services that held something when they were told last: of those that have vanished too long ago nothing else is known.
@@ -23,26 +72,30 @@ pub struct Updates {
 
 impl Updates {
     pub(crate) fn new(directory: Directory) -> Self {
-        let changed = directory.shared().version.subscribe();
+        let news = News::new(directory.shared().version.subscribe(), &directory);
         let now = directory.shared().since(None);
         let alive = now.snapshots.iter().filter(|snapshot| !snapshot.is_empty());
         let alive = alive.map(|snapshot| snapshot.service().clone()).collect();
-        Self { directory, changed, told: Some(now.version), alive }
+        Self { directory, news, told: Some(now.version), alive }
     }
 
     /// Waits until services have changed, and returns the newest snapshot of each: of one that has vanished an empty one.
     /// What has changed several times is there once. They are in the order of their revisions, and no later one is lower than any of
-    /// these. Never ends. Cancellation loses nothing.
-    pub async fn next(&mut self) -> Vec<Arc<Snapshot>> {
+    /// these. `None` once the registry has been closed, or the runtime has ended in which the directory was begun. Cancellation loses nothing.
+    pub async fn next(&mut self) -> Option<Vec<Arc<Snapshot>>> {
+        poll_fn(|context| self.poll(context)).await
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Vec<Arc<Snapshot>>>> {
         loop {
-            if self.changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            if !ready!(self.news.poll(context)) {
+                return Poll::Ready(None);
             }
             let since = self.directory.shared().since(self.told);
             self.told = Some(since.version);
             let snapshots = self.with_vanished(since);
             if !snapshots.is_empty() {
-                return snapshots;
+                return Poll::Ready(Some(snapshots));
             }
         }
     }
@@ -69,11 +122,19 @@ impl Updates {
 
     fn start_over(&mut self) {
         self.told = None;
-        self.changed.mark_changed();
+        self.news.changed.mark_changed();
     }
 }
 
-/// The changes of one service, or of all services of a directory, one after the other.
+impl Stream for Updates {
+    type Item = Vec<Arc<Snapshot>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll(context)
+    }
+}
+
+/// The changes of one service, or of all services of a directory, one after the other. Also a stream.
 ///
 /// Changes are found by comparing snapshots, when they are asked for: a reader that is slow gets fewer changes (of an
 /// instance that came and went in between it never hears), costs no memory for them, and holds up nobody.
@@ -86,15 +147,15 @@ pub struct Changes {
 
 #[derive(Debug)]
 enum Source {
-    One(Service, watch::Receiver<u64>),
+    One(Service, News),
     All(Updates),
 }
 
 impl Changes {
     pub(crate) fn of_one(service: &Service) -> Self {
         // Before the snapshot is read, so that nothing is missed.
-        let changed = service.subscribe();
-        Self::new(Source::One(service.clone(), changed), vec![service.snapshot()])
+        let news = News::new(service.subscribe(), service.directory());
+        Self::new(Source::One(service.clone(), news), vec![service.snapshot()])
     }
 
     pub(crate) fn of_all(directory: &Directory) -> Self {
@@ -112,35 +173,30 @@ impl Changes {
     pub fn from_nothing(mut self) -> Self {
         self.told.clear();
         match &mut self.source {
-            Source::One(_, changed) => changed.mark_changed(),
+            Source::One(_, news) => news.changed.mark_changed(),
             Source::All(updates) => updates.start_over(),
         }
         self
     }
 
-    /// Waits for the next change. Never ends: whoever asks holds the directory. Cancellation loses nothing.
-    pub async fn next(&mut self) -> Change {
-        loop {
-            if let Some(change) = self.ready.pop_front() {
-                return change;
-            }
-            let snapshots = match &mut self.source {
-                Source::One(service, changed) => {
-                    if changed.changed().await.is_err() {
-                        std::future::pending::<()>().await;
-                    }
-                    vec![service.snapshot()]
-                }
-                Source::All(updates) => updates.next().await,
-            };
-            snapshots.into_iter().for_each(|snapshot| self.compare(snapshot));
-        }
+    /// Waits for the next change. `None` once the registry has been closed, or the runtime has ended in which the directory was begun.
+    /// Cancellation loses nothing.
+    pub async fn next(&mut self) -> Option<Change> {
+        poll_fn(|context| self.poll(context)).await
     }
 
-    /// The same as a stream, pinned, for `StreamExt` and the like.
-    pub fn into_stream(self) -> impl Stream<Item = Change> + Send + Unpin {
-        let next = |mut changes: Self| async move { Some((changes.next().await, changes)) };
-        Box::pin(futures_util::stream::unfold(self, next))
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Change>> {
+        loop {
+            if let Some(change) = self.ready.pop_front() {
+                return Poll::Ready(Some(change));
+            }
+            let snapshots = match &mut self.source {
+                Source::One(service, news) => ready!(news.poll(context)).then(|| vec![service.snapshot()]),
+                Source::All(updates) => ready!(updates.poll(context)),
+            };
+            let Some(snapshots) = snapshots else { return Poll::Ready(None) };
+            snapshots.into_iter().for_each(|snapshot| self.compare(snapshot));
+        }
     }
 
     fn compare(&mut self, snapshot: Arc<Snapshot>) {
@@ -150,5 +206,13 @@ impl Changes {
         if !snapshot.is_empty() {
             self.told.insert(service, snapshot);
         }
+    }
+}
+
+impl Stream for Changes {
+    type Item = Change;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Change>> {
+        self.poll(context)
     }
 }

@@ -137,7 +137,7 @@ impl Store {
         self.shared.publish(shown);
         self.restore_overrides();
         self.shared.note_refusal(None);
-        self.shared.link.send_replace(Link { loaded: Loaded::FromRegistry, stale_since: None });
+        self.shared.link.send_modify(|link| (link.loaded, link.stale_since) = (Loaded::FromRegistry, None));
     }
 
     /// What operators have set stays in force if the registry has lost it. Returns whether the registry has lost its data.
@@ -276,7 +276,7 @@ impl Store {
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
         let now = Instant::now();
         let stale_since = Some(now.checked_sub(age).unwrap_or(now));
-        self.shared.link.send_replace(Link { loaded: Loaded::FromDisk, stale_since });
+        self.shared.link.send_modify(|link| (link.loaded, link.stale_since) = (Loaded::FromDisk, stale_since));
     }
 
     /// Takes in a service as it was on disk, as if the registry had told it: what its first word does not name is gone, after the guard's time.
@@ -307,6 +307,16 @@ impl Store {
         };
         let services: Vec<_> = unsaved.iter().map(with_overrides).collect();
         Some(tokio::task::spawn_blocking(move || disk::save(&folder, services)))
+    }
+}
+
+impl Drop for Store {
+    /// Also where the runtime ends, and this with it.
+    fn drop(&mut self) {
+        self.shared.link.send_modify(|link| {
+            link.stale_since.get_or_insert(Instant::now());
+            link.has_ended = true;
+        });
     }
 }
 

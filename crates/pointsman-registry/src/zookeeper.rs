@@ -70,19 +70,20 @@ impl ZooKeeper {
     }
 
     async fn registrations(&self) -> Result<&Arc<Sessions>> {
-        self.registrations.get_or_try_init(|| async { self.take_or_start() }).await
+        let sessions = self.registrations.get_or_try_init(|| async { self.take_or_start() }).await?;
+        sessions.revive()?;
+        Ok(sessions)
     }
 
     async fn directories(&self) -> Result<&Arc<Sessions>> {
-        self.directories.get_or_try_init(|| async { self.take_or_start() }).await
+        let sessions = self.directories.get_or_try_init(|| async { self.take_or_start() }).await?;
+        sessions.revive()?;
+        Ok(sessions)
     }
 
     /// Whichever sessions there are already.
     async fn any(&self) -> Result<&Arc<Sessions>> {
-        match self.registrations.get().or_else(|| self.directories.get()) {
-            Some(sessions) => Ok(sessions),
-            None => self.directories().await,
-        }
+        if self.registrations.get().is_some() { self.registrations().await } else { self.directories().await }
     }
 
     /// A connection for something that is done once.

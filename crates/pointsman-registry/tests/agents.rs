@@ -76,7 +76,7 @@ async fn an_agent_that_ends_leaves_no_gap() {
     // Nobody has ever been missing.
     let told = async {
         loop {
-            let change = changes.next().await;
+            let change = changes.next().await.unwrap();
             assert!(!matches!(change, pointsman_core::Change::Left(_)), "{change:?}");
         }
     };
@@ -211,7 +211,7 @@ async fn an_agent_that_falls_silent_is_left_for_another_while_it_still_keeps_the
     // Nobody was missing in between.
     let told = async {
         loop {
-            let change = changes.next().await;
+            let change = changes.next().await.unwrap();
             assert!(!matches!(change, pointsman_core::Change::Left(_)), "{change:?}");
         }
     };
@@ -255,7 +255,7 @@ async fn what_is_closed_comes_and_goes_once() {
     let watching = tokio::spawn(async move {
         let mut joined = Vec::new();
         while joined.last().is_none_or(|code| code != "last") {
-            if let pointsman_core::Change::Joined(instance) = changes.next().await {
+            if let pointsman_core::Change::Joined(instance) = changes.next().await.unwrap() {
                 joined.push(instance.code.to_string());
             }
         }

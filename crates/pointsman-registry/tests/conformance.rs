@@ -255,7 +255,10 @@ async fn a_closed_registry_holds_nothing_and_takes_nothing(url: String) {
     let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
     let mut b = other.register(Instance::new("s").code("b")).await.unwrap();
     let clone = registry.clone();
+    let (mut changes, mut updates) = (watching.changes(), watching.directory().updates());
     soon("closed", registry.close()).await;
+    soon("the changes end", async { while changes.next().await.is_some() {} }).await;
+    soon("the updates end", async { while updates.next().await.is_some() {} }).await;
     assert_eq!(a.role(), Role::Detached);
     assert!(matches!(a.update(|i| i.weight = 2).await, Err(Error::Closed { .. })));
     until_role("b is master", &mut b, Role::is_master).await;
@@ -281,19 +284,19 @@ async fn changes_are_told_as_they_happen(url: String) {
     let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
     let mut told = Vec::new();
     while told.len() < 3 {
-        told.push(soon("three changes", changes.next()).await);
+        told.push(soon("three changes", changes.next()).await.unwrap());
     }
     assert!(matches!(&told[0], Change::ServiceAppeared(service) if &**service == "s"), "{told:?}");
     assert!(matches!(&told[1], Change::Joined(instance) if &*instance.code == "a"), "{told:?}");
     assert!(matches!(&told[2], Change::MasterChanged { old: None, new: Some(_), .. }), "{told:?}");
     a.update(|instance| instance.weight = 5).await.unwrap();
-    let told = soon("updated", changes.next()).await;
+    let told = soon("updated", changes.next()).await.unwrap();
     assert!(matches!(&told, Change::Updated { old, new } if (old.weight, new.weight) == (1, 5)), "{told:?}");
     a.close().await.unwrap();
-    let told = soon("left", changes.next()).await;
+    let told = soon("left", changes.next()).await.unwrap();
     assert!(matches!(&told, Change::Left(_)), "{told:?}");
-    soon("no master", changes.next()).await;
-    let told = soon("disappeared", changes.next()).await;
+    soon("no master", changes.next()).await.unwrap();
+    let told = soon("disappeared", changes.next()).await.unwrap();
     assert!(matches!(&told, Change::ServiceDisappeared(_)), "{told:?}");
 }
 
@@ -601,7 +604,7 @@ async fn a_clean_leave_is_never_guarded(url: String) {
     other.close().await;
     let mut left = 0;
     while left < 12 {
-        match soon("each leaves", changes.next()).await {
+        match soon("each leaves", changes.next()).await.unwrap() {
             Change::Left(_) => left += 1,
             Change::Guarded(instance) => panic!("{} has left, and is guarded", instance.code),
             _ => {}

@@ -81,7 +81,7 @@ async fn a_zookeeper_that_has_lost_its_data_is_given_them_back() {
     let mut changes = service.changes();
     let watching = tokio::spawn(async move {
         loop {
-            match changes.next().await {
+            match changes.next().await.unwrap() {
                 pointsman_core::Change::Updated { new, .. } => {
                     panic!("{} is {:?}, {}", new.code, new.status, new.weight)
                 }
@@ -125,7 +125,7 @@ async fn an_agent_that_begins_anew_is_told_who_was_drained() {
     let mut changes = service.changes();
     let watching = tokio::spawn(async move {
         loop {
-            match changes.next().await {
+            match changes.next().await.unwrap() {
                 pointsman_core::Change::Updated { new, .. } => return new,
                 pointsman_core::Change::Left(instance) => panic!("{} has left", instance.code),
                 _ => {}

@@ -59,7 +59,7 @@ async fn an_instance_between_its_two_steps_is_listed_once() {
     let counting = tokio::spawn(async move {
         let mut joined = 0;
         loop {
-            match changes.next().await {
+            match changes.next().await.unwrap() {
                 pointsman_core::Change::Joined(i) if &*i.code == "theirs" => joined += 1,
                 pointsman_core::Change::ServiceDisappeared(_) => return joined,
                 _ => {}

@@ -420,7 +420,7 @@ async fn a_mass_loss_is_guarded() {
     let watching = tokio::spawn(async move {
         let (mut guarded, mut returned) = (0, 0);
         while returned < 9 {
-            match changes.next().await {
+            match changes.next().await.unwrap() {
                 Change::Guarded(_) => guarded += 1,
                 Change::Returned(_) => returned += 1,
                 Change::Left(instance) if !watched.has_left("s", &instance.code) => {
@@ -470,7 +470,7 @@ async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
     for (service, changes) in [&one, &all].into_iter().zip(&mut changes) {
         soon("nine have left", service.wait_for(|s| s.instances().len() == 1)).await;
         for _ in 0..9 {
-            let change = soon("told", changes.next()).await;
+            let change = soon("told", changes.next()).await.unwrap();
             assert!(matches!(change, Change::Left(_)), "{change:?}");
         }
     }
@@ -512,7 +512,7 @@ async fn who_becomes_master_and_leaves_while_nobody_watches_has_left() {
         .expect("nine have left: far sooner than a guard gives them up");
     for _ in 0..9 {
         loop {
-            match soon("told", changes.next()).await {
+            match soon("told", changes.next()).await.unwrap() {
                 Change::Left(_) => break,
                 change => {
                     assert!(matches!(change, Change::Updated { .. } | Change::MasterChanged { .. }), "{change:?}");
@@ -551,7 +551,7 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     proxy.mend();
     let mut back = 0;
     while back < 3 {
-        match soon("guarded, and back", changes.next()).await {
+        match soon("guarded, and back", changes.next()).await.unwrap() {
             Change::Left(instance) => panic!("{} has left", instance.service),
             Change::Returned(_) => back += 1,
             _ => {}

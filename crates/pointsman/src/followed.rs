@@ -163,8 +163,7 @@ impl FollowedService {
     fn new(registry: Registry, service: Service, changed: Arc<watch::Sender<()>>) -> Self {
         let (mut changes, mut teller) = (service.changes(), JoinSet::new());
         teller.spawn(async move {
-            loop {
-                changes.next().await;
+            while changes.next().await.is_some() {
                 changed.send_replace(());
             }
         });

@@ -97,7 +97,7 @@ impl Fleet {
 async fn until(service: &Service, instances: usize) {
     let mut changes = service.changes();
     while service.snapshot().instances().len() != instances {
-        timeout(PATIENCE, changes.next()).await.unwrap();
+        timeout(PATIENCE, changes.next()).await.unwrap().unwrap();
     }
 }
 

@@ -27,7 +27,7 @@ async fn service(registry: &Registry, instances: usize) -> Service {
     let service = registry.discover("ress").await.unwrap();
     let mut changes = service.changes();
     while service.snapshot().instances().len() != instances {
-        timeout(PATIENCE, changes.next()).await.unwrap();
+        timeout(PATIENCE, changes.next()).await.unwrap().unwrap();
     }
     service
 }

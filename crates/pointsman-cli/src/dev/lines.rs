@@ -21,9 +21,8 @@ const SUMMARY: Duration = Duration::from_secs(5);
 pub(super) async fn run(fleet: &Fleet, board: &Arc<Mutex<Board>>, output: Output) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     output::note("note: sample services in a registry of their own, until SIGINT; on a terminal this is a live view");
-    let mut changes = futures_util::stream::select_all(
-        fleet.services().iter().map(|service| service.changes().from_nothing().into_stream()),
-    );
+    let mut changes =
+        futures_util::stream::select_all(fleet.services().iter().map(|service| service.changes().from_nothing()));
     let mut summaries = tokio::time::interval_at(tokio::time::Instant::now() + SUMMARY, SUMMARY);
     loop {
         tokio::select! {

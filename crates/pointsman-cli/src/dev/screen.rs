@@ -41,7 +41,7 @@ pub(super) async fn run(
     let broken = |error: io::Error| Failure::new(format!("draw on the terminal: {error}"));
     let _terminal = Terminal::take().map_err(broken)?;
     let mut signals = Signals::listen()?;
-    let mut changes = select_all(fleet.services().iter().map(|service| service.changes().from_nothing().into_stream()));
+    let mut changes = select_all(fleet.services().iter().map(|service| service.changes().from_nothing()));
     let mut keys = EventStream::new();
     let mut frames = tokio::time::interval(FRAME);
     let mut selected = Selected { service: 0, code: format!("{}-2", SERVICES[0]) };

@@ -52,8 +52,10 @@ impl Registry {
     pub(super) fn directory(&self, scope: Scope) -> Directory {
         let inner = &self.inner;
         let mut directories = lock(&inner.directories);
-        if let Some(existing) = directories.get(&scope).and_then(Weak::upgrade) {
-            return Directory::new(existing);
+        let existing = directories.get(&scope).and_then(Weak::upgrade).map(Directory::new);
+        // One that has ended was begun in a runtime that has ended: this one begins in the caller's.
+        if let Some(existing) = existing.filter(|existing| !existing.shared().has_ended()) {
+            return existing;
         }
         let known = known(&directories, &scope);
         let shared = Arc::new(Shared::new(scope.clone()));

@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) loaded: Loaded,
     /// `None` while what is shown is fresh; otherwise when it last was.
     pub(crate) stale_since: Option<Instant>,
+    /// Nothing is followed any more: the registry has been closed, or the runtime has ended.
+    pub(crate) has_ended: bool,
 }
 
 /// Where what is shown came from.
@@ -58,7 +60,7 @@ pub(crate) enum Loaded {
 
 impl Shared {
     pub(crate) fn new(scope: Scope) -> Self {
-        let link = Link { loaded: Loaded::Nothing, stale_since: Some(Instant::now()) };
+        let link = Link { loaded: Loaded::Nothing, stale_since: Some(Instant::now()), has_ended: false };
         let (version, link) = (watch::Sender::new(0), watch::Sender::new(link));
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let base = u64::try_from(since.as_micros()).unwrap_or_default();
@@ -72,6 +74,11 @@ impl Shared {
             identity: RwLock::default(),
             overrides: RwLock::default(),
         }
+    }
+
+    /// Whether nothing is followed any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.link.borrow().has_ended
     }
 
     /// What operators have set, by service; also for those that are not registered.

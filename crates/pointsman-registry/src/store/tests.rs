@@ -165,12 +165,12 @@ async fn who_is_far_behind_hears_of_those_that_are_forgotten() {
     for number in 0..JOURNAL {
         pass(&mut store, &format!("service-{number}"), now);
     }
-    let told = updates.next().await;
+    let told = updates.next().await.unwrap();
     assert!(told.is_sorted_by_key(|snapshot| snapshot.revision()));
     let gone: Vec<_> = told.iter().filter(|snapshot| &**snapshot.service() == "gone").collect();
     assert!(gone.len() == 1 && gone[0].is_empty() && gone[0].revision() > before, "{gone:?}");
     store.take(Event::Put(state("gone", &["b"])), now);
-    let told = updates.next().await;
+    let told = updates.next().await.unwrap();
     assert!(told.len() == 1 && told[0].instances().len() == 1 && told[0].revision() > gone[0].revision());
 }
 

@@ -1,6 +1,7 @@
 //! One session with the ensemble at a time, for as long as it takes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
@@ -20,6 +21,7 @@ use crate::{Error, Result};
 
 /// Keeps a session alive: connects, sends heartbeats, and when a session is lost makes the next one. Never gives up.
 pub(super) struct Sessions {
+    settings: Arc<ZooKeeperUrl>,
     links: Links,
     stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -107,7 +109,9 @@ impl Session {
         self.client.session_timeout()
     }
 
-    fn new(client: &Client, epoch: u64, folders: Folders) -> Self {
+    fn new(client: &Client, folders: Folders) -> Self {
+        static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
+        let epoch = NEXT_EPOCH.fetch_add(1, Ordering::Relaxed);
         let lease = Lease::new();
         Session {
             client: client.clone(),
@@ -167,11 +171,31 @@ impl Drop for Creating<'_> {
 impl Sessions {
     /// Starts connecting.
     pub(super) fn start(settings: Arc<ZooKeeperUrl>) -> Result<Self> {
-        let connector = connector(&settings)?;
-        let links = Links::new();
-        let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run(settings, connector, links.clone(), stopped));
-        Ok(Self { links, stop, task: Mutex::new(Some(task)) })
+        let sessions = Self { settings, links: Links::new(), stop: watch::Sender::new(false), task: Mutex::new(None) };
+        let task = sessions.spawn()?;
+        sessions.task().replace(task);
+        Ok(sessions)
+    }
+
+    fn spawn(&self) -> Result<JoinHandle<()>> {
+        let connector = connector(&self.settings)?;
+        Ok(tokio::spawn(run(self.settings.clone(), connector, self.links.clone(), self.stop.subscribe())))
+    }
+
+    /// Goes on in the caller's runtime, if that has ended in which it was. The session of that one is given up: what was registered in it,
+    /// by tasks that have ended as well, is gone when it expires.
+    pub(super) fn revive(&self) -> Result<()> {
+        let mut task = self.task();
+        let has_ended = task.as_ref().is_some_and(JoinHandle::is_finished);
+        if has_ended && !*self.stop.borrow() {
+            self.links.down("connecting");
+            *task = Some(self.spawn()?);
+        }
+        Ok(())
+    }
+
+    fn task(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn link(&self) -> watch::Receiver<Link> {
@@ -205,7 +229,7 @@ impl Sessions {
     /// Closes the session, and returns when the server has confirmed it, or cannot be reached.
     pub(super) async fn close(&self) {
         self.stop.send_replace(true);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = self.task().take();
         if let Some(task) = task {
             let _ = task.await;
         }
@@ -257,7 +281,6 @@ fn tls_options(settings: &ZooKeeperUrl, tls: &Tls) -> Result<TlsOptions> {
 }
 
 async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mut stop: watch::Receiver<bool>) {
-    let mut epoch = 0;
     let mut reading: Option<Client> = None;
     let mut delay = FIRST_DELAY;
     // Kept after the client has given a session up: the server may still have it, and with it what we registered.
@@ -273,7 +296,7 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
                 delay = FIRST_DELAY;
                 last = Some(client.session().clone());
                 tokio::select! {
-                    () = serve(&settings, &client, started, &links, &mut epoch, &mut reading) => {}
+                    () = serve(&settings, &client, started, &links, &mut reading) => {}
                     () = stopped(&mut stop) => {
                         close(client, &links).await;
                         return;
@@ -299,9 +322,8 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
                         () = stopped(&mut stop) => break,
                     }
                     if let Some(client) = &reading {
-                        epoch += 1;
                         tracing::warn!(%reason, "reading from a server without a quorum: what it says may be out of date");
-                        links.read_only(Session::new(client, epoch, settings.folders));
+                        links.read_only(Session::new(client, settings.folders));
                     }
                 }
             }
@@ -369,7 +391,6 @@ async fn serve(
     client: &Client,
     started: Instant,
     links: &Links,
-    epoch: &mut u64,
     reading: &mut Option<Client>,
 ) {
     let mut confirmed = Confirmed::new(started);
@@ -379,8 +400,7 @@ async fn serve(
     loop {
         match state {
             SessionState::SyncConnected => {
-                *epoch += 1;
-                let session = Session::new(client, *epoch, settings.folders);
+                let session = Session::new(client, settings.folders);
                 tokio::select! {
                     next = states.changed() => state = next,
                     never = heartbeat(&session, &mut confirmed, links) => match never {},

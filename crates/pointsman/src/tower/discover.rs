@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 use futures_util::StreamExt as _;
 use pointsman_balance::{Algorithm, Balancer, Explanation};
-use pointsman_core::{Change as Difference, ObservedInstance};
+use pointsman_core::ObservedInstance;
+use pointsman_registry::Changes;
 use tower::discover::Change;
 
 use crate::Service;
@@ -33,7 +34,7 @@ pub fn discover<S, F>(service: &Service, connect: F) -> DiscoverStream<F>
 where
     F: FnMut(&Arc<ObservedInstance>) -> S + Unpin,
 {
-    let changes = Box::pin(service.changes().from_nothing().into_stream());
+    let changes = service.changes().from_nothing();
     let balancer = service.balancer(Algorithm::default());
     DiscoverStream { balancer, changes, connect, inserted: HashMap::new(), ready: VecDeque::new() }
 }
@@ -41,7 +42,7 @@ where
 /// See [`discover`].
 pub struct DiscoverStream<F> {
     balancer: Balancer,
-    changes: Pin<Box<dyn Stream<Item = Difference> + Send>>,
+    changes: Changes,
     connect: F,
     inserted: HashMap<Arc<str>, Arc<ObservedInstance>>,
     /// Instances to be inserted, and codes to be removed, that have not been told yet.

@@ -76,7 +76,7 @@ impl Keeper {
                 }
             };
             tokio::select! {
-                _ = changes.next() => {}
+                Some(_) = changes.next() => {}
                 () = connection_changes => {}
                 () = wait_until(wake) => {}
             }
