@@ -1,7 +1,7 @@
 //! Small memory for commands that need little.
 //!
-//! The allocator asks the system for huge pages: the first byte in each makes 2 MiB resident. That pays for whoever serves; a process that does
-//! nothing but keep an instance registered uses one MiB of ten. So it does without, and the command that it runs is not to
+//! Some systems give huge pages to whoever does not ask for them, as the allocator here does not: the first byte in each makes 2 MiB resident. A
+//! process that does nothing but keep an instance registered uses little of that. So it does without, and the command that it runs is not to
 //! notice: the setting is inherited.
 
 use std::sync::atomic::{AtomicBool, Ordering};
