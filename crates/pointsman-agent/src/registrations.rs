@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_channel::mpsc;
 use pointsman_core::{Instance, Role};
 use pointsman_registry::check::Check;
 use pointsman_registry::{Departure, Registry, Roles};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use self::keeper::Keeper;
@@ -40,6 +41,7 @@ type Key = (Arc<str>, Arc<str>);
 pub(crate) struct Registered {
     key: Key,
     holder: Arc<str>,
+    /// An idle channel is to be small, as there may be 10,000 of them: tokio's has room for 32 commands from the start, this one for none.
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<Status>,
     lease: Lease,
@@ -218,7 +220,7 @@ impl Registrations {
                 Err(Problem::new(Kind::TooMany, format!("this agent keeps {count} registrations, and no more")))
             }
             Entry::Vacant(place) => {
-                let (commands, receiver) = mpsc::unbounded_channel();
+                let (commands, receiver) = mpsc::unbounded();
                 let reason = Some("registering".into());
                 let (sender, status) = watch::channel(Status { reason, settled: false, ended: None });
                 let (lease, roles) = (Lease::new(ttl), Mutex::default());
@@ -233,7 +235,7 @@ impl Registrations {
                 };
                 let registered = Arc::new(registered);
                 place.insert(registered.clone());
-                let keeper = Keeper::new(self.registry.clone(), wish, registered.clone(), receiver, sender);
+                let keeper = Keeper::new(&self.registry, wish, registered.clone(), receiver, sender);
                 let here = self.held.clone();
                 tokio::spawn(async move {
                     let (registered, end) = keeper.run().await;
@@ -357,7 +359,7 @@ impl Registered {
 
     async fn ask(&self, command: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Command) -> Result<(), Problem> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(command(reply));
+        let _ = self.commands.unbounded_send(command(reply));
         answer.await.unwrap_or_else(|_| {
             let (service, code) = &self.key;
             Err(Problem::new(Kind::NotRegistered, format!("{service}/{code} has ended meanwhile")))
@@ -369,7 +371,7 @@ impl Registered {
         // From here on nobody gets hold of it, although it takes a while until it is out of the registry.
         self.bound.store(ENDING, Ordering::Release);
         // One that has ended needs no end.
-        let _ = self.commands.send(Command::End(end));
+        let _ = self.commands.unbounded_send(Command::End(end));
     }
 
     /// Whether it is about to end, or has ended.
@@ -418,7 +420,7 @@ impl Bound {
         let newer = |old| (old != ENDING).then_some(number);
         registered.bound.fetch_update(Ordering::AcqRel, Ordering::Acquire, newer).ok()?;
         // Wakes the stream of the connection before, which finds itself replaced.
-        let _ = registered.commands.send(Command::Rebound);
+        let _ = registered.commands.unbounded_send(Command::Rebound);
         Some(Self { registered, number })
     }
 

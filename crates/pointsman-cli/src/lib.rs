@@ -7,7 +7,7 @@
 //! | who may print; what a reader that went away means | `output.rs` |
 //! | how a failure is told, and with which exit code | `failure.rs` |
 //! | how a program is run beside its registration | `register.rs`, `child.rs` |
-//! | why commands that do not serve take little memory | `memory.rs` |
+//! | why no command has huge pages | `memory.rs` |
 //! | what a configuration file may say, and what is wrong with it | `config.rs`, `config/`, `check.rs` |
 //! | how what it says is run, and changed while it runs | `serve.rs`, `serve/` |
 //! | what `pointsman dev` shows, and how its tour checks itself | `dev.rs`, `dev/` |
@@ -58,9 +58,6 @@ pub fn run() -> ExitCode {
     let informs = matches!(args.command, Command::Serve(_));
     log::start(&args.global, dev::draws(&args.command, args.global.output), informs);
     let serves = matches!(args.command, Command::Serve(_) | Command::Dev(_));
-    if serves {
-        memory::grow();
-    }
     let runtime = match runtime(serves) {
         Ok(runtime) => runtime,
         Err(error) => return Failure::new(format!("start the runtime: {error}")).tell(&args.global),

@@ -74,7 +74,7 @@ impl Backend for Agent {
         }
     }
 
-    async fn keep(&self, task: Task) -> End {
+    async fn keep(&self, task: Box<Task>) -> End {
         keep::keep(self.agents.clone(), self.ttl, task).await
     }
 

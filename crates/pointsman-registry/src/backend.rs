@@ -21,7 +21,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     async fn connected(&self, timeout: Option<Duration>) -> Result<()>;
 
     /// Keeps one instance registered, whatever happens, until the task's commands end. Never gives up.
-    async fn keep(&self, task: Task) -> End;
+    async fn keep(&self, task: Box<Task>) -> End;
 
     /// Sends what `scope` holds, and every change of it, until `events` is closed.
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>);

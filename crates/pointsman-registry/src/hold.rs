@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::StreamExt as _;
 use pointsman_core::Instance;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::Error;
-use crate::registration::{Command, Reply, Task};
+use crate::registration::{Command, Reply, Task, WeakCommands};
 
 /// The codes that are held, and by whom.
 pub(crate) type Holds = Arc<Mutex<HashMap<Key, Holder>>>;
@@ -19,13 +20,13 @@ type Key = (Arc<str>, Arc<str>);
 /// Who holds a code, as it matters to the next who wants it.
 #[derive(Debug)]
 pub(crate) struct Holder {
-    registration: mpsc::WeakUnboundedSender<Command>,
+    registration: WeakCommands,
     /// Who it is, where the same may take over from itself.
     holder: Option<Arc<str>>,
     /// Tells it from another that has taken its place.
     mark: Arc<()>,
-    /// Nothing is sent: it is dropped when the code is free again.
-    gone: watch::Sender<()>,
+    /// Nothing is sent: it is dropped when the code is free again. Made for the first who waits for that.
+    gone: Option<watch::Sender<()>>,
 }
 
 /// Holds service and code for as long as the backend's task lives.
@@ -40,20 +41,12 @@ pub(crate) struct Hold {
 impl Hold {
     /// Takes the code for a registration that is wanted by `task`; at once from another registration of the same holder, which the backend
     /// ends. Waits for it, at most for the task's patience, while whoever holds it has ended and is being removed.
-    pub(crate) async fn take(
-        holds: &Holds,
-        registration: mpsc::WeakUnboundedSender<Command>,
-        task: &mut Task,
-    ) -> Result<Self, NotHeld> {
-        let Instance { service, code, .. } = task.instance.clone();
+    pub(crate) async fn take(holds: &Holds, registration: WeakCommands, task: &mut Task) -> Result<Self, NotHeld> {
+        let (service, code) = (task.instance.service.clone(), task.instance.code.clone());
         let deadline = task.patience.and_then(|patience| tokio::time::Instant::now().checked_add(patience));
         let (holder, mark) = (task.holder.clone(), Arc::new(()));
-        let new = || Holder {
-            registration: registration.clone(),
-            holder: holder.clone(),
-            mark: mark.clone(),
-            gone: watch::Sender::new(()),
-        };
+        let new =
+            || Holder { registration: registration.clone(), holder: holder.clone(), mark: mark.clone(), gone: None };
         loop {
             let mut gone = match lock(holds).entry((service.clone(), code.clone())) {
                 Entry::Vacant(free) => {
@@ -61,7 +54,9 @@ impl Hold {
                     free.insert(new());
                     return Ok(Self { holds: holds.clone(), key, mark });
                 }
-                Entry::Occupied(held) if held.get().registration.strong_count() == 0 => held.get().gone.subscribe(),
+                Entry::Occupied(mut held) if held.get().registration.strong_count() == 0 => {
+                    held.get_mut().gone.get_or_insert_default().subscribe()
+                }
                 Entry::Occupied(mut held) if holder.is_some() && held.get().holder == holder => {
                     let key = held.key().clone();
                     held.insert(new());
@@ -80,7 +75,7 @@ impl Hold {
             };
             tokio::select! {
                 _ = gone.changed() => {}
-                command = task.commands.recv() => note(task, command)?,
+                command = task.commands.next() => note(task, command)?,
                 () = too_late => {
                     let reason = "an ended registration of the same code is not removed yet";
                     return Err(NotHeld::Failed(Error::unavailable(format!("register {service}/{code}"), reason)));
@@ -100,7 +95,7 @@ pub(crate) enum NotHeld {
 
 /// Takes in what is asked for while the code is waited for.
 fn note(task: &mut Task, command: Option<Command>) -> Result<(), NotHeld> {
-    let Instance { service, code, .. } = &task.instance;
+    let Instance { service, code, .. } = &*task.instance;
     match command {
         None => return Err(NotHeld::GivenUp(None)),
         Some(Command::Close(_, reply)) => return Err(NotHeld::GivenUp(Some(reply))),

@@ -8,9 +8,9 @@ mod lifecycle;
 
 use std::time::Duration;
 
+use futures_channel::mpsc::{TryRecvError, UnboundedReceiver};
+use futures_util::StreamExt as _;
 use pointsman_core::{Instance, Role};
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::Instant;
 
 use self::gate::Gate;
@@ -45,26 +45,15 @@ pub(crate) trait Registrar: Send {
 pub(crate) type Checker = Box<dyn Fn(&Instance) -> Result<()> + Send + Sync>;
 
 /// Keeps the task's instance registered until its commands end.
-pub(crate) async fn keep(mut registrar: impl Registrar, longest_pause: Duration, task: Task) -> End {
-    let Task { instance, check, patience, commands, early, report, .. } = task;
+pub(crate) async fn keep(registrar: &mut impl Registrar, longest_pause: Duration, task: Box<Task>) -> End {
     let checker = registrar.checker();
-    if let Err(error) = checker(&instance) {
-        return End::failed(report, error);
+    if let Err(error) = checker(&task.instance) {
+        return End::failed(task.report, error);
     }
-    let gate = Gate::new(check);
-    let lifecycle = Lifecycle::new(instance, gate.health(), patience, longest_pause, Instant::now());
-    let (outcome, replies) = (None, Vec::new());
-    let mut control = Control { lifecycle, gate, checker, commands, report, outcome, replies, has_holder: true };
-    control.settle();
-    early.into_iter().for_each(|command| control.take_idle(Some(command)));
-    // If the holder has given up by now, the instance is not registered at all, not even for a moment.
-    control.goes_on();
+    let mut control = Control::begin(checker, longest_pause, *task);
     loop {
         let said = match control.goal() {
-            (Goal::Over, _) => {
-                let Control { report, outcome, replies, .. } = control;
-                return End { report, outcome, replies };
-            }
+            (Goal::Over, _) => return control.end(),
             (Goal::Registered, _) => registrar.hold(&mut control).await,
             (Goal::Removed(departure), _) => registrar.remove(&mut control, departure).await,
             (Goal::Idle, until) => {
@@ -97,7 +86,7 @@ pub(crate) struct Control {
     lifecycle: Lifecycle<Reply>,
     gate: Gate,
     checker: Checker,
-    commands: mpsc::UnboundedReceiver<Command>,
+    commands: UnboundedReceiver<Command>,
     report: Report,
     /// What the first attempts have come to, and what is to be answered: to be told once all is released.
     outcome: Option<Result<()>>,
@@ -107,6 +96,27 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// Takes in what has been asked for by now. In a box, so that a task has room for it once.
+    fn begin(checker: Checker, longest_pause: Duration, task: Task) -> Box<Self> {
+        let Task { instance, check, patience, commands, early, report, .. } = task;
+        let gate = Gate::new(check);
+        let lifecycle = Lifecycle::new(instance, gate.health(), patience, longest_pause, Instant::now());
+        let (outcome, replies) = (None, Vec::new());
+        let control = Self { lifecycle, gate, checker, commands, report, outcome, replies, has_holder: true };
+        let mut control = Box::new(control);
+        control.settle();
+        early.into_iter().for_each(|command| control.take_idle(Some(command)));
+        // If the holder has given up by now, the instance is not registered at all, not even for a moment.
+        control.goes_on();
+        control
+    }
+
+    /// What is to be told once all is released.
+    fn end(self: Box<Self>) -> End {
+        let Self { report, outcome, replies, .. } = *self;
+        End { report, outcome, replies }
+    }
+
     /// What is to be registered, and which revision of it that is.
     pub(crate) fn wanted(&self) -> (&Instance, u64) {
         self.lifecycle.wanted()
@@ -144,7 +154,7 @@ impl Control {
         while self.has_holder {
             match self.commands.try_recv() {
                 Ok(command) => self.take_idle(Some(command)),
-                Err(TryRecvError::Disconnected) => self.take_idle(None),
+                Err(TryRecvError::Closed) => self.take_idle(None),
                 Err(TryRecvError::Empty) => break,
             }
         }
@@ -213,7 +223,7 @@ impl Control {
             }
         };
         tokio::select! {
-            command = self.commands.recv(), if self.has_holder => self.take(command),
+            command = self.commands.next(), if self.has_holder => self.take(command),
             health = self.gate.changed() => {
                 self.step(Input::Health(health));
                 None

@@ -146,9 +146,9 @@ impl Backend for Memory {
         Ok(())
     }
 
-    async fn keep(&self, task: Task) -> End {
+    async fn keep(&self, task: Box<Task>) -> End {
         let holder = task.holder.clone();
-        keep(MemoryRegistrar { memory: self, holder, member: None }, LONGEST_PAUSE, task).await
+        keep(&mut MemoryRegistrar { memory: self, holder, member: None }, LONGEST_PAUSE, task).await
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {

@@ -1,11 +1,12 @@
 //! The guard that keeps one instance registered, and the two ends between it and the backend's task.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_channel::mpsc;
 use pointsman_core::{Instance, Role};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, SetOnce, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::check::Check;
@@ -18,10 +19,10 @@ use crate::{Error, Result};
 /// background; `close` waits until that is done. Both are a clean leave ([`Departure::Left`]); the end of the process is not.
 #[derive(Debug)]
 pub struct Registration {
-    instance: Instance,
-    commands: mpsc::UnboundedSender<Command>,
+    instance: Arc<Instance>,
+    commands: Commands,
     roles: Roles,
-    entered: watch::Receiver<Option<Result<()>>>,
+    entered: Arc<SetOnce<Result<()>>>,
     /// Ends the backend's task without deregistering.
     cut: Arc<Notify>,
 }
@@ -110,11 +111,7 @@ impl Registration {
     ///
     /// As [`Registry::register`](crate::Registry::register): then the registration has ended.
     pub async fn registered(&self) -> Result<()> {
-        let mut entered = self.entered.clone();
-        match entered.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
-            Err(_) => Err(self.closed()),
-        }
+        self.entered.wait().await.clone()
     }
 
     /// Waits for the role to be another than the one told last; the first call returns the first role at once. `None`
@@ -141,14 +138,15 @@ impl Registration {
     /// [`Error::Invalid`], [`Error::TooLarge`] or [`Error::Fixed`], before anything is written;
     /// [`Error::Refused`] when the registry refuses; [`Error::Closed`].
     pub async fn update(&mut self, change: impl FnOnce(&mut Instance)) -> Result<()> {
-        let mut instance = self.instance.clone();
+        let mut instance = Instance::clone(&self.instance);
         change(&mut instance);
         instance.check()?;
-        let Instance { service, code, .. } = &self.instance;
+        let Instance { service, code, .. } = &*self.instance;
         if instance.service != *service || instance.code != *code {
             return Err(Error::Fixed { service: service.clone(), code: code.clone() });
         }
-        self.ask(|reply| Command::Update(Box::new(instance.clone()), reply)).await?;
+        let instance = Arc::new(instance);
+        self.ask(|reply| Command::Update(instance.clone(), reply)).await?;
         self.instance = instance;
         Ok(())
     }
@@ -160,7 +158,7 @@ impl Registration {
     ///
     /// [`Error::Closed`].
     pub fn set_check(&self, check: Option<Check>) -> Result<()> {
-        self.commands.send(Command::Check(check.map(Box::new))).map_err(|_| self.closed())
+        self.commands.unbounded_send(Command::Check(check.map(Box::new))).map_err(|_| self.closed())
     }
 
     /// Hands the mastership over: at once to the first of the normal instances, if there is one; this instance then is
@@ -208,13 +206,13 @@ impl Registration {
     }
 
     /// Whether this registration lives can be asked without keeping it alive: it does while there is a strong sender.
-    pub(crate) fn commands(&self) -> mpsc::WeakUnboundedSender<Command> {
-        self.commands.downgrade()
+    pub(crate) fn commands(&self) -> WeakCommands {
+        Arc::downgrade(&self.commands)
     }
 
     async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).map_err(|_| self.closed())?;
+        self.commands.unbounded_send(command(reply)).map_err(|_| self.closed())?;
         answer.await.map_err(|_| self.closed())?
     }
 
@@ -275,9 +273,10 @@ impl Roles {
             }
             let lease_changes = async {
                 match state.lease {
-                    Some(lease) if role != Role::Detached => lease.ended().await,
+                    // In boxes, because a registration over memory has no lease, and needs no room for one.
+                    Some(lease) if role != Role::Detached => Box::pin(lease.ended()).await,
                     // Detached only because the lease has run out: it may hold again.
-                    Some(lease) if state.role != Role::Detached => lease.held().await,
+                    Some(lease) if state.role != Role::Detached => Box::pin(lease.held()).await,
                     _ => std::future::pending().await,
                 }
             };
@@ -289,11 +288,11 @@ impl Roles {
     }
 }
 
-/// The backend's end of a registration.
+/// The backend's end of a registration. In a box wherever it is handed on: a future has room for each place in which it has been.
 #[derive(Debug)]
 pub(crate) struct Task {
     /// What is to be registered.
-    pub(crate) instance: Instance,
+    pub(crate) instance: Arc<Instance>,
     /// Who registers, where the same may take over from itself.
     pub(crate) holder: Option<Arc<str>>,
     /// It is registered only while it passes this.
@@ -309,11 +308,18 @@ pub(crate) struct Task {
 /// What the holder of a registration wants. The channel's end means: deregister.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Update(Box<Instance>, Reply),
+    Update(Arc<Instance>, Reply),
     Check(Option<Box<Check>>),
     Resign(Reply),
     Close(Departure, Reply),
 }
+
+/// How commands are sent. An idle channel is to be small, as there may be 10,000 of them: tokio's has room for 32 commands from the start, this
+/// one for none. It has no weak senders, so the sender is behind a pointer that has.
+pub(crate) type Commands = Arc<mpsc::UnboundedSender<Command>>;
+
+/// How commands are sent by those who do not keep the registration alive.
+pub(crate) type WeakCommands = Weak<mpsc::UnboundedSender<Command>>;
 
 pub(crate) type Reply = oneshot::Sender<Result<()>>;
 
@@ -321,7 +327,7 @@ pub(crate) type Reply = oneshot::Sender<Result<()>>;
 #[derive(Debug)]
 pub(crate) struct Report {
     roles: RoleWriter,
-    entered: watch::Sender<Option<Result<()>>>,
+    entered: Arc<SetOnce<Result<()>>>,
     /// What is said when it has ended.
     last_word: &'static str,
 }
@@ -403,7 +409,8 @@ impl Report {
 
     /// Tells what the first attempts have come to.
     pub(crate) fn entered(&self, result: Result<()>) {
-        self.entered.send_replace(Some(result));
+        // They come to one thing only.
+        let _ = self.entered.set(result);
     }
 
     pub(crate) fn detached(&self, trouble: &Trouble) {
@@ -419,6 +426,11 @@ impl Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
+        // Whoever waits for the first attempts waits no longer.
+        if !self.entered.initialized() {
+            let RoleWriter { service, code, .. } = &self.roles;
+            self.entered(Err(Error::Closed { what: format!("registration {service}/{code}") }));
+        }
         // `Roles` outlive the registration: they must not go on saying master.
         self.roles.state.send_replace(RoleState::detached(Trouble::Ended(self.last_word)));
     }
@@ -445,16 +457,17 @@ impl End {
     }
 
     /// The registration has been given up before it began.
-    pub(crate) fn given_up(task: Task, reply: Option<Reply>) -> Self {
-        let Instance { service, code, .. } = &task.instance;
+    pub(crate) fn given_up(task: Box<Task>, reply: Option<Reply>) -> Self {
+        let Task { instance, early, report, .. } = *task;
+        let Instance { service, code, .. } = &*instance;
         let closed = Error::Closed { what: format!("registration {service}/{code}") };
         let mut replies: Vec<_> = reply.into_iter().map(|reply| (reply, Ok(()))).collect();
-        let updates = task.early.into_iter().filter_map(|command| match command {
+        let updates = early.into_iter().filter_map(|command| match command {
             Command::Update(_, reply) => Some((reply, Err(closed.clone()))),
             _ => None,
         });
         replies.extend(updates);
-        Self { report: task.report, outcome: Some(Err(closed)), replies }
+        Self { report, outcome: Some(Err(closed)), replies }
     }
 
     /// The registration has never begun.
@@ -473,14 +486,16 @@ pub(crate) struct Wanted {
 }
 
 /// Both ends of a registration.
-pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Registration, Task) {
-    let (commands, receiver) = mpsc::unbounded_channel();
+pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Registration, Box<Task>) {
+    let (commands, receiver) = mpsc::unbounded();
+    let (instance, commands) = (Arc::new(instance), Arc::new(commands));
     let (sender, state) = watch::channel(RoleState::detached(Trouble::Registering));
-    let (entered, outcome) = watch::channel(None);
+    let entered = Arc::new(SetOnce::new());
     let (service, code) = (instance.service.clone(), instance.code.clone());
     let roles = RoleWriter { service, code, state: Arc::new(sender) };
-    let report = Report { roles, entered, last_word: "the registration has ended" };
+    let report = Report { roles, entered: entered.clone(), last_word: "the registration has ended" };
     let (roles, cut) = (Roles { state, told: None }, Arc::default());
-    let registration = Registration { instance: instance.clone(), commands, roles, entered: outcome, cut };
-    (registration, Task { instance, holder, check, patience, commands: receiver, early: Vec::new(), report })
+    let registration = Registration { instance: instance.clone(), commands, roles, entered, cut };
+    let task = Task { instance, holder, check, patience, commands: receiver, early: Vec::new(), report };
+    (registration, Box::new(task))
 }

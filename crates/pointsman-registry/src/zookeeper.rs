@@ -153,7 +153,7 @@ impl Backend for ZooKeeper {
         })
     }
 
-    async fn keep(&self, task: Task) -> End {
+    async fn keep(&self, task: Box<Task>) -> End {
         match self.registrations().await {
             Ok(sessions) => keep::keep(&self.settings, &self.layout, sessions.link(), task).await,
             Err(error) => End::failed(task.report, error),

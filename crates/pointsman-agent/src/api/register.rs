@@ -137,7 +137,14 @@ pub(super) async fn put(
     let holder = query.get("holder").map(str::to_owned);
     let wanted = if body.is_empty() { None } else { Some(parse::<Wanted>(&headers, &body)?) };
     let wish = wanted.clone().map(|wanted| wanted.wish(&service, &code)).transpose()?;
-    if may_be_kept_elsewhere(&state, &service, &code, wish.as_ref()) {
+    let kept = state.registrations.kept(&service, &code);
+    let is_kept = kept.is_some();
+    if let (Some(registered), None) = (kept, &wish) {
+        // A renewal, as nearly all requests are: it is looked up once.
+        check_holder(&registered, &service, &code, holder.as_deref())?;
+        return Ok(super::json(StatusCode::OK, &renewed(&registered)?));
+    }
+    if !is_kept && may_be_kept_elsewhere(&state, &service, &code, wish.as_ref()) {
         let question = Question::Put { service: service.clone(), code: code.clone(), holder: holder.clone(), wanted };
         // One that does not answer is replaced.
         if let Ok(Some(reply)) = state.agents.ask::<Told>(&question).await {
@@ -159,7 +166,7 @@ pub(super) async fn put(
 /// Whether another agent may keep what this one does not. Where there is a check it may be registered nowhere just now.
 fn may_be_kept_elsewhere(state: &State, service: &str, code: &str, wish: Option<&Wish>) -> bool {
     let is_listed = || state.feed.directory().snapshot(service).find(code).is_some_and(|found| !found.is_guarded());
-    state.registrations.kept(service, code).is_none() && wish.is_none_or(|wish| wish.check.is_some() || is_listed())
+    wish.is_none_or(|wish| wish.check.is_some() || is_listed())
 }
 
 fn renewed(registered: &Registered) -> Result<Told, Problem> {
@@ -249,12 +256,17 @@ async fn seen(state: &State, registered: &Registered, service: &str, code: &str)
 /// what another has registered meanwhile.
 fn find(state: &State, service: &str, code: &str, holder: Option<&str>) -> Result<Arc<Registered>, Problem> {
     let registered = state.registrations.find(service, code)?;
+    check_holder(&registered, service, code, holder)?;
+    Ok(registered)
+}
+
+fn check_holder(registered: &Registered, service: &str, code: &str, holder: Option<&str>) -> Result<(), Problem> {
     match holder {
         Some(holder) if !registered.is_of(holder) => {
             let detail = format!("{service}/{code} is registered by another holder");
             Err(Problem::new(Kind::NotRegistered, detail))
         }
-        _ => Ok(registered),
+        _ => Ok(()),
     }
 }
 

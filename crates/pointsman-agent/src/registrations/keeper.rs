@@ -2,22 +2,21 @@
 
 use std::sync::Arc;
 
+use futures_channel::mpsc;
+use futures_util::StreamExt as _;
 use pointsman_core::Instance;
-use pointsman_registry::check::Check;
-use pointsman_registry::{Departure, Error, Registration, Registry, Roles, Trouble};
-use tokio::sync::{mpsc, oneshot, watch};
+use pointsman_registry::{Departure, Error, Registration, RegistrationBuilder, Registry, Roles, Trouble};
+use tokio::sync::{oneshot, watch};
 
 use super::{Command, End, Registered, Status, Wish, lock};
 use crate::problem::Problem;
 
 pub(super) struct Keeper {
-    registry: Registry,
+    /// In a box, because it is over once it has begun.
+    registration: Box<RegistrationBuilder>,
     registered: Arc<Registered>,
     commands: mpsc::UnboundedReceiver<Command>,
     status: watch::Sender<Status>,
-    /// What is to be registered.
-    instance: Instance,
-    check: Option<Check>,
 }
 
 /// A registration at work.
@@ -25,7 +24,6 @@ struct Keeping<'a> {
     registered: &'a Registered,
     commands: &'a mut mpsc::UnboundedReceiver<Command>,
     status: &'a watch::Sender<Status>,
-    instance: Instance,
     registration: Registration,
     /// What is told of the registration's role, whatever else goes on.
     roles: Roles,
@@ -33,8 +31,15 @@ struct Keeping<'a> {
     was_registered: bool,
     /// Whether the first attempt is over: from then on it may expire.
     is_settled: bool,
-    /// Who waits for the newest update to be written.
-    updates: Vec<oneshot::Sender<Result<(), Problem>>>,
+    updates: Option<Box<Updates>>,
+}
+
+/// What is to be written.
+struct Updates {
+    /// The newest.
+    instance: Instance,
+    /// Who waits for that.
+    replies: Vec<oneshot::Sender<Result<(), Problem>>>,
 }
 
 /// What is left to be told once a registration is out of the way.
@@ -52,65 +57,30 @@ impl Ended {
 
 impl Keeper {
     pub(super) fn new(
-        registry: Registry,
+        registry: &Registry,
         wish: &Wish,
         registered: Arc<Registered>,
         commands: mpsc::UnboundedReceiver<Command>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let (instance, check) = (wish.instance.clone(), wish.check.clone());
-        Self { registry, registered, commands, status, instance, check }
+        let registration = registry.registration(wish.instance.clone());
+        let registration = Box::new(registration.holder(&registered.holder).check(wish.check.clone()));
+        Self { registration, registered, commands, status }
     }
 
     /// Until it ends; then what there was is out of the registry.
-    pub(super) async fn run(mut self) -> (Arc<Registered>, Ended) {
-        let registration = self.registry.registration(self.instance.clone());
-        let end = match registration.holder(&self.registered.holder).check(self.check.take()).start() {
-            Ok(registration) => self.keep(registration).await,
+    pub(super) async fn run(self) -> (Arc<Registered>, Ended) {
+        let Self { registration, registered, mut commands, status } = self;
+        let end = match registration.start() {
+            Ok(registration) => Keeping::new(&registered, &mut commands, &status, registration).run().await,
             Err(error) => {
-                self.registered.lease.finish();
+                registered.lease.finish();
                 End::Failed(error.into())
             }
         };
         // Pending commands are answered by the channel's end.
-        self.commands.close();
-        (self.registered, Ended { status: self.status, end })
-    }
-
-    async fn keep(&mut self, registration: Registration) -> End {
-        let roles = registration.roles();
-        *lock(&self.registered.roles) = Some(roles.clone());
-        let mut keeping = Keeping {
-            registered: &self.registered,
-            commands: &mut self.commands,
-            status: &self.status,
-            instance: self.instance.clone(),
-            registration,
-            roles,
-            was_registered: false,
-            is_settled: false,
-            updates: Vec::new(),
-        };
-        let end = loop {
-            if let Some(end) = keeping.turn().await {
-                break end;
-            }
-        };
-        // From here on nobody can renew it.
-        self.registered.lease.finish();
-        lock(&self.registered.roles).take();
-        if keeping.is_settled {
-            // Before the registry is asked: it may give the role away before we have its answer. What has never been registered
-            // has no role to give up, and whoever waits for its outcome is told by the end.
-            keeping.tell(Some(end.name().into()));
-        }
-        let is_unhealthy = matches!(keeping.roles.trouble(), Some(Trouble::CheckFails(_)));
-        match end {
-            // Another agent takes it over before the session of this one ends.
-            End::Closing if keeping.was_registered && !is_unhealthy => keeping.registration.abandon(),
-            _ => deregister(keeping.registration, end.departure()).await,
-        }
-        end
+        commands.close();
+        (registered, Ended { status, end })
     }
 }
 
@@ -124,13 +94,51 @@ async fn deregister(registration: Registration, departure: Departure) {
     }
 }
 
-impl Keeping<'_> {
-    async fn turn(&mut self) -> Option<End> {
-        if !self.updates.is_empty() && self.is_settled {
-            return self.write_updates().await;
+impl<'a> Keeping<'a> {
+    /// In a box, so that the task has room for it once.
+    fn new(
+        registered: &'a Registered,
+        commands: &'a mut mpsc::UnboundedReceiver<Command>,
+        status: &'a watch::Sender<Status>,
+        registration: Registration,
+    ) -> Box<Self> {
+        let roles = registration.roles();
+        *lock(&registered.roles) = Some(roles.clone());
+        let (was_registered, is_settled, updates) = (false, false, None);
+        Box::new(Self { registered, commands, status, registration, roles, was_registered, is_settled, updates })
+    }
+
+    async fn run(mut self: Box<Self>) -> End {
+        let end = loop {
+            if let Some(end) = self.turn().await {
+                break end;
+            }
+        };
+        // From here on nobody can renew it.
+        self.registered.lease.finish();
+        lock(&self.registered.roles).take();
+        if self.is_settled {
+            // Before the registry is asked: it may give the role away before we have its answer. What has never been registered
+            // has no role to give up, and whoever waits for its outcome is told by the end.
+            self.tell(Some(end.name().into()));
         }
+        let is_unhealthy = matches!(self.roles.trouble(), Some(Trouble::CheckFails(_)));
+        match end {
+            // Another agent takes it over before the session of this one ends.
+            End::Closing if self.was_registered && !is_unhealthy => self.registration.abandon(),
+            _ => Box::pin(deregister(self.registration, end.departure())).await,
+        }
+        end
+    }
+
+    /// What is seldom done is in boxes: its room is not kept.
+    async fn turn(&mut self) -> Option<End> {
+        if self.updates.is_some() && self.is_settled {
+            return Box::pin(self.write_updates()).await;
+        }
+        let entered = async { Box::pin(self.registration.registered()).await };
         tokio::select! {
-            entered = self.registration.registered(), if !self.was_registered => match entered {
+            entered = entered, if !self.was_registered => match entered {
                 Ok(()) => {
                     self.registered.lease.renew();
                     (self.was_registered, self.is_settled) = (true, true);
@@ -141,7 +149,7 @@ impl Keeping<'_> {
             },
             status = self.roles.status_changed() => self.role_changed(status.is_some()),
             () = expired(self.registered), if self.is_settled => Some(End::Expired),
-            command = self.commands.recv() => self.take(command).await,
+            command = self.commands.next() => Box::pin(self.take(command)).await,
         }
     }
 
@@ -167,8 +175,9 @@ impl Keeping<'_> {
             // A newer connection has it: the stream of the older one is to look.
             Some(Command::Rebound) => self.status.send_modify(|_| {}),
             Some(Command::Update(instance, check, reply)) => {
-                self.instance = *instance;
-                self.updates.push(reply);
+                let mut replies = self.updates.take().map_or_else(Vec::new, |updates| updates.replies);
+                replies.push(reply);
+                self.updates = Some(Box::new(Updates { instance: *instance, replies }));
                 if let Err(error) = self.registration.set_check(check.map(|check| *check)) {
                     return Some(End::Failed(error.into()));
                 }
@@ -196,7 +205,8 @@ impl Keeping<'_> {
 
     /// Writes what has been updated, and answers who waits for it.
     async fn write_updates(&mut self) -> Option<End> {
-        let wanted = self.instance.clone();
+        let Some(updates) = &self.updates else { return None };
+        let wanted = updates.instance.clone();
         let is = self.registration.instance();
         let result = if (&is.address, is.weight, &is.tags) == (&wanted.address, wanted.weight, &wanted.tags) {
             Ok(())
@@ -209,13 +219,11 @@ impl Keeping<'_> {
                 result = self.registration.update(change) => result.map_err(Problem::from),
                 status = self.roles.status_changed() => return self.role_changed(status.is_some()),
                 () = expired(self.registered) => return Some(End::Expired),
-                command = self.commands.recv() => return self.take(command).await,
+                command = self.commands.next() => return self.take(command).await,
             }
         };
-        if result.is_err() {
-            self.instance = self.registration.instance().clone();
-        }
-        for reply in self.updates.drain(..) {
+        let replies = self.updates.take().map_or_else(Vec::new, |updates| updates.replies);
+        for reply in replies {
             let _ = reply.send(result.clone());
         }
         None

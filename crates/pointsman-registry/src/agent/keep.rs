@@ -21,10 +21,10 @@ use crate::lease::Lease;
 use crate::registration::{Departure, End, Reply, Task};
 
 /// Keeps the task's instance registered until its commands end.
-pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Task) -> End {
+pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Box<Task>) -> End {
     let (instance, holder) = (&task.instance, &task.holder);
     let holder = holder.as_ref().map_or_else(|| format!("{:032x}", fastrand::u128(..)), ToString::to_string);
-    let registrar = AgentRegistrar {
+    let mut registrar = AgentRegistrar {
         path: instance_path(&instance.service, &instance.code),
         holder,
         place: agents.current(),
@@ -37,7 +37,7 @@ pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Task) -> End 
         failures: 0,
         was_opened: false,
     };
-    crate::keep::keep(registrar, super::LONGEST_PAUSE, task).await
+    crate::keep::keep(&mut registrar, super::LONGEST_PAUSE, task).await
 }
 
 struct AgentRegistrar {

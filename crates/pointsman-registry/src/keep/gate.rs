@@ -8,10 +8,16 @@ use crate::check::Check;
 /// Whether the instance passes its check; always, without one.
 #[derive(Debug)]
 pub(super) struct Gate {
-    check: Option<Check>,
+    checking: Option<Box<Checking>>,
+}
+
+/// A check at work.
+#[derive(Debug)]
+struct Checking {
+    check: Check,
     health: watch::Receiver<Health>,
     /// The check goes on whatever else is done meanwhile. Ends with this value.
-    _checking: JoinSet<()>,
+    _task: JoinSet<()>,
 }
 
 /// Whether an instance passes, and why not.
@@ -19,25 +25,16 @@ type Health = Result<(), String>;
 
 impl Gate {
     pub(super) fn new(check: Option<Check>) -> Self {
-        let initial = match &check {
-            Some(check) => Err(format!("{} has not been asked yet", check.probe)),
-            None => Ok(()),
-        };
-        let (sender, health) = watch::channel(initial);
-        let mut checking = JoinSet::new();
-        if let Some(check) = check.clone() {
-            checking.spawn(ask(check, sender));
-        }
-        Self { check, health, _checking: checking }
+        Self { checking: check.map(|check| Box::new(Checking::start(check))) }
     }
 
     pub(super) fn health(&self) -> Health {
-        self.health.borrow().clone()
+        self.checking.as_ref().map_or(Ok(()), |checking| checking.health.borrow().clone())
     }
 
     /// From now on by this check. What an unchanged check has found out stays. Whether it is another one.
     pub(super) fn check_by(&mut self, check: Option<Check>) -> bool {
-        let is_other = self.check != check;
+        let is_other = self.checking.as_ref().map(|checking| &checking.check) != check.as_ref();
         if is_other {
             *self = Self::new(check);
         }
@@ -46,11 +43,22 @@ impl Gate {
 
     /// Waits for the health to be another one. Cancellation loses nothing.
     pub(super) async fn changed(&mut self) -> Health {
-        if self.health.changed().await.is_err() {
-            // There is no check.
+        let Some(checking) = &mut self.checking else { return std::future::pending().await };
+        if checking.health.changed().await.is_err() {
+            // The check has broken off.
             std::future::pending::<()>().await;
         }
-        self.health.borrow_and_update().clone()
+        checking.health.borrow_and_update().clone()
+    }
+}
+
+impl Checking {
+    fn start(check: Check) -> Self {
+        let initial = Err(format!("{} has not been asked yet", check.probe));
+        let (sender, health) = watch::channel(initial);
+        let mut task = JoinSet::new();
+        task.spawn(ask(check.clone(), sender));
+        Self { check, health, _task: task }
     }
 }
 

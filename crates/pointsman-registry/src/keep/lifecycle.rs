@@ -66,14 +66,14 @@ enum State<R> {
 #[derive(Debug, Clone)]
 struct Content {
     revision: u64,
-    instance: Instance,
+    instance: Arc<Instance>,
 }
 
 /// What goes in.
 #[derive(Debug)]
 pub(super) enum Input<R> {
     /// The holder wants something else to be registered.
-    Update(Box<Instance>, R),
+    Update(Arc<Instance>, R),
     /// The holder wants the registration to end; with a reply, if it waits for that.
     Close(Departure, Option<R>),
     /// Whether the instance passes its check.
@@ -148,7 +148,7 @@ const SHORT: Duration = Duration::from_secs(1);
 
 impl<R> Lifecycle<R> {
     pub(super) fn new(
-        wanted: Instance,
+        wanted: Arc<Instance>,
         health: Result<(), String>,
         patience: Option<Duration>,
         longest: Duration,
@@ -219,7 +219,7 @@ impl<R> Lifecycle<R> {
     /// Takes one thing in.
     pub(super) fn step(&mut self, input: Input<R>, now: Instant) {
         match input {
-            Input::Update(wanted, reply) => self.update(*wanted, reply),
+            Input::Update(wanted, reply) => self.update(wanted, reply),
             Input::Close(departure, reply) => self.close(departure, reply),
             Input::Health(health) => self.health(health, now),
             Input::Said(said) => self.said(said, now),
@@ -241,7 +241,7 @@ impl<R> Lifecycle<R> {
         since.checked_add(self.patience?)
     }
 
-    fn update(&mut self, wanted: Instance, reply: R) {
+    fn update(&mut self, wanted: Arc<Instance>, reply: R) {
         if matches!(self.state, State::Leaving { .. } | State::Over) {
             self.effects.push(Effect::Reply(reply, Err(self.closed())));
             return;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::Instance;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::{Registry, set};
 use crate::backend::Backend;
 use crate::check::Check;
 use crate::hold::{Hold, Holds, NotHeld};
-use crate::registration::{self, Command, Departure, End, Registration, Task, Wanted};
+use crate::registration::{self, Command, Departure, End, Registration, Task, Wanted, WeakCommands};
 use crate::{Error, Result};
 
 /// Maximum length of a holder.
@@ -107,7 +107,7 @@ struct Process {
     closed: watch::Receiver<bool>,
     /// The registry's end waits for this to be dropped.
     alive: watch::Receiver<()>,
-    commands: mpsc::WeakUnboundedSender<Command>,
+    commands: WeakCommands,
     /// Ends the task without deregistering.
     cut: Arc<Notify>,
 }
@@ -126,11 +126,12 @@ impl Process {
     }
 
     /// Keeps the instance registered until the registration ends, or its registry is closed.
-    async fn run(self, mut task: Task) {
+    async fn run(self, mut task: Box<Task>) {
         let Self { backend, holds, mut closed, alive, commands, cut } = self;
         let own = commands.clone();
         let keeping = async move {
-            match Hold::take(&holds, own, &mut task).await {
+            // In a box, because it is over soon: its room is not kept.
+            match Box::pin(Hold::take(&holds, own, &mut task)).await {
                 Ok(hold) => (backend.keep(task).await, Some(hold)),
                 Err(NotHeld::Failed(error)) => (End::failed(task.report, error), None),
                 Err(NotHeld::GivenUp(reply)) => (End::given_up(task, reply), None),
@@ -139,7 +140,7 @@ impl Process {
         tokio::pin!(keeping);
         let end = tokio::select! {
             biased;
-            () = set(&mut closed) => leave(&mut keeping, &commands).await,
+            () = set(&mut closed) => Box::pin(leave(&mut keeping, &commands)).await,
             // The registration ends with what the backend's task held.
             () = cut.notified() => None,
             end = &mut keeping => Some(end),
@@ -152,14 +153,11 @@ impl Process {
 
 /// Lets a registration leave because its registry is closed: cleanly, if that is possible in time. Otherwise it ends with the
 /// session.
-async fn leave<T>(
-    keeping: &mut (impl Future<Output = T> + Unpin),
-    commands: &mpsc::WeakUnboundedSender<Command>,
-) -> Option<T> {
+async fn leave<T>(keeping: &mut (impl Future<Output = T> + Unpin), commands: &WeakCommands) -> Option<T> {
     // Nobody waits for this answer. One that is being dropped leaves anyway.
     let (reply, _) = oneshot::channel();
     if let Some(commands) = commands.upgrade() {
-        let _ = commands.send(Command::Close(Departure::Left, reply));
+        let _ = commands.unbounded_send(Command::Close(Departure::Left, reply));
     }
     tokio::time::timeout(LEAVE, keeping).await.ok()
 }

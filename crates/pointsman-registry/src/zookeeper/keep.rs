@@ -31,10 +31,15 @@ use crate::url::{Acl, ZooKeeperUrl};
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keeps the task's instance registered until its commands end.
-pub(super) async fn keep(settings: &ZooKeeperUrl, layout: &Layout, link: watch::Receiver<Link>, task: Task) -> End {
+pub(super) async fn keep(
+    settings: &ZooKeeperUrl,
+    layout: &Layout,
+    link: watch::Receiver<Link>,
+    task: Box<Task>,
+) -> End {
     let instance = &task.instance;
     let holder = task.holder.clone().map(wire::Holder::new);
-    let registrar = ZooKeeperRegistrar {
+    let mut registrar = ZooKeeperRegistrar {
         path: layout.service(&instance.service),
         left: layout.left_of(&instance.service),
         terms: layout.terms_of(&instance.service),
@@ -56,7 +61,7 @@ pub(super) async fn keep(settings: &ZooKeeperUrl, layout: &Layout, link: watch::
         look_again: None,
         just_created: false,
     };
-    crate::keep::keep(registrar, LONGEST_PAUSE, task).await
+    crate::keep::keep(&mut registrar, LONGEST_PAUSE, task).await
 }
 
 struct ZooKeeperRegistrar {

@@ -77,7 +77,7 @@ impl World {
         let now = Instant::now();
         let health = if is_healthy { Ok(()) } else { Err("down".to_owned()) };
         let instance = Instance::new("s").code("a");
-        let lifecycle = Lifecycle::new(instance, health, Some(PATIENCE), Duration::from_secs(1), now);
+        let lifecycle = Lifecycle::new(Arc::new(instance), health, Some(PATIENCE), Duration::from_secs(1), now);
         Self {
             lifecycle,
             now,
@@ -140,7 +140,7 @@ impl World {
                 self.updates += 1;
                 let (instance, reply) = (Instance::new("s").code("a"), self.reply());
                 self.revisions.insert(reply, self.updates);
-                self.input(Input::Update(Box::new(instance), reply));
+                self.input(Input::Update(Arc::new(instance), reply));
             }
             Event::Close { departure, with_reply } => {
                 self.is_closing = true;
