@@ -1,5 +1,7 @@
 //! The guard that keeps one instance registered, and the two ends between it and the backend's task.
 
+mod lead;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +71,9 @@ impl fmt::Display for Trouble {
     }
 }
 
+/// What is said of a registration that has ended because the same holder has registered the instance elsewhere.
+const TAKEN_OVER: &str = "taken over by the same holder elsewhere";
+
 /// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
 #[derive(Debug, Clone)]
 pub struct Roles {
@@ -121,6 +126,10 @@ impl Registration {
     /// when the registration has ended. Cancellation loses nothing: the next call tells what this one would have told.
     ///
     /// Between two calls a role may come and go; what is told is always the newest.
+    ///
+    /// A change is told once. So do not wait for the end of a term by this, as in `select! { () = work(term) => …, _ = role_changed() => … }`:
+    /// the change that ends one term may be the next term already, and whoever drops it never leads again.
+    /// [`lead`](Registration::lead) does that right; [`Roles::ended`] and [`Roles::wait_for`] are what it is made of.
     pub async fn role_changed(&mut self) -> Option<Role> {
         self.roles.changed().await
     }
@@ -273,18 +282,7 @@ impl Roles {
                 self.told = Some((role, state.trouble.clone()));
                 return self.told.clone();
             }
-            let lease_changes = async {
-                match state.lease {
-                    Some(lease) if role != Role::Detached => lease.ended().await,
-                    // Detached only because the lease has run out: it may hold again.
-                    Some(lease) if state.role != Role::Detached => lease.held().await,
-                    _ => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                changed = self.state.changed() => changed.ok()?,
-                () = lease_changes => {}
-            }
+            state.outdated(role, &mut self.state).await?;
         }
     }
 }
@@ -346,6 +344,22 @@ impl RoleState {
         match &self.lease {
             Some(lease) if !lease.holds() => Role::Detached,
             _ => self.role,
+        }
+    }
+
+    /// Waits for a reason to look again, after a look at this state found that role. `None`: the registration has ended.
+    async fn outdated(&self, role: Role, changes: &mut watch::Receiver<RoleState>) -> Option<()> {
+        let lease_changes = async {
+            match &self.lease {
+                Some(lease) if role != Role::Detached => lease.ended().await,
+                // Detached only because the lease has run out: it may hold again.
+                Some(lease) if self.role != Role::Detached => lease.held().await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => changed.ok(),
+            () = lease_changes => Some(()),
         }
     }
 
@@ -412,7 +426,7 @@ impl Report {
 
     /// The same holder has registered again elsewhere: this registration is about to end by itself.
     pub(crate) fn replaced(&mut self) {
-        self.last_word = "taken over by the same holder elsewhere";
+        self.last_word = TAKEN_OVER;
         self.detached(&Trouble::Lost(self.last_word.to_owned()));
     }
 }

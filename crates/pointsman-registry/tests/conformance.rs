@@ -409,6 +409,100 @@ async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: S
     until("c is left", &service, |s| codes(s) == ["c"]).await;
 }
 
+/// Begins and ends of runs, by their terms.
+#[derive(Clone, Default)]
+struct Runs(Arc<tokio::sync::watch::Sender<Vec<(bool, Term)>>>);
+
+struct Run(Runs, Term);
+
+impl Runs {
+    /// Leads until it is dropped.
+    async fn lead(&self, term: Term) {
+        self.0.send_modify(|told| told.push((true, term)));
+        let _run = Run(self.clone(), term);
+        std::future::pending::<()>().await;
+    }
+
+    /// The begins and ends, once there are as many.
+    async fn told(&self, count: usize) -> Vec<(bool, Term)> {
+        let mut told = self.0.subscribe();
+        soon("a leader begins, or ends", told.wait_for(|told| told.len() >= count)).await.unwrap().clone()
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|told| told.push((false, self.1)));
+    }
+}
+
+async fn a_leader_has_one_run_for_each_term_until_its_registration_ends(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let a = Arc::new(one.register(Instance::new("s").code("a")).await.unwrap());
+    let b = two.register(Instance::new("s").code("b")).await.unwrap();
+    let (runs, of_a, roles) = (Runs::default(), a.clone(), a.roles());
+    let own = runs.clone();
+    let leading = tokio::spawn(async move {
+        of_a.lead(|term| {
+            let own = own.clone();
+            async move { own.lead(term).await }
+        })
+        .await
+    });
+    let first = term(soon("a is master", roles.wait_for(Role::is_master)).await.unwrap());
+    assert_eq!(runs.told(1).await, [(true, first)]);
+    a.resign().await.unwrap();
+    soon("the first term is over", roles.ended(first)).await;
+    let of_b = term(soon("b is master", b.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(of_b > first);
+    assert_eq!(runs.told(2).await, [(true, first), (false, first)]);
+    b.resign().await.unwrap();
+    let second = term(soon("a is master again", roles.wait_for(Role::is_master)).await.unwrap());
+    assert!(second > of_b);
+    soon("b's term is over", b.roles().ended(of_b)).await;
+    assert_eq!(runs.told(3).await[2..], [(true, second)]);
+    // Without another instance the next term is this one's own.
+    two.close().await;
+    a.resign().await.unwrap();
+    let third = runs.told(5).await[4].1;
+    assert!(third > second);
+    assert_eq!(runs.told(5).await[3..], [(false, second), (true, third)]);
+    soon("closed", one.close()).await;
+    soon("it leads no more", leading).await.unwrap().unwrap();
+    assert_eq!(runs.told(6).await[5..], [(false, third)]);
+    assert_eq!(soon("over", roles.wait_for(Role::is_master)).await, None);
+}
+
+async fn a_leader_is_told_that_its_holder_leads_elsewhere(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let a = one.take_over(Instance::new("s").code("a"), "holder").await.unwrap();
+    let leading = async { a.lead(async |_| std::future::pending().await).await };
+    let next = async { two.take_over(Instance::new("s").code("a"), "holder").await };
+    let (led, next) = soon("taken over", async { tokio::join!(leading, next) }).await;
+    assert!(matches!(led, Err(Error::TakenOver { .. })), "{led:?}");
+    soon("it leads", next.unwrap().roles().wait_for(Role::is_master)).await.unwrap();
+}
+
+/// Through a proxy that can be cut.
+async fn a_leader_that_is_cut_off_stops_and_leads_again(url: String, way: CuttingProxy) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let (runs, roles) = (Runs::default(), a.roles());
+    let steps = async {
+        let first = runs.told(1).await[0].1;
+        way.cut();
+        soon("the term is in doubt", roles.ended(first)).await;
+        assert_eq!(runs.told(2).await[1], (false, first));
+        way.mend();
+        let again = runs.told(3).await[2];
+        assert!(again.0 && again.1 >= first, "{again:?}");
+    };
+    tokio::select! {
+        led = a.lead(|term| runs.lead(term)) => panic!("{led:?}"),
+        () = steps => {}
+    }
+}
+
 /// Returns as soon as the registration is in such a trouble.
 async fn until_trouble(what: &str, roles: &mut Roles, wanted: impl Fn(&Trouble) -> bool) {
     let waiting = async {
@@ -817,6 +911,7 @@ conformance_through_a_proxy! {
     who_waits_is_registered_when_the_registry_is_back_and_who_does_not_is_told_soon
     a_cut_connection_does_not_end_the_wait_for_a_code
     whoever_closes_is_answered_while_the_code_is_not_free_yet
+    a_leader_that_is_cut_off_stops_and_leads_again
 }
 
 conformance! {
@@ -841,6 +936,8 @@ conformance! {
     many_instances_come_and_go
     roles_end_with_their_registration
     a_role_says_how_long_it_is_certain
+    a_leader_has_one_run_for_each_term_until_its_registration_ends
+    a_leader_is_told_that_its_holder_leads_elsewhere
     the_same_holder_takes_its_registration_over_and_nobody_else_does
     a_drained_heir_is_passed_over
     draining_a_master_hands_the_mastership_on
