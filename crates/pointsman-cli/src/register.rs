@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pointsman::check::{Check, Probe};
-use pointsman::{Error, Instance, Registration, Registry, Role, Trouble};
+use pointsman::{Instance, Registration, Registry, Role, Trouble};
 use rustix::process::Signal;
 
 use crate::args::{CheckArgs, Global, Output, Register};
@@ -157,9 +157,9 @@ impl Keeper {
                 },
                 status = roles.status_changed() => match status {
                     Some((role, trouble)) if is_registered || role != Role::Detached => {
-                        teller.tell(registration.instance(), role, trouble.as_ref());
+                        teller.tell(&registration.instance(), role, trouble.as_ref());
                     }
-                    Some((_, Some(trouble))) if is_slow => teller.note(registration.instance(), &trouble),
+                    Some((_, Some(trouble))) if is_slow => teller.note(&registration.instance(), &trouble),
                     Some(_) => {}
                     None => return match registration.registered().await {
                         Ok(()) => Failure::new("the registration has ended by itself"),
@@ -169,7 +169,7 @@ impl Keeper {
                 () = &mut slow, if !is_slow => {
                     is_slow = true;
                     if let Some(trouble) = roles.trouble().filter(|_| !is_registered) {
-                        teller.note(registration.instance(), &trouble);
+                        teller.note(&registration.instance(), &trouble);
                     }
                 }
             }
@@ -180,10 +180,10 @@ impl Keeper {
     async fn deregister(self) {
         let Self { registration, mut teller } = self;
         if teller.told.is_some() {
-            teller.tell(registration.instance(), Role::Detached, None);
+            teller.tell(&registration.instance(), Role::Detached, None);
         }
         match tokio::time::timeout(DEREGISTER, registration.close()).await {
-            Ok(Ok(()) | Err(Error::Closed { .. })) => {}
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "deregister"),
             Err(_) => tracing::warn!("the registry did not confirm the deregistration within {DEREGISTER:?}"),
         }

@@ -1,9 +1,13 @@
 //! The guard that keeps one instance registered, and the two ends between it and the backend's task.
 
+mod drain;
 mod lead;
 
+use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pointsman_core::{Instance, Role};
@@ -18,14 +22,69 @@ use crate::{Error, Result};
 ///
 /// A registration ends by [`close`](Registration::close), by drop, or with its process. Dropping it deregisters in the
 /// background; `close` waits until that is done. Both are a clean leave ([`Departure::Left`]); the end of the process is not.
+///
+/// What changes it takes `&self`: in an `Arc` it can be updated, and closed, while another task [leads](Registration::lead).
 #[derive(Debug)]
 pub struct Registration {
-    instance: Instance,
+    instance: SharedInstance,
     commands: mpsc::UnboundedSender<Command>,
     roles: Roles,
     entered: watch::Receiver<Option<Result<()>>>,
+    ending: Arc<Ending>,
+}
+
+/// How the holder has ended a registration.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
     /// Ends the backend's task without deregistering.
-    cut: Arc<Notify>,
+    pub(crate) cut: Notify,
+    /// It is being closed: its code will soon be free.
+    is_closed: AtomicBool,
+}
+
+/// What is to be registered, as it was last updated. A std mutex, as it is held only to copy the `Arc`.
+#[derive(Debug, Clone)]
+struct SharedInstance(Arc<Mutex<Arc<Instance>>>);
+
+impl SharedInstance {
+    fn new(instance: Instance) -> Self {
+        Self(Arc::new(Mutex::new(Arc::new(instance))))
+    }
+
+    fn read(&self) -> Arc<Instance> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, instance: Instance) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(instance);
+    }
+}
+
+/// By this it can be asked whether a registration lives, and it can be closed, without keeping it alive.
+#[derive(Debug, Clone)]
+pub(crate) struct Life {
+    commands: mpsc::WeakUnboundedSender<Command>,
+    ending: Arc<Ending>,
+}
+
+impl Life {
+    /// Whether the registration has been neither dropped nor closed.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.commands.strong_count() > 0 && !self.ending.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Closes it, and waits for nothing. One that is being dropped leaves anyway.
+    pub(crate) fn close(&self) {
+        let (reply, _) = oneshot::channel();
+        if let Some(commands) = self.commands.upgrade() {
+            let _ = commands.send(Command::Close(Departure::Left, reply));
+        }
+    }
+
+    /// Returns when the task is to end without deregistering.
+    pub(crate) async fn cut(&self) {
+        self.ending.cut.notified().await;
+    }
 }
 
 /// How a registration ends, as it is told to everybody who follows the registry.
@@ -82,10 +141,11 @@ pub struct Roles {
 }
 
 impl Registration {
-    /// What is registered, as it was last updated.
+    /// What is registered, or is to be, as it was last [updated](Registration::update): an update that is not written yet is in it, one that was
+    /// refused is not.
     #[must_use]
-    pub fn instance(&self) -> &Instance {
-        &self.instance
+    pub fn instance(&self) -> Arc<Instance> {
+        self.instance.read()
     }
 
     /// The role at this moment: compared with the monotonic clock, so that a process that was paused, or cut off in
@@ -143,23 +203,40 @@ impl Registration {
     /// Changes address, weight or tags of the living registration: `registration.update(|i| i.weight = 5)`.
     /// Returns once the registry has it; while the check of the instance fails, at once. While the registry is away it waits; the newest
     /// update is written on return.
-    /// Cancelled, the change may still be carried out.
+    ///
+    /// Changes are applied one after the other, each to what the one before has left. Cancelled, the change may still be carried out, and no
+    /// later update takes it back. `change` runs on a task of this registration, so it must not block; its panic is the caller's.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], [`Error::TooLarge`] or [`Error::Fixed`], before anything is written;
-    /// [`Error::Refused`] when the registry refuses; [`Error::Closed`].
-    pub async fn update(&mut self, change: impl FnOnce(&mut Instance)) -> Result<()> {
-        let mut instance = self.instance.clone();
-        change(&mut instance);
-        instance.check()?;
-        let Instance { service, code, .. } = &self.instance;
-        if instance.service != *service || instance.code != *code {
-            return Err(Error::Fixed { service: service.clone(), code: code.clone() });
+    /// [`Error::Fixed`] when service or code is another, [`Error::Invalid`] or [`Error::TooLarge`]: before anything is written;
+    /// [`Error::Refused`] when the registry refuses; [`Error::Closed`]. Then everything is as it was.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://update").await?;
+    /// let registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+    /// registration.update(|instance| instance.weight = 5).await?;
+    /// assert_eq!(registration.instance().weight, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn update(&self, change: impl FnOnce(&mut Instance) + Send + 'static) -> Result<()> {
+        let (panics, mut panicked) = oneshot::channel::<Box<dyn Any + Send>>();
+        let change = move |instance: &mut Instance| {
+            // A panic of the caller's must not end the registration.
+            catch_unwind(AssertUnwindSafe(|| change(instance))).map_err(|panic| drop(panics.send(panic))).is_ok()
+        };
+        let updated = self.ask(|reply| Command::Update(Box::new(change), reply)).await;
+        match panicked.try_recv() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => updated,
         }
-        self.ask(|reply| Command::Update(Box::new(instance.clone()), reply)).await?;
-        self.instance = instance;
-        Ok(())
     }
 
     /// From now on the instance is registered only while it passes this check; always, without one. What is known by an unchanged check
@@ -184,13 +261,32 @@ impl Registration {
     }
 
     /// Deregisters, and returns once the registry has carried it out. Whoever follows the registry is told that the instance has
-    /// left, and was not lost.
+    /// left, and was not lost. The role is given up before the registry is asked.
+    ///
+    /// A registration that has ended already, by this or by itself, is closed: that is no error. Cancelled, it goes on leaving, and
+    /// another call waits for the rest.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`] when the registry is away: the instance is then removed as soon as it is back, at the
     /// latest when the session expires.
-    pub async fn close(self) -> Result<()> {
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://close").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// registration.close().await?;
+    /// assert_eq!(registration.role(), Role::Detached);
+    /// registration.close().await?; // nothing to be done
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn close(&self) -> Result<()> {
         self.close_as(Departure::Left).await
     }
 
@@ -200,25 +296,29 @@ impl Registration {
     /// # Errors
     ///
     /// As [`close`](Registration::close).
-    pub async fn close_as(self, departure: Departure) -> Result<()> {
-        self.ask(|reply| Command::Close(departure, reply)).await
+    pub async fn close_as(&self, departure: Departure) -> Result<()> {
+        self.ending.is_closed.store(true, Ordering::Release);
+        match self.ask(|reply| Command::Close(departure, reply)).await {
+            // It takes nothing any more. It is over when all that it held is released, so that the code is free.
+            Err(Error::Closed { .. }) => {
+                let mut entered = self.entered.clone();
+                while entered.changed().await.is_ok() {}
+                Ok(())
+            }
+            closed => closed,
+        }
     }
 
     /// Ends this guard without deregistering: the instance stays registered until the session of this process ends, so that
     /// whoever takes it over ([`Registry::take_over`](crate::Registry::take_over)) before that leaves no gap. What has no
     /// session, as over `memory://` and `http://`, is deregistered.
     pub fn abandon(self) {
-        self.cut.notify_one();
+        self.ending.cut.notify_one();
     }
 
-    /// What ends the backend's task without deregistering.
-    pub(crate) fn cut(&self) -> Arc<Notify> {
-        self.cut.clone()
-    }
-
-    /// Whether this registration lives can be asked without keeping it alive: it does while there is a strong sender.
-    pub(crate) fn commands(&self) -> mpsc::WeakUnboundedSender<Command> {
-        self.commands.downgrade()
+    /// By what it is looked after.
+    pub(crate) fn life(&self) -> Life {
+        Life { commands: self.commands.downgrade(), ending: self.ending.clone() }
     }
 
     async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
@@ -228,7 +328,8 @@ impl Registration {
     }
 
     fn closed(&self) -> Error {
-        Error::Closed { what: format!("registration {}/{}", self.instance.service, self.instance.code) }
+        let instance = self.instance();
+        Error::Closed { what: format!("registration {}/{}", instance.service, instance.code) }
     }
 }
 
@@ -305,9 +406,8 @@ pub(crate) struct Task {
 }
 
 /// What the holder of a registration wants. The channel's end means: deregister.
-#[derive(Debug)]
 pub(crate) enum Command {
-    Update(Box<Instance>, Reply),
+    Update(Change, Reply),
     Check(Option<Box<Check>>),
     Resign(Reply),
     Close(Departure, Reply),
@@ -315,10 +415,25 @@ pub(crate) enum Command {
 
 pub(crate) type Reply = oneshot::Sender<Result<()>>;
 
+/// What the holder does to the instance. `false`: it has panicked, and the holder has the panic.
+pub(crate) type Change = Box<dyn FnOnce(&mut Instance) -> bool + Send>;
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Command::Update(..) => "Update",
+            Command::Check(_) => "Check",
+            Command::Resign(_) => "Resign",
+            Command::Close(..) => "Close",
+        })
+    }
+}
+
 /// How the holder is told what has become of the registration. Dropped, it says that the registration has ended.
 #[derive(Debug)]
 pub(crate) struct Report {
     roles: RoleWriter,
+    instance: SharedInstance,
     entered: watch::Sender<Option<Result<()>>>,
     /// What is said when it has ended.
     last_word: &'static str,
@@ -415,6 +530,11 @@ impl Report {
         &self.roles
     }
 
+    /// Tells what is to be registered from now on.
+    pub(crate) fn wants(&self, instance: &Instance) {
+        self.instance.write(instance.clone());
+    }
+
     /// Tells what the first attempts have come to.
     pub(crate) fn entered(&self, result: Result<()>) {
         self.entered.send_replace(Some(result));
@@ -493,8 +613,9 @@ pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Reg
     let (entered, outcome) = watch::channel(None);
     let (service, code) = (instance.service.clone(), instance.code.clone());
     let roles = RoleWriter { service, code, state: Arc::new(sender) };
-    let report = Report { roles, entered, last_word: "the registration has ended" };
-    let (roles, cut) = (Roles { state, told: None }, Arc::default());
-    let registration = Registration { instance: instance.clone(), commands, roles, entered: outcome, cut };
+    let shared = SharedInstance::new(instance.clone());
+    let report = Report { roles, instance: shared.clone(), entered, last_word: "the registration has ended" };
+    let (roles, ending) = (Roles { state, told: None }, Arc::default());
+    let registration = Registration { instance: shared, commands, roles, entered: outcome, ending };
     (registration, Task { instance, holder, check, patience, commands: receiver, early: Vec::new(), report })
 }

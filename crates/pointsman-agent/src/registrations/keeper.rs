@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pointsman_core::Instance;
 use pointsman_registry::check::Check;
-use pointsman_registry::{Departure, Error, Registration, Registry, Roles, Trouble};
+use pointsman_registry::{Departure, Registration, Registry, Roles, Trouble};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Command, End, Registered, Status, Wish, lock};
@@ -115,10 +115,7 @@ impl Keeper {
 }
 
 async fn deregister(registration: Registration, departure: Departure) {
-    if let Err(error) = registration.close_as(departure).await
-        // One that has ended by itself needs no end.
-        && !matches!(error, Error::Closed { .. })
-    {
+    if let Err(error) = registration.close_as(departure).await {
         // It is removed as soon as the registry is back.
         tracing::warn!(%error, "deregister");
     }
@@ -197,23 +194,18 @@ impl Keeping<'_> {
     /// Writes what has been updated, and answers who waits for it.
     async fn write_updates(&mut self) -> Option<End> {
         let wanted = self.instance.clone();
-        let is = self.registration.instance();
-        let result = if (&is.address, is.weight, &is.tags) == (&wanted.address, wanted.weight, &wanted.tags) {
-            Ok(())
-        } else {
-            let change = |instance: &mut Instance| {
-                (instance.address, instance.weight, instance.tags) = (wanted.address, wanted.weight, wanted.tags);
-            };
-            // While the registry is away this waits.
-            tokio::select! {
-                result = self.registration.update(change) => result.map_err(Problem::from),
-                status = self.roles.status_changed() => return self.role_changed(status.is_some()),
-                () = expired(self.registered) => return Some(End::Expired),
-                command = self.commands.recv() => return self.take(command).await,
-            }
+        let change = move |instance: &mut Instance| {
+            (instance.address, instance.weight, instance.tags) = (wanted.address, wanted.weight, wanted.tags);
+        };
+        // While the registry is away this waits. What has not changed is not written again.
+        let result = tokio::select! {
+            result = self.registration.update(change) => result.map_err(Problem::from),
+            status = self.roles.status_changed() => return self.role_changed(status.is_some()),
+            () = expired(self.registered) => return Some(End::Expired),
+            command = self.commands.recv() => return self.take(command).await,
         };
         if result.is_err() {
-            self.instance = self.registration.instance().clone();
+            self.instance = Instance::clone(&self.registration.instance());
         }
         for reply in self.updates.drain(..) {
             let _ = reply.send(result.clone());

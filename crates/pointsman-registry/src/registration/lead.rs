@@ -77,8 +77,8 @@ impl Registration {
             return Err(error.clone());
         }
         if self.trouble() == Some(Trouble::Ended(TAKEN_OVER)) {
-            let (service, code) = (self.instance.service.clone(), self.instance.code.clone());
-            return Err(Error::TakenOver { service, code });
+            let instance = self.instance();
+            return Err(Error::TakenOver { service: instance.service.clone(), code: instance.code.clone() });
         }
         Ok(())
     }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::Instance;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::watch;
 
 use super::{Registry, set};
 use crate::backend::Backend;
 use crate::check::Check;
 use crate::hold::{Hold, Holds, NotHeld};
-use crate::registration::{self, Command, Departure, End, Registration, Task, Wanted};
+use crate::registration::{self, End, Life, Registration, Task, Wanted};
 use crate::{Error, Result};
 
 /// Maximum length of a holder.
@@ -107,9 +107,7 @@ struct Process {
     closed: watch::Receiver<bool>,
     /// The registry's end waits for this to be dropped.
     alive: watch::Receiver<()>,
-    commands: mpsc::WeakUnboundedSender<Command>,
-    /// Ends the task without deregistering.
-    cut: Arc<Notify>,
+    life: Life,
 }
 
 impl Process {
@@ -120,15 +118,14 @@ impl Process {
             holds: inner.holds.clone(),
             closed: inner.closed.subscribe(),
             alive: inner.tasks.subscribe(),
-            commands: registration.commands(),
-            cut: registration.cut(),
+            life: registration.life(),
         }
     }
 
     /// Keeps the instance registered until the registration ends, or its registry is closed.
     async fn run(self, mut task: Task) {
-        let Self { backend, holds, mut closed, alive, commands, cut } = self;
-        let own = commands.clone();
+        let Self { backend, holds, mut closed, alive, life } = self;
+        let own = life.clone();
         let keeping = async move {
             match Hold::take(&holds, own, &mut task).await {
                 Ok(hold) => (backend.keep(task).await, Some(hold)),
@@ -139,9 +136,9 @@ impl Process {
         tokio::pin!(keeping);
         let end = tokio::select! {
             biased;
-            () = set(&mut closed) => leave(&mut keeping, &commands).await,
+            () = set(&mut closed) => leave(&mut keeping, &life).await,
             // The registration ends with what the backend's task held.
-            () = cut.notified() => None,
+            () = life.cut() => None,
             end = &mut keeping => Some(end),
         };
         let Some((end, hold)) = end else { return };
@@ -152,14 +149,7 @@ impl Process {
 
 /// Lets a registration leave because its registry is closed: cleanly, if that is possible in time. Otherwise it ends with the
 /// session.
-async fn leave<T>(
-    keeping: &mut (impl Future<Output = T> + Unpin),
-    commands: &mpsc::WeakUnboundedSender<Command>,
-) -> Option<T> {
-    // Nobody waits for this answer. One that is being dropped leaves anyway.
-    let (reply, _) = oneshot::channel();
-    if let Some(commands) = commands.upgrade() {
-        let _ = commands.send(Command::Close(Departure::Left, reply));
-    }
+async fn leave<T>(keeping: &mut (impl Future<Output = T> + Unpin), life: &Life) -> Option<T> {
+    life.close();
     tokio::time::timeout(LEAVE, keeping).await.ok()
 }
