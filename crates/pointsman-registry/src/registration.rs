@@ -395,6 +395,8 @@ pub(crate) struct Task {
     pub(crate) instance: Instance,
     /// Who registers, where the same may take over from itself.
     pub(crate) holder: Option<Arc<str>>,
+    /// Whether it is never to be master.
+    pub(crate) observer: bool,
     /// It is registered only while it passes this.
     pub(crate) check: Option<Check>,
     /// How long the registry may be away before the first registration fails; `None`: for ever.
@@ -602,12 +604,13 @@ impl End {
 pub(crate) struct Wanted {
     pub(crate) instance: Instance,
     pub(crate) holder: Option<Arc<str>>,
+    pub(crate) observer: bool,
     pub(crate) check: Option<Check>,
     pub(crate) patience: Option<Duration>,
 }
 
 /// Both ends of a registration.
-pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Registration, Task) {
+pub(crate) fn pair(Wanted { instance, holder, observer, check, patience }: Wanted) -> (Registration, Task) {
     let (commands, receiver) = mpsc::unbounded_channel();
     let (sender, state) = watch::channel(RoleState::detached(Trouble::Registering));
     let (entered, outcome) = watch::channel(None);
@@ -617,5 +620,5 @@ pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Reg
     let report = Report { roles, instance: shared.clone(), entered, last_word: "the registration has ended" };
     let (roles, ending) = (Roles { state, told: None }, Arc::default());
     let registration = Registration { instance: shared, commands, roles, entered: outcome, ending };
-    (registration, Task { instance, holder, check, patience, commands: receiver, early: Vec::new(), report })
+    (registration, Task { instance, holder, observer, check, patience, commands: receiver, early: Vec::new(), report })
 }

@@ -921,7 +921,70 @@ async fn who_drains_itself_while_the_registry_is_away_leaves_after_the_grace(url
     way.mend();
     let service = registry.discover("s").await.unwrap();
     until("gone", &service, Snapshot::is_empty).await;
-    soon("over", a.close()).await.unwrap();
+    // The connection that has carried it out may be lost again before that is known.
+    let over = async {
+        while let Err(error) = a.close().await {
+            assert!(error.is_retryable(), "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("over", over).await;
+}
+
+async fn an_observer_is_never_master(url: String) {
+    let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = other.discover("s").await.unwrap();
+    let observer = |registry: &Registry, code: &str| registry.registration(Instance::new("s").code(code)).observer();
+    let o = soon("registered", observer(&registry, "o").register()).await.unwrap();
+    let p = soon("registered", observer(&other, "p").register()).await.unwrap();
+    assert_eq!((o.role(), p.role()), (Role::Normal, Role::Normal));
+    let snapshot = until("both", &service, |s| codes(s) == ["o", "p"]).await;
+    assert!(snapshot.instances().iter().all(|instance| instance.observer && instance.role == Role::Normal));
+    assert!(matches!(service.master(), Err(Error::NoMaster { .. })), "only observers live");
+    assert!(matches!(soon("refused", o.resign()).await, Err(Error::NotMaster { .. })));
+    // Whoever comes later is master at once, and then the next of those.
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let first = term(soon("a is master", a.roles().wait_for(Role::is_master)).await.unwrap());
+    let b = other.register(Instance::new("s").code("b")).await.unwrap();
+    soon("updated", o.update(|instance| instance.weight = 5)).await.unwrap();
+    let updated = |s: &Snapshot| s.find("o").is_some_and(|o| o.weight == 5 && o.observer) && s.find("b").is_some();
+    let snapshot = until("updated", &service, updated).await;
+    assert!(snapshot.master().is_some_and(|master| &*master.code == "a" && !master.observer));
+    soon("left", a.close()).await.unwrap();
+    let second = term(soon("b is master", b.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(second > first);
+    // To observers nothing is handed on.
+    registry.drain("s", "b").await.unwrap();
+    until("drained", &service, |s| s.find("b").is_some_and(|b| b.status == Status::Drained)).await;
+    soon("updated", b.update(|instance| instance.weight = 0)).await.unwrap();
+    until("drained by itself", &service, |s| s.find("b").is_some_and(|b| b.registered.weight == 0)).await;
+    assert_eq!(b.role(), Role::Master(second));
+    soon("left", b.close()).await.unwrap();
+    let snapshot = until("the observers are left", &service, |s| codes(s) == ["o", "p"]).await;
+    assert!(snapshot.master().is_none() && o.role() == Role::Normal && p.role() == Role::Normal);
+}
+
+async fn a_holder_may_become_an_observer_and_a_candidate_again(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = one.discover("s").await.unwrap();
+    let instance = || Instance::new("s").code("a");
+    let a = one.take_over(instance(), "holder").await.unwrap();
+    let b = two.register(Instance::new("s").code("b")).await.unwrap();
+    let first = term(a.role());
+    let observer = two.registration(instance()).holder("holder").observer();
+    let observer = soon("registered", observer.register()).await.unwrap();
+    let second = term(soon("it goes to b", b.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(second > first);
+    soon("the one before ends", async { while a.roles().wait_for(|_| false).await.is_some() {} }).await;
+    let is_observer = |s: &Snapshot| s.find("a").is_some_and(|a| a.observer && a.role == Role::Normal);
+    let snapshot = until("an observer", &service, is_observer).await;
+    assert_eq!((codes(&snapshot), observer.role()), (vec!["a", "b"], Role::Normal));
+    b.close().await.unwrap();
+    until("no master", &service, |s| codes(s) == ["a"] && s.master().is_none()).await;
+    let again = soon("registered", one.take_over(instance(), "holder")).await.unwrap();
+    let third = term(soon("master", again.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(third > second);
+    until("master", &service, |s| s.find("a").is_some_and(|a| !a.observer && a.role.is_master())).await;
 }
 
 async fn a_term_below_the_highest_is_refused_for_everybody(url: String) {
@@ -1084,6 +1147,8 @@ conformance! {
     a_drained_heir_is_passed_over
     draining_a_master_hands_the_mastership_on
     who_drains_itself_gets_no_new_work_hands_the_mastership_on_and_leaves_after_the_grace
+    an_observer_is_never_master
+    a_holder_may_become_an_observer_and_a_candidate_again
     a_clean_leave_is_never_guarded
     who_is_lost_is_guarded_and_returns
     a_term_below_the_highest_is_refused_for_everybody

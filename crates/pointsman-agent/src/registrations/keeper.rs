@@ -65,6 +65,7 @@ impl Keeper {
     /// Until it ends; then what there was is out of the registry.
     pub(super) async fn run(mut self) -> (Arc<Registered>, Ended) {
         let registration = self.registry.registration(self.instance.clone());
+        let registration = if self.registered.observer { registration.observer() } else { registration };
         let end = match registration.holder(&self.registered.holder).check(self.check.take()).start() {
             Ok(registration) => self.keep(registration).await,
             Err(error) => {

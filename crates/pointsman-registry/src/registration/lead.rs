@@ -186,7 +186,8 @@ mod tests {
     use crate::lease::Lease;
 
     fn registration() -> (Registration, Task) {
-        pair(Wanted { instance: Instance::new("s").code("a"), holder: None, check: None, patience: None })
+        let instance = Instance::new("s").code("a");
+        pair(Wanted { instance, holder: None, observer: false, check: None, patience: None })
     }
 
     fn lease(length: Duration) -> Lease {

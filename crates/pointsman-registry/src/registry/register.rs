@@ -30,7 +30,7 @@ impl RegistrationBuilder {
     pub(super) fn new(registry: Registry, instance: Instance) -> Self {
         // Who waits for the registry to be there at all waits for it here as well.
         let patience = (!registry.inner.waits).then_some(registry.inner.connect_timeout);
-        Self { registry, wanted: Wanted { instance, holder: None, check: None, patience } }
+        Self { registry, wanted: Wanted { instance, holder: None, observer: false, check: None, patience } }
     }
 
     /// Registers for a holder: where the same instance is registered already for the same holder, by this or
@@ -41,6 +41,33 @@ impl RegistrationBuilder {
     /// A holder is 1 to 128 bytes without control characters. It is no secret: it can be read in the registry.
     pub fn holder(mut self, holder: &str) -> Self {
         self.wanted.holder = Some(holder.into());
+        self
+    }
+
+    /// Registers the instance as an observer: it is never master, neither when it comes first, nor when all others are gone. Then the
+    /// service has no master, until an instance comes that is no observer. Otherwise it is an instance like any other: listed, in the role
+    /// [`Role::Normal`](pointsman_core::Role::Normal), and given work; [`ObservedInstance::observer`](pointsman_core::ObservedInstance) tells it apart.
+    ///
+    /// An observer stands in nobody's way: elections go on without it, those of go-micro-service processes and of earlier versions as well. Where
+    /// the same [holder](RegistrationBuilder::holder) has registered the instance otherwise, this replaces it: a master that becomes an observer
+    /// hands its mastership on. An agent of an earlier version refuses an observer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://observer").await?;
+    /// let replica = registry.registration(Instance::new("ress")).observer().register().await?;
+    /// assert_eq!(replica.role(), Role::Normal);
+    /// assert!(registry.discover("ress").await?.master().is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn observer(mut self) -> Self {
+        self.wanted.observer = true;
         self
     }
 
