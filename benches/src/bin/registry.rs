@@ -247,7 +247,7 @@ async fn registrations(server: &ZooKeeper, table: &mut Table) -> Result<()> {
         let all: Vec<_> = stream::iter(registering).buffer_unordered(DEPTH).collect().await;
         let our_time = start.elapsed();
         let all = all.into_iter().collect::<std::result::Result<Vec<Registration>, _>>()?;
-        stream::iter(all.into_iter().map(Registration::close))
+        stream::iter(all.into_iter().map(async |registration| registration.close().await))
             .buffer_unordered(DEPTH)
             .for_each(|closed| async { closed.expect("close") })
             .await;

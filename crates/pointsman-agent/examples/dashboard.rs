@@ -100,7 +100,7 @@ async fn churn(registry: &Registry, fleet: &mut VecDeque<Registration>, every_ms
         let index = if fastrand::bool() { fastrand::choice(masters) } else { None };
         let index = index.unwrap_or_else(|| fastrand::usize(..fleet.len()));
         let Some(old) = fleet.remove(index) else { continue };
-        let instance = old.instance().clone();
+        let instance = std::sync::Arc::unwrap_or_clone(old.instance());
         old.close().await?;
         sleep(Duration::from_millis(every_ms / 3)).await;
         fleet.push_back(registry.register(instance).await?);

@@ -41,6 +41,7 @@ type Key = (Arc<str>, Arc<str>);
 pub(crate) struct Registered {
     key: Key,
     holder: Arc<str>,
+    observer: bool,
     /// An idle channel is to be small, as there may be 10,000 of them: tokio's has room for 32 commands from the start, this one for none.
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<Status>,
@@ -57,6 +58,8 @@ pub(crate) struct Wish {
     pub(crate) ttl: Option<Duration>,
     pub(crate) check: Option<Check>,
     pub(crate) holder: Option<Arc<str>>,
+    /// Whether it is never to be master.
+    pub(crate) observer: bool,
 }
 
 /// What has become of a registration.
@@ -197,6 +200,11 @@ impl Registrations {
             match self.try_enter(wish, holder, ttl)? {
                 // One that is about to end is no longer to be had: the next one begins when it is out of the way.
                 (registered, false) if registered.is_ending() => registered.ended().await,
+                // A candidate does not become an observer, nor the other way round: the holder has another registration then.
+                (registered, false) if registered.observer != wish.observer && registered.is_of(holder) => {
+                    registered.end(End::Replaced);
+                    registered.ended().await;
+                }
                 entered => return Ok(entered),
             }
         }
@@ -227,6 +235,7 @@ impl Registrations {
                 let registered = Registered {
                     key,
                     holder: holder.clone(),
+                    observer: wish.observer,
                     commands,
                     status,
                     lease,
@@ -452,7 +461,7 @@ mod tests {
 
     fn wish(holder: Option<&str>) -> Wish {
         let instance = Instance::new("s").code("a");
-        Wish { instance, ttl: None, check: None, holder: holder.map(Into::into) }
+        Wish { instance, ttl: None, check: None, holder: holder.map(Into::into), observer: false }
     }
 
     #[tokio::test]

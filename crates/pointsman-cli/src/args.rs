@@ -187,6 +187,9 @@ pub(crate) struct Register {
     /// Free metadata; may be repeated (in the variable: one a line)
     #[arg(long = "tag", value_name = "NAME=VALUE", env = "POINTSMAN_TAG", value_parser = tag, value_delimiter = '\n')]
     pub(crate) tags: Vec<(String, String)>,
+    /// Never be master, even if no other instance is there
+    #[arg(long, env = "POINTSMAN_OBSERVER", value_parser = FalseyValueParser::new())]
+    pub(crate) observer: bool,
     /// How long the command may take to end after the signal before it is killed
     #[arg(long, value_name = "TIME", env = "POINTSMAN_STOP_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub(crate) stop_timeout: Duration,

@@ -138,7 +138,7 @@ struct Effect<'a> {
 enum Mastership {
     /// It goes to another instance.
     Moves,
-    /// It stays, as no other instance takes work.
+    /// It stays, as no other instance that may be master takes work.
     Stays,
 }
 
@@ -149,8 +149,9 @@ impl<'a> Effect<'a> {
             *other.code != *code && other.takes_work() && !other.is_guarded()
         };
         let others = snapshot.instances().iter().filter(can_work).count();
+        let candidates = snapshot.instances().iter().filter(can_work).filter(|other| !other.observer).count();
         let is_master = snapshot.master().is_some_and(|master| *master.code == *code);
-        let mastership = if others > 0 { Mastership::Moves } else { Mastership::Stays };
+        let mastership = if candidates > 0 { Mastership::Moves } else { Mastership::Stays };
         Self {
             service: snapshot.service(),
             code,
@@ -170,7 +171,7 @@ impl<'a> Effect<'a> {
                 "; it is the master: the mastership goes to another instance that can take work".to_owned()
             }
             (true, Some(Mastership::Stays), _) => {
-                "; it is the master, and no other instance can take work: it stays master".to_owned()
+                "; it is the master, and no other instance can take the mastership: it stays master".to_owned()
             }
             (true, None, Some(_)) if self.others == 0 => {
                 ": it takes no new work, and no other instance can take any".to_owned()
@@ -215,11 +216,13 @@ mod tests {
         );
         assert_eq!(says(&both, "b"), "ress/b drained: it takes no new work");
         assert_eq!(says(&both, "x"), "ress/x drained; it is not registered now: it takes no work when it is");
-        let stays = "ress/a drained; it is the master, and no other instance can take work: it stays master";
+        let stays = "ress/a drained; it is the master, and no other instance can take the mastership: it stays master";
         assert_eq!(says(&service([master.clone()]), "a"), stays);
         let mut guarded = normal.clone();
         guarded.guarded_since = Some(SystemTime::now());
-        for other in [instance("b", Role::Normal, 0), guarded] {
+        let mut observer = normal.clone();
+        observer.observer = true;
+        for other in [instance("b", Role::Normal, 0), guarded, observer] {
             assert_eq!(says(&service([master.clone(), other]), "a"), stays);
         }
         assert_eq!(

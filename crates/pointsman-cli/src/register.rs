@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pointsman::check::{Check, Probe};
-use pointsman::{Error, Instance, Registration, Registry, Role, Trouble};
+use pointsman::{Instance, Registration, RegistrationBuilder, Role, Trouble};
 use rustix::process::Signal;
 
 use crate::args::{CheckArgs, Global, Output, Register};
@@ -34,11 +34,16 @@ pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
         registry = session::connect(global) => registry?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
+    let code = instance.code.clone();
+    let mut registration = registry.registration(instance).check(check);
+    if args.observer {
+        registration = registration.observer();
+    }
     let teller = Teller { output: global.output, to_stderr: !args.command.is_empty(), told: None };
     let result = match args.command.as_slice() {
-        [] => alone(&registry, instance, check, teller, &mut signals).await,
-        command => match Child::start(command, &args.service, &instance.code) {
-            Ok(child) => beside(&registry, instance, check, teller, (child, args.stop_timeout), &mut signals).await,
+        [] => alone(registration, teller, &mut signals).await,
+        command => match Child::start(command, &args.service, &code) {
+            Ok(child) => beside(registration, teller, (child, args.stop_timeout), &mut signals).await,
             Err(failure) => Err(failure),
         },
     };
@@ -68,14 +73,8 @@ fn check(args: &CheckArgs, address: Option<&str>) -> Result<Option<Check>, Failu
 }
 
 /// Without a command: until a signal.
-async fn alone(
-    registry: &Registry,
-    instance: Instance,
-    check: Option<Check>,
-    teller: Teller,
-    signals: &mut Signals,
-) -> Outcome {
-    let mut keeper = Keeper::start(registry, instance, check, teller)?;
+async fn alone(registration: RegistrationBuilder, teller: Teller, signals: &mut Signals) -> Outcome {
+    let mut keeper = Keeper::start(registration, teller)?;
     let failed = tokio::select! {
         failure = keeper.keep() => Some(failure),
         _ = signals.next() => None,
@@ -86,9 +85,7 @@ async fn alone(
 
 /// With a command: until its end, which a signal brings about.
 async fn beside(
-    registry: &Registry,
-    instance: Instance,
-    check: Option<Check>,
+    registration: RegistrationBuilder,
     teller: Teller,
     (mut child, patience): (Child, Duration),
     signals: &mut Signals,
@@ -98,7 +95,7 @@ async fn beside(
         Signal(Signal),
         Failed(Failure),
     }
-    let mut keeper = match Keeper::start(registry, instance, check, teller) {
+    let mut keeper = match Keeper::start(registration, teller) {
         Ok(keeper) => keeper,
         Err(failure) => {
             child.stop(Signal::TERM, patience, signals.next()).await?;
@@ -136,8 +133,8 @@ struct Keeper {
 
 impl Keeper {
     /// Starts to register the instance, while its check passes.
-    fn start(registry: &Registry, instance: Instance, check: Option<Check>, teller: Teller) -> Result<Self, Failure> {
-        Ok(Self { registration: registry.registration(instance).check(check).start()?, teller })
+    fn start(registration: RegistrationBuilder, teller: Teller) -> Result<Self, Failure> {
+        Ok(Self { registration: registration.start()?, teller })
     }
 
     /// Tells each role. Ends only by a failure. Cancelled, the registration stays with the keeper.
@@ -157,9 +154,9 @@ impl Keeper {
                 },
                 status = roles.status_changed() => match status {
                     Some((role, trouble)) if is_registered || role != Role::Detached => {
-                        teller.tell(registration.instance(), role, trouble.as_ref());
+                        teller.tell(&registration.instance(), role, trouble.as_ref());
                     }
-                    Some((_, Some(trouble))) if is_slow => teller.note(registration.instance(), &trouble),
+                    Some((_, Some(trouble))) if is_slow => teller.note(&registration.instance(), &trouble),
                     Some(_) => {}
                     None => return match registration.registered().await {
                         Ok(()) => Failure::new("the registration has ended by itself"),
@@ -169,7 +166,7 @@ impl Keeper {
                 () = &mut slow, if !is_slow => {
                     is_slow = true;
                     if let Some(trouble) = roles.trouble().filter(|_| !is_registered) {
-                        teller.note(registration.instance(), &trouble);
+                        teller.note(&registration.instance(), &trouble);
                     }
                 }
             }
@@ -180,10 +177,10 @@ impl Keeper {
     async fn deregister(self) {
         let Self { registration, mut teller } = self;
         if teller.told.is_some() {
-            teller.tell(registration.instance(), Role::Detached, None);
+            teller.tell(&registration.instance(), Role::Detached, None);
         }
         match tokio::time::timeout(DEREGISTER, registration.close()).await {
-            Ok(Ok(()) | Err(Error::Closed { .. })) => {}
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "deregister"),
             Err(_) => tracing::warn!("the registry did not confirm the deregistration within {DEREGISTER:?}"),
         }

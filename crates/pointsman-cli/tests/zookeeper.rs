@@ -329,6 +329,17 @@ async fn a_check_that_never_passes_says_why() {
 }
 
 #[tokio::test]
+async fn an_observer_is_never_master() {
+    let registry = Registry::new().await;
+    let mut observer = registry.start("register s --code o --observer -o json");
+    assert_eq!(observer.json().await, json!({"event": "role", "role": "normal"}));
+    let listed = registry.json("instances s").await;
+    assert_eq!((&listed[0]["role"], &listed[0]["observer"]), (&json!("normal"), &json!(true)), "{listed}");
+    let mut other = registry.start("register s --code a -o json");
+    assert_eq!(other.json().await["role"], "master");
+}
+
+#[tokio::test]
 async fn a_code_is_registered_once() {
     let registry = Registry::new().await;
     let url = format!("{}?session_timeout=2s", registry.url);

@@ -19,6 +19,8 @@ pub struct ObservedInstance {
     pub weight: u32,
     /// Its role.
     pub role: Role,
+    /// Whether it has registered as an observer: it is never master, and is otherwise an instance like any other.
+    pub observer: bool,
     /// What an operator has said of it.
     pub status: Status,
     /// When the registry lost it, where that was so sudden that it may still live: it is used only after every instance that
@@ -52,7 +54,8 @@ impl ObservedInstance {
     /// An instance that has registered this, in this role, of which no operator has said anything.
     #[must_use]
     pub fn new(registered: Instance, role: Role) -> Self {
-        Self { weight: registered.weight, registered, role, status: Status::Passing, guarded_since: None }
+        let (weight, status) = (registered.weight, Status::Passing);
+        Self { registered, weight, role, observer: false, status, guarded_since: None }
     }
 
     /// Whether the registry has lost it suddenly, see [`ObservedInstance::guarded_since`].

@@ -103,6 +103,14 @@ pub enum Error {
         /// The instance's code.
         code: Arc<str>,
     },
+    /// The same holder has registered the instance elsewhere; this registration has ended.
+    #[error("{service}/{code} was taken over by the same holder elsewhere")]
+    TakenOver {
+        /// The service.
+        service: Arc<str>,
+        /// The instance's code.
+        code: Arc<str>,
+    },
     /// A file that a setting names cannot be read.
     #[error("read {path}: {reason}", path = path.display())]
     File {

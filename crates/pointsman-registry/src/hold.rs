@@ -9,7 +9,7 @@ use pointsman_core::Instance;
 use tokio::sync::watch;
 
 use crate::Error;
-use crate::registration::{Command, Reply, Task, WeakCommands};
+use crate::registration::{Command, Life, Reply, Task};
 
 /// The codes that are held, and by whom.
 pub(crate) type Holds = Arc<Mutex<HashMap<Key, Holder>>>;
@@ -20,7 +20,7 @@ type Key = (Arc<str>, Arc<str>);
 /// Who holds a code, as it matters to the next who wants it.
 #[derive(Debug)]
 pub(crate) struct Holder {
-    registration: WeakCommands,
+    registration: Life,
     /// Who it is, where the same may take over from itself.
     holder: Option<Arc<str>>,
     /// Tells it from another that has taken its place.
@@ -41,7 +41,7 @@ pub(crate) struct Hold {
 impl Hold {
     /// Takes the code for a registration that is wanted by `task`; at once from another registration of the same holder, which the backend
     /// ends. Waits for it, at most for the task's patience, while whoever holds it has ended and is being removed.
-    pub(crate) async fn take(holds: &Holds, registration: WeakCommands, task: &mut Task) -> Result<Self, NotHeld> {
+    pub(crate) async fn take(holds: &Holds, registration: Life, task: &mut Task) -> Result<Self, NotHeld> {
         let (service, code) = (task.instance.service.clone(), task.instance.code.clone());
         let deadline = task.patience.and_then(|patience| tokio::time::Instant::now().checked_add(patience));
         let (holder, mark) = (task.holder.clone(), Arc::new(()));
@@ -54,7 +54,7 @@ impl Hold {
                     free.insert(new());
                     return Ok(Self { holds: holds.clone(), key, mark });
                 }
-                Entry::Occupied(mut held) if held.get().registration.strong_count() == 0 => {
+                Entry::Occupied(mut held) if !held.get().registration.goes_on() => {
                     held.get_mut().gone.get_or_insert_default().subscribe()
                 }
                 Entry::Occupied(mut held) if holder.is_some() && held.get().holder == holder => {

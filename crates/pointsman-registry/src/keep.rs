@@ -6,6 +6,7 @@
 mod gate;
 mod lifecycle;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_channel::mpsc::{TryRecvError, UnboundedReceiver};
@@ -17,7 +18,7 @@ use self::gate::Gate;
 pub(crate) use self::lifecycle::Said;
 use self::lifecycle::{Effect, Goal, Input, Lifecycle};
 use crate::lease::Lease;
-use crate::registration::{Command, Departure, End, Reply, Report, RoleWriter, Task};
+use crate::registration::{Change, Command, Departure, End, Reply, Report, RoleWriter, Task};
 use crate::{Error, Result};
 
 /// How one registry registers one instance.
@@ -88,6 +89,8 @@ pub(crate) struct Control {
     checker: Checker,
     commands: UnboundedReceiver<Command>,
     report: Report,
+    /// Of what is to be registered, the revision that the holder has been told.
+    told: u64,
     /// What the first attempts have come to, and what is to be answered: to be told once all is released.
     outcome: Option<Result<()>>,
     replies: Vec<(Reply, Result<()>)>,
@@ -101,8 +104,8 @@ impl Control {
         let Task { instance, check, patience, commands, early, report, .. } = task;
         let gate = Gate::new(check);
         let lifecycle = Lifecycle::new(instance, gate.health(), patience, longest_pause, Instant::now());
-        let (outcome, replies) = (None, Vec::new());
-        let control = Self { lifecycle, gate, checker, commands, report, outcome, replies, has_holder: true };
+        let (outcome, replies, told) = (None, Vec::new(), lifecycle.wanted().1);
+        let control = Self { lifecycle, gate, checker, commands, report, told, outcome, replies, has_holder: true };
         let mut control = Box::new(control);
         control.settle();
         early.into_iter().for_each(|command| control.take_idle(Some(command)));
@@ -119,7 +122,8 @@ impl Control {
 
     /// What is to be registered, and which revision of it that is.
     pub(crate) fn wanted(&self) -> (&Instance, u64) {
-        self.lifecycle.wanted()
+        let (instance, revision) = self.lifecycle.wanted();
+        (instance, revision)
     }
 
     /// Whether the instance has never been registered.
@@ -250,12 +254,7 @@ impl Control {
                 self.step(Input::Close(Departure::Left, None));
             }
             Some(Command::Close(departure, reply)) => self.step(Input::Close(departure, Some(reply))),
-            Some(Command::Update(instance, reply)) => match (self.checker)(&instance) {
-                Ok(()) => self.step(Input::Update(instance, reply)),
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                }
-            },
+            Some(Command::Update(change, reply)) => self.update(change, reply),
             Some(Command::Check(check)) => {
                 if self.gate.check_by(check.map(|check| *check)) {
                     self.step(Input::Health(self.gate.health()));
@@ -269,6 +268,24 @@ impl Control {
         None
     }
 
+    /// Applies what the holder wants to what is to be registered. After a panic of the holder's there is no answer.
+    fn update(&mut self, change: Change, reply: Reply) {
+        let before = self.lifecycle.wanted().0;
+        let mut instance = Instance::clone(before);
+        if !change(&mut instance) {
+            return;
+        }
+        let is_same = (&instance.service, &instance.code) == (&before.service, &before.code);
+        let fixed = || Error::Fixed { service: before.service.clone(), code: before.code.clone() };
+        let allowed = is_same.then_some(()).ok_or_else(fixed);
+        match allowed.and_then(|()| Ok(instance.check()?)).and_then(|()| (self.checker)(&instance)) {
+            Ok(()) => self.step(Input::Update(Arc::new(instance), reply)),
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
     fn step(&mut self, input: Input<Reply>) {
         self.lifecycle.step(input, Instant::now());
         self.settle();
@@ -276,6 +293,11 @@ impl Control {
 
     /// Tells what is to be told. What is said at the end is told only when all that the registration held is released.
     fn settle(&mut self) {
+        let (wanted, revision) = self.lifecycle.wanted();
+        if self.told != revision {
+            self.report.wants(wanted);
+            self.told = revision;
+        }
         let is_over = self.goal().0 == Goal::Over;
         for effect in self.lifecycle.effects() {
             match effect {

@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use pointsman_core::Term;
+use pointsman_core::{ObservedInstance, Term};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -147,8 +147,8 @@ impl Backend for Memory {
     }
 
     async fn keep(&self, task: Box<Task>) -> End {
-        let holder = task.holder.clone();
-        keep(&mut MemoryRegistrar { memory: self, holder, member: None }, LONGEST_PAUSE, task).await
+        let (holder, observer) = (task.holder.clone(), task.observer);
+        keep(&mut MemoryRegistrar { memory: self, holder, observer, member: None }, LONGEST_PAUSE, task).await
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
@@ -240,13 +240,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 struct MemoryRegistrar<'a> {
     memory: &'a Memory,
     holder: Option<Arc<str>>,
+    observer: bool,
     member: Option<Member<'a>>,
 }
 
 impl<'a> MemoryRegistrar<'a> {
     fn join(&self, control: &mut Control) -> Result<Member<'a>, Said> {
         let (instance, revision) = control.wanted();
-        let (instance, service, code) = (instance.clone(), instance.service.clone(), instance.code.clone());
+        let (service, code) = (instance.service.clone(), instance.code.clone());
+        let mut instance = ObservedInstance::from(instance.clone());
+        instance.observer = self.observer;
         let told = Told { roles: control.roles().clone(), replaced: Arc::default() };
         let (memory, replaced, roles) = (self.memory, told.replaced.clone(), told.roles.clone());
         // Whoever comes takes over; who was there before, and comes back, was taken over from.

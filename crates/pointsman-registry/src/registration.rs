@@ -1,7 +1,13 @@
 //! The guard that keeps one instance registered, and the two ends between it and the backend's task.
 
+mod drain;
+mod lead;
+
+use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_channel::mpsc;
@@ -17,14 +23,69 @@ use crate::{Error, Result};
 ///
 /// A registration ends by [`close`](Registration::close), by drop, or with its process. Dropping it deregisters in the
 /// background; `close` waits until that is done. Both are a clean leave ([`Departure::Left`]); the end of the process is not.
+///
+/// What changes it takes `&self`: in an `Arc` it can be updated, and closed, while another task [leads](Registration::lead).
 #[derive(Debug)]
 pub struct Registration {
-    instance: Arc<Instance>,
+    instance: SharedInstance,
     commands: Commands,
     roles: Roles,
     entered: Arc<SetOnce<Result<()>>>,
+    ending: Arc<Ending>,
+}
+
+/// How the holder has ended a registration.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
     /// Ends the backend's task without deregistering.
-    cut: Arc<Notify>,
+    pub(crate) cut: Notify,
+    /// It is being closed: its code will soon be free.
+    is_closed: AtomicBool,
+}
+
+/// What is to be registered, as it was last updated. A std mutex, as it is held only to copy the `Arc`.
+#[derive(Debug, Clone)]
+struct SharedInstance(Arc<Mutex<Arc<Instance>>>);
+
+impl SharedInstance {
+    fn new(instance: Arc<Instance>) -> Self {
+        Self(Arc::new(Mutex::new(instance)))
+    }
+
+    fn read(&self) -> Arc<Instance> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, instance: Arc<Instance>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = instance;
+    }
+}
+
+/// By this it can be asked whether a registration lives, and it can be closed, without keeping it alive.
+#[derive(Debug, Clone)]
+pub(crate) struct Life {
+    commands: WeakCommands,
+    ending: Arc<Ending>,
+}
+
+impl Life {
+    /// Whether the registration has been neither dropped nor closed.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.commands.strong_count() > 0 && !self.ending.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Closes it, and waits for nothing. One that is being dropped leaves anyway.
+    pub(crate) fn close(&self) {
+        let (reply, _) = oneshot::channel();
+        if let Some(commands) = self.commands.upgrade() {
+            let _ = commands.unbounded_send(Command::Close(Departure::Left, reply));
+        }
+    }
+
+    /// Returns when the task is to end without deregistering.
+    pub(crate) async fn cut(&self) {
+        self.ending.cut.notified().await;
+    }
 }
 
 /// How a registration ends, as it is told to everybody who follows the registry.
@@ -70,6 +131,9 @@ impl fmt::Display for Trouble {
     }
 }
 
+/// What is said of a registration that has ended because the same holder has registered the instance elsewhere.
+const TAKEN_OVER: &str = "taken over by the same holder elsewhere";
+
 /// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
 #[derive(Debug, Clone)]
 pub struct Roles {
@@ -78,10 +142,11 @@ pub struct Roles {
 }
 
 impl Registration {
-    /// What is registered, as it was last updated.
+    /// What is registered, or is to be, as it was last [updated](Registration::update): an update that is not written yet is in it, one that was
+    /// refused is not.
     #[must_use]
-    pub fn instance(&self) -> &Instance {
-        &self.instance
+    pub fn instance(&self) -> Arc<Instance> {
+        self.instance.read()
     }
 
     /// The role at this moment: compared with the monotonic clock, so that a process that was paused, or cut off in
@@ -118,6 +183,10 @@ impl Registration {
     /// when the registration has ended. Cancellation loses nothing: the next call tells what this one would have told.
     ///
     /// Between two calls a role may come and go; what is told is always the newest.
+    ///
+    /// A change is told once. So do not wait for the end of a term by this, as in `select! { () = work(term) => …, _ = role_changed() => … }`:
+    /// the change that ends one term may be the next term already, and whoever drops it never leads again.
+    /// [`lead`](Registration::lead) does that right; [`Roles::ended`] and [`Roles::wait_for`] are what it is made of.
     pub async fn role_changed(&mut self) -> Option<Role> {
         self.roles.changed().await
     }
@@ -131,24 +200,40 @@ impl Registration {
     /// Changes address, weight or tags of the living registration: `registration.update(|i| i.weight = 5)`.
     /// Returns once the registry has it; while the check of the instance fails, at once. While the registry is away it waits; the newest
     /// update is written on return.
-    /// Cancelled, the change may still be carried out.
+    ///
+    /// Changes are applied one after the other, each to what the one before has left. Cancelled, the change may still be carried out, and no
+    /// later update takes it back. `change` runs on a task of this registration, so it must not block; its panic is the caller's.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], [`Error::TooLarge`] or [`Error::Fixed`], before anything is written;
-    /// [`Error::Refused`] when the registry refuses; [`Error::Closed`].
-    pub async fn update(&mut self, change: impl FnOnce(&mut Instance)) -> Result<()> {
-        let mut instance = Instance::clone(&self.instance);
-        change(&mut instance);
-        instance.check()?;
-        let Instance { service, code, .. } = &*self.instance;
-        if instance.service != *service || instance.code != *code {
-            return Err(Error::Fixed { service: service.clone(), code: code.clone() });
+    /// [`Error::Fixed`] when service or code is another, [`Error::Invalid`] or [`Error::TooLarge`]: before anything is written;
+    /// [`Error::Refused`] when the registry refuses; [`Error::Closed`]. Then everything is as it was.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://update").await?;
+    /// let registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+    /// registration.update(|instance| instance.weight = 5).await?;
+    /// assert_eq!(registration.instance().weight, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn update(&self, change: impl FnOnce(&mut Instance) + Send + 'static) -> Result<()> {
+        let (panics, mut panicked) = oneshot::channel::<Box<dyn Any + Send>>();
+        let change = move |instance: &mut Instance| {
+            // A panic of the caller's must not end the registration.
+            catch_unwind(AssertUnwindSafe(|| change(instance))).map_err(|panic| drop(panics.send(panic))).is_ok()
+        };
+        let updated = self.ask(|reply| Command::Update(Box::new(change), reply)).await;
+        match panicked.try_recv() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => updated,
         }
-        let instance = Arc::new(instance);
-        self.ask(|reply| Command::Update(instance.clone(), reply)).await?;
-        self.instance = instance;
-        Ok(())
     }
 
     /// From now on the instance is registered only while it passes this check; always, without one. What is known by an unchanged check
@@ -173,13 +258,32 @@ impl Registration {
     }
 
     /// Deregisters, and returns once the registry has carried it out. Whoever follows the registry is told that the instance has
-    /// left, and was not lost.
+    /// left, and was not lost. The role is given up before the registry is asked.
+    ///
+    /// A registration that has ended already, by this or by itself, is closed: that is no error. Cancelled, it goes on leaving, and
+    /// another call waits for the rest.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`] when the registry is away: the instance is then removed as soon as it is back, at the
     /// latest when the session expires.
-    pub async fn close(self) -> Result<()> {
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://close").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// registration.close().await?;
+    /// assert_eq!(registration.role(), Role::Detached);
+    /// registration.close().await?; // nothing to be done
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn close(&self) -> Result<()> {
         self.close_as(Departure::Left).await
     }
 
@@ -189,25 +293,29 @@ impl Registration {
     /// # Errors
     ///
     /// As [`close`](Registration::close).
-    pub async fn close_as(self, departure: Departure) -> Result<()> {
-        self.ask(|reply| Command::Close(departure, reply)).await
+    pub async fn close_as(&self, departure: Departure) -> Result<()> {
+        self.ending.is_closed.store(true, Ordering::Release);
+        match self.ask(|reply| Command::Close(departure, reply)).await {
+            // It takes nothing any more. It is over when all that it held is released, so that the code is free.
+            Err(Error::Closed { .. }) => {
+                let mut state = self.roles.state.clone();
+                let _ = state.wait_for(|state| matches!(state.trouble, Some(Trouble::Ended(_)))).await;
+                Ok(())
+            }
+            closed => closed,
+        }
     }
 
     /// Ends this guard without deregistering: the instance stays registered until the session of this process ends, so that
     /// whoever takes it over ([`Registry::take_over`](crate::Registry::take_over)) before that leaves no gap. What has no
     /// session, as over `memory://` and `http://`, is deregistered.
     pub fn abandon(self) {
-        self.cut.notify_one();
+        self.ending.cut.notify_one();
     }
 
-    /// What ends the backend's task without deregistering.
-    pub(crate) fn cut(&self) -> Arc<Notify> {
-        self.cut.clone()
-    }
-
-    /// Whether this registration lives can be asked without keeping it alive: it does while there is a strong sender.
-    pub(crate) fn commands(&self) -> WeakCommands {
-        Arc::downgrade(&self.commands)
+    /// By what it is looked after.
+    pub(crate) fn life(&self) -> Life {
+        Life { commands: Arc::downgrade(&self.commands), ending: self.ending.clone() }
     }
 
     async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
@@ -217,7 +325,8 @@ impl Registration {
     }
 
     fn closed(&self) -> Error {
-        Error::Closed { what: format!("registration {}/{}", self.instance.service, self.instance.code) }
+        let instance = self.instance();
+        Error::Closed { what: format!("registration {}/{}", instance.service, instance.code) }
     }
 }
 
@@ -271,19 +380,7 @@ impl Roles {
                 self.told = Some((role, state.trouble.clone()));
                 return self.told.clone();
             }
-            let lease_changes = async {
-                match state.lease {
-                    // In boxes, because a registration over memory has no lease, and needs no room for one.
-                    Some(lease) if role != Role::Detached => Box::pin(lease.ended()).await,
-                    // Detached only because the lease has run out: it may hold again.
-                    Some(lease) if state.role != Role::Detached => Box::pin(lease.held()).await,
-                    _ => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                changed = self.state.changed() => changed.ok()?,
-                () = lease_changes => {}
-            }
+            state.outdated(role, &mut self.state).await?;
         }
     }
 }
@@ -295,6 +392,8 @@ pub(crate) struct Task {
     pub(crate) instance: Arc<Instance>,
     /// Who registers, where the same may take over from itself.
     pub(crate) holder: Option<Arc<str>>,
+    /// Whether it is never to be master.
+    pub(crate) observer: bool,
     /// It is registered only while it passes this.
     pub(crate) check: Option<Check>,
     /// How long the registry may be away before the first registration fails; `None`: for ever.
@@ -306,9 +405,8 @@ pub(crate) struct Task {
 }
 
 /// What the holder of a registration wants. The channel's end means: deregister.
-#[derive(Debug)]
 pub(crate) enum Command {
-    Update(Arc<Instance>, Reply),
+    Update(Change, Reply),
     Check(Option<Box<Check>>),
     Resign(Reply),
     Close(Departure, Reply),
@@ -323,10 +421,25 @@ pub(crate) type WeakCommands = Weak<mpsc::UnboundedSender<Command>>;
 
 pub(crate) type Reply = oneshot::Sender<Result<()>>;
 
+/// What the holder does to the instance. `false`: it has panicked, and the holder has the panic.
+pub(crate) type Change = Box<dyn FnOnce(&mut Instance) -> bool + Send>;
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Command::Update(..) => "Update",
+            Command::Check(_) => "Check",
+            Command::Resign(_) => "Resign",
+            Command::Close(..) => "Close",
+        })
+    }
+}
+
 /// How the holder is told what has become of the registration. Dropped, it says that the registration has ended.
 #[derive(Debug)]
 pub(crate) struct Report {
     roles: RoleWriter,
+    instance: SharedInstance,
     entered: Arc<SetOnce<Result<()>>>,
     /// What is said when it has ended.
     last_word: &'static str,
@@ -352,6 +465,22 @@ impl RoleState {
         match &self.lease {
             Some(lease) if !lease.holds() => Role::Detached,
             _ => self.role,
+        }
+    }
+
+    /// Waits for a reason to look again, after a look at this state found that role. `None`: the registration has ended.
+    async fn outdated(&self, role: Role, changes: &mut watch::Receiver<RoleState>) -> Option<()> {
+        let lease_changes = async {
+            match &self.lease {
+                Some(lease) if role != Role::Detached => lease.ended().await,
+                // Detached only because the lease has run out: it may hold again.
+                Some(lease) if self.role != Role::Detached => lease.held().await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => changed.ok(),
+            () = lease_changes => Some(()),
         }
     }
 
@@ -407,6 +536,11 @@ impl Report {
         &self.roles
     }
 
+    /// Tells what is to be registered from now on.
+    pub(crate) fn wants(&self, instance: &Arc<Instance>) {
+        self.instance.write(instance.clone());
+    }
+
     /// Tells what the first attempts have come to.
     pub(crate) fn entered(&self, result: Result<()>) {
         // They come to one thing only.
@@ -419,7 +553,7 @@ impl Report {
 
     /// The same holder has registered again elsewhere: this registration is about to end by itself.
     pub(crate) fn replaced(&mut self) {
-        self.last_word = "taken over by the same holder elsewhere";
+        self.last_word = TAKEN_OVER;
         self.detached(&Trouble::Lost(self.last_word.to_owned()));
     }
 }
@@ -481,21 +615,24 @@ impl End {
 pub(crate) struct Wanted {
     pub(crate) instance: Instance,
     pub(crate) holder: Option<Arc<str>>,
+    pub(crate) observer: bool,
     pub(crate) check: Option<Check>,
     pub(crate) patience: Option<Duration>,
 }
 
 /// Both ends of a registration.
-pub(crate) fn pair(Wanted { instance, holder, check, patience }: Wanted) -> (Registration, Box<Task>) {
+pub(crate) fn pair(Wanted { instance, holder, observer, check, patience }: Wanted) -> (Registration, Box<Task>) {
     let (commands, receiver) = mpsc::unbounded();
     let (instance, commands) = (Arc::new(instance), Arc::new(commands));
     let (sender, state) = watch::channel(RoleState::detached(Trouble::Registering));
     let entered = Arc::new(SetOnce::new());
     let (service, code) = (instance.service.clone(), instance.code.clone());
     let roles = RoleWriter { service, code, state: Arc::new(sender) };
-    let report = Report { roles, entered: entered.clone(), last_word: "the registration has ended" };
-    let (roles, cut) = (Roles { state, told: None }, Arc::default());
-    let registration = Registration { instance: instance.clone(), commands, roles, entered, cut };
-    let task = Task { instance, holder, check, patience, commands: receiver, early: Vec::new(), report };
+    let shared = SharedInstance::new(instance.clone());
+    let report =
+        Report { roles, instance: shared.clone(), entered: entered.clone(), last_word: "the registration has ended" };
+    let (roles, ending) = (Roles { state, told: None }, Arc::default());
+    let registration = Registration { instance: shared, commands, roles, entered, ending };
+    let task = Task { instance, holder, observer, check, patience, commands: receiver, early: Vec::new(), report };
     (registration, Box::new(task))
 }

@@ -20,6 +20,9 @@ pub struct InstanceJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     term: Option<u64>,
     tags: &'a BTreeMap<String, String>,
+    /// Whether it is never master; left out where it may be.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    observer: bool,
     status: &'static str,
     /// Since when it is guarded, in milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,6 +48,7 @@ impl<'a> InstanceJson<'a> {
             role: instance.role.name(),
             term: instance.role.term().map(|term| term.0),
             tags: &instance.tags,
+            observer: instance.observer,
             status: status(instance),
             guarded_since_ms: instance.guarded_since.map(unix_ms),
             node: None,
@@ -63,6 +67,7 @@ impl<'a> InstanceJson<'a> {
             role: if problem.node == "master" { "master" } else { "normal" },
             term: None,
             tags: &NO_TAGS,
+            observer: false,
             status: problem_status(problem),
             guarded_since_ms: None,
             node: Some(&problem.node),

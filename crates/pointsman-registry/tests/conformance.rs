@@ -105,7 +105,7 @@ async fn resigning_hands_over_at_once(url: String) {
 async fn a_living_registration_is_updated(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
     let service = registry.discover("s").await.unwrap();
-    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
     let role = a.role();
     a.update(|instance| instance.weight = 7).await.unwrap();
     a.update(|instance| {
@@ -120,6 +120,52 @@ async fn a_living_registration_is_updated(url: String) {
     assert!(matches!(a.update(|i| i.code = "b".into()).await, Err(Error::Fixed { .. })));
     assert!(matches!(a.update(|i| i.weight = u32::MAX).await, Err(Error::Invalid(_))));
     assert_eq!(a.instance().weight, 7);
+}
+
+async fn an_update_that_nobody_waits_for_any_more_is_not_taken_back_by_the_next(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let service = registry.discover("s").await.unwrap();
+    let a = registry.register(Instance::new("s").code("a").weight(5)).await.unwrap();
+    // Cancelled when they have been asked for.
+    let _ = a.update(|instance| instance.weight = 0).now_or_never();
+    let _ = a.update(|instance| drop(instance.tags.insert("x".to_owned(), "1".to_owned()))).now_or_never();
+    soon("written", a.update(|instance| instance.address = Some("h:1".into()))).await.unwrap();
+    let snapshot = until("updated", &service, |s| s.find("a").is_some_and(|i| i.address.is_some())).await;
+    let listed = snapshot.find("a").unwrap();
+    assert_eq!((listed.weight, listed.tags.contains_key("x")), (0, true), "{listed:?}");
+    assert_eq!(*a.instance(), listed.registered);
+    // Each is applied to what the one before has left, and nothing that changes nothing is waited for.
+    for count in 1..=3 {
+        soon("written", a.update(|instance| instance.weight += 1)).await.unwrap();
+        soon("nothing to write", a.update(|_| {})).await.unwrap();
+        assert_eq!(a.instance().weight, count);
+    }
+    until("updated", &service, |s| s.find("a").is_some_and(|i| i.weight == 3)).await;
+}
+
+async fn what_cannot_be_updated_is_the_same_error_everywhere_and_changes_nothing(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let changes: [fn(&mut Instance); 3] = [
+        |instance| instance.code = "b".into(),
+        |instance| instance.service = "t".into(),
+        // However wrong the name is.
+        |instance| instance.code = "a/b".into(),
+    ];
+    for change in changes {
+        let error = soon("told", a.update(change)).await.unwrap_err();
+        assert!(matches!(&error, Error::Fixed { service, code } if (&**service, &**code) == ("s", "a")), "{error}");
+    }
+    let error = soon("told", a.update(|instance| instance.weight = u32::MAX)).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+    let panics = std::panic::AssertUnwindSafe(a.update(|_| panic!("by the caller"))).catch_unwind();
+    let panic = soon("the panic is the caller's", panics).await.unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"by the caller"));
+    assert_eq!(*a.instance(), Instance::with_code("s", "a"));
+    assert!(a.role().is_master(), "it lives on");
+    a.close().await.unwrap();
+    let ended = soon("told", a.update(|instance| instance.weight = 2)).await;
+    assert!(matches!(ended, Err(Error::Closed { .. })), "{ended:?}");
 }
 
 async fn what_an_operator_sets_survives_the_instance(url: String) {
@@ -209,7 +255,7 @@ async fn bad_names_are_refused_before_anything_is_written(url: String) {
 
 async fn what_no_caller_can_use_or_see_is_refused(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
-    let mut good = registry.register(Instance::new("s").code("good").address("h:1")).await.unwrap();
+    let good = registry.register(Instance::new("s").code("good").address("h:1")).await.unwrap();
     for address in ["0.0.0.0:80", "[::]:80", "a..b:80", "0:80", "224.0.0.1:80", "[::ffff:0.0.0.0]:80"] {
         let error = registry.register(Instance::new("s").address(address)).await.map(|_| ()).unwrap_err();
         assert!(matches!(error, Error::Invalid(_)) && error.to_string().contains(address), "{error}");
@@ -252,7 +298,7 @@ async fn a_closed_registry_holds_nothing_and_takes_nothing(url: String) {
     let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
     let watching = registry.discover("s").await.unwrap();
     let service = other.discover("s").await.unwrap();
-    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
     let mut b = other.register(Instance::new("s").code("b")).await.unwrap();
     let clone = registry.clone();
     let (mut changes, mut updates) = (watching.changes(), watching.directory().updates());
@@ -281,7 +327,7 @@ async fn changes_are_told_as_they_happen(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
     let all = registry.discover_all().await.unwrap();
     let mut changes = all.changes();
-    let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
     let mut told = Vec::new();
     while told.len() < 3 {
         told.push(soon("three changes", changes.next()).await.unwrap());
@@ -387,7 +433,7 @@ async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: S
     // By another process, and twice by the same registry.
     for (weight, registry) in [(2, &two), (3, &two), (4, &one)] {
         let before = term(a.role());
-        let mut next = registry.take_over(instance("a", weight), "holder a").await.unwrap();
+        let next = registry.take_over(instance("a", weight), "holder a").await.unwrap();
         assert_eq!(term(next.role()), before, "the mastership goes on");
         soon("the end of a", async { while a.role_changed().await.is_some() {} }).await;
         assert!(a.trouble().unwrap().to_string().contains("taken over"), "{:?}", a.trouble());
@@ -410,6 +456,126 @@ async fn the_same_holder_takes_its_registration_over_and_nobody_else_does(url: S
     drop(b);
     until_role("c is master", &mut c, Role::is_master).await;
     until("c is left", &service, |s| codes(s) == ["c"]).await;
+}
+
+async fn closing_what_is_over_is_no_error(url: String) {
+    let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let closed = registry.register(Instance::new("s").code("closed")).await.unwrap();
+    for _ in 0..3 {
+        soon("closed", closed.close()).await.unwrap();
+    }
+    let again = soon("the code is free", registry.register(Instance::new("s").code("closed"))).await.unwrap();
+    // Two at the same time, of which one is not waited for.
+    let _ = again.close().now_or_never();
+    let (one, two) = soon("closed", async { tokio::join!(again.close(), again.close_as(Departure::Lost)) }).await;
+    assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+    let mut ended = registry.register(Instance::new("s").code("ended")).await.unwrap();
+    let replaced = other.take_over(Instance::new("s").code("replaced"), "holder").await.unwrap();
+    let next = registry.take_over(Instance::new("s").code("replaced"), "holder").await.unwrap();
+    soon("it ends by itself", async { while replaced.roles().changed().await != Some(Role::Detached) {} }).await;
+    soon("closed", replaced.close()).await.unwrap();
+    assert_ne!(next.role(), Role::Detached, "that of its holder lives");
+    let never = registry.registration(Instance::new("s").code("ended")).start().unwrap();
+    assert!(matches!(soon("refused", never.registered()).await, Err(Error::DuplicateCode { .. })));
+    soon("closed", never.close()).await.unwrap();
+    registry.close().await;
+    soon("over", async { while ended.role_changed().await.is_some() {} }).await;
+    soon("closed", ended.close()).await.unwrap();
+    soon("closed", ended.close()).await.unwrap();
+}
+
+/// Begins and ends of runs, by their terms.
+#[derive(Clone, Default)]
+struct Runs(Arc<tokio::sync::watch::Sender<Vec<(bool, Term)>>>);
+
+struct Run(Runs, Term);
+
+impl Runs {
+    /// Leads until it is dropped.
+    async fn lead(&self, term: Term) {
+        self.0.send_modify(|told| told.push((true, term)));
+        let _run = Run(self.clone(), term);
+        std::future::pending::<()>().await;
+    }
+
+    /// The begins and ends, once there are as many.
+    async fn told(&self, count: usize) -> Vec<(bool, Term)> {
+        let mut told = self.0.subscribe();
+        soon("a leader begins, or ends", told.wait_for(|told| told.len() >= count)).await.unwrap().clone()
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|told| told.push((false, self.1)));
+    }
+}
+
+async fn a_leader_has_one_run_for_each_term_until_its_registration_ends(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let a = Arc::new(one.register(Instance::new("s").code("a")).await.unwrap());
+    let b = two.register(Instance::new("s").code("b")).await.unwrap();
+    let (runs, of_a, roles) = (Runs::default(), a.clone(), a.roles());
+    let own = runs.clone();
+    let leading = tokio::spawn(async move {
+        of_a.lead(|term| {
+            let own = own.clone();
+            async move { own.lead(term).await }
+        })
+        .await
+    });
+    let first = term(soon("a is master", roles.wait_for(Role::is_master)).await.unwrap());
+    assert_eq!(runs.told(1).await, [(true, first)]);
+    a.resign().await.unwrap();
+    soon("the first term is over", roles.ended(first)).await;
+    let of_b = term(soon("b is master", b.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(of_b > first);
+    assert_eq!(runs.told(2).await, [(true, first), (false, first)]);
+    b.resign().await.unwrap();
+    let second = term(soon("a is master again", roles.wait_for(Role::is_master)).await.unwrap());
+    assert!(second > of_b);
+    soon("b's term is over", b.roles().ended(of_b)).await;
+    assert_eq!(runs.told(3).await[2..], [(true, second)]);
+    // Without another instance the next term is this one's own.
+    two.close().await;
+    a.resign().await.unwrap();
+    let third = runs.told(5).await[4].1;
+    assert!(third > second);
+    assert_eq!(runs.told(5).await[3..], [(false, second), (true, third)]);
+    soon("closed", one.close()).await;
+    soon("it leads no more", leading).await.unwrap().unwrap();
+    assert_eq!(runs.told(6).await[5..], [(false, third)]);
+    assert_eq!(soon("over", roles.wait_for(Role::is_master)).await, None);
+}
+
+async fn a_leader_is_told_that_its_holder_leads_elsewhere(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let a = one.take_over(Instance::new("s").code("a"), "holder").await.unwrap();
+    let leading = async { a.lead(async |_| std::future::pending().await).await };
+    let next = async { two.take_over(Instance::new("s").code("a"), "holder").await };
+    let (led, next) = soon("taken over", async { tokio::join!(leading, next) }).await;
+    assert!(matches!(led, Err(Error::TakenOver { .. })), "{led:?}");
+    soon("it leads", next.unwrap().roles().wait_for(Role::is_master)).await.unwrap();
+}
+
+/// Through a proxy that can be cut.
+async fn a_leader_that_is_cut_off_stops_and_leads_again(url: String, way: CuttingProxy) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let (runs, roles) = (Runs::default(), a.roles());
+    let steps = async {
+        let first = runs.told(1).await[0].1;
+        way.cut();
+        soon("the term is in doubt", roles.ended(first)).await;
+        assert_eq!(runs.told(2).await[1], (false, first));
+        way.mend();
+        let again = runs.told(3).await[2];
+        assert!(again.0 && again.1 >= first, "{again:?}");
+    };
+    tokio::select! {
+        led = a.lead(|term| runs.lead(term)) => panic!("{led:?}"),
+        () = steps => {}
+    }
 }
 
 /// Returns as soon as the registration is in such a trouble.
@@ -437,7 +603,7 @@ async fn an_instance_is_registered_only_while_it_passes_its_check(url: String) {
         until("not listed", &service, |s| s.find("a").is_none()).await;
         assert!(matches!(a.resign().await, Err(Error::NotMaster { .. })));
         // It counts from when the instance is registered again.
-        a.update(|instance| instance.weight = round).await.unwrap();
+        a.update(move |instance| instance.weight = round).await.unwrap();
         let _listener = TcpListener::bind(address).await.unwrap();
         soon("registered", a.registered()).await.unwrap();
         until_role("master", &mut a, Role::is_master).await;
@@ -544,7 +710,7 @@ async fn whoever_closes_is_answered_while_the_code_is_not_free_yet(url: String, 
     let first = registry.register(Instance::new("s").code("a")).await.unwrap();
     way.cut();
     drop(first);
-    let mut second = registry.registration(Instance::new("s").code("a")).patience(None).start().unwrap();
+    let second = registry.registration(Instance::new("s").code("a")).patience(None).start().unwrap();
     assert!(matches!(soon("answered", second.resign()).await, Err(Error::NotMaster { .. })));
     let _ = second.update(|instance| instance.weight = 2).now_or_never();
     let _ = soon("closed", second.close()).await;
@@ -598,7 +764,10 @@ async fn a_clean_leave_is_never_guarded(url: String) {
     let others = futures_util::future::try_join_all(others).await.unwrap();
     until("others", &service, |s| s.instances().len() == 13).await;
     let mut changes = service.changes();
-    let closed = futures_util::future::join_all(all.drain(..5).map(Registration::close)).await;
+    let closed = futures_util::future::join_all(
+        all.drain(..5).map(async |registration: Registration| registration.close().await),
+    )
+    .await;
     assert!(closed.iter().all(Result::is_ok), "{closed:?}");
     drop(all.split_off(1));
     other.close().await;
@@ -620,7 +789,7 @@ async fn who_is_lost_is_guarded_and_returns(url: String) {
     let service = watcher.discover("s").await.unwrap();
     let fleet = Registry::connect(&url).await.unwrap();
     let mut all = ten(&fleet, &service).await;
-    let closed = all.drain(1..).map(|registration| registration.close_as(Departure::Lost));
+    let closed = all.drain(1..).map(async |registration| registration.close_as(Departure::Lost).await);
     assert!(futures_util::future::join_all(closed).await.iter().all(Result::is_ok));
     // They may be lost one by one; from the sixth on all of them are listed.
     let guarded = |s: &Snapshot| s.instances().iter().filter(|instance| instance.is_guarded()).count();
@@ -693,6 +862,132 @@ async fn draining_a_master_hands_the_mastership_on(url: String) {
     }
     terms.push(term(service.master().unwrap().role));
     assert!(terms.is_sorted_by(|a, b| a < b), "{terms:?}");
+}
+
+async fn who_drains_itself_gets_no_new_work_hands_the_mastership_on_and_leaves_after_the_grace(url: String) {
+    let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = other.discover("s").await.unwrap();
+    let a = registry.register(Instance::new("s").code("a").weight(3)).await.unwrap();
+    let b = other.register(Instance::new("s").code("b")).await.unwrap();
+    let first = term(a.role());
+    let hour = Duration::from_secs(3600);
+    let is_drained = |s: &Snapshot| s.find("a").is_some_and(|a| !a.takes_work());
+    // Cancelled as soon as it can be seen.
+    let handed_on = |s: &Snapshot| is_drained(s) && s.master().is_some_and(|master| &*master.code == "b");
+    let snapshot = tokio::select! {
+        left = a.drain(hour) => panic!("before the grace: {left:?}"),
+        snapshot = until("drained, and b is master", &service, handed_on) => snapshot,
+    };
+    assert_eq!(codes(&snapshot), ["a", "b"]);
+    assert!(term(soon("b knows", b.roles().wait_for(Role::is_master)).await.unwrap()) > first);
+    assert_eq!(soon("a knows", a.roles().wait_for(|role| role == Role::Normal)).await, Some(Role::Normal));
+    soon("written", a.update(|instance| drop(instance.tags.insert("x".to_owned(), "1".to_owned())))).await.unwrap();
+    let snapshot = until("updated", &service, |s| s.find("a").is_some_and(|a| !a.tags.is_empty())).await;
+    assert!(is_drained(&snapshot), "still");
+    // Taken back into service, and drained again to the end.
+    soon("written", a.update(|instance| instance.weight = 3)).await.unwrap();
+    until("back", &service, |s| !is_drained(s)).await;
+    let (begun, grace) = (tokio::time::Instant::now(), Duration::from_millis(500));
+    let seen = until("drained again", &service, is_drained);
+    let (left, _) = soon("left", async { tokio::join!(a.drain(grace), seen) }).await;
+    left.unwrap();
+    assert!(begun.elapsed() >= grace);
+    assert_eq!(a.role(), Role::Detached);
+    until("gone", &service, |s| codes(s) == ["b"]).await;
+    assert!(service.directory().has_left("s", "a"));
+    soon("over", a.drain(hour)).await.unwrap();
+    // Alone it is master until it leaves; and what was never registered has nobody to wait for.
+    let check = Check::new(Probe::Tcp("127.0.0.1:1".to_owned()));
+    let never = registry.registration(Instance::new("s").code("never")).check(check).start().unwrap();
+    soon("nothing to be done", never.drain(hour)).await.unwrap();
+    let of_b = term(b.role());
+    tokio::select! {
+        left = b.drain(hour) => panic!("before the grace: {left:?}"),
+        _ = until("drained", &service, |s| s.find("b").is_some_and(|b| b.weight == 0)) => {}
+    }
+    assert_eq!(b.role(), Role::Master(of_b));
+    // Whatever ends it ends the wait.
+    let (left, ()) = soon("over", async { tokio::join!(b.drain(hour), other.close()) }).await;
+    left.unwrap();
+}
+
+/// Through a proxy that can be cut.
+async fn who_drains_itself_while_the_registry_is_away_leaves_after_the_grace(url: String, way: CuttingProxy) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    way.cut();
+    soon("detached", a.roles().wait_for(|role| role == Role::Detached)).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let left = soon("the grace has passed", a.drain(Duration::from_millis(200))).await;
+    assert!(matches!(left, Err(Error::Unavailable { .. })), "{left:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    way.mend();
+    let service = registry.discover("s").await.unwrap();
+    until("gone", &service, Snapshot::is_empty).await;
+    // The connection that has carried it out may be lost again before that is known.
+    let over = async {
+        while let Err(error) = a.close().await {
+            assert!(error.is_retryable(), "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("over", over).await;
+}
+
+async fn an_observer_is_never_master(url: String) {
+    let (registry, other) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = other.discover("s").await.unwrap();
+    let observer = |registry: &Registry, code: &str| registry.registration(Instance::new("s").code(code)).observer();
+    let o = soon("registered", observer(&registry, "o").register()).await.unwrap();
+    let p = soon("registered", observer(&other, "p").register()).await.unwrap();
+    assert_eq!((o.role(), p.role()), (Role::Normal, Role::Normal));
+    let snapshot = until("both", &service, |s| codes(s) == ["o", "p"]).await;
+    assert!(snapshot.instances().iter().all(|instance| instance.observer && instance.role == Role::Normal));
+    assert!(matches!(service.master(), Err(Error::NoMaster { .. })), "only observers live");
+    assert!(matches!(soon("refused", o.resign()).await, Err(Error::NotMaster { .. })));
+    // Whoever comes later is master at once, and then the next of those.
+    let a = registry.register(Instance::new("s").code("a")).await.unwrap();
+    let first = term(soon("a is master", a.roles().wait_for(Role::is_master)).await.unwrap());
+    let b = other.register(Instance::new("s").code("b")).await.unwrap();
+    soon("updated", o.update(|instance| instance.weight = 5)).await.unwrap();
+    let updated = |s: &Snapshot| s.find("o").is_some_and(|o| o.weight == 5 && o.observer) && s.find("b").is_some();
+    let snapshot = until("updated", &service, updated).await;
+    assert!(snapshot.master().is_some_and(|master| &*master.code == "a" && !master.observer));
+    soon("left", a.close()).await.unwrap();
+    let second = term(soon("b is master", b.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(second > first);
+    // To observers nothing is handed on.
+    registry.drain("s", "b").await.unwrap();
+    until("drained", &service, |s| s.find("b").is_some_and(|b| b.status == Status::Drained)).await;
+    soon("updated", b.update(|instance| instance.weight = 0)).await.unwrap();
+    until("drained by itself", &service, |s| s.find("b").is_some_and(|b| b.registered.weight == 0)).await;
+    assert_eq!(b.role(), Role::Master(second));
+    soon("left", b.close()).await.unwrap();
+    let snapshot = until("the observers are left", &service, |s| codes(s) == ["o", "p"]).await;
+    assert!(snapshot.master().is_none() && o.role() == Role::Normal && p.role() == Role::Normal);
+}
+
+async fn a_holder_may_become_an_observer_and_a_candidate_again(url: String) {
+    let (one, two) = (Registry::connect(&url).await.unwrap(), Registry::connect(&url).await.unwrap());
+    let service = one.discover("s").await.unwrap();
+    let instance = || Instance::new("s").code("a");
+    let a = one.take_over(instance(), "holder").await.unwrap();
+    let b = two.register(Instance::new("s").code("b")).await.unwrap();
+    let first = term(a.role());
+    let observer = two.registration(instance()).holder("holder").observer();
+    let observer = soon("registered", observer.register()).await.unwrap();
+    let second = term(soon("it goes to b", b.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(second > first);
+    soon("the one before ends", async { while a.roles().wait_for(|_| false).await.is_some() {} }).await;
+    let is_observer = |s: &Snapshot| s.find("a").is_some_and(|a| a.observer && a.role == Role::Normal);
+    let snapshot = until("an observer", &service, is_observer).await;
+    assert_eq!((codes(&snapshot), observer.role()), (vec!["a", "b"], Role::Normal));
+    b.close().await.unwrap();
+    until("no master", &service, |s| codes(s) == ["a"] && s.master().is_none()).await;
+    let again = soon("registered", one.take_over(instance(), "holder")).await.unwrap();
+    let third = term(soon("master", again.roles().wait_for(Role::is_master)).await.unwrap());
+    assert!(third > second);
+    until("master", &service, |s| s.find("a").is_some_and(|a| !a.observer && a.role.is_master())).await;
 }
 
 async fn a_term_below_the_highest_is_refused_for_everybody(url: String) {
@@ -820,6 +1115,8 @@ conformance_through_a_proxy! {
     who_waits_is_registered_when_the_registry_is_back_and_who_does_not_is_told_soon
     a_cut_connection_does_not_end_the_wait_for_a_code
     whoever_closes_is_answered_while_the_code_is_not_free_yet
+    a_leader_that_is_cut_off_stops_and_leads_again
+    who_drains_itself_while_the_registry_is_away_leaves_after_the_grace
 }
 
 conformance! {
@@ -831,6 +1128,9 @@ conformance! {
     when_the_master_leaves_the_next_takes_over_with_a_higher_term
     resigning_hands_over_at_once
     a_living_registration_is_updated
+    an_update_that_nobody_waits_for_any_more_is_not_taken_back_by_the_next
+    what_cannot_be_updated_is_the_same_error_everywhere_and_changes_nothing
+    closing_what_is_over_is_no_error
     what_an_operator_sets_survives_the_instance
     what_is_set_for_codes_that_are_gone_is_listed_and_cleared
     clean_hand_overs_in_a_row_list_one
@@ -844,9 +1144,14 @@ conformance! {
     many_instances_come_and_go
     roles_end_with_their_registration
     a_role_says_how_long_it_is_certain
+    a_leader_has_one_run_for_each_term_until_its_registration_ends
+    a_leader_is_told_that_its_holder_leads_elsewhere
     the_same_holder_takes_its_registration_over_and_nobody_else_does
     a_drained_heir_is_passed_over
     draining_a_master_hands_the_mastership_on
+    who_drains_itself_gets_no_new_work_hands_the_mastership_on_and_leaves_after_the_grace
+    an_observer_is_never_master
+    a_holder_may_become_an_observer_and_a_candidate_again
     a_clean_leave_is_never_guarded
     who_is_lost_is_guarded_and_returns
     a_term_below_the_highest_is_refused_for_everybody

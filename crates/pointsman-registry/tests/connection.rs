@@ -120,7 +120,7 @@ async fn an_update_during_a_cut_is_written_afterwards() {
     fleet.settled("start").await;
     proxy.cut();
     detached(&mut fleet, "cut").await;
-    let mut member = fleet.members.remove(0);
+    let member = fleet.members.remove(0);
     let updating = tokio::spawn(async move {
         member.registration.update(|instance| instance.weight = 9).await.unwrap();
         member

@@ -104,7 +104,7 @@ async fn every_service_is_as_fresh_as_the_first() {
     let all = reader.discover_all().await.unwrap();
     for name in &names {
         let (one, other) = (some.service(name).unwrap(), all.service(name).unwrap());
-        let mut registration = registry.register(Instance::new(&**name).code("x")).await.unwrap();
+        let registration = registry.register(Instance::new(&**name).code("x")).await.unwrap();
         let started = Instant::now();
         for service in [&one, &other] {
             soon(name, service.wait_for(|s| s.master().is_some())).await;

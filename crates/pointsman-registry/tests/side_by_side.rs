@@ -83,6 +83,37 @@ async fn an_instance_between_its_two_steps_is_listed_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_observer_stands_in_nobodys_way() {
+    let server = ZooKeeper::shared().await;
+    let prefix = pointsman_testkit::unique_prefix();
+    let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
+    let mut observers = Vec::new();
+    // More than there are stand-bys: whoever counted them as ahead in the queue would not even be told.
+    for number in 0..8 {
+        let instance = Instance::new("s").code(format!("observer-{number}")).address("10.0.0.1:80");
+        observers.push(registry.registration(instance).observer().register().await.unwrap());
+    }
+    let foreign = Foreign::start(&server.address(), &prefix, "s", "theirs").await;
+    foreign.becomes(ForeignRole::Master, SOON).await;
+    let seen = read_as_foreign(foreign.raw(), &prefix).await;
+    assert_eq!(seen["s"].normal_codes().len(), 8, "it takes them for normal instances, which get work");
+    let mut ours = registry.register(Instance::new("s").code("ours").address("10.0.0.2:80")).await.unwrap();
+    assert_eq!(ours.role(), Role::Normal);
+    let begun = tokio::time::Instant::now();
+    foreign.stop().await;
+    until_role("ours is master", &mut ours, Role::is_master).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "without any grace: {:?}", begun.elapsed());
+    let foreign = Foreign::start(&server.address(), &prefix, "s", "theirs").await;
+    foreign.becomes(ForeignRole::Normal, SOON).await;
+    ours.close().await.unwrap();
+    foreign.becomes(ForeignRole::Master, SOON).await;
+    foreign.stop().await;
+    let service = registry.discover("s").await.unwrap();
+    soon("only observers", service.wait_for(|s| s.instances().len() == 8 && s.master().is_none())).await;
+    assert!(observers.iter().all(|observer| observer.role() == Role::Normal));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mixed_fleet_has_one_master_after_another() {
     let server = ZooKeeper::shared().await;
     let prefix = pointsman_testkit::unique_prefix();

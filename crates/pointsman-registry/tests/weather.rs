@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use pointsman_core::{Change, Instance, Role, TermGuard};
-use pointsman_registry::{Error, Freshness, Registration, Registry};
+use pointsman_registry::{Error, Freshness, Registry};
 use pointsman_testkit::{CuttingProxy, ZooKeeper, unique_prefix};
 use support::{EPHEMERAL, Fleet, OPEN, SEQUENTIAL, soon, until_role, url};
 use zookeeper_client::{Acls, Client, CreateMode};
@@ -263,7 +263,7 @@ async fn whoever_stands_behind_a_dead_one_is_told_that_all_before_it_have_left()
     let data = br#"{"serveruniquecode":"dead","weight":1}"#;
     dead.create(&format!("{prefix}/s/normal"), data, &SEQUENTIAL).await.unwrap();
     let mut last = registry.register(Instance::new("s").code("last")).await.unwrap();
-    futures_util::future::join_all(before.into_iter().map(Registration::close)).await;
+    futures_util::future::join_all(before.into_iter().map(async |registration| registration.close().await)).await;
     let promoted = until_role("the last is master", &mut last, Role::is_master);
     let in_time = Duration::from_secs(5);
     tokio::time::timeout(in_time, promoted).await.expect("long before a session ends, or half of one is over");
@@ -464,7 +464,8 @@ async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
     proxy.cut();
     soon("cut off", one.directory().stale()).await;
     let last = living.pop();
-    let closed = futures_util::future::join_all(living.into_iter().map(Registration::close)).await;
+    let closed =
+        futures_util::future::join_all(living.into_iter().map(async |registration| registration.close().await)).await;
     assert!(closed.iter().all(Result::is_ok), "{closed:?}");
     proxy.mend();
     for (service, changes) in [&one, &all].into_iter().zip(&mut changes) {
@@ -625,7 +626,7 @@ async fn a_drained_master_sees_that_another_is_drained_no_longer_however_that_is
     let url = format!("zookeeper://{}{prefix}?session_timeout=30s&guard=off", server.address());
     let registry = Registry::connect(&url).await.unwrap();
     let mut a = registry.register(Instance::new("s").code("a")).await.unwrap();
-    let mut b = registry.register(Instance::new("s").code("b").weight(0)).await.unwrap();
+    let b = registry.register(Instance::new("s").code("b").weight(0)).await.unwrap();
     let service = registry.discover("s").await.unwrap();
     let in_time = Duration::from_secs(10);
     registry.drain("s", "a").await.unwrap();
@@ -748,7 +749,7 @@ async fn a_vacancy_is_counted_from_its_own_beginning() {
         raw.create(&format!("{folder}/normal"), b"{}", &SEQUENTIAL).await.unwrap();
     }
     let registry = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
-    let mut last = registry.register(Instance::new("s").code("last")).await.unwrap();
+    let last = registry.register(Instance::new("s").code("last")).await.unwrap();
     let mut roles = last.roles();
     // It looks while there is no master.
     raw.delete(&master, None).await.unwrap();

@@ -46,6 +46,8 @@ pub(crate) struct Wanted {
     ttl: Option<String>,
     check: Option<WantedCheck>,
     holder: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    observer: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -75,7 +77,7 @@ impl Wanted {
         {
             return Err(Problem::bad(format!("holder has 1 to {HOLDER} bytes, none of them a control character")));
         }
-        Ok(Wish { instance, ttl, check, holder })
+        Ok(Wish { instance, ttl, check, holder, observer: self.observer })
     }
 }
 
@@ -273,7 +275,8 @@ fn check_holder(registered: &Registered, service: &str, code: &str, holder: Opti
 /// Takes over what the same holder has registered, or what is registered by a lease, through an agent that does not answer.
 async fn take_over(state: &State, service: &str, code: &str, holder: Option<&str>) -> Option<Arc<Registered>> {
     let instance = state.feed.find(service)?.snapshot().find(code)?.clone();
-    let wish = Wish { instance: Instance::clone(&instance), ttl: None, check: None, holder: holder.map(Into::into) };
+    let (holder, observer) = (holder.map(Into::into), instance.observer);
+    let wish = Wish { instance: Instance::clone(&instance), ttl: None, check: None, holder, observer };
     match tokio::time::timeout(TAKE_OVER, state.registrations.put(&wish, PATIENCE)).await {
         Ok(taken) => taken.ok().map(|(registered, _)| registered),
         Err(_) => {

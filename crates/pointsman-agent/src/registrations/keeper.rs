@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt as _;
 use pointsman_core::Instance;
-use pointsman_registry::{Departure, Error, Registration, RegistrationBuilder, Registry, Roles, Trouble};
+use pointsman_registry::{Departure, Registration, RegistrationBuilder, Registry, Roles, Trouble};
 use tokio::sync::{oneshot, watch};
 
 use super::{Command, End, Registered, Status, Wish, lock};
@@ -64,6 +64,7 @@ impl Keeper {
         status: watch::Sender<Status>,
     ) -> Self {
         let registration = registry.registration(wish.instance.clone());
+        let registration = if registered.observer { registration.observer() } else { registration };
         let registration = Box::new(registration.holder(&registered.holder).check(wish.check.clone()));
         Self { registration, registered, commands, status }
     }
@@ -85,10 +86,7 @@ impl Keeper {
 }
 
 async fn deregister(registration: Registration, departure: Departure) {
-    if let Err(error) = registration.close_as(departure).await
-        // One that has ended by itself needs no end.
-        && !matches!(error, Error::Closed { .. })
-    {
+    if let Err(error) = registration.close_as(departure).await {
         // It is removed as soon as the registry is back.
         tracing::warn!(%error, "deregister");
     }
@@ -207,20 +205,15 @@ impl<'a> Keeping<'a> {
     async fn write_updates(&mut self) -> Option<End> {
         let Some(updates) = &self.updates else { return None };
         let wanted = updates.instance.clone();
-        let is = self.registration.instance();
-        let result = if (&is.address, is.weight, &is.tags) == (&wanted.address, wanted.weight, &wanted.tags) {
-            Ok(())
-        } else {
-            let change = |instance: &mut Instance| {
-                (instance.address, instance.weight, instance.tags) = (wanted.address, wanted.weight, wanted.tags);
-            };
-            // While the registry is away this waits.
-            tokio::select! {
-                result = self.registration.update(change) => result.map_err(Problem::from),
-                status = self.roles.status_changed() => return self.role_changed(status.is_some()),
-                () = expired(self.registered) => return Some(End::Expired),
-                command = self.commands.next() => return self.take(command).await,
-            }
+        let change = move |instance: &mut Instance| {
+            (instance.address, instance.weight, instance.tags) = (wanted.address, wanted.weight, wanted.tags);
+        };
+        // While the registry is away this waits. What has not changed is not written again.
+        let result = tokio::select! {
+            result = self.registration.update(change) => result.map_err(Problem::from),
+            status = self.roles.status_changed() => return self.role_changed(status.is_some()),
+            () = expired(self.registered) => return Some(End::Expired),
+            command = self.commands.next() => return self.take(command).await,
         };
         let replies = self.updates.take().map_or_else(Vec::new, |updates| updates.replies);
         for reply in replies {

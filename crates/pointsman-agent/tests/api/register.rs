@@ -46,6 +46,28 @@ async fn a_lease_is_registered_renewed_updated_and_ended() {
 }
 
 #[tokio::test]
+async fn an_observer_is_never_master_and_becomes_a_candidate_by_another_registration() {
+    let server = Server::start().await;
+    let role = async |body: &str| server.ask("PUT", A, body).await.json()["role"].clone();
+    assert_eq!(role(r#"{"observer":true}"#).await, "normal");
+    server.until_codes("s", &["a"]).await;
+    let listed = &server.json("/v1/services/s/instances").await[0];
+    assert_eq!((&listed["observer"], &listed["role"]), (&json!(true), &json!("normal")));
+    server.ask("GET", "/v1/services/s/master", "").await.is_problem(404, "no-master");
+    server.ask("POST", &format!("{A}/resign"), "").await.is_problem(409, "not-master");
+    let mut roles = server.watch(&format!("{A}/role")).await;
+    assert_eq!(roles.event_named("role").await.data["role"], "normal");
+    // A renewal leaves it as it is, and so does an update that says it again.
+    assert_eq!(role("").await, "normal");
+    assert_eq!(role(r#"{"observer":true,"weight":2}"#).await, "normal");
+    assert_eq!(role(r#"{"weight":2}"#).await, "master");
+    assert_eq!(roles.until_event("end").await.data, json!({"reason":"replaced"}));
+    assert_eq!(role(r#"{"observer":true}"#).await, "normal");
+    let refused = server.ask("PUT", A, r#"{"observer":"yes"}"#).await.is_problem(400, "bad-request");
+    assert!(refused.contains("bool"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_lease_that_is_not_renewed_ends_and_says_so() {
     let server = Server::start().await;
     let mut watcher = server.watch("/v1/services/s/watch").await;

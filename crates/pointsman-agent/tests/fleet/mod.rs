@@ -146,7 +146,8 @@ impl Fleet {
 
     /// What happens in such a fleet: picks, masters that go, drains. As long as it takes to look like it.
     pub(crate) async fn live(&self) {
-        let codes: Vec<Instance> = self.registrations.lock().unwrap().iter().map(|r| r.instance().clone()).collect();
+        let codes: Vec<Instance> =
+            self.registrations.lock().unwrap().iter().map(|r| Instance::clone(&r.instance())).collect();
         for service in ["checkout", "search"] {
             let drained = codes.iter().filter(|instance| &*instance.service == service).nth(3).unwrap();
             self.registry.drain(service, &drained.code).await.unwrap();
@@ -178,7 +179,7 @@ impl Fleet {
             master.map(|at| kept.swap_remove(at))
         };
         if let Some(master) = found {
-            let instance = master.instance().clone();
+            let instance = Instance::clone(&master.instance());
             master.close().await.unwrap();
             self.keep(instance).await;
         }

@@ -27,6 +27,7 @@ pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Box<Task>) ->
     let mut registrar = AgentRegistrar {
         path: instance_path(&instance.service, &instance.code),
         holder,
+        observer: task.observer,
         place: agents.current(),
         agents,
         ttl,
@@ -46,6 +47,8 @@ struct AgentRegistrar {
     path: String,
     /// Who we are, whichever agent we come by.
     holder: String,
+    /// Whether it is never to be master.
+    observer: bool,
     /// The agent that is used.
     place: usize,
     lease: Lease,
@@ -236,8 +239,13 @@ impl AgentRegistrar {
     fn body(&self, control: &Control) -> String {
         let Instance { address, weight, tags, .. } = control.wanted().0;
         let ttl = format!("{}ms", self.ttl.as_millis());
-        json!({ "address": address.as_deref(), "weight": weight, "tags": tags, "ttl": ttl, "holder": self.holder })
-            .to_string()
+        let mut body =
+            json!({ "address": address.as_deref(), "weight": weight, "tags": tags, "ttl": ttl, "holder": self.holder });
+        if self.observer {
+            // An agent of an earlier version does not know the field, and refuses it, rather than to make it master.
+            body["observer"] = true.into();
+        }
+        body.to_string()
     }
 
     /// Takes in what the agent says; when to renew, from when it was asked.

@@ -18,6 +18,8 @@ pub(super) struct InstanceJson {
     term: Option<u64>,
     #[serde(default)]
     tags: BTreeMap<String, String>,
+    #[serde(default)]
+    observer: bool,
     status: String,
     guarded_since_ms: Option<u64>,
 }
@@ -27,6 +29,7 @@ impl From<InstanceJson> for Arc<ObservedInstance> {
         let mut registered = Instance::with_code(json.service, json.code).weight(json.weight);
         (registered.address, registered.tags) = (json.address, json.tags);
         let mut instance = ObservedInstance::new(registered, role(&json.role, json.term));
+        instance.observer = json.observer;
         instance.status = if json.status == Status::Drained.name() { Status::Drained } else { Status::Passing };
         instance.guarded_since = json.guarded_since_ms.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
         Arc::new(instance)

@@ -179,7 +179,7 @@ impl<R> Lifecycle<R> {
     }
 
     /// What is to be registered, and which revision of it that is.
-    pub(super) fn wanted(&self) -> (&Instance, u64) {
+    pub(super) fn wanted(&self) -> (&Arc<Instance>, u64) {
         (&self.wanted.instance, self.wanted.revision)
     }
 
@@ -246,8 +246,13 @@ impl<R> Lifecycle<R> {
             self.effects.push(Effect::Reply(reply, Err(self.closed())));
             return;
         }
-        self.newest += 1;
-        self.wanted = Content { revision: self.newest, instance: wanted };
+        if wanted != self.wanted.instance {
+            self.newest += 1;
+            self.wanted = Content { revision: self.newest, instance: wanted };
+        } else if self.accepted.as_ref().is_some_and(|accepted| accepted.revision == self.wanted.revision) {
+            self.effects.push(Effect::Reply(reply, Ok(())));
+            return;
+        }
         self.pending.push((self.wanted.clone(), Some(reply)));
         if self.health.is_err() {
             self.answer_pending();

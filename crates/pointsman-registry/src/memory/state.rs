@@ -95,15 +95,16 @@ impl<R> Default for Service<R> {
 }
 
 impl<R: Clone> State<R> {
-    /// Adds an instance, as master if there is none; in the place of one that the same holder has registered, whose report is
+    /// Adds an instance, as master if there is none and it is no observer; in the place of one that the same holder has registered, whose report is
     /// returned, if this one takes over.
     pub(super) fn join(
         &mut self,
-        instance: Instance,
+        instance: impl Into<ObservedInstance>,
         holder: Option<Arc<str>>,
         takes_over: bool,
         report: R,
     ) -> Result<(MemberId, Option<R>), Taken> {
+        let mut instance: ObservedInstance = instance.into();
         let service = self.services.entry(instance.service.clone()).or_default();
         if let Some(there) = service.members.get(&instance.code)
             && (holder.is_none() || there.holder != holder)
@@ -117,10 +118,14 @@ impl<R: Clone> State<R> {
         let before = service.remove(&instance.code);
         self.clock += 1;
         let (id, code) = (MemberId(self.clock), instance.code.clone());
-        let role = || if service.master.is_some() { Role::Normal } else { Role::Master(Term(self.clock)) };
         // The mastership goes on when the same holder takes it over.
         let inherited = before.as_ref().and_then(|before| before.instance.role.term());
-        let instance = ObservedInstance::new(instance, inherited.map_or_else(role, Role::Master));
+        instance.role = match inherited {
+            _ if instance.observer => Role::Normal,
+            Some(term) => Role::Master(term),
+            None if service.master.is_some() => Role::Normal,
+            None => Role::Master(Term(self.clock)),
+        };
         self.new_roles.push((report.clone(), instance.role));
         if instance.role.is_master() {
             service.master = Some(code.clone());
@@ -132,6 +137,9 @@ impl<R: Clone> State<R> {
         }
         service.order.insert(id, code.clone());
         service.members.insert(code, Member { id, instance: Arc::new(instance), holder, report });
+        if service.master.is_none() {
+            self.new_roles.extend(service.promote(self.clock));
+        }
         self.new_roles.extend(service.hand_on(self.clock));
         Ok((id, before.map(|member| member.report)))
     }
@@ -157,7 +165,10 @@ impl<R: Clone> State<R> {
     pub(super) fn update(&mut self, service: &str, id: MemberId, instance: Instance) {
         let Some(service) = self.services.get_mut(service) else { return };
         let Some(member) = service.by_id(id) else { return };
-        member.instance = Arc::new(ObservedInstance::new(instance, member.instance.role));
+        let ObservedInstance { role, observer, .. } = *member.instance;
+        let mut updated = ObservedInstance::new(instance, role);
+        updated.observer = observer;
+        member.instance = Arc::new(updated);
         self.clock += 1;
         service.revision = self.clock;
         self.new_roles.extend(service.hand_on(self.clock));
@@ -174,7 +185,7 @@ impl<R: Clone> State<R> {
         self.clock += 1;
         service.revision = self.clock;
         // The drained come last: also after the one that resigns.
-        let others = || service.in_order().filter(|member| member.id != id);
+        let others = || service.candidates().filter(|member| member.id != id);
         let undrained = others().find(|member| !service.is_drained(member));
         let is_drained = || service.in_order().any(|member| member.id == id && service.is_drained(member));
         let successor = undrained.or_else(|| others().next().filter(|_| is_drained())).map_or(id, |member| member.id);
@@ -352,6 +363,11 @@ impl<R: Clone> Service<R> {
         self.order.values().filter_map(|code| self.members.get(code))
     }
 
+    /// Those that may be master.
+    fn candidates(&self) -> impl Iterator<Item = &Member<R>> {
+        self.in_order().filter(|member| !member.instance.observer)
+    }
+
     fn remove(&mut self, code: &Arc<str>) -> Option<Member<R>> {
         let member = self.members.remove(code)?;
         self.order.remove(&member.id);
@@ -360,7 +376,7 @@ impl<R: Clone> Service<R> {
     }
 
     fn promote(&mut self, term: u64) -> Option<(R, Role)> {
-        let first = self.first_undrained().or_else(|| self.order.keys().next().copied())?;
+        let first = self.first_undrained().or_else(|| self.candidates().next().map(|member| member.id))?;
         self.promote_one(first, term)
     }
 
@@ -379,7 +395,7 @@ impl<R: Clone> Service<R> {
     }
 
     fn first_undrained(&self) -> Option<MemberId> {
-        self.in_order().find(|member| !self.is_drained(member)).map(|member| member.id)
+        self.candidates().find(|member| !self.is_drained(member)).map(|member| member.id)
     }
 
     fn is_drained(&self, member: &Member<R>) -> bool {
@@ -410,9 +426,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whatever happens, a service with members has exactly one master, and terms only rise.
+        /// Whatever happens, a service with members that are no observers has exactly one of them as master, and terms only rise.
         #[test]
-        fn one_master_and_rising_terms(steps in proptest::collection::vec((0..7_u8, 0..8_usize), 1..60)) {
+        fn one_master_and_rising_terms(steps in proptest::collection::vec((0..8_u8, 0..8_usize), 1..60)) {
             let mut state = State::default();
             let (mut members, mut codes) = (Vec::new(), Vec::new());
             let mut highest = 0;
@@ -422,6 +438,12 @@ mod tests {
                         let instance = Instance::new("s").weight(u32::from(step));
                         codes.push(instance.code.clone());
                         members.push(state.join(instance, None, true, ()).unwrap().0);
+                    }
+                    7 => {
+                        let mut observer = ObservedInstance::from(Instance::new("s"));
+                        observer.observer = true;
+                        codes.push(observer.code.clone());
+                        members.push(state.join(observer, None, true, ()).unwrap().0);
                     }
                     4..=6 if !codes.is_empty() => {
                         let change = [OverrideChange::Drain, OverrideChange::Undrain, OverrideChange::Weight(Some(1))];
@@ -435,10 +457,12 @@ mod tests {
                 let read = state.read(&"s".into(), BTreeSet::new());
                 let terms: Vec<_> = read.instances.iter().filter_map(|i| i.role.term()).collect();
                 prop_assert_eq!(read.instances.len(), members.len());
-                prop_assert_eq!(terms.len(), usize::from(!members.is_empty()));
+                let candidates: Vec<_> = read.instances.iter().filter(|instance| !instance.observer).collect();
+                prop_assert_eq!(terms.len(), usize::from(!candidates.is_empty()));
+                prop_assert!(read.instances.iter().all(|instance| !(instance.observer && instance.role.is_master())));
                 let set = |instance: &Arc<ObservedInstance>| read.overrides.get(&instance.code).copied().unwrap_or_default();
                 let takes_work = |i: &&Arc<ObservedInstance>| set(i).apply(Arc::clone(i)).takes_work();
-                let working: Vec<_> = read.instances.iter().filter(takes_work).collect();
+                let working: Vec<_> = candidates.into_iter().filter(takes_work).collect();
                 let has_working_master = working.iter().any(|instance| instance.role.is_master());
                 prop_assert_eq!(has_working_master, !working.is_empty(), "no drained master where another could be");
                 if let Some(term) = terms.first() {

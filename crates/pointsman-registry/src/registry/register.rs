@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::Instance;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::watch;
 
 use super::{Registry, set};
 use crate::backend::Backend;
 use crate::check::Check;
 use crate::hold::{Hold, Holds, NotHeld};
-use crate::registration::{self, Command, Departure, End, Registration, Task, Wanted, WeakCommands};
+use crate::registration::{self, End, Life, Registration, Task, Wanted};
 use crate::{Error, Result};
 
 /// Maximum length of a holder.
@@ -30,7 +30,7 @@ impl RegistrationBuilder {
     pub(super) fn new(registry: Registry, instance: Instance) -> Self {
         // Who waits for the registry to be there at all waits for it here as well.
         let patience = (!registry.inner.waits).then_some(registry.inner.connect_timeout);
-        Self { registry, wanted: Wanted { instance, holder: None, check: None, patience } }
+        Self { registry, wanted: Wanted { instance, holder: None, observer: false, check: None, patience } }
     }
 
     /// Registers for a holder: where the same instance is registered already for the same holder, by this or
@@ -41,6 +41,33 @@ impl RegistrationBuilder {
     /// A holder is 1 to 128 bytes without control characters. It is no secret: it can be read in the registry.
     pub fn holder(mut self, holder: &str) -> Self {
         self.wanted.holder = Some(holder.into());
+        self
+    }
+
+    /// Registers the instance as an observer: it is never master, neither when it comes first, nor when all others are gone. Then the
+    /// service has no master, until an instance comes that is no observer. Otherwise it is an instance like any other: listed, in the role
+    /// [`Role::Normal`](pointsman_core::Role::Normal), and given work; [`ObservedInstance::observer`](pointsman_core::ObservedInstance) tells it apart.
+    ///
+    /// An observer stands in nobody's way: elections go on without it, those of go-micro-service processes and of earlier versions as well. Where
+    /// the same [holder](RegistrationBuilder::holder) has registered the instance otherwise, this replaces it: a master that becomes an observer
+    /// hands its mastership on. An agent of an earlier version refuses an observer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://observer").await?;
+    /// let replica = registry.registration(Instance::new("ress")).observer().register().await?;
+    /// assert_eq!(replica.role(), Role::Normal);
+    /// assert!(registry.discover("ress").await?.master().is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn observer(mut self) -> Self {
+        self.wanted.observer = true;
         self
     }
 
@@ -107,9 +134,7 @@ struct Process {
     closed: watch::Receiver<bool>,
     /// The registry's end waits for this to be dropped.
     alive: watch::Receiver<()>,
-    commands: WeakCommands,
-    /// Ends the task without deregistering.
-    cut: Arc<Notify>,
+    life: Life,
 }
 
 impl Process {
@@ -120,15 +145,14 @@ impl Process {
             holds: inner.holds.clone(),
             closed: inner.closed.subscribe(),
             alive: inner.tasks.subscribe(),
-            commands: registration.commands(),
-            cut: registration.cut(),
+            life: registration.life(),
         }
     }
 
     /// Keeps the instance registered until the registration ends, or its registry is closed.
     async fn run(self, mut task: Box<Task>) {
-        let Self { backend, holds, mut closed, alive, commands, cut } = self;
-        let own = commands.clone();
+        let Self { backend, holds, mut closed, alive, life } = self;
+        let own = life.clone();
         let keeping = async move {
             // In a box, because it is over soon: its room is not kept.
             match Box::pin(Hold::take(&holds, own, &mut task)).await {
@@ -140,9 +164,9 @@ impl Process {
         tokio::pin!(keeping);
         let end = tokio::select! {
             biased;
-            () = set(&mut closed) => Box::pin(leave(&mut keeping, &commands)).await,
+            () = set(&mut closed) => Box::pin(leave(&mut keeping, &life)).await,
             // The registration ends with what the backend's task held.
-            () = cut.notified() => None,
+            () = life.cut() => None,
             end = &mut keeping => Some(end),
         };
         let Some((end, hold)) = end else { return };
@@ -153,11 +177,7 @@ impl Process {
 
 /// Lets a registration leave because its registry is closed: cleanly, if that is possible in time. Otherwise it ends with the
 /// session.
-async fn leave<T>(keeping: &mut (impl Future<Output = T> + Unpin), commands: &WeakCommands) -> Option<T> {
-    // Nobody waits for this answer. One that is being dropped leaves anyway.
-    let (reply, _) = oneshot::channel();
-    if let Some(commands) = commands.upgrade() {
-        let _ = commands.unbounded_send(Command::Close(Departure::Left, reply));
-    }
+async fn leave<T>(keeping: &mut (impl Future<Output = T> + Unpin), life: &Life) -> Option<T> {
+    life.close();
     tokio::time::timeout(LEAVE, keeping).await.ok()
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use self::queue::Queue;
 use super::fault::Fault;
-use super::layout::Layout;
+use super::layout::{Layout, is_of_observer};
 use super::leave::leave;
 use super::place::{Folder, Place};
 use super::session::{Link, Session, left};
@@ -50,6 +50,7 @@ pub(super) async fn keep(
         // What nobody else can have need not be looked for, until a create may have been carried out unseen.
         must_look: holder.is_some() || !instance.has_generated_code(),
         holder,
+        observer: task.observer,
         link,
         last: None,
         place: None,
@@ -76,6 +77,8 @@ struct ZooKeeperRegistrar {
     session_timeout: Duration,
     /// Who registers the instance, where that is said, and which of its registrations this is.
     holder: Option<wire::Holder>,
+    /// Whether it is never to be master.
+    observer: bool,
     /// Whether anybody else can have the code: one that was generated for this registration alone, nobody.
     is_shared: bool,
     link: watch::Receiver<Link>,
@@ -221,8 +224,13 @@ impl ZooKeeperRegistrar {
                     self.create(control, &folder).await?
                 }
             };
-            control.registered(place.role(), Some(session.lease.clone()));
-            self.place = Some(place);
+            if is_of_observer(&place.name) == self.observer {
+                control.registered(place.role(), Some(session.lease.clone()));
+                self.place = Some(place);
+            } else {
+                // Left by an earlier registration of this process, of the other kind.
+                self.move_back(control, &folder, &place).await?;
+            }
         }
         loop {
             self.stay(control, &folder).await?;
@@ -261,7 +269,7 @@ impl ZooKeeperRegistrar {
     }
 
     fn folder<'a>(&self, session: &'a Session, path: &'a str, terms: &'a str) -> Folder<'a> {
-        Folder { session, path, terms, acl: self.acl }
+        Folder { session, path, terms, acl: self.acl, observer: self.observer }
     }
 
     /// Deletes whatever is ours.

@@ -26,6 +26,9 @@ pub(super) struct Layout {
 /// The name of the master's node.
 pub(super) const MASTER: &str = "master";
 const NORMAL: &str = "normal";
+/// What the names of observers' nodes begin with. go-micro-service takes every child of a service but `master` for a normal instance, and
+/// whoever waits for the mastership, of whatever version, for one only that is named `normal` with a number.
+const OBSERVER: &str = "observer";
 
 impl Layout {
     pub(super) fn new(prefix: &str, root: &str) -> Self {
@@ -110,10 +113,25 @@ pub(super) fn normal_prefix(folder: &str) -> String {
     format!("{folder}/{NORMAL}")
 }
 
+/// The path to create an observer's node at; the server adds ten digits.
+pub(super) fn observer_prefix(folder: &str) -> String {
+    format!("{folder}/{OBSERVER}")
+}
+
+/// Whether a node is an observer's, by its name.
+pub(super) fn is_of_observer(name: &str) -> bool {
+    name.strip_prefix(OBSERVER).is_some_and(is_number)
+}
+
+/// Whether this is what the server adds to the name of a sequential node.
+fn is_number(digits: &str) -> bool {
+    digits.len() >= 10 && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// The number of a normal node: its place in the queue for the mastership. `None` for any other node's name.
 pub(super) fn number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix(NORMAL)?;
-    (digits.len() >= 10 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
+    is_number(digits).then(|| digits.parse().ok())?
 }
 
 /// The normal nodes before `name` in the queue, the nearest first.
@@ -131,9 +149,11 @@ mod tests {
 
     #[test]
     fn the_queue_is_in_order_of_numbers_and_ignores_other_names() {
-        let names = ["master", "normal0000000010", "x", "normal0000000002", "normalx", "normal1"].map(str::to_owned);
+        let names = ["master", "observer0000000001", "normal0000000010", "x", "normal0000000002", "normalx", "normal1"]
+            .map(str::to_owned);
         assert_eq!(before(&names, "normal0000000010"), ["normal0000000002"]);
         assert_eq!(before(&names, "normal0000000002"), [""; 0]);
         assert_eq!(before(&names, "normal0000000011"), ["normal0000000010", "normal0000000002"]);
+        assert_eq!(names.iter().filter(|name| is_of_observer(name)).collect::<Vec<_>>(), ["observer0000000001"]);
     }
 }

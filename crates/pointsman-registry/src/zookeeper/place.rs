@@ -11,7 +11,7 @@ use zookeeper_client::{
 use super::batch::Created;
 use super::fault::Fault;
 use super::folders::make_container;
-use super::layout::{MASTER, is_in_the_way, normal_prefix, number, removal};
+use super::layout::{MASTER, is_in_the_way, normal_prefix, number, observer_prefix, removal};
 use super::session::Session;
 use super::{options, term_base, terms, wire};
 use crate::url::{Acl, Folders};
@@ -61,6 +61,8 @@ pub(super) struct Folder<'a> {
     /// Where the service's highest term is recorded.
     pub(super) terms: &'a str,
     pub(super) acl: Acl,
+    /// Whether the instance is an observer: it is never master, and its node stands in no queue.
+    pub(super) observer: bool,
 }
 
 /// What came of an attempt to take the mastership.
@@ -130,10 +132,17 @@ impl Folder<'_> {
         }
     }
 
-    /// Creates a normal node, whether there is a master or not; `None` if there is no folder.
+    /// The path to create a node at that is not the master's; the server adds ten digits.
+    fn prefix(&self) -> String {
+        if self.observer { observer_prefix(self.path) } else { normal_prefix(self.path) }
+    }
+
+    /// Creates a normal node, or an observer's, whether there is a master or not; `None` if there is no folder.
     pub(super) async fn create_normal(&self, data: &[u8]) -> Result<Option<Place>, Fault> {
-        let name = |sequence| format!("normal{sequence}");
-        self.create(&normal_prefix(self.path), CreateMode::EphemeralSequential, data, name).await
+        let path = self.prefix();
+        let start = path.rsplit('/').next().unwrap_or_default();
+        let name = |sequence| format!("{start}{sequence}");
+        self.create(&path, CreateMode::EphemeralSequential, data, name).await
     }
 
     async fn create(
@@ -235,7 +244,7 @@ impl Folder<'_> {
         }
     }
 
-    /// From wherever it is to the end of the queue, in one transaction. `None` if the own node is gone.
+    /// From wherever it is to the end of the queue, or out of it where it is an observer's, in one transaction. `None` if the own node is gone.
     pub(super) async fn demote(&self, own: &Place, data: &[u8]) -> Result<Option<Place>, Fault> {
         if !self.is_ours(own).await? {
             return Ok(None);
@@ -244,7 +253,7 @@ impl Folder<'_> {
         let mut writer = self.session.client.new_multi_writer();
         let built = writer
             .add_delete(&self.at(&own.name), None)
-            .and_then(|()| writer.add_create(&normal_prefix(self.path), data, &sequential));
+            .and_then(|()| writer.add_create(&self.prefix(), data, &sequential));
         match self.commit(built.map(|()| writer), "move back in").await? {
             Ok(results) => Ok(Some(self.created_somewhere(&results).await?)),
             Err(MultiWriteError::OperationFailed { source: ZkError::NoNode, .. }) => Ok(None),
@@ -253,7 +262,7 @@ impl Folder<'_> {
     }
 
     /// Puts an own node in the place of another session's of the same holder, in one transaction. `None` if that is not there any more. A
-    /// master's is to say with which [term](Place::term): no other mastership begins, and none is recorded.
+    /// master's is to say with which [term](Place::term): no other mastership begins, and none is recorded; but an observer gives it up.
     ///
     /// `master` has the same name whoever it is, and its successor may come just now. So the node is written once before: the
     /// transaction is about that version, which a node that has just been created does not have.
@@ -267,10 +276,10 @@ impl Folder<'_> {
         if !self.write(&other.name, data, stat.version).await? {
             return Ok(None);
         }
-        let (path, mode) = if other.name == MASTER {
+        let (path, mode) = if other.name == MASTER && !self.observer {
             (self.at(MASTER), CreateMode::Ephemeral)
         } else {
-            (normal_prefix(self.path), CreateMode::EphemeralSequential)
+            (self.prefix(), CreateMode::EphemeralSequential)
         };
         let mode = options(mode, self.acl);
         let take_over = |writer: &mut MultiWriter<'_>| {
@@ -278,13 +287,21 @@ impl Folder<'_> {
             writer.add_create(&path, data, &mode)
         };
         match self.commit_all(take_over, "take over a place in").await? {
-            Ok(results) => Ok(Some(Place { inherited: other.term(), ..self.created_somewhere(&results).await? })),
+            Ok(results) => {
+                let inherited = self.inherited(other);
+                Ok(Some(Place { inherited, ..self.created_somewhere(&results).await? }))
+            }
             Err(MultiWriteError::OperationFailed {
                 source: ZkError::NoNode | ZkError::NodeExists | ZkError::BadVersion,
                 ..
             }) => Ok(None),
             Err(error) => Err(self.failed("take over a place in", error)),
         }
+    }
+
+    /// The term that comes with a place that is taken over.
+    pub(super) fn inherited(&self, other: &Place) -> Option<Term> {
+        other.term().filter(|_| !self.observer)
     }
 
     /// Commits operations that make somebody master, and records the term by the same transaction, where that is allowed.

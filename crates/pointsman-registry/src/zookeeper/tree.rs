@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pointsman_core::{ObservedInstance, Problem, Role, check_name, shown};
 use zookeeper_client::{Error as ZkError, Stat};
 
-use super::layout::{Layout, MASTER, is_in_the_way, removal};
+use super::layout::{Layout, MASTER, is_in_the_way, is_of_observer, removal};
 use super::term_base::TermBases;
 use super::wire;
 use crate::backend::ServiceState;
@@ -151,7 +151,9 @@ impl Tree {
             let own = bases.term(stat.czxid);
             let role = if node == MASTER { Role::Master(parsed.term(own)) } else { Role::Normal };
             is_foreign = parsed.session_timeout.is_none();
-            (Arc::new(ObservedInstance::new(parsed.instance, role)), parsed.clamped)
+            let mut instance = ObservedInstance::new(parsed.instance, role);
+            instance.observer = is_of_observer(node);
+            (Arc::new(instance), parsed.clamped)
         });
         let new = Node { czxid: stat.czxid, mzxid: stat.mzxid, owner: stat.ephemeral_owner, is_foreign, content };
         let (code, czxid) = (new.code().cloned(), new.czxid);

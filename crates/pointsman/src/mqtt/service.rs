@@ -297,9 +297,9 @@ impl ServiceBuilder {
     }
 
     async fn register(&self, early: Option<Registration>) -> Result<Registration, crate::Error> {
-        let Some(mut registration) = early else { return self.registry.register(self.instance.clone()).await };
+        let Some(registration) = early else { return self.registry.register(self.instance.clone()).await };
         let weight = self.instance.weight;
-        registration.update(|instance| instance.weight = weight).await?;
+        registration.update(move |instance| instance.weight = weight).await?;
         Ok(registration)
     }
 }

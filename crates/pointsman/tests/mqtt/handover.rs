@@ -66,7 +66,7 @@ async fn goes_round(registry: &Registry, relay: Relay, address: &str, how: HandO
                 },
                 HandOver::Leave => {
                     let registration = registrations.remove(place);
-                    let instance = registration.instance().clone();
+                    let instance = std::sync::Arc::unwrap_or_clone(registration.instance());
                     registration.close().await.unwrap();
                     registrations.push(registry.register(instance).await.unwrap());
                 }

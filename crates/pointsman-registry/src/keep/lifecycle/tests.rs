@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 enum Event {
     Update,
+    /// An update to what is wanted already.
+    Unchanged,
     Close {
         departure: Departure,
         with_reply: bool,
@@ -138,9 +140,18 @@ impl World {
         match event {
             Event::Update => {
                 self.updates += 1;
-                let (instance, reply) = (Instance::new("s").code("a"), self.reply());
+                let weight = 1 + u32::try_from(self.updates).unwrap();
+                let (instance, reply) = (Instance::new("s").code("a").weight(weight), self.reply());
                 self.revisions.insert(reply, self.updates);
                 self.input(Input::Update(Arc::new(instance), reply));
+            }
+            Event::Unchanged => {
+                let (instance, revision) = self.lifecycle.wanted();
+                let (instance, reply) = (instance.clone(), self.replies.len());
+                self.replies.insert(reply, Vec::new());
+                self.revisions.insert(reply, revision);
+                self.input(Input::Update(instance, reply));
+                assert_eq!(self.lifecycle.wanted().1, revision, "there is nothing to write");
             }
             Event::Close { departure, with_reply } => {
                 self.is_closing = true;
@@ -267,6 +278,7 @@ fn event() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         4 => Just(Event::Update),
+        2 => Just(Event::Unchanged),
         1 => (departure, any::<bool>()).prop_map(|(departure, with_reply)| Event::Close { departure, with_reply }),
         2 => any::<bool>().prop_map(Event::Health),
         8 => (attempt, proptest::option::of(meanwhile)).prop_map(|(attempt, event)| Event::Attempt(attempt, event.map(Box::new))),
@@ -379,6 +391,21 @@ fn an_update_that_is_refused_goes_back_to_what_was_accepted() {
     assert_eq!((world.lifecycle.wanted().1, &world.replies[&0]), (0, &vec![false]));
     world.happens(Event::Update);
     assert_eq!(world.lifecycle.wanted().1, 2, "a revision is never used twice");
+}
+
+#[test]
+fn an_update_that_changes_nothing_is_answered_as_soon_as_the_registry_has_what_is_wanted() {
+    let mut world = World::new(true);
+    world.happens(Event::Unchanged);
+    assert_eq!(world.replies[&0], [false; 0], "it is not registered yet");
+    world.happens(Event::Attempt(Attempt::Done, None));
+    world.happens(Event::Unchanged);
+    world.happens(Event::Update);
+    world.happens(Event::Unchanged);
+    assert_eq!((&world.replies[&0], &world.replies[&1]), (&vec![true], &vec![true]));
+    assert_eq!(world.replies[&3], [false; 0], "the update before is not written yet");
+    world.happens(Event::Attempt(Attempt::Done, None));
+    assert_eq!((&world.replies[&2], &world.replies[&3]), (&vec![true], &vec![true]));
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl ZooKeeperRegistrar {
         // From here until the place is known, a node may exist that we have no reply for.
         self.sessions.insert(folder.session.id());
         control.say(Said::Requested);
-        let (data, _) = self.data(control, mate.place.term());
+        let (data, _) = self.data(control, folder.inherited(&mate.place));
         let place = folder.replace(&mate.place, &data).await?;
         if place.is_some() {
             self.must_look = false;
@@ -162,6 +162,9 @@ impl ZooKeeperRegistrar {
 
     /// `None` if there is no folder.
     async fn create_once(&self, folder: &Folder<'_>, data: &[u8]) -> Result<Option<Place>, Fault> {
+        if self.observer {
+            return folder.create_normal(data).await;
+        }
         if let Some(place) = folder.create_behind_master(data).await? {
             return Ok(Some(place));
         }

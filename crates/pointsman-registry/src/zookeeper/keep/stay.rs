@@ -31,6 +31,8 @@ impl ZooKeeperRegistrar {
         }
         self.look_again = None;
         let ahead = match place.role() {
+            // It waits for nothing: the mastership is not for it.
+            Role::Normal if self.observer => None,
             Role::Normal => self.ahead(folder, &place, is_drained).await?,
             Role::Master(_)
                 if is_drained && self.let_others_go_first(control, folder, &place, &mut watches).await? =>

@@ -74,7 +74,7 @@ impl Worker {
     }
 
     async fn leave(self) -> Result<(), Error> {
-        let Self { mut serving, mut registration, drain_timeout, .. } = self;
+        let Self { mut serving, registration, drain_timeout, .. } = self;
         let deadline = Instant::now() + drain_timeout;
         tracing::info!(code = &*serving.shared.code, "leaving: no more work is taken, handlers finish");
         let patience = REGISTRY_PATIENCE.min(drain_timeout);
