@@ -9,7 +9,8 @@ use pointsman_core::Instance;
 use tokio::sync::watch;
 
 use crate::Error;
-use crate::registration::{Command, Life, Reply, Task};
+use crate::backend::Scope;
+use crate::registration::{Command, Life, Reply, Roles, Task};
 
 /// The codes that are held, and by whom.
 pub(crate) type Holds = Arc<Mutex<HashMap<Key, Holder>>>;
@@ -21,6 +22,7 @@ type Key = (Arc<str>, Arc<str>);
 #[derive(Debug)]
 pub(crate) struct Holder {
     registration: Life,
+    roles: Roles,
     /// Who it is, where the same may take over from itself.
     holder: Option<Arc<str>>,
     /// Tells it from another that has taken its place.
@@ -41,12 +43,22 @@ pub(crate) struct Hold {
 impl Hold {
     /// Takes the code for a registration that is wanted by `task`; at once from another registration of the same holder, which the backend
     /// ends. Waits for it, at most for the task's patience, while whoever holds it has ended and is being removed.
-    pub(crate) async fn take(holds: &Holds, registration: Life, task: &mut Task) -> Result<Self, NotHeld> {
+    pub(crate) async fn take(
+        holds: &Holds,
+        registration: Life,
+        roles: &Roles,
+        task: &mut Task,
+    ) -> Result<Self, NotHeld> {
         let (service, code) = (task.instance.service.clone(), task.instance.code.clone());
         let deadline = task.patience.and_then(|patience| tokio::time::Instant::now().checked_add(patience));
         let (holder, mark) = (task.holder.clone(), Arc::new(()));
-        let new =
-            || Holder { registration: registration.clone(), holder: holder.clone(), mark: mark.clone(), gone: None };
+        let new = || Holder {
+            registration: registration.clone(),
+            roles: roles.clone(),
+            holder: holder.clone(),
+            mark: mark.clone(),
+            gone: None,
+        };
         loop {
             let mut gone = match lock(holds).entry((service.clone(), code.clone())) {
                 Entry::Vacant(free) => {
@@ -83,6 +95,25 @@ impl Hold {
             }
         }
     }
+}
+
+/// A registration of this process.
+pub(crate) struct Own {
+    pub(crate) service: Arc<str>,
+    pub(crate) code: Arc<str>,
+    pub(crate) roles: Roles,
+}
+
+/// The registrations of this process that live, of the services of a scope.
+pub(crate) fn own(holds: &Holds, scope: &Scope) -> Vec<Own> {
+    let holds = lock(holds);
+    let own = holds.iter().filter(|((service, _), holder)| scope.contains(service) && holder.registration.goes_on());
+    let own = own.map(|((service, code), Holder { roles, .. })| Own {
+        service: service.clone(),
+        code: code.clone(),
+        roles: roles.clone(),
+    });
+    own.collect()
 }
 
 /// Why a code is not held.

@@ -109,7 +109,8 @@ impl Registry {
         RegistrationBuilder::new(self.clone(), instance)
     }
 
-    /// Follows one service, which need not exist yet, in the caller's runtime; returns once the first snapshot is in. Where a snapshot folder is
+    /// Follows one service, which need not exist yet, in the caller's runtime; returns once the first snapshot is in, and shows what
+    /// this registry has registered: whoever has registered finds itself. Where a snapshot folder is
     /// set and the registry does not answer within the connect timeout, that is the one from disk; so it is, at once, as long as
     /// the registry [has not answered](Registry::has_answered) at all.
     ///

@@ -64,6 +64,30 @@ async fn the_first_is_master_and_the_others_are_normal(url: String) {
     assert_eq!(service.freshness(), Freshness::Fresh);
 }
 
+async fn whoever_has_registered_finds_itself(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    // Followed before, so that there is a snapshot already.
+    let followed = soon("the first snapshot", registry.discover_several(["a", "b"])).await.unwrap();
+    let service = soon("the first snapshot", registry.discover("a")).await.unwrap();
+    for round in 0..30 {
+        let first = soon("the first", registry.register(Instance::new("a").address("127.0.0.1:1"))).await.unwrap();
+        let found = soon("what is found", registry.discover("a")).await.unwrap();
+        assert_eq!(
+            found.master().map(|master| master.code.clone()).ok(),
+            Some(first.instance().code.clone()),
+            "{round}"
+        );
+        let second = soon("the second", registry.register(Instance::new("b").address("127.0.0.1:2"))).await.unwrap();
+        let all = soon("what is found", registry.discover_several(["a", "b"])).await.unwrap();
+        assert!(all.snapshot("b").find(&second.instance().code).is_some(), "{round}");
+        soon("the end", first.close()).await.unwrap();
+        soon("the end", second.close()).await.unwrap();
+        until("nobody", &service, Snapshot::is_empty).await;
+    }
+    drop(followed);
+    registry.close().await;
+}
+
 async fn when_the_master_leaves_the_next_takes_over_with_a_higher_term(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
     let guard = TermGuard::new();
@@ -1124,6 +1148,7 @@ conformance! {
     a_registration_that_is_given_up_leaves_nothing
     who_comes_back_gives_way_to_the_newer_registration_of_its_holder
     what_is_abandoned_stays_where_there_are_sessions_and_is_taken_over
+    whoever_has_registered_finds_itself
     the_first_is_master_and_the_others_are_normal
     when_the_master_leaves_the_next_takes_over_with_a_higher_term
     resigning_hands_over_at_once

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use pointsman_core::check_name;
+use pointsman_core::{Role, check_name};
 use tokio::sync::{mpsc, watch};
 
 use super::builder::DISK;
 use super::{Registry, lock, set};
 use crate::backend::{Backend, Event, Scope, ServiceState};
 use crate::directory::{Directory, Inner as DirectoryInner};
+use crate::hold::{self, Own};
 use crate::store::{Restore, Shared, Store};
 use crate::{Error, Result};
 
@@ -27,6 +28,7 @@ impl Registry {
             tokio::time::timeout(DISK, directory.begun()).await.is_ok()
         };
         if has_content {
+            let _ = tokio::time::timeout(self.inner.connect_timeout, self.shows_own(&directory)).await;
             return Ok(directory);
         }
         if self.inner.waits {
@@ -46,6 +48,41 @@ impl Registry {
             waited: self.inner.connect_timeout,
             reason: "no connection, and no snapshot on disk".to_owned(),
         })
+    }
+
+    /// Waits until the directory shows the registrations of this process as they are, so that whoever has registered finds itself; not while
+    /// the registry is away.
+    async fn shows_own(&self, directory: &Directory) {
+        let is_shown = |Own { service, code, roles }: &Own| {
+            let snapshot = directory.snapshot(service);
+            let is_registered = || snapshot.find(code).is_some_and(|found| !found.is_guarded());
+            match roles.role() {
+                Role::Detached => true,
+                _ if snapshot.unreadable().is_some() => true,
+                Role::Normal => is_registered(),
+                Role::Master(_) => is_registered() && snapshot.master().is_some_and(|master| master.code == *code),
+            }
+        };
+        let mut changed = directory.shared().version.subscribe();
+        let mut missing = hold::own(&self.inner.holds, &directory.shared().scope);
+        let all_shown = async {
+            loop {
+                changed.mark_unchanged();
+                missing.retain(|own| !is_shown(own));
+                let Some(Own { roles, .. }) = missing.first() else { return };
+                // Or the role changes first: then this is not what there is to wait for.
+                let role = roles.role();
+                tokio::select! {
+                    _ = changed.changed() => {}
+                    _ = roles.wait_for(|now| now != role) => {}
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = all_shown => {}
+            () = directory.stale() => {}
+        }
     }
 
     /// One directory a scope: whoever follows the same shares it.

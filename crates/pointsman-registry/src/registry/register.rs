@@ -10,7 +10,7 @@ use super::{Registry, set};
 use crate::backend::Backend;
 use crate::check::Check;
 use crate::hold::{Hold, Holds, NotHeld};
-use crate::registration::{self, End, Life, Registration, Task, Wanted};
+use crate::registration::{self, End, Life, Registration, Roles, Task, Wanted};
 use crate::{Error, Result};
 
 /// Maximum length of a holder.
@@ -135,6 +135,7 @@ struct Process {
     /// The registry's end waits for this to be dropped.
     alive: watch::Receiver<()>,
     life: Life,
+    roles: Roles,
 }
 
 impl Process {
@@ -146,16 +147,17 @@ impl Process {
             closed: inner.closed.subscribe(),
             alive: inner.tasks.subscribe(),
             life: registration.life(),
+            roles: registration.roles(),
         }
     }
 
     /// Keeps the instance registered until the registration ends, or its registry is closed.
     async fn run(self, mut task: Box<Task>) {
-        let Self { backend, holds, mut closed, alive, life } = self;
+        let Self { backend, holds, mut closed, alive, life, roles } = self;
         let own = life.clone();
         let keeping = async move {
             // In a box, because it is over soon: its room is not kept.
-            match Box::pin(Hold::take(&holds, own, &mut task)).await {
+            match Box::pin(Hold::take(&holds, own, &roles, &mut task)).await {
                 Ok(hold) => (backend.keep(task).await, Some(hold)),
                 Err(NotHeld::Failed(error)) => (End::failed(task.report, error), None),
                 Err(NotHeld::GivenUp(reply)) => (End::given_up(task, reply), None),
