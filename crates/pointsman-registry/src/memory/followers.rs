@@ -13,6 +13,10 @@ use crate::registration::Departure;
 #[derive(Debug, Default)]
 pub(super) struct Followers {
     followers: HashMap<u64, Follower>,
+    /// Who follows a service by its name, so that a change costs nothing for those who follow others.
+    of_service: HashMap<Arc<str>, BTreeSet<u64>>,
+    /// Who follows all services.
+    of_all: BTreeSet<u64>,
     last: u64,
     /// The last clean departures, for those who begin to follow with what another follower has known.
     departures: VecDeque<(Arc<str>, Arc<str>)>,
@@ -41,12 +45,40 @@ impl Followers {
     /// Begins to follow; returns the number under which it does.
     pub(super) fn add(&mut self, scope: Scope, wake: Arc<Notify>) -> u64 {
         self.last += 1;
+        match &scope {
+            Scope::All => drop(self.of_all.insert(self.last)),
+            Scope::Services(services) => {
+                for service in services {
+                    self.of_service.entry(service.clone()).or_default().insert(self.last);
+                }
+            }
+        }
         self.followers.insert(self.last, Follower { scope, changed: Changed::default(), wake });
         self.last
     }
 
     pub(super) fn remove(&mut self, follower: u64) {
-        self.followers.remove(&follower);
+        let Some(Follower { scope, .. }) = self.followers.remove(&follower) else { return };
+        self.of_all.remove(&follower);
+        let Scope::Services(services) = scope else { return };
+        for service in services {
+            if let Some(followers) = self.of_service.get_mut(&service) {
+                followers.remove(&follower);
+                if followers.is_empty() {
+                    self.of_service.remove(&service);
+                }
+            }
+        }
+    }
+
+    /// Does this for each who follows a service.
+    fn for_each(&mut self, service: &str, mut what: impl FnMut(&mut Follower)) {
+        let of_service = self.of_service.get(service).into_iter().flatten();
+        for number in self.of_all.iter().chain(of_service) {
+            if let Some(follower) = self.followers.get_mut(number) {
+                what(follower);
+            }
+        }
     }
 
     /// The next service that has changed since this follower was told of it, with the codes that have left cleanly.
@@ -68,17 +100,19 @@ impl Followers {
 
     /// A service has changed.
     pub(super) fn note(&mut self, service: &Arc<str>) {
-        for follower in self.followers.values_mut().filter(|follower| follower.scope.contains(service)) {
+        self.for_each(service, |follower| {
             follower.changed.of(service);
             follower.wake.notify_one();
-        }
+        });
     }
 
     /// An instance has joined.
     pub(super) fn note_joined(&mut self, service: &str, code: &str) {
-        for left in self.followers.values_mut().filter_map(|follower| follower.changed.left.get_mut(service)) {
-            left.remove(code);
-        }
+        self.for_each(service, |follower| {
+            if let Some(left) = follower.changed.left.get_mut(service) {
+                left.remove(code);
+            }
+        });
     }
 
     /// An instance has gone.
@@ -92,12 +126,12 @@ impl Followers {
         if self.departures.len() > LEFT {
             self.departures.pop_front();
         }
-        for follower in self.followers.values_mut().filter(|follower| follower.scope.contains(service)) {
+        self.for_each(service, |follower| {
             let left = follower.changed.of(service);
             if left.len() < LEFT {
                 left.insert(code.clone());
             }
-        }
+        });
     }
 
     #[cfg(test)]
