@@ -51,6 +51,9 @@ impl Agents {
         let url = format!("zookeeper://{}{prefix}?session_timeout=4s&guard=off", zookeeper.address());
         let registry = Registry::connect(&url).await.unwrap();
         let rival = registry.register(Instance::new("s").code("rival")).await.unwrap();
+        for (agent, _) in &all {
+            agent.until_codes("s", &["a", "rival"]).await;
+        }
         Self { zookeeper, prefix, rival, all, next: 0 }
     }
 

@@ -28,6 +28,8 @@ mod peers;
 mod registration;
 mod registry;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tls;
 mod url;
 pub mod wire;

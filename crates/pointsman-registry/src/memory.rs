@@ -2,6 +2,7 @@
 
 mod expiry;
 mod followers;
+mod line;
 mod logs;
 mod peers;
 mod state;
@@ -13,10 +14,11 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use pointsman_core::{ObservedInstance, Term};
+use pointsman_core::{ObservedInstance, Role, Term};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+pub(crate) use self::line::Line;
 use self::state::{MemberId, State, Taken};
 use crate::backend::{Backend, Event, Scope, ServiceState};
 use crate::disk::SavedOverrides;
@@ -31,13 +33,19 @@ use crate::{Error, Result};
 pub(crate) struct Memory {
     name: String,
     state: Mutex<State<Told>>,
-    identity: Identity,
+    identity: Mutex<Identity>,
     is_restored: AtomicBool,
     members: peers::Members,
     logs: Mutex<logs::Logs>,
 }
 
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Memory>>>> = LazyLock::new(Mutex::default);
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory").field("name", &self.name).finish_non_exhaustive()
+    }
+}
 
 impl Memory {
     pub(crate) fn named(name: &str) -> Arc<Self> {
@@ -46,16 +54,22 @@ impl Memory {
         if let Some(existing) = named.get(name).and_then(Weak::upgrade) {
             return existing;
         }
+        let memory = Self::new(name);
+        named.insert(name.to_owned(), Arc::downgrade(&memory));
+        memory
+    }
+
+    /// A registry that nobody finds by its name.
+    pub(crate) fn new(name: &str) -> Arc<Self> {
         let memory = Arc::new(Self {
             name: name.to_owned(),
             state: Mutex::default(),
-            identity: Identity { id: format!("{:032x}", fastrand::u128(..)), since_unix_ms: Some(now_us() / 1000) },
+            identity: Mutex::new(new_identity()),
             is_restored: AtomicBool::new(false),
             members: peers::Members::default(),
             logs: Mutex::default(),
         });
         memory.rise_above(now_us());
-        named.insert(name.to_owned(), Arc::downgrade(&memory));
         memory
     }
 
@@ -67,7 +81,7 @@ impl Memory {
 
     /// Lets operators' settings be what they were in a process before this one. Only the first time: what is undone here must not
     /// come back with the next who connects.
-    pub(crate) fn restore(&self, saved: Vec<SavedOverrides>) -> &Identity {
+    pub(crate) fn restore(&self, saved: Vec<SavedOverrides>) -> Identity {
         if !self.is_restored.swap(true, Ordering::Relaxed) {
             let now = Instant::now();
             for SavedOverrides { service, overrides, absent_for } in saved {
@@ -80,12 +94,36 @@ impl Memory {
                 }
             }
         }
-        &self.identity
+        lock(&self.identity).clone()
+    }
+
+    /// Keeps an instance registered; over a line, where there is one.
+    pub(crate) async fn keep_over(&self, line: Option<&Line>, task: Box<Task>) -> End {
+        let (holder, observer) = (task.holder.clone(), task.observer);
+        keep(&mut MemoryRegistrar { memory: self, line, holder, observer, member: None }, LONGEST_PAUSE, task).await
+    }
+
+    /// Loses what is registered over a line, as with a session that expires.
+    #[cfg(feature = "testing")]
+    pub(crate) fn lose(&self, line: &Line) {
+        let is_over = |told: &Told| told.line.as_ref().is_some_and(|other| other.is(line));
+        let lost = lock(&self.state).members(is_over);
+        for (service, id) in lost {
+            self.change(&service, |state| state.leave(&service, id, Departure::Lost, Instant::now()));
+        }
+    }
+
+    /// Loses everything, and begins anew.
+    #[cfg(feature = "testing")]
+    pub(crate) fn empty(&self) {
+        let mut state = lock(&self.state);
+        state.empty();
+        *lock(&self.identity) = new_identity();
     }
 
     /// Whether it is stored that nothing is set: others may not have heard yet that something was cleared, and restore it.
     fn keeps_empty(&self) -> bool {
-        !self.identity.is_settled(SystemTime::now())
+        !lock(&self.identity).is_settled(SystemTime::now())
     }
 
     /// Carries out one change of a service: tells whose role is another now, and wakes the followers.
@@ -95,7 +133,7 @@ impl Memory {
         state.expire_overrides(Instant::now());
         let result = change(&mut state);
         for (told, role) in state.take_new_roles(service) {
-            told.roles.registered(role, None);
+            told.registered(role);
         }
         state.followers.note(service);
         result
@@ -147,13 +185,12 @@ impl Backend for Memory {
     }
 
     async fn keep(&self, task: Box<Task>) -> End {
-        let (holder, observer) = (task.holder.clone(), task.observer);
-        keep(&mut MemoryRegistrar { memory: self, holder, observer, member: None }, LONGEST_PAUSE, task).await
+        self.keep_over(None, task).await
     }
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
         let (following, states) = Following::begin(self, &scope);
-        let mut event = Event::Reset { states, identity: Some(self.identity.clone()) };
+        let mut event = Event::Reset { states, identity: Some(lock(&self.identity).clone()) };
         while events.send(event).await.is_ok() {
             event = Event::Put(following.next().await);
         }
@@ -224,8 +261,19 @@ impl Backend for Memory {
 #[derive(Debug, Clone)]
 struct Told {
     roles: RoleWriter,
+    line: Option<Line>,
     /// Another registration has taken its place.
     replaced: Arc<Notify>,
+}
+
+impl Told {
+    fn registered(&self, role: Role) {
+        self.roles.registered(role, self.line.as_ref().map(Line::lease));
+    }
+}
+
+fn new_identity() -> Identity {
+    Identity { id: format!("{:032x}", fastrand::u128(..)), since_unix_ms: Some(now_us() / 1000) }
 }
 
 /// Microseconds since 1970: faster than anything changes here.
@@ -239,6 +287,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 struct MemoryRegistrar<'a> {
     memory: &'a Memory,
+    line: Option<&'a Line>,
     holder: Option<Arc<str>>,
     observer: bool,
     member: Option<Member<'a>>,
@@ -250,7 +299,7 @@ impl<'a> MemoryRegistrar<'a> {
         let (service, code) = (instance.service.clone(), instance.code.clone());
         let mut instance = ObservedInstance::from(instance.clone());
         instance.observer = self.observer;
-        let told = Told { roles: control.roles().clone(), replaced: Arc::default() };
+        let told = Told { roles: control.roles().clone(), line: self.line.cloned(), replaced: Arc::default() };
         let (memory, replaced, roles) = (self.memory, told.replaced.clone(), told.roles.clone());
         // Whoever comes takes over; who was there before, and comes back, was taken over from.
         let takes_over = control.is_entering();
@@ -271,8 +320,15 @@ impl<'a> MemoryRegistrar<'a> {
 
 impl Registrar for MemoryRegistrar<'_> {
     async fn hold(&mut self, control: &mut Control) -> Option<Said> {
+        // From here on, so that no end of the connection is missed.
+        let connection = match self.line {
+            Some(line) => Some(line.connection(control).await?),
+            None => None,
+        };
         let member = match self.member.take() {
-            Some(member) => member,
+            // The connection has come back in time.
+            Some(member) if self.line.is_none() || member.is_back(control, self.line) => member,
+            Some(_) => return Some(Said::Gone("the session has expired".to_owned())),
             None => match self.join(control) {
                 Ok(member) => member,
                 Err(said) => return Some(said),
@@ -282,6 +338,7 @@ impl Registrar for MemoryRegistrar<'_> {
         loop {
             let order = tokio::select! {
                 order = control.order() => order,
+                () = line::ended(connection.as_ref()) => return Some(Said::Unreachable(line::AWAY.to_owned())),
                 () = replaced.notified() => return Some(Said::Replaced),
             };
             match order {
@@ -299,7 +356,10 @@ impl Registrar for MemoryRegistrar<'_> {
         }
     }
 
-    async fn remove(&mut self, _control: &mut Control, departure: Departure) -> Option<Said> {
+    async fn remove(&mut self, control: &mut Control, departure: Departure) -> Option<Said> {
+        if let Some(line) = self.line.filter(|_| self.member.is_some()) {
+            line.connection_to_remove(control).await?;
+        }
         if let Some(member) = &mut self.member {
             member.departure = departure;
         }
@@ -318,6 +378,22 @@ struct Member<'a> {
     /// Another registration has taken its place.
     replaced: Arc<Notify>,
     departure: Departure,
+}
+
+impl Member<'_> {
+    /// Registers it again, over another connection of the same session. `false`: the session has expired.
+    fn is_back(&self, control: &mut Control, line: Option<&Line>) -> bool {
+        let (instance, revision) = control.wanted();
+        let instance = instance.clone();
+        let role = self.memory.change(&self.service, |state| {
+            state.update(&self.service, self.id, instance);
+            state.role(&self.service, self.id)
+        });
+        let Some(role) = role else { return false };
+        control.registered(role, line.map(Line::lease));
+        control.say(Said::Written(revision));
+        true
+    }
 }
 
 impl Drop for Member<'_> {

@@ -472,9 +472,10 @@ impl RoleState {
     async fn outdated(&self, role: Role, changes: &mut watch::Receiver<RoleState>) -> Option<()> {
         let lease_changes = async {
             match &self.lease {
-                Some(lease) if role != Role::Detached => lease.ended().await,
+                // In boxes, because a registration over memory has no lease, and needs no room for one.
+                Some(lease) if role != Role::Detached => Box::pin(lease.ended()).await,
                 // Detached only because the lease has run out: it may hold again.
-                Some(lease) if self.role != Role::Detached => lease.held().await,
+                Some(lease) if self.role != Role::Detached => Box::pin(lease.held()).await,
                 _ => std::future::pending().await,
             }
         };

@@ -161,6 +161,29 @@ impl<R: Clone> State<R> {
         self.forget_empty(name);
     }
 
+    /// The role of an instance; `None` if it is not registered any more.
+    pub(super) fn role(&self, service: &str, id: MemberId) -> Option<Role> {
+        let service = self.services.get(service)?;
+        Some(service.members.get(service.order.get(&id)?)?.instance.role)
+    }
+
+    /// Forgets all services, without a word to those who follow them.
+    #[cfg(feature = "testing")]
+    pub(super) fn empty(&mut self) {
+        self.services.clear();
+        self.expiry = Expiry::default();
+    }
+
+    /// The instances of whose reports this holds.
+    #[cfg(feature = "testing")]
+    pub(super) fn members(&self, mut holds: impl FnMut(&R) -> bool) -> Vec<(Arc<str>, MemberId)> {
+        let of_service = |(name, service): (&Arc<str>, &Service<R>)| {
+            let members = service.members.values().filter(|member| holds(&member.report));
+            members.map(|member| (name.clone(), member.id)).collect::<Vec<_>>()
+        };
+        self.services.iter().flat_map(of_service).collect()
+    }
+
     /// Replaces what an instance has registered.
     pub(super) fn update(&mut self, service: &str, id: MemberId, instance: Instance) {
         let Some(service) = self.services.get_mut(service) else { return };

@@ -123,7 +123,7 @@ impl Builder {
                     let restoring = tokio::task::spawn_blocking(move || {
                         memory.rise_above(disk::highest(&folder));
                         // From here on the snapshots are of this registry.
-                        disk::save_identity(&folder, Some(memory.restore(disk::load_overrides(&folder))));
+                        disk::save_identity(&folder, Some(&memory.restore(disk::load_overrides(&folder))));
                     });
                     let _ = restoring.await;
                 }
@@ -164,6 +164,28 @@ impl Builder {
                 holds: Holds::default(),
             }),
         })
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Registry {
+    /// A registry over this backend, with the defaults.
+    pub(crate) fn over(backend: Arc<dyn Backend>, url: &str) -> Self {
+        Registry {
+            inner: Arc::new(Inner {
+                url: url.to_owned(),
+                backend,
+                connect_timeout: CONNECT_TIMEOUT,
+                waits: false,
+                guard: Some(Guard::default()),
+                snapshots: None,
+                answered: Arc::new(AtomicBool::new(true)),
+                directories: Mutex::default(),
+                closed: watch::Sender::new(false),
+                tasks: watch::Sender::new(()),
+                holds: Holds::default(),
+            }),
+        }
     }
 }
 
