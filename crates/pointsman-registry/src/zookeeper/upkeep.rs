@@ -296,10 +296,34 @@ async fn registered(
     layout: &Layout,
     services: HashSet<Arc<str>>,
 ) -> Result<HashMap<Arc<str>, HashSet<Arc<str>>>, Fault> {
-    let services = Vec::from_iter(services);
+    let mut codes = HashMap::new();
+    let mut services = Vec::from_iter(services);
+    for _ in 0..LOOKS {
+        services = read_codes(session, layout, services, &mut codes).await?;
+        if services.is_empty() {
+            break;
+        }
+    }
+    // Instances move in there all the time: what is not seen may be registered.
+    services.iter().for_each(|service| drop(codes.remove(service)));
+    Ok(codes)
+}
+
+/// How often a service is looked at while nodes vanish from it between the list and the read.
+const LOOKS: usize = 8;
+
+/// Adds the codes that are registered. Returns the services of which a node has vanished meanwhile: an instance that becomes master moves to
+/// another node, which is not in the list, and would be missed.
+async fn read_codes(
+    session: &Session,
+    layout: &Layout,
+    services: Vec<Arc<str>>,
+    codes: &mut HashMap<Arc<str>, HashSet<Arc<str>>>,
+) -> Result<Vec<Arc<str>>, Fault> {
     let folders = Vec::from_iter(services.iter().map(|service| layout.service(service)));
-    let (mut nodes, mut codes) = (Vec::new(), HashMap::new());
+    let (mut nodes, mut again) = (Vec::new(), HashSet::new());
     for (service, listed) in services.iter().zip(list_many(session, &folders).await?) {
+        codes.remove(service);
         let Ok(listed) = listed else { continue };
         nodes.extend(listed.iter().map(|name| (service, format!("{}/{name}", layout.service(service)))));
         codes.insert(service.clone(), HashSet::new());
@@ -307,7 +331,9 @@ async fn registered(
     let paths = Vec::from_iter(nodes.iter().map(|(_, path)| path.clone()));
     for ((service, _), read) in nodes.into_iter().zip(read_many(session, &layout.services, &paths).await?) {
         match read {
-            Ok(None) => {}
+            Ok(None) => {
+                again.insert(service.clone());
+            }
             Ok(Some((data, _))) => {
                 // What is of no instance has no code.
                 if let (Ok(parsed), Some(codes)) = (wire::decode(service, &data), codes.get_mut(service)) {
@@ -319,7 +345,7 @@ async fn registered(
             }
         }
     }
-    Ok(codes)
+    Ok(Vec::from_iter(again))
 }
 
 fn names(listed: Vec<String>) -> Vec<Arc<str>> {
