@@ -116,14 +116,47 @@ impl Error {
         Self::Topic { topic: topic.chars().take(200).collect(), reason: reason.into() }
     }
 
-    /// Whether the same call may succeed later. A request that has failed so may have been carried out.
+    /// Whether the same call may succeed if nothing but time passes. A request that has failed so may have been carried out. What somebody
+    /// has to mend first (a route, a subscription, rights, the message) is not.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Registry(error) => error.is_retryable(),
             Error::Unreachable { .. } | Error::NoRelay { .. } | Error::RelayLost { .. } | Error::Timeout { .. } => true,
-            Error::NotDelivered { reason, .. } => reason != "handler",
+            Error::NotDelivered { reason, .. } => {
+                matches!(&**reason, "no-instance" | "no-answer" | "instance-gone" | "expired" | "connection-lost")
+            }
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_time_mends_is_worth_another_try() {
+        let is_retryable = |reason: &&&str| {
+            Error::NotDelivered { reason: (**reason).to_owned(), detail: String::new() }.is_retryable()
+        };
+        // The relay's reasons, a service's, and one that is not known here.
+        let all = [
+            "no-route",
+            "no-instance",
+            "no-subscriber",
+            "no-answer",
+            "instance-gone",
+            "refused",
+            "too-large",
+            "expired",
+            "loop",
+            "topic",
+            "connection-lost",
+            "handler",
+            "unknown",
+        ];
+        let retryable: Vec<_> = all.iter().filter(is_retryable).collect();
+        assert_eq!(retryable, [&"no-instance", &"no-answer", &"instance-gone", &"expired", &"connection-lost"]);
     }
 }
