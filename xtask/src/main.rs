@@ -18,7 +18,7 @@ Usage: cargo xtask <TASK>
 Tasks:
   test [ARGUMENTS]             install what the tests need and is missing (Debian packages), then run all tests;
                                the arguments go to `cargo test`, as in `cargo xtask test -p pointsman-core -- names`
-  check                        formatting, lints, documentation; builds all examples and benches
+  check                        formatting, lints, also with few features, documentation; builds all examples and benches
   ci                           check, then test: all that continuous integration does
   bench pick [ARGUMENTS]       measure picks against the peers
   bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
@@ -37,6 +37,21 @@ Tasks:
 ";
 
 const BENCHES: [&str; 6] = ["pick", "registry", "mqtt", "agent", "churn", "http"];
+/// Features of the crate `pointsman` that are checked without any other: none, each, and what is likely to be taken together.
+const FEATURES: [&str; 12] = [
+    "",
+    "agent",
+    "agent-client",
+    "agent-client,tls",
+    "agent-client,zookeeper",
+    "http",
+    "mqtt",
+    "tls",
+    "tls,zookeeper",
+    "tonic",
+    "tower",
+    "zookeeper",
+];
 const SOAK_REQUESTS: &str = "1000000";
 const CHAOS_FOR: &str = "5m";
 const FUZZ_TARGETS: [&str; 3] = ["http", "packets", "session"];
@@ -96,6 +111,10 @@ fn check() -> Result<(), Failure> {
     cargo(&["fmt", "--all", "--check"])?;
     needs::install_missing()?;
     cargo(&["clippy", "--workspace", "--all-features", "--all-targets", "--", "--deny", "warnings"])?;
+    for features in FEATURES {
+        let only = ["clippy", "--package", "pointsman", "--no-default-features", "--features", features];
+        cargo(&[&only[..], &["--", "--deny", "warnings"]].concat())?;
+    }
     cargo_with(&[("RUSTDOCFLAGS", "--deny warnings")], &["doc", "--workspace", "--all-features", "--no-deps"])?;
     cargo(&["build", "--workspace", "--all-features", "--bins", "--examples", "--benches"])
 }

@@ -5,12 +5,10 @@ use std::pin::Pin;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use httparse::{EMPTY_HEADER, Response, Status};
 use pointsman_core::{Streak, check_address};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// How an instance's health is found out, how often, and how many results in a row count.
@@ -72,7 +70,8 @@ impl FromStr for Probe {
         let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
         let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
         let address = if has_port { checked(authority)? } else { checked(&format!("{authority}:80"))? };
-        if path.parse::<hyper::http::uri::PathAndQuery>().is_err() {
+        // It goes into the first line of a request as it is. A fragment is never sent.
+        if path.bytes().any(|byte| byte <= b' ' || byte == b'#' || byte == 0x7f) {
             return Err(format!("{path:?} is not a path of a url"));
         }
         Ok(Probe::Http { address, path: path.to_owned() })
@@ -126,23 +125,44 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+/// Maximum number of bytes of an answer before its head has ended.
+const LARGEST_HEAD: usize = 64 << 10;
+
+/// Asks for a path. Only the head of the answer is read, so the smallest build needs no HTTP client for it.
 async fn get(address: &str, path: &str) -> Result<(), String> {
-    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let failed = |error: hyper::Error| error.to_string();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    let request = hyper::Request::get(path)
-        .header("host", address)
-        .header("user-agent", "pointsman-check")
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    // On a task of its own, which ends with this set.
-    let mut driving = JoinSet::new();
-    driving.spawn(connection);
-    let response = sender.send_request(request).await.map_err(failed)?;
-    match response.status() {
-        status if status.is_success() || status.is_redirection() => Ok(()),
-        status => Err(format!("answered {status}")),
+    let failed = |error: std::io::Error| error.to_string();
+    let mut stream = TcpStream::connect(address).await.map_err(failed)?;
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: pointsman-check\r\nconnection: close\r\n\r\n");
+    // One that answers before it has read everything may have closed its side: the answer counts.
+    let written = stream.write_all(request.as_bytes()).await;
+    let mut head = Vec::new();
+    loop {
+        if let Some(status) = final_status(&mut head)? {
+            return if (200..400).contains(&status) { Ok(()) } else { Err(format!("answered {status}")) };
+        }
+        if head.len() >= LARGEST_HEAD {
+            return Err(format!("answered with a head of more than {LARGEST_HEAD} bytes"));
+        }
+        if stream.read_buf(&mut head).await.map_err(failed)? == 0 {
+            written.map_err(failed)?;
+            return Err("closed the connection without an answer".to_owned());
+        }
+    }
+}
+
+/// The status of the answer that `received` begins with, or `None` if more of it is needed. What is said before the final answer (RFC 9110,
+/// section 15.2) is taken out.
+fn final_status(received: &mut Vec<u8>) -> Result<Option<u16>, String> {
+    loop {
+        let mut headers = [EMPTY_HEADER; 100];
+        let mut response = Response::new(&mut headers);
+        let parsed = response.parse(received).map_err(|error| format!("did not answer in HTTP/1: {error}"))?;
+        match (parsed, response.code) {
+            (Status::Complete(length), Some(100 | 102..=199)) => drop(received.drain(..length)),
+            (Status::Complete(_), Some(status)) => return Ok(Some(status)),
+            _ => return Ok(None),
+        }
     }
 }
 
@@ -202,7 +222,6 @@ impl Checking {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -215,7 +234,16 @@ mod tests {
         assert_eq!("http://h".parse::<Probe>().unwrap().to_string(), "http://h:80/");
         assert_eq!("http://[::1]/x".parse::<Probe>().unwrap().to_string(), "http://[::1]:80/x");
         assert_eq!(Probe::parse("tcp", Some("h:1")).unwrap(), Probe::Tcp("h:1".to_owned()));
-        for text in ["tcp", "https://h/", "tcp://h", "http://:1/", "http://h:0/", "udp://h:1", "http://h:1/a b"] {
+        for text in [
+            "tcp",
+            "https://h/",
+            "tcp://h",
+            "http://:1/",
+            "http://h:0/",
+            "udp://h:1",
+            "http://h:1/a b",
+            "http://h:1/\r",
+        ] {
             assert!(Probe::parse(text, None).is_err(), "{text}");
         }
     }
@@ -275,6 +303,8 @@ mod tests {
         let bad = answering("HTTP/1.1 503 Away\r\ncontent-length: 0\r\n\r\n").await;
         let why = Check::new(format!("http://{bad}/x").parse().unwrap()).probe().await.unwrap_err();
         assert!(why.contains("503"), "{why}");
+        let early = answering("HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
+        Check::new(format!("http://{early}/x").parse().unwrap()).probe().await.unwrap();
         let odd = answering("hello\r\n\r\n").await;
         assert!(Check::new(format!("http://{odd}/x").parse().unwrap()).probe().await.is_err());
         assert!(Check::new("tcp://127.0.0.1:1".parse().unwrap()).probe().await.is_err());

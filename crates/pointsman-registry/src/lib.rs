@@ -1,7 +1,7 @@
 //! Registration, election and directory.
 //!
-//! A [`Registry`] is where registrations live: in memory (`memory://`), on ZooKeeper (`zookeeper://`), or behind an agent
-//! (`http://`). An instance
+//! A [`Registry`] is where registrations live: in memory (`memory://`), on ZooKeeper (`zookeeper://`, feature `zookeeper`), or
+//! behind an agent (`http://`, feature `agent-client`); `https://`, and TLS to ZooKeeper, need the feature `tls`, too. An instance
 //! that is registered holds a [`Registration`], which tells its role; who looks for instances asks a [`Directory`], or
 //! for one service a [`Service`], which follow the registry and keep the newest [`Snapshot`](pointsman_core::Snapshot)
 //! at hand, also while the registry is away.
@@ -9,6 +9,13 @@
 //! One way only: a backend sends events to the one task that writes a directory; readers see immutable
 //! snapshots. User code never runs on the task that reads the registry.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(all(feature = "agent-client", feature = "tls", feature = "zookeeper")),
+    allow(dead_code, reason = "what all registries share is not needed whole by each")
+)]
+
+#[cfg(feature = "agent-client")]
 mod agent;
 mod backend;
 mod backoff;
@@ -30,9 +37,14 @@ mod registry;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(all(feature = "tls", any(feature = "agent-client", feature = "zookeeper")))]
+mod tls;
+#[cfg(all(not(feature = "tls"), any(feature = "agent-client", feature = "zookeeper")))]
+#[path = "no_tls.rs"]
 mod tls;
 mod url;
 pub mod wire;
+#[cfg(feature = "zookeeper")]
 mod zookeeper;
 
 pub use changes::{Changes, Updates};

@@ -2,26 +2,61 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{
     AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore, crypto,
 };
 
-use crate::url::Tls;
 use crate::{Error, Result};
 
+/// TLS towards a registry, as its URL has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    pub(crate) ca: PathBuf,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+}
+
 /// What connects as the files say.
-pub(crate) fn connector(tls: &Tls) -> Result<TlsConnector> {
+pub(crate) struct Connector {
+    inner: TlsConnector,
+    files: Tls,
+}
+
+impl Connector {
+    /// Reads the files.
+    pub(crate) fn new(files: &Tls) -> Result<Self> {
+        Ok(Self { inner: connector(files)?, files: files.clone() })
+    }
+
+    /// Makes a connection to `address`, a `host:port`, secure.
+    pub(crate) async fn connect(&self, address: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = server_name(address).ok_or(io::ErrorKind::InvalidInput)?;
+        self.inner.connect(name, stream).await
+    }
+
+    /// What is wrong, where TLS is the reason of an error: each mistake in words of its own, with what would be right.
+    pub(crate) fn explain(&self, error: &(dyn StdError + 'static), address: &str) -> Option<String> {
+        explain(error, address, &self.files)
+    }
+}
+
+/// Whether a certificate can have the host of `host:port` for a name.
+pub(crate) fn is_certifiable(address: &str) -> bool {
+    server_name(address).is_some()
+}
+
+fn connector(tls: &Tls) -> Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
-    if let Some(ca) = &tls.ca {
-        for certificate in certificates(ca)? {
-            roots.add(certificate).map_err(|error| Error::file(ca, error))?;
-        }
+    for certificate in certificates(&tls.ca)? {
+        roots.add(certificate).map_err(|error| Error::file(&tls.ca, error))?;
     }
     let provider = Arc::new(crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -48,21 +83,20 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 }
 
 /// The host of `host:port`, without brackets.
-pub(crate) fn host(address: &str) -> &str {
+fn host(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
 }
 
 /// The name that the server's certificate must have. `None`: no certificate can have it.
-pub(crate) fn server_name(address: &str) -> Option<ServerName<'static>> {
+fn server_name(address: &str) -> Option<ServerName<'static>> {
     ServerName::try_from(host(address).to_owned()).ok()
 }
 
-/// What is wrong, where TLS is the reason of an error: each mistake in words of its own, with what would be right.
-pub(crate) fn explain(error: &(dyn StdError + 'static), address: &str, tls: &Tls) -> Option<String> {
+fn explain(error: &(dyn StdError + 'static), address: &str, tls: &Tls) -> Option<String> {
     let host = host(address);
     Some(match tls_error(error)?.clone() {
         TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            let ca = tls.ca.as_deref().map_or_else(|| "no file".into(), Path::to_string_lossy);
+            let ca = tls.ca.display();
             format!(
                 "the server's certificate is not signed by an authority in {ca}: ca must be the file of the one that signed it"
             )
@@ -124,7 +158,7 @@ mod tests {
 
     #[test]
     fn each_mistake_has_words_of_its_own() {
-        let tls = Tls { ca: Some("/x/ca.pem".into()), ..Tls::default() };
+        let tls = Tls { ca: "/x/ca.pem".into(), cert: None, key: None };
         let with = Tls { cert: Some("/x/cert.pem".into()), ..tls.clone() };
         let says = |error: TlsError, tls: &Tls| {
             explain(&io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error)), "h:1", tls).unwrap()

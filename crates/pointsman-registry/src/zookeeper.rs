@@ -16,6 +16,8 @@ mod place;
 mod session;
 mod term_base;
 mod terms;
+#[cfg(feature = "tls")]
+mod tls;
 mod tree;
 mod upkeep;
 mod wire;

@@ -146,6 +146,7 @@ impl Followed {
     }
 
     /// Marked as changed when the instances of a service have changed: of this configuration, and of every one after it.
+    #[cfg(feature = "mqtt")]
     pub(crate) fn changed(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }

@@ -27,6 +27,26 @@
 //! # }
 //! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
 //! ```
+//!
+//! # Features
+//!
+//! Registries within the process (`memory://`), balancing and health checks are always there. With `default-features = false` that is
+//! all: few dependencies, and nothing that needs a C compiler. The features add to it, in any combination:
+//!
+//! | feature | default | what it is for |
+//! |---|---|---|
+//! | `zookeeper` | yes | registries on ZooKeeper: `zookeeper://HOST:PORT/PREFIX` |
+//! | `agent-client` | yes | registries behind agents: `http://HOST:PORT` |
+//! | `tls` | yes | `https://` to agents, `tls=on` to ZooKeeper; rustls with aws-lc, which needs a C compiler |
+//! | `tower` | | a layer that sends each request of an HTTP client to an instance; a stream of changes for `tower::discover::Discover` |
+//! | `tonic` | | a balanced channel for the gRPC clients of tonic; turns on `tower` |
+//! | `http` | | the HTTP load balancer, with a listener and for the program's own requests; has TLS, and needs a C compiler |
+//! | `mqtt` | | the MQTT relay, the embedded broker, and clients for services and senders; has TLS, and needs a C compiler |
+//! | `agent` | | the agent, with its HTTP API and its dashboard; has TLS, and needs a C compiler |
+//!
+//! A URL that needs a feature which is not turned on is refused with an [`Error::Url`] that names the feature.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "agent")]
 pub mod agent;

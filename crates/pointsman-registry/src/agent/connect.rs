@@ -14,18 +14,18 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 
 use super::sse::{Event, Parser};
-use crate::url::{AgentUrl, Tls};
-use crate::{Result, tls};
+use crate::Result;
+use crate::tls::Connector;
+use crate::url::AgentUrl;
 
 /// The agents of a URL, and the connections to them.
 pub(super) struct Agents {
     servers: Vec<Server>,
     /// The one that has answered last.
     current: AtomicUsize,
-    tls: Option<(TlsConnector, Tls)>,
+    tls: Option<Connector>,
     authorization: Option<HeaderValue>,
 }
 
@@ -87,7 +87,7 @@ const LARGEST: usize = 16 << 20;
 
 impl Agents {
     pub(super) fn new(url: AgentUrl) -> Result<Self> {
-        let tls = if url.https { Some((tls::connector(&url.tls)?, url.tls)) } else { None };
+        let tls = url.tls.as_ref().map(Connector::new).transpose()?;
         let server = |address| Server { address, idle: Mutex::default() };
         let servers: Vec<Server> = url.servers.into_iter().map(server).collect();
         let authorization = url.token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
@@ -217,10 +217,7 @@ impl Agents {
             stream.set_nodelay(true)?;
             match &self.tls {
                 None => handshake(TokioIo::new(stream)).await,
-                Some((tls, _)) => {
-                    let name = tls::server_name(address).ok_or(io::ErrorKind::InvalidInput)?;
-                    handshake(TokioIo::new(tls.connect(name, stream).await?)).await
-                }
+                Some(tls) => handshake(TokioIo::new(tls.connect(address, stream).await?)).await,
             }
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("not connected within {CONNECT:?}"));
@@ -230,7 +227,7 @@ impl Agents {
     /// Why one of them cannot be asked.
     fn fault(&self, place: usize, error: &(dyn std::error::Error + 'static)) -> Fault {
         let address = self.address(place);
-        let tls = self.tls.as_ref().and_then(|(_, tls)| tls::explain(error, address, tls));
+        let tls = self.tls.as_ref().and_then(|tls| tls.explain(error, address));
         Fault(format!("{address}: {}", tls.unwrap_or_else(|| error.to_string())))
     }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::{Inner, Registry};
 use crate::Result;
+#[cfg(feature = "agent-client")]
 use crate::agent::Agent;
 use crate::backend::{Backend, Scope};
 use crate::disk;
@@ -17,6 +18,7 @@ use crate::guard::Guard;
 use crate::hold::Holds;
 use crate::memory::Memory;
 use crate::url::{Common, Url, redacted};
+#[cfg(feature = "zookeeper")]
 use crate::zookeeper::ZooKeeper;
 
 /// Settings of a [`Registry`] before it is connected. A setting made here comes before the URL's option.
@@ -110,8 +112,7 @@ impl Builder {
     async fn open(self, waits: bool) -> Result<Registry> {
         let (url, Common { connect_timeout, snapshots, guard }) = Url::parse(&self.url)?;
         let connect_timeout = self.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT);
-        // An agent guards what it tells.
-        let guards = !matches!(url, Url::Agent(_));
+        let is_guarded = url.is_guarded();
         let folder = self.snapshots.or(snapshots);
         let backend: Arc<dyn Backend> = match url {
             Url::Memory(name) => {
@@ -129,11 +130,13 @@ impl Builder {
                 }
                 memory
             }
+            #[cfg(feature = "zookeeper")]
             Url::ZooKeeper(settings) => Arc::new(ZooKeeper::new(*settings)?),
+            #[cfg(feature = "agent-client")]
             Url::Agent(settings) => Arc::new(Agent::new(*settings)?),
         };
         let guard_of_url = || match guard {
-            None if !guards => Some(Guard::against_lost_data()),
+            None if is_guarded => Some(Guard::against_lost_data()),
             Some(false) => None,
             _ => Some(Guard::default()),
         };

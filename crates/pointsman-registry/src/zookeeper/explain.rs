@@ -6,21 +6,20 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use zookeeper_client::Error as ZkError;
 
-use crate::tls;
-use crate::url::{Tls, ZooKeeperUrl};
+use crate::tls::Connector;
+use crate::url::ZooKeeperUrl;
 
 /// Why no server could be connected to, one by one: the client itself says only that there was none.
 pub(super) async fn explain(settings: &ZooKeeperUrl, error: &ZkError) -> String {
-    let secure = settings.tls.as_ref().and_then(|files| Some((tls::connector(files).ok()?, files)));
+    let secure = settings.tls.as_ref().and_then(|files| Connector::new(files).ok());
     let reasons = join_all(settings.servers.iter().map(|server| {
         let secure = secure.as_ref();
         async move {
             let reason = match within_limit(TcpStream::connect(server)).await {
                 Ok(stream) => match secure {
-                    Some((connector, files)) => explain_tls(connector, files, server, stream).await,
+                    Some(connector) => explain_tls(connector, server, stream).await,
                     None => "accepts connections, but no session could be made (is it ZooKeeper, and has it a quorum?)"
                         .to_owned(),
                 },
@@ -37,15 +36,14 @@ pub(super) async fn explain(settings: &ZooKeeperUrl, error: &ZkError) -> String 
 }
 
 /// Why there is no session with a server that speaks TLS: how far a handshake of our own comes.
-async fn explain_tls(connector: &TlsConnector, files: &Tls, server: &str, stream: TcpStream) -> String {
+async fn explain_tls(connector: &Connector, server: &str, stream: TcpStream) -> String {
     let talking = async {
-        let name = tls::server_name(server).ok_or(io::ErrorKind::InvalidInput)?;
-        let mut stream = within_limit(connector.connect(name, stream)).await?;
+        let mut stream = within_limit(connector.connect(server, stream)).await?;
         // A client certificate is refused only after the handshake, which is over for us by then. Otherwise the server says nothing.
         within_limit(stream.read_u8()).await
     };
     match talking.await {
-        Err(error) => tls::explain(&error, server, files).unwrap_or_else(|| match error.kind() {
+        Err(error) => connector.explain(&error, server).unwrap_or_else(|| match error.kind() {
             io::ErrorKind::TimedOut => {
                 "speaks TLS, but no session could be made (is it ZooKeeper, and has it a quorum?)".to_owned()
             }

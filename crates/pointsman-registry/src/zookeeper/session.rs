@@ -7,17 +7,15 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use zookeeper_client::{
-    Client, Connector, SessionId, SessionInfo, SessionState, TlsCa, TlsCerts, TlsIdentity, TlsOptions,
-};
+use zookeeper_client::{Client, Connector, SessionId, SessionInfo, SessionState};
 
 use super::batch::Batches;
 use super::explain::explain;
 use super::fault::{Fault, within};
 use super::heartbeat::{Confirmed, heartbeat};
+use crate::Result;
 use crate::lease::Lease;
-use crate::url::{Folders, Tls, ZooKeeperUrl};
-use crate::{Error, Result};
+use crate::url::{Folders, ZooKeeperUrl};
 
 /// Keeps a session alive: connects, sends heartbeats, and when a session is lost makes the next one. Never gives up.
 pub(super) struct Sessions {
@@ -256,28 +254,11 @@ fn connector(settings: &ZooKeeperUrl) -> Result<Connector> {
     if let Some(digest) = &settings.digest {
         connector = connector.with_auth("digest", digest.as_bytes());
     }
+    #[cfg(feature = "tls")]
     if let Some(tls) = &settings.tls {
-        connector = connector.with_tls(tls_options(settings, tls)?);
+        connector = connector.with_tls(super::tls::options(settings, tls)?);
     }
     Ok(connector)
-}
-
-fn tls_options(settings: &ZooKeeperUrl, tls: &Tls) -> Result<TlsOptions> {
-    let read = |path: &std::path::PathBuf| std::fs::read_to_string(path).map_err(|error| Error::file(path, error));
-    let unusable = |what: &str, error: zookeeper_client::Error| Error::Url {
-        url: format!("{settings:?}"),
-        reason: format!("{what}: {error}"),
-    };
-    let mut certs = TlsCerts::builder();
-    if let Some(ca) = &tls.ca {
-        certs = certs.with_ca(TlsCa::from_pem(&read(ca)?).map_err(|error| unusable("ca", error))?);
-    }
-    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
-        let identity =
-            TlsIdentity::from_pem(&read(cert)?, &read(key)?).map_err(|error| unusable("cert, key", error))?;
-        certs = certs.with_identity(identity);
-    }
-    Ok(TlsOptions::new().with_certs(certs.build().map_err(|error| unusable("tls", error))?))
 }
 
 async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mut stop: watch::Receiver<bool>) {
@@ -358,11 +339,11 @@ async fn connect(
     }
     let servers = settings.servers.join(",");
     let connecting = async {
+        #[cfg(feature = "tls")]
         if settings.tls.is_some() {
-            connector.secure_connect(&servers).await
-        } else {
-            connector.connect(&servers).await
+            return connector.secure_connect(&servers).await;
         }
+        connector.connect(&servers).await
     };
     match tokio::time::timeout(settings.session_timeout, connecting).await {
         Ok(client) => client,
