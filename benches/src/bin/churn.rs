@@ -304,7 +304,7 @@ impl Drop for Process {
 /// An agent over memory, until its standard input ends.
 async fn agent() -> Result<()> {
     let registry = Registry::connect("memory://churn").await?;
-    let agent = Agent::start(registry, Settings::new(SocketAddr::from(([127, 0, 0, 1], 0)))).await?;
+    let agent = Agent::start(&registry, Settings::new(SocketAddr::from(([127, 0, 0, 1], 0)))).await?;
     println!("{}", agent.address());
     tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0])).await??;
     Ok(())

@@ -471,7 +471,7 @@ async fn check_term(server: &ZooKeeper, table: &mut Table) -> Result<()> {
     for _ in 0..3 {
         let registry = Registry::connect(&url(server, &prefix)).await?;
         let settings = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
-        let agent = pointsman_agent::Agent::start(registry.clone(), settings).await?;
+        let agent = pointsman_agent::Agent::start(&registry, settings).await?;
         clients.push(Registry::connect(&format!("http://{}", agent.address())).await?);
         registries.push(registry);
         agents.push(agent);

@@ -52,7 +52,7 @@ async fn main() -> Result<()> {
     let port = std::env::var("PORT").ok().map_or(Ok(7480), |port| port.parse())?;
     let registry = Registry::connect("memory://dashboard").await?;
     let mut fleet = VecDeque::new();
-    let agent = Agent::start(registry.clone(), Settings::new(SocketAddr::from(([127, 0, 0, 1], port)))).await?;
+    let agent = Agent::start(&registry, Settings::new(SocketAddr::from(([127, 0, 0, 1], port)))).await?;
     match &*mode {
         "empty" => {}
         "large" => {

@@ -289,7 +289,7 @@ mod tests {
     /// The client's end of a connection on which its settings (pairs of name and value) have been sent.
     async fn connect(settings: &[u8]) -> (Agent, DuplexStream) {
         let registry = Registry::connect("memory://http2-unit-tests").await.unwrap();
-        let agent = Agent::start(registry, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
+        let agent = Agent::start(&registry, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
         let (mut ours, theirs) = duplex(1 << 20);
         let state = agent.state.clone();
         tokio::spawn(async move {

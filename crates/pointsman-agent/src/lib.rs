@@ -134,7 +134,8 @@ impl Agent {
     ///
     /// [`Error::Setting`], [`Error::File`], [`Error::Listen`]; [`Error::Registry`] when there is no view within the registry's
     /// connect timeout.
-    pub async fn start(registry: Registry, settings: Settings) -> Result<Self, Error> {
+    pub async fn start(registry: &Registry, settings: Settings) -> Result<Self, Error> {
+        let registry = registry.clone();
         check(&settings)?;
         let access = access(&settings)?;
         let directory = registry.discover_all().await?;

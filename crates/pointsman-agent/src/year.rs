@@ -44,7 +44,7 @@ fn pick(agent: &Agent, service: &str) -> bool {
 async fn after_a_year_an_agent_keeps_no_more_than_after_a_month() {
     let registry = Registry::connect("memory://year").await.unwrap();
     let settings = Settings::new(SocketAddr::from(([127, 0, 0, 1], 0)));
-    let agent = Agent::start(registry.clone(), settings).await.unwrap();
+    let agent = Agent::start(&registry, settings).await.unwrap();
     let feed = &agent.state.feed;
     let _lives = register(&registry, "web", "a").await;
     let watched = feed.topic("watched");

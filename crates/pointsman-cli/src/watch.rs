@@ -23,7 +23,7 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
     let (changes, directory) = match service {
         Some(service) => {
             let service = registry.discover(service).await?;
-            (service.changes(), service.directory())
+            (service.changes(), service.directory().clone())
         }
         None => {
             let all = registry.discover_all().await?;

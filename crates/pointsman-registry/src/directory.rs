@@ -214,6 +214,16 @@ impl Service {
         self.view.clone()
     }
 
+    /// A balancer over the instances of this service, as they change. It has figures and health of its own; balancers that are to share them
+    /// are made with [`Balancer::builder`](pointsman_balance::Balancer::builder), over [`Service::view`].
+    ///
+    /// This, behind a feature, is all that a registry knows of balancing.
+    #[cfg(feature = "balance")]
+    #[must_use]
+    pub fn balancer(&self, algorithm: pointsman_balance::Algorithm) -> pointsman_balance::Balancer {
+        pointsman_balance::Balancer::new(self.view(), algorithm)
+    }
+
     /// How far the newest snapshot can be trusted.
     #[must_use]
     pub fn freshness(&self) -> Freshness {

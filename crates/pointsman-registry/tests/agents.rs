@@ -35,7 +35,7 @@ fn loopback() -> Settings {
 
 async fn agent(url: &str) -> (Agent, Registry) {
     let registry = Registry::connect(url).await.unwrap();
-    (Agent::start(registry.clone(), loopback()).await.unwrap(), registry)
+    (Agent::start(&registry, loopback()).await.unwrap(), registry)
 }
 
 /// Two agents over one ZooKeeper, with sessions of ten seconds.
@@ -320,7 +320,7 @@ async fn after_a_restart_over_memory_terms_are_higher() {
     let other = Registry::connect("memory://restart-2").await.unwrap();
     let mut settings = loopback();
     settings.listen = address;
-    let again = Agent::start(other, settings).await.unwrap();
+    let again = Agent::start(&other, settings).await.unwrap();
     let after = until_role("master again", &mut registration, Role::is_master).await;
     assert!(after.term() > before.term(), "{after} after {before}");
     soon("fresh", service.directory().fresh()).await;
@@ -338,7 +338,7 @@ async fn tokens_and_certificates() {
     settings.write_token = Some(Token::new("geheim-geheim-geheim").unwrap());
     let (cert, key) = (files.server.clone(), files.server.clone());
     settings.tls = Some(pointsman_agent::Tls { cert, key, client_ca: Some(files.ca.clone()) });
-    let agent = Agent::start(below, settings).await.unwrap();
+    let agent = Agent::start(&below, settings).await.unwrap();
     let (port, ca) = (agent.address().port(), files.ca.display());
     let certified = format!(
         "https://localhost:{port}?ca={ca}&cert={}&key={}",

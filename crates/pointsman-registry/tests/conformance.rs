@@ -1093,7 +1093,7 @@ macro_rules! conformance {
             async fn $name() {
                 let registry = super::Registry::connect(&format!("memory://agent-{}?guard=off", stringify!($name))).await.unwrap();
                 let settings = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
-                let agent = pointsman_agent::Agent::start(registry, settings).await.unwrap();
+                let agent = pointsman_agent::Agent::start(&registry, settings).await.unwrap();
                 super::$name(format!("http://{}", agent.address())).await;
             })*
         }
@@ -1117,7 +1117,7 @@ macro_rules! conformance_through_a_proxy {
             async fn $name() {
                 let registry = super::Registry::connect(&format!("memory://agent-{}?guard=off", stringify!($name))).await.unwrap();
                 let settings = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
-                let agent = pointsman_agent::Agent::start(registry, settings).await.unwrap();
+                let agent = pointsman_agent::Agent::start(&registry, settings).await.unwrap();
                 let way = super::CuttingProxy::start(agent.address());
                 super::$name(format!("http://{}?ttl=2s", way.address()), way).await;
             })*

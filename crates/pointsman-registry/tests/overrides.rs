@@ -114,7 +114,7 @@ async fn a_zookeeper_that_has_lost_its_data_is_given_them_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_begins_anew_is_told_who_was_drained() {
     let below = Registry::connect("memory://overrides-first?guard=off").await.unwrap();
-    let agent = Agent::start(below.clone(), Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let agent = Agent::start(&below, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
     let address = agent.address();
     let registry = Registry::connect(&format!("http://{address}")).await.unwrap();
     let service = registry.discover("s").await.unwrap();
@@ -138,7 +138,7 @@ async fn an_agent_that_begins_anew_is_told_who_was_drained() {
     // Its port may be taken for a moment yet, by a connection of the one before.
     let starting = async {
         loop {
-            match Agent::start(below.clone(), Settings::new(address)).await {
+            match Agent::start(&below, Settings::new(address)).await {
                 Ok(agent) => return agent,
                 Err(pointsman_agent::Error::Listen { .. }) => tokio::task::yield_now().await,
                 Err(error) => panic!("{error}"),

@@ -205,7 +205,7 @@ async fn memory_rises_too_and_so_it_does_by_its_agent() {
     first.resign().await.unwrap();
     assert!(until_role("the second", &mut second, Role::is_master).await.term() > Some(high));
 
-    let agent = Agent::start(memory, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let agent = Agent::start(&memory, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
     let client = Registry::connect(&format!("http://{}", agent.address())).await.unwrap();
     assert_eq!((client.raise_term_base(base).await.unwrap(), client.term_base().await.unwrap()), (high, high));
     assert_eq!(client.raise_term_base(MAX_TERM_BASE).await.unwrap(), MAX_TERM_BASE);

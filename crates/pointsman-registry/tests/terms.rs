@@ -46,7 +46,7 @@ async fn every_agent_says_the_same_also_after_a_restart() {
     let over_zookeeper = url(&server.address(), &prefix, "");
     let start = async || {
         let registry = Registry::connect(&over_zookeeper).await.unwrap();
-        Agent::start(registry, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap()
+        Agent::start(&registry, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap()
     };
     let mut agents = [start().await, start().await, start().await];
     let registry = Registry::connect(&over_zookeeper).await.unwrap();

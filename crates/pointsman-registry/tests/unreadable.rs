@@ -85,7 +85,7 @@ async fn an_agent_tells_what_it_may_not_read() {
     let folder = format!("{prefix}/s");
     allow(&raw, &folder, unreadable()).await;
     let below = Registry::connect(&url).await.unwrap();
-    let agent = Agent::start(below, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let agent = Agent::start(&below, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
     let reader = Registry::connect(&format!("http://{}", agent.address())).await.unwrap();
     let service = reader.discover("s").await.unwrap();
     let told = soon("told", service.wait_for(|s| s.unreadable().is_some())).await;
@@ -348,7 +348,7 @@ async fn each_mistake_with_certificates_of_an_agent_has_its_message() {
     let (cert, key) = (files.server.clone(), files.server.clone());
     settings.tls = Some(pointsman_agent::Tls { cert, key, client_ca: Some(files.ca.clone()) });
     let below = Registry::connect("memory://certified").await.unwrap();
-    let agent = Agent::start(below, settings).await.unwrap();
+    let agent = Agent::start(&below, settings).await.unwrap();
     tells_mistakes_of_tls_apart("https", "?", agent.address().port(), &files, elsewhere.path()).await;
 }
 

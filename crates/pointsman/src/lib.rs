@@ -40,6 +40,7 @@
 //! | `tls` | yes | `https://` to agents, `tls=on` to ZooKeeper; rustls with aws-lc, which needs a C compiler |
 //! | `tower` | | a layer that sends each request of an HTTP client to an instance; a stream of changes for `tower::discover::Discover` |
 //! | `tonic` | | a balanced channel for the gRPC clients of tonic; turns on `tower` |
+//! | `testing` | | a registry for your tests, whose connection can be cut: [`testing`](https://docs.rs/pointsman/latest/pointsman/testing/) |
 //! | `http` | | the HTTP load balancer, with a listener and for the program's own requests; has TLS, and needs a C compiler |
 //! | `mqtt` | | the MQTT relay, the embedded broker, and clients for services and senders; has TLS, and needs a C compiler |
 //! | `agent` | | the agent, with its HTTP API and its dashboard; has TLS, and needs a C compiler |
@@ -60,7 +61,6 @@ pub mod http;
 pub mod mqtt;
 #[cfg(any(feature = "http", feature = "mqtt"))]
 mod registries;
-mod registry;
 #[cfg(feature = "tonic")]
 pub mod tonic;
 #[cfg(feature = "tower")]
@@ -72,14 +72,15 @@ pub use pointsman_balance::{
 };
 pub use pointsman_core::{
     Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, ObservedInstance, Problem,
-    Role, ServiceId, Snapshot, StaleTerm, Status, Term, TermGuard, View, check_address, check_name, is_invisible,
-    shown,
+    Role, ServiceId, Snapshot, StaleTerm, Status, Term, TermGuard, View, ViewWriter, check_address, check_name,
+    is_invisible, shown,
 };
+#[cfg(feature = "testing")]
+pub use pointsman_registry::testing;
 pub use pointsman_registry::{
-    Answer, Builder as RegistryBuilder, Cause, Changes, ClearedOverrides, Departure, Error, Freshness, Guard, Log,
-    MAX_TERM_BASE, OVERRIDES_KEPT, OverrideOf, Peers, Registration, RegistrationBuilder, Result, Roles, Trouble,
-    Unanswered, Updates, check, parse_duration, wire,
+    Answer, Builder as RegistryBuilder, Cause, Changes, ClearedOverrides, Departure, Directory, Error, Freshness,
+    Guard, Log, MAX_TERM_BASE, OVERRIDES_KEPT, OverrideOf, Peers, Registration, RegistrationBuilder, Registry, Result,
+    Roles, Service, Trouble, Unanswered, Updates, check, parse_duration, wire,
 };
 #[cfg(any(feature = "http", feature = "mqtt"))]
 pub use registries::Registries;
-pub use registry::{Builder, Directory, Registry, Service};

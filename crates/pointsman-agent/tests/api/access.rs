@@ -115,13 +115,13 @@ async fn new_tokens_count_from_the_next_request_on() {
 async fn off_loopback_there_is_a_lock_or_no_agent() {
     let mut open = settings();
     open.listen = ([0, 0, 0, 0], 0).into();
-    let error = Agent::start(registry().await, open).await.unwrap_err();
+    let error = Agent::start(&registry().await, open).await.unwrap_err();
     assert!(matches!(&error, Error::Setting { setting: "listen", .. }), "{error}");
     assert!(error.to_string().contains("write_token_file"), "{error}");
     let taken = Server::start().await;
     let mut second = settings();
     second.listen = taken.address;
-    let error = Agent::start(registry().await, second).await.unwrap_err();
+    let error = Agent::start(&registry().await, second).await.unwrap_err();
     assert!(error.to_string().contains(&taken.address.to_string()), "{error}");
 }
 
@@ -169,7 +169,7 @@ async fn an_agent_off_loopback_cannot_lose_its_token_by_a_reload() {
     let registry = pointsman_registry::Registry::connect("memory://reload-off-loopback").await.unwrap();
     let mut settings = pointsman_agent::Settings::new(([0, 0, 0, 0], 0).into());
     settings.write_token = Some(Token::new("write-write-write").unwrap());
-    let mut agent = Agent::start(registry, settings).await.unwrap();
+    let mut agent = Agent::start(&registry, settings).await.unwrap();
     let open = pointsman_agent::Settings::new(([127, 0, 0, 1], 0).into());
     assert!(matches!(agent.reload(open), Err(Error::Setting { setting: "listen", .. })));
 }

@@ -133,7 +133,7 @@ async fn files_that_cannot_be_used_are_named() {
         (Tls { key: files.client_key.clone(), ..tls(&files) }, &files.server),
         (Tls { client_ca: Some(files.client_key.clone()), ..tls(&files) }, &files.client_key),
     ] {
-        let error = Agent::start(registry().await, with_tls(wrong)).await.unwrap_err();
+        let error = Agent::start(&registry().await, with_tls(wrong)).await.unwrap_err();
         assert!(error.to_string().contains(&named.display().to_string()), "{error}");
     }
 }

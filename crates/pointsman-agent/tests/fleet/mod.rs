@@ -48,7 +48,7 @@ impl Fleet {
             Registry::connect(&format!("memory://fleet-{}", NAMES.fetch_add(1, Ordering::Relaxed))).await.unwrap();
         let mut settings = Settings::new(([127, 0, 0, 1], 0).into());
         change(&mut settings);
-        let agent = Agent::start(registry.clone(), settings.clone()).await.unwrap();
+        let agent = Agent::start(&registry, settings.clone()).await.unwrap();
         settings.listen = agent.address();
         let browser = Browser::start().await;
         Self { registry, browser, settings, agent: Some(agent), registrations: Mutex::default(), _turn: turn }
@@ -90,7 +90,7 @@ impl Fleet {
 
     /// Where it was.
     pub(crate) async fn start_agent(&mut self) {
-        self.agent = Some(Agent::start(self.registry.clone(), self.settings.clone()).await.unwrap());
+        self.agent = Some(Agent::start(&self.registry, self.settings.clone()).await.unwrap());
     }
 
     /// What else stands under `/metrics`, from now on.

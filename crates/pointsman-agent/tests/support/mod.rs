@@ -69,7 +69,7 @@ impl Server {
     pub(crate) async fn start_over(registry: Registry, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = settings();
         change(&mut settings);
-        let agent = Agent::start(registry.clone(), settings).await.unwrap();
+        let agent = Agent::start(&registry, settings).await.unwrap();
         let address = agent.address();
         Self { agent, registry, address }
     }
