@@ -70,7 +70,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Url`], and [`Error::Unreachable`] when no server has answered within the connect timeout.
+    /// [`Error::Url`], also where the URL needs a feature of this crate that is not turned on (`zookeeper`, `agent-client`, `tls`), and
+    /// [`Error::Unreachable`] when no server has answered within the connect timeout.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::builder(url).connect().await
     }

@@ -1,4 +1,5 @@
-//! What a build has no support for is refused by name: holds whatever features are turned on.
+//! What a build has no support for is refused by name. Holds whatever features are turned on, so also with few:
+//! `cargo test -p pointsman --no-default-features --test features`.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
