@@ -48,6 +48,7 @@ const FEATURES: [&str; 12] = [
     "mqtt",
     "tls",
     "tls,zookeeper",
+    "testing",
     "tonic",
     "tower",
     "zookeeper",
