@@ -214,16 +214,16 @@ impl ZooKeeperRegistrar {
         if self.place.as_ref().is_none_or(|place| place.session != session.id()) {
             self.must_look |= self.place.is_some();
             self.place = None;
-            let place = match self.find_own(control, &folder).await? {
-                Some(place) => place,
-                None => {
-                    // The registry may have been silent for long: whoever has given up meanwhile is not registered for a moment.
-                    if !control.goes_on() {
-                        return Err(Out::Stopped);
-                    }
-                    self.create(control, &folder).await?
+            let mut link = self.link.clone();
+            let entered = tokio::select! {
+                entered = self.enter(control, &folder) => entered,
+                // A request that is sent in the moment in which the connection is lost may wait for the next one, until the session's end.
+                () = left(&mut link, &session) => {
+                    self.must_look = true;
+                    Err(Out::disconnected())
                 }
             };
+            let place = entered?;
             if is_of_observer(&place.name) == self.observer {
                 control.registered(place.role(), Some(session.lease.clone()));
                 self.place = Some(place);
@@ -235,6 +235,18 @@ impl ZooKeeperRegistrar {
         loop {
             self.stay(control, &folder).await?;
         }
+    }
+
+    /// Finds the node of ours that exists already, or creates one.
+    async fn enter(&mut self, control: &mut Control, folder: &Folder<'_>) -> Result<Place, Out> {
+        if let Some(place) = self.find_own(control, folder).await? {
+            return Ok(place);
+        }
+        // The registry may have been silent for long: whoever has given up meanwhile is not registered for a moment.
+        if !control.goes_on() {
+            return Err(Out::Stopped);
+        }
+        self.create(control, folder).await
     }
 
     /// Waits for a connection.
