@@ -121,11 +121,11 @@ impl Balancer {
     ///
     /// As [`Balancer::pick`].
     pub fn pick_any(&self) -> Result<Claim, PickError> {
-        if self.inner.algorithm.uses_key() {
-            self.claim(&self.inner.sources.rng.next().to_le_bytes(), None)
-        } else {
-            self.claim(&[], None)
-        }
+        if self.inner.algorithm.uses_key() { self.claim(&self.any_key(), None) } else { self.claim(&[], None) }
+    }
+
+    pub(crate) fn any_key(&self) -> [u8; 8] {
+        self.inner.sources.rng.next().to_le_bytes()
     }
 
     /// As [`Balancer::pick`], at a given time: slow start, ejections and latencies go by it.

@@ -190,13 +190,19 @@ impl Balancer {
                 (Err(refusal), None) => return Err(refusal.into()),
             };
             let result = timeout(policy.timeout, call(claim.instance().clone())).await;
-            let (service, code) = (claim.instance().service.clone(), claim.code().clone());
+            let of = || (claim.instance().service.clone(), claim.code().clone());
             let (outcome, result) = match result {
                 Ok(result) => {
-                    let outcome = judge(&result);
-                    (outcome, result.map_err(|error| CallError::Failed { service, code, error }))
+                    let failed = |error| {
+                        let (service, code) = of();
+                        CallError::Failed { service, code, error }
+                    };
+                    (judge(&result), result.map_err(failed))
                 }
-                Err(_) => (Outcome::Failure, Err(CallError::Timeout { service, code, timeout: policy.timeout })),
+                Err(_) => {
+                    let (service, code) = of();
+                    (Outcome::Failure, Err(CallError::Timeout { service, code, timeout: policy.timeout }))
+                }
             };
             claim.report(outcome);
             if !self.may_try_again(outcome, policy, &mut tried) {
@@ -211,7 +217,9 @@ impl Balancer {
         match key {
             Some(key) if tried.is_empty() => self.pick(key),
             None if tried.is_empty() => self.pick_any(),
-            _ => self.pick_excluding(key.unwrap_or_default(), tried),
+            Some(key) => self.pick_excluding(key, tried),
+            // By chance here as well.
+            None => self.pick_excluding(self.any_key(), tried),
         }
     }
 

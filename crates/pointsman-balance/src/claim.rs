@@ -59,6 +59,14 @@ impl Claim {
         self
     }
 
+    /// Ends [`Claim::fail_unless_reported`]: dropped without a report it says nothing. For a call that has been answered, whose
+    /// caller may leave the rest of the answer for reasons of its own.
+    #[must_use = "a claim counts as in flight only while it is held"]
+    pub fn need_not_report(mut self) -> Self {
+        self.must_report = false;
+        self
+    }
+
     /// Says how the call went: a [`Result`] by reference, or an [`Outcome`]. This is what instances are ejected by, and,
     /// with [`Algorithm::PeakEwma`](crate::Algorithm::PeakEwma), ends the measurement of the latency. Only the first
     /// report counts. The claim stays in flight until it is dropped.

@@ -165,6 +165,18 @@ async fn the_key_decides_with_the_hashes_and_without_one_it_is_chance() {
         all.insert(code(CallPolicy::new()).await);
     }
     assert_eq!(all.len(), 4);
+    // So is where a call goes that has failed: not all that one had go to the same other one.
+    let mut next = std::collections::HashSet::new();
+    for _ in 0..200 {
+        let tried = RefCell::new(Vec::new());
+        let call = async |instance: Arc<ObservedInstance>| {
+            tried.borrow_mut().push(instance.code.to_string());
+            Err::<(), _>(failed())
+        };
+        let _ = balancer.call_judged(CallPolicy::new(), |_| Outcome::Unreached, call).await;
+        next.insert(tried.into_inner()[..2].to_vec());
+    }
+    assert!(next.len() > 4, "{next:?}");
 }
 
 #[tokio::test]

@@ -31,12 +31,13 @@ impl News {
         loop {
             // Before what has changed: what is published before the end is still told.
             let has_ended = self.link.borrow().has_ended;
-            if self.changed.has_changed().unwrap_or(false) {
-                self.changed.mark_unchanged();
-                return Poll::Ready(true);
-            }
-            if has_ended {
-                return Poll::Ready(false);
+            match self.changed.has_changed() {
+                Ok(true) => {
+                    self.changed.mark_unchanged();
+                    return Poll::Ready(true);
+                }
+                Ok(false) if !has_ended => {}
+                _ => return Poll::Ready(false),
             }
             let waiting = self.waiting.get_or_insert_with(|| {
                 let (mut changed, mut link) = (self.changed.clone(), self.link.clone());

@@ -1,6 +1,6 @@
 //! Balanced channels for [tonic]'s clients.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
@@ -87,11 +87,12 @@ impl Channel {
                 false => self.balancer.pick_excluding(key, &unreached),
             };
             let claim = match (picked, last) {
-                (Ok(claim), _) => claim.fail_unless_reported(),
+                (Ok(claim), _) => claim,
                 (Err(_), Some(last)) => return Err(last),
                 (Err(refusal), None) => return Err(refusal.into()),
             };
             let cell = self.cell(&claim)?;
+            let claim = claim.fail_unless_reported();
             match cell.get_or_try_init(|| self.connect(&claim)).await {
                 Ok(connection) => {
                     let connection = connection.clone();
@@ -108,20 +109,18 @@ impl Channel {
 
     fn cell(&self, claim: &Claim) -> Result<Arc<OnceCell<Connection>>, NoAddress> {
         let Some(address) = &claim.instance().address else {
-            claim.report(Outcome::Success);
             return Err(NoAddress { service: claim.instance().service.clone(), code: claim.code().clone() });
         };
-        let mut connections = self.shared.connections();
-        if let Some(cell) = connections.get(address) {
+        if let Some(cell) = self.shared.connections().get(address) {
             return Ok(cell.clone());
         }
-        // Those to instances that have gone end with the calls on them.
+        // Connections to instances that have gone end with the calls on them.
         let snapshot = self.balancer.snapshot();
-        let is_there = |address: &Arc<str>| snapshot.instances().iter().any(|i| i.address.as_ref() == Some(address));
-        connections.retain(|address, _| is_there(address));
-        let cell = Arc::<OnceCell<Connection>>::default();
-        connections.insert(address.clone(), cell.clone());
-        Ok(cell)
+        let there: HashSet<&Arc<str>> = snapshot.instances().iter().filter_map(|i| i.address.as_ref()).collect();
+        let mut connections = self.shared.connections();
+        connections.retain(|address, _| there.contains(address));
+        // Another call may have been here meanwhile.
+        Ok(connections.entry(address.clone()).or_default().clone())
     }
 
     async fn connect(&self, claim: &Claim) -> Result<Connection, BoxError> {
@@ -142,7 +141,8 @@ impl Channel {
                 if let Some(outcome) = judge(response.headers()) {
                     claim.report(outcome);
                 }
-                response.map(|body| HeldBody::new(body, claim, judge))
+                // From here on it has answered: whoever leaves a stream early does not speak against it.
+                response.map(|body| HeldBody::new(body, claim.need_not_report(), judge))
             }
             Err(error) => {
                 claim.report(Outcome::Failure);

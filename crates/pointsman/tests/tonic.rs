@@ -195,6 +195,21 @@ async fn a_stream_is_in_flight_until_it_ends() {
 }
 
 #[tokio::test]
+async fn whoever_leaves_a_stream_after_its_first_answer_speaks_against_nobody() {
+    let (fleet, peer) = (Fleet::start("tonic-leaves").await, Peer::start(None).await);
+    let _registered = fleet.join("a", peer.address).await;
+    let channel = channel(&fleet.service(2).await);
+    for round in 0..10 {
+        let mut client = HealthClient::new(channel.clone());
+        let request = HealthCheckRequest { service: String::new() };
+        let watched = timeout(PATIENCE, client.watch(request)).await.unwrap();
+        assert!(watched.is_ok(), "{round}: {watched:?}");
+        // Ejected, it would not be the one: the master would stand in.
+        assert_eq!(&**channel.balancer().pick("").unwrap().code(), "a", "{round}");
+    }
+}
+
+#[tokio::test]
 async fn a_timeout_of_the_connections_settings_is_told_as_one() {
     let (fleet, hangs) = (Fleet::start("tonic-timeout").await, TcpListener::bind("127.0.0.1:0").await.unwrap());
     let _registered = fleet.join("a", hangs.local_addr().unwrap()).await;

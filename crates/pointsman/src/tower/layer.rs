@@ -102,14 +102,14 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let key = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let claim = match self.balancer.pick(key) {
-            Ok(claim) => claim.fail_unless_reported(),
+            Ok(claim) => claim,
             Err(refusal) => return CallFuture::refused(refusal.into()),
         };
         let Some(authority) = claim.address().and_then(|address| address.parse().ok()) else {
-            claim.report(Outcome::Success);
             let (service, code) = (claim.instance().service.clone(), claim.code().clone());
             return CallFuture::refused(NoAddress { service, code }.into());
         };
+        let claim = claim.fail_unless_reported();
         *request.uri_mut() = at(request.uri(), self.scheme.clone(), authority);
         request.extensions_mut().insert(claim.instance().clone());
         CallFuture { future: Some(self.inner.call(request)), claim: Some(claim), refusal: None }
