@@ -79,7 +79,7 @@ struct Inner {
 /// Finagle's default, and the proxy's.
 const RETRY_BUDGET: u32 = 20;
 
-/// Up to so many instances are excluded without an allocation.
+/// Maximum number of excluded instances without an allocation.
 const FEW: usize = 8;
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -242,7 +242,7 @@ impl Balancer {
         self.snapshot().service().clone()
     }
 
-    /// How many calls may be made again: of [`Balancer::call`], and of whoever retries by hand.
+    /// The retry budget of [`Balancer::call`], for retries by hand as well.
     #[must_use]
     pub fn retry_budget(&self) -> &RetryBudget {
         &self.inner.retry_budget

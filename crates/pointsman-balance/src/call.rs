@@ -46,7 +46,7 @@ impl<'a> CallPolicy<'a> {
         Self { key: None, timeout: TIMEOUT, retries: 0, counts_cancelled: true }
     }
 
-    /// What the hashes go by. Default: none, and the hashes choose one by chance.
+    /// The key for the hashes. Default: none; the hashes then choose at random.
     pub fn key(self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
         Self { key: Some(key.as_ref()), ..self }
     }
@@ -59,7 +59,7 @@ impl<'a> CallPolicy<'a> {
     /// How often to try another instance where one has failed or has not answered in time, within the balancer's
     /// [`RetryBudget`](crate::RetryBudget). The call may arrive at several instances then, so only for calls that may. Default: 0.
     ///
-    /// What is reported as [`Outcome::Unreached`] was not sent, and is tried elsewhere whatever is said here.
+    /// An attempt that is reported as [`Outcome::Unreached`] was not sent, and is retried on another instance whatever this limit is.
     pub const fn retries(self, retries: u32) -> Self {
         Self { retries, ..self }
     }
@@ -238,6 +238,6 @@ impl Balancer {
 #[derive(Default)]
 struct Tried {
     codes: Vec<Arc<str>>,
-    /// Those that may have got the call.
+    /// Retries after attempts that may have reached an instance.
     retries: u32,
 }

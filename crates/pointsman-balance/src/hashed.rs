@@ -179,8 +179,7 @@ mod tests {
         Snapshot::new("s", revision, weights.iter().map(instance).collect())
     }
 
-    /// What came before a change and what comes after it, while the table has not followed: nobody who is gone, and no key has moved but
-    /// those of who is gone.
+    /// Asserts that, until the table has followed a change, only the keys of instances that are gone move, and to instances that are there.
     fn assert_only_theirs_move(fleet: &Fleet, before: &[String], after: &[String]) {
         for (before, after) in before.iter().zip(after) {
             assert!(if fleet.works(before) { before == after } else { fleet.works(after) }, "{before}, {after}");

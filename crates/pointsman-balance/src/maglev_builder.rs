@@ -35,7 +35,7 @@ pub(crate) struct MaglevBuilder {
 #[derive(Debug, Default)]
 struct State {
     built: Option<Arc<Built>>,
-    /// What the thread builds next.
+    /// The members of the table that the thread builds next.
     ordered: Option<Members>,
     /// Counts what has made earlier orders pointless.
     superseded: u64,
@@ -54,7 +54,7 @@ impl MaglevBuilder {
         self.lock().built.clone()
     }
 
-    /// What has been ordered is not needed: the newest table is right.
+    /// Cancels the order, if there is one: the newest table has the right members.
     pub(crate) fn cancel(&self) {
         let mut state = self.lock();
         if state.is_building {

@@ -62,7 +62,7 @@ impl Ranking {
         Some(tree.claim(leaf))
     }
 
-    /// Whom [`Ranking::claim_if`] would claim.
+    /// Returns the endpoint that [`Ranking::claim_if`] would claim.
     pub(crate) fn peek_if(&self, passes: impl Fn(&Endpoint) -> bool) -> Option<Arc<Endpoint>> {
         let tree = self.lock();
         let leaf = tree.best_if(passes)?;

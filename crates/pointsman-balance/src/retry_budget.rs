@@ -25,13 +25,13 @@ pub struct RetryBudget {
     granted: Mutex<Option<Instant>>,
 }
 
-/// So many a second are allowed whatever the share.
+/// Retries per second that are allowed in addition to the share.
 const FREE: i64 = 10;
-/// So many can be saved up.
+/// Maximum number of retries that can be saved up.
 const MOST: i64 = 1000;
 
 impl RetryBudget {
-    /// So many retries for each 100 calls, at most 100, and ten a second besides.
+    /// A budget of `percent` retries per 100 calls (at most 100), and ten per second in addition.
     #[must_use]
     pub fn new(percent: u32) -> Self {
         Self { balance: AtomicI64::new(FREE * 100), percent: percent.min(100).into(), granted: Mutex::default() }

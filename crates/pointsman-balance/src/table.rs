@@ -326,7 +326,7 @@ impl Chooser {
     }
 }
 
-/// How often chance is tried, before all are looked at.
+/// Number of random attempts before all instances are looked at.
 const TRIES: usize = 16;
 
 /// Two different indices, every pair in every order alike, or the only one twice.

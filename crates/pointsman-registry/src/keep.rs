@@ -114,7 +114,7 @@ impl Control {
         control
     }
 
-    /// What is to be told once all is released.
+    /// Returns the outcome and the replies, which are sent once everything is released.
     fn end(self: Box<Self>) -> End {
         let Self { report, outcome, replies, .. } = *self;
         End { report, outcome, replies }

@@ -11,7 +11,7 @@ use crate::Result;
 #[derive(Debug, Clone)]
 pub(crate) enum Tls {}
 
-/// What would connect.
+/// A stand-in for the connector.
 pub(crate) enum Connector {}
 
 impl Connector {

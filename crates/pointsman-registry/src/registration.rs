@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// A registration ends by [`close`](Registration::close), by drop, or with its process. Dropping it deregisters in the
 /// background; `close` waits until that is done. Both are a clean leave ([`Departure::Left`]); the end of the process is not.
 ///
-/// What changes it takes `&self`: in an `Arc` it can be updated, and closed, while another task [leads](Registration::lead).
+/// All methods but [`role_changed`](Registration::role_changed) and [`abandon`](Registration::abandon) take `&self`: in an `Arc` it can be updated and closed while another task [leads](Registration::lead).
 #[derive(Debug)]
 pub struct Registration {
     instance: SharedInstance,
@@ -43,7 +43,7 @@ pub(crate) struct Ending {
     is_closed: AtomicBool,
 }
 
-/// What is to be registered, as it was last updated. A std mutex, as it is held only to copy the `Arc`.
+/// The instance as it was last updated. A std mutex, as it is held only to copy the `Arc`.
 #[derive(Debug, Clone)]
 struct SharedInstance(Arc<Mutex<Arc<Instance>>>);
 
@@ -131,7 +131,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// What is said of a registration that has ended because the same holder has registered the instance elsewhere.
+/// Why a registration has ended whose holder has registered the instance elsewhere.
 const TAKEN_OVER: &str = "taken over by the same holder elsewhere";
 
 /// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
@@ -421,7 +421,7 @@ pub(crate) type WeakCommands = Weak<mpsc::UnboundedSender<Command>>;
 
 pub(crate) type Reply = oneshot::Sender<Result<()>>;
 
-/// What the holder does to the instance. `false`: it has panicked, and the holder has the panic.
+/// The holder's change of the instance. Returns `false` if it has panicked; the holder receives the panic.
 pub(crate) type Change = Box<dyn FnOnce(&mut Instance) -> bool + Send>;
 
 impl fmt::Debug for Command {

@@ -81,7 +81,7 @@ impl Url {
     }
 }
 
-/// What is said of a URL that needs what this build does not have.
+/// The error for a URL that needs a feature which this build does not have.
 #[cfg(not(all(feature = "agent-client", feature = "tls", feature = "zookeeper")))]
 fn unsupported(what: &str, features: &[&str]) -> String {
     let (features, s) = (features.join("` and `"), if features.len() == 1 { "" } else { "s" });

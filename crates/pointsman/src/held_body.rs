@@ -7,7 +7,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use pointsman_balance::{Claim, Outcome};
 
-/// What the trailers of an answer say of it.
+/// Returns the outcome that an answer's trailers tell, if they do.
 pub(crate) type Judge = fn(&http::HeaderMap) -> Option<Outcome>;
 
 pin_project! {

@@ -163,7 +163,7 @@ impl Shared {
     }
 }
 
-/// What the status of an answer says, where it is there already.
+/// Returns the outcome that the gRPC status tells, if the fields have one.
 fn judge(headers: &HeaderMap) -> Option<Outcome> {
     let status = headers.get("grpc-status")?;
     let status = status.to_str().ok().and_then(|status| status.parse().ok());

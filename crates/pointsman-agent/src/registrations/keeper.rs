@@ -34,11 +34,11 @@ struct Keeping<'a> {
     updates: Option<Box<Updates>>,
 }
 
-/// What is to be written.
+/// Updates that are not written yet.
 struct Updates {
-    /// The newest.
+    /// The instance as the newest update has it.
     instance: Instance,
-    /// Who waits for that.
+    /// The requests that are answered when it is written.
     replies: Vec<oneshot::Sender<Result<(), Problem>>>,
 }
 
@@ -129,7 +129,7 @@ impl<'a> Keeping<'a> {
         end
     }
 
-    /// What is seldom done is in boxes: its room is not kept.
+    /// Rare branches are boxed, so that the task does not reserve memory for them.
     async fn turn(&mut self) -> Option<End> {
         if self.updates.is_some() && self.is_settled {
             return Box::pin(self.write_updates()).await;

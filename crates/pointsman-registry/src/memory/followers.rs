@@ -13,9 +13,9 @@ use crate::registration::Departure;
 #[derive(Debug, Default)]
 pub(super) struct Followers {
     followers: HashMap<u64, Follower>,
-    /// Who follows a service by its name, so that a change costs nothing for those who follow others.
+    /// The followers of each service by its name, so that a change costs nothing for followers of others.
     of_service: HashMap<Arc<str>, BTreeSet<u64>>,
-    /// Who follows all services.
+    /// The followers of all services.
     of_all: BTreeSet<u64>,
     last: u64,
     /// The last clean departures, for those who begin to follow with what another follower has known.

@@ -8,7 +8,7 @@ use super::lock;
 use crate::keep::{Control, Order, Said};
 use crate::lease::Lease;
 
-/// What a session goes over. The clones are one.
+/// The connection of a session, over its outages. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Line(Arc<Inner>);
 

@@ -386,7 +386,7 @@ impl<R: Clone> Service<R> {
         self.order.values().filter_map(|code| self.members.get(code))
     }
 
-    /// Those that may be master.
+    /// The members that may become master.
     fn candidates(&self) -> impl Iterator<Item = &Member<R>> {
         self.in_order().filter(|member| !member.instance.observer)
     }

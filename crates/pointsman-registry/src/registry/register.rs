@@ -156,7 +156,7 @@ impl Process {
         let Self { backend, holds, mut closed, alive, life, roles } = self;
         let own = life.clone();
         let keeping = async move {
-            // In a box, because it is over soon: its room is not kept.
+            // Boxed, because it ends soon: the task does not reserve memory for it.
             match Box::pin(Hold::take(&holds, own, &roles, &mut task)).await {
                 Ok(hold) => (backend.keep(task).await, Some(hold)),
                 Err(NotHeld::Failed(error)) => (End::failed(task.report, error), None),

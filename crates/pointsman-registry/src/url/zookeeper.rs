@@ -18,7 +18,7 @@ pub(crate) struct ZooKeeperUrl {
     pub(crate) root: String,
     pub(crate) session_timeout: Duration,
     pub(crate) acl: Acl,
-    /// What the folder of a service is.
+    /// The kind of a service's folder.
     pub(crate) folders: Folders,
     /// `user:password` for digest authentication.
     pub(crate) digest: Option<String>,

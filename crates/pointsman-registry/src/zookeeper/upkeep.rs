@@ -309,7 +309,7 @@ async fn registered(
     Ok(codes)
 }
 
-/// How often a service is looked at while nodes vanish from it between the list and the read.
+/// Maximum number of looks at a service from which nodes vanish between the list and the read.
 const LOOKS: usize = 8;
 
 /// Adds the codes that are registered. Returns the services of which a node has vanished meanwhile: an instance that becomes master moves to
