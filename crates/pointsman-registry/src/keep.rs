@@ -51,7 +51,7 @@ pub(crate) async fn keep(registrar: &mut impl Registrar, longest_pause: Duration
     if let Err(error) = checker(&task.instance) {
         return End::failed(task.report, error);
     }
-    let mut control = Control::begin(checker, longest_pause, *task);
+    let mut control = Control::begin(checker, longest_pause, task);
     loop {
         let said = match control.goal() {
             (Goal::Over, _) => return control.end(),
@@ -91,21 +91,20 @@ pub(crate) struct Control {
     report: Report,
     /// Of what is to be registered, the revision that the holder has been told.
     told: u64,
-    /// What the first attempts have come to, and what is to be answered: to be told once all is released.
-    outcome: Option<Result<()>>,
-    replies: Vec<(Reply, Result<()>)>,
+    /// What is to be told once all is released.
+    at_end: Vec<Effect<Reply>>,
     /// Whether the holder of the registration lives.
     has_holder: bool,
 }
 
 impl Control {
-    /// Takes in what has been asked for by now. In a box, so that a task has room for it once.
-    fn begin(checker: Checker, longest_pause: Duration, task: Task) -> Box<Self> {
-        let Task { instance, check, patience, commands, early, report, .. } = task;
+    /// Takes in what has been asked for by now. In a box, so that a task has room for it once; frees the one of the task.
+    fn begin(checker: Checker, longest_pause: Duration, task: Box<Task>) -> Box<Self> {
+        let Task { instance, check, patience, commands, early, report, .. } = *task;
         let gate = Gate::new(check);
         let lifecycle = Lifecycle::new(instance, gate.health(), patience, longest_pause, Instant::now());
-        let (outcome, replies, told) = (None, Vec::new(), lifecycle.wanted().1);
-        let control = Self { lifecycle, gate, checker, commands, report, told, outcome, replies, has_holder: true };
+        let (at_end, told) = (Vec::new(), lifecycle.wanted().1);
+        let control = Self { lifecycle, gate, checker, commands, report, told, at_end, has_holder: true };
         let mut control = Box::new(control);
         control.settle();
         early.into_iter().for_each(|command| control.take_idle(Some(command)));
@@ -114,10 +113,18 @@ impl Control {
         control
     }
 
-    /// Returns the outcome and the replies, which are sent once everything is released.
+    /// Returns what is to be told once everything is released.
     fn end(self: Box<Self>) -> End {
-        let Self { report, outcome, replies, .. } = *self;
-        End { report, outcome, replies }
+        let Self { report, at_end, .. } = *self;
+        let mut end = End { report, outcome: None, replies: Vec::new() };
+        for effect in at_end {
+            match effect {
+                Effect::Entered(outcome) => end.outcome = Some(outcome),
+                Effect::Reply(reply, result) => end.replies.push((reply, result)),
+                Effect::Detached(_) | Effect::Replaced => {}
+            }
+        }
+        end
     }
 
     /// What is to be registered, and which revision of it that is.
@@ -222,7 +229,8 @@ impl Control {
     async fn next(&mut self, until: Option<Instant>) -> Option<Order> {
         let time = async {
             match until {
-                Some(until) => tokio::time::sleep_until(until).await,
+                // In a box, because mostly there is nothing to wait for by time, and no room is needed for it.
+                Some(until) => Box::pin(tokio::time::sleep_until(until)).await,
                 None => std::future::pending().await,
             }
         };
@@ -301,11 +309,10 @@ impl Control {
         let is_over = self.goal().0 == Goal::Over;
         for effect in self.lifecycle.effects() {
             match effect {
-                Effect::Entered(result) if is_over => self.outcome = Some(result),
+                Effect::Entered(_) | Effect::Reply(..) if is_over => self.at_end.push(effect),
                 Effect::Entered(result) => self.report.entered(result),
                 Effect::Detached(trouble) => self.report.detached(&trouble),
                 Effect::Replaced => self.report.replaced(),
-                Effect::Reply(reply, result) if is_over => self.replies.push((reply, result)),
                 Effect::Reply(reply, result) => {
                     // Nobody may wait for it any more.
                     let _ = reply.send(result);

@@ -158,17 +158,22 @@ impl<'a> Following<'a> {
         (Self { memory, number, wake }, states)
     }
 
-    /// The next service that has changed, as it is now.
-    async fn next(&self) -> ServiceState {
+    /// Waits until services have changed; returns how many.
+    async fn changed(&self) -> usize {
         loop {
-            {
-                let mut state = lock(&self.memory.state);
-                if let Some((service, left)) = state.followers.next(self.number) {
-                    return state.read(&service, left);
-                }
+            let changed = lock(&self.memory.state).followers.changed(self.number);
+            if changed > 0 {
+                return changed;
             }
             self.wake.notified().await;
         }
+    }
+
+    /// The next service that has changed, as it is now.
+    fn next(&self) -> Option<ServiceState> {
+        let mut state = lock(&self.memory.state);
+        let (service, left) = state.followers.next(self.number)?;
+        Some(state.read(&service, left))
     }
 }
 
@@ -190,9 +195,18 @@ impl Backend for Memory {
 
     async fn follow(&self, scope: Scope, events: mpsc::Sender<Event>) {
         let (following, states) = Following::begin(self, &scope);
-        let mut event = Event::Reset { states, identity: Some(lock(&self.identity).clone()) };
-        while events.send(event).await.is_ok() {
-            event = Event::Put(following.next().await);
+        let identity = Some(lock(&self.identity).clone());
+        if events.send(Event::Reset { states, identity }).await.is_err() {
+            return;
+        }
+        // What changes while nothing is taken is read once. To read a large service for each of its changes takes longer than the changes.
+        while events.reserve_many(events.max_capacity()).await.is_ok() {
+            for _ in 0..following.changed().await {
+                let Some(state) = following.next() else { break };
+                if events.send(Event::Put(state)).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 
@@ -322,7 +336,7 @@ impl Registrar for MemoryRegistrar<'_> {
     async fn hold(&mut self, control: &mut Control) -> Option<Said> {
         // From here on, so that no end of the connection is missed.
         let connection = match self.line {
-            Some(line) => Some(line.connection(control).await?),
+            Some(line) => Some(Box::pin(line.connection(control)).await?),
             None => None,
         };
         let member = match self.member.take() {
@@ -358,7 +372,7 @@ impl Registrar for MemoryRegistrar<'_> {
 
     async fn remove(&mut self, control: &mut Control, departure: Departure) -> Option<Said> {
         if let Some(line) = self.line.filter(|_| self.member.is_some()) {
-            line.connection_to_remove(control).await?;
+            Box::pin(line.connection_to_remove(control)).await?;
         }
         if let Some(member) = &mut self.member {
             member.departure = departure;

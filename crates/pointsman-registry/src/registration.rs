@@ -141,7 +141,8 @@ const TAKEN_OVER: &str = "taken over by the same holder elsewhere";
 #[derive(Debug, Clone)]
 pub struct Roles {
     state: watch::Receiver<RoleState>,
-    told: Option<(Role, Option<Trouble>)>,
+    /// In a box, because most handles are never asked for changes.
+    told: Option<Box<(Role, Option<Trouble>)>>,
 }
 
 impl Registration {
@@ -365,14 +366,14 @@ impl Roles {
 
     /// Waits for another role; see [`Registration::role_changed`].
     pub async fn changed(&mut self) -> Option<Role> {
-        let told = self.told.as_ref().map(|(role, _)| *role);
+        let told = self.told.as_ref().map(|told| told.0);
         self.news(|role, _| told != Some(role)).await.map(|(role, _)| role)
     }
 
     /// As [`Roles::changed`], and for another [`trouble`](Registration::trouble) as well; returns both.
     pub async fn status_changed(&mut self) -> Option<(Role, Option<Trouble>)> {
         let told = self.told.clone();
-        self.news(|role, trouble| told.as_ref().is_none_or(|told| *told != (role, trouble.clone()))).await
+        self.news(|role, trouble| told.as_ref().is_none_or(|told| **told != (role, trouble.clone()))).await
     }
 
     async fn news(&mut self, is_news: impl Fn(Role, &Option<Trouble>) -> bool) -> Option<(Role, Option<Trouble>)> {
@@ -380,8 +381,9 @@ impl Roles {
             let state = self.state.borrow_and_update().clone();
             let role = state.role_now();
             if is_news(role, &state.trouble) {
-                self.told = Some((role, state.trouble.clone()));
-                return self.told.clone();
+                let news = (role, state.trouble);
+                self.told = Some(Box::new(news.clone()));
+                return Some(news);
             }
             state.outdated(role, &mut self.state).await?;
         }

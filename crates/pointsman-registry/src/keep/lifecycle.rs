@@ -34,8 +34,8 @@ pub(super) struct Lifecycle<R> {
     failing_since: Option<Instant>,
     /// Whether there is a connection: then an attempt is waited for, however long it takes.
     connected: bool,
-    /// Why the last attempt has failed.
-    failure: Option<Error>,
+    /// Why the last attempt has failed. In a box, as mostly none has.
+    failure: Option<Box<Error>>,
     /// Time before which nothing is tried.
     retry_at: Option<Instant>,
     backoff: Backoff,
@@ -56,7 +56,7 @@ enum State<R> {
         /// Who waits for that.
         replies: Vec<R>,
         /// Why the first registration has failed, as long as nobody has been told.
-        failure: Option<Error>,
+        failure: Option<Box<Error>>,
     },
     /// It has ended.
     Over,
@@ -425,7 +425,7 @@ impl<R> Lifecycle<R> {
             Error::Unavailable { reason, .. } => Trouble::Lost(reason.clone()),
             other => Trouble::Lost(other.to_string()),
         };
-        self.failure = Some(error.clone());
+        self.failure = Some(Box::new(error.clone()));
         if self.is_entering() && self.health.is_ok() && (is_final || is_too_late) {
             self.give_up();
             return;
@@ -439,11 +439,11 @@ impl<R> Lifecycle<R> {
     /// The first registration has failed. What may have been created all the same is still to be removed: the process's session may live for
     /// long.
     fn give_up(&mut self) {
-        let error = self.failure.take().unwrap_or_else(|| self.unavailable("register", "no answer"));
+        let error = self.failure.take().unwrap_or_else(|| Box::new(self.unavailable("register", "no answer")));
         self.leave(Departure::Left, None, Some(error));
     }
 
-    fn leave(&mut self, departure: Departure, reply: Option<R>, failure: Option<Error>) {
+    fn leave(&mut self, departure: Departure, reply: Option<R>, failure: Option<Box<Error>>) {
         self.retry_at = None;
         self.effects.push(Effect::Detached(Trouble::Leaving));
         self.state = State::Leaving { departure, replies: reply.into_iter().collect(), failure };
@@ -454,7 +454,7 @@ impl<R> Lifecycle<R> {
         let error =
             self.unavailable("deregister", &format!("{why}; it will be removed on return, or with its session"));
         if let State::Leaving { replies, failure, .. } = &mut self.state {
-            self.effects.extend(failure.take().map(|failure| Effect::Entered(Err(failure))));
+            self.effects.extend(failure.take().map(|failure| Effect::Entered(Err(*failure))));
             self.effects.extend(replies.drain(..).map(|reply| Effect::Reply(reply, Err(error.clone()))));
         }
     }
@@ -483,7 +483,7 @@ impl<R> Lifecycle<R> {
 
     fn end(&mut self, result: &Result<()>) {
         if let State::Leaving { replies, failure, .. } = std::mem::replace(&mut self.state, State::Over) {
-            self.effects.extend(failure.map(|failure| Effect::Entered(Err(failure))));
+            self.effects.extend(failure.map(|failure| Effect::Entered(Err(*failure))));
             self.effects.extend(replies.into_iter().map(|reply| Effect::Reply(reply, result.clone())));
         }
         let closed = self.closed();

@@ -81,6 +81,11 @@ impl Followers {
         }
     }
 
+    /// How many services have changed since this follower was told of them.
+    pub(super) fn changed(&self, follower: u64) -> usize {
+        self.followers.get(&follower).map_or(0, |follower| follower.changed.order.len())
+    }
+
     /// The next service that has changed since this follower was told of it, with the codes that have left cleanly.
     pub(super) fn next(&mut self, follower: u64) -> Option<(Arc<str>, BTreeSet<Arc<str>>)> {
         let changed = &mut self.followers.get_mut(&follower)?.changed;

@@ -98,7 +98,8 @@ impl Connection {
 /// Returns when a connection has ended; never, where there is none that could.
 pub(super) async fn ended(connection: Option<&Connection>) {
     match connection {
-        Some(connection) => connection.ended().await,
+        // In a box, as most have no line, and need no room for it.
+        Some(connection) => Box::pin(connection.ended()).await,
         None => std::future::pending().await,
     }
 }

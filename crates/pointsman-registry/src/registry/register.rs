@@ -151,29 +151,34 @@ impl Process {
         }
     }
 
-    /// Keeps the instance registered until the registration ends, or its registry is closed.
-    async fn run(self, mut task: Box<Task>) {
+    /// Keeps the instance registered until the registration ends, or its registry is closed. No `async fn`, which would keep room for what it is
+    /// given beside what becomes of that.
+    fn run(self, mut task: Box<Task>) -> impl Future<Output = ()> + Send {
         let Self { backend, holds, mut closed, alive, life, roles } = self;
-        let own = life.clone();
-        let keeping = async move {
-            // Boxed, because it ends soon: the task does not reserve memory for it.
-            match Box::pin(Hold::take(&holds, own, &roles, &mut task)).await {
-                Ok(hold) => (backend.keep(task).await, Some(hold)),
-                Err(NotHeld::Failed(error)) => (End::failed(task.report, error), None),
-                Err(NotHeld::GivenUp(reply)) => (End::given_up(task, reply), None),
-            }
-        };
-        tokio::pin!(keeping);
-        let end = tokio::select! {
-            biased;
-            () = set(&mut closed) => Box::pin(leave(&mut keeping, &life)).await,
-            // The registration ends with what the backend's task held.
-            () = life.cut() => None,
-            end = &mut keeping => Some(end),
-        };
-        let Some((end, hold)) = end else { return };
-        drop((hold, alive));
-        end.tell();
+        async move {
+            let own = life.clone();
+            let keeping = async move {
+                // Boxed, because it ends soon: the task does not reserve memory for it.
+                let (end, hold) = match Box::pin(Hold::take(&holds, own, &roles, &mut task)).await {
+                    Ok(hold) => (backend.keep(task).await, Some(hold)),
+                    Err(NotHeld::Failed(error)) => (End::failed(task.report, error), None),
+                    Err(NotHeld::GivenUp(reply)) => (End::given_up(task, reply), None),
+                };
+                // So is this.
+                (Box::new(end), hold)
+            };
+            tokio::pin!(keeping);
+            let end = tokio::select! {
+                biased;
+                () = set(&mut closed) => Box::pin(leave(&mut keeping, &life)).await,
+                // The registration ends with what the backend's task held.
+                () = life.cut() => None,
+                end = &mut keeping => Some(end),
+            };
+            let Some((end, hold)) = end else { return };
+            drop((hold, alive));
+            end.tell();
+        }
     }
 }
 
