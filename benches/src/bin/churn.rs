@@ -26,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: &str = "\
 Usage: cargo xtask bench churn [--only NAME] [--quick]
 
-NAME is what the name of a row begins with: names, codes, change, fill, idle.
+NAME is what the name of a row begins with: names, codes, change, fill, idle, memory.
 ";
 
 /// How much is measured.
@@ -52,6 +52,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--agent"] => runtime.block_on(agent()),
+        ["--memory", count] => runtime.block_on(registrations(count.parse()?)),
         _ => {
             let Some(plan) = plan(&arguments) else {
                 eprint!("{USAGE}");
@@ -96,6 +97,9 @@ async fn measure(plan: &Plan) -> Result<()> {
     }
     if wants("fill") {
         fill(&mut table).await?;
+    }
+    if wants("memory") {
+        memory(&mut table)?;
     }
     table.print();
     Ok(())
@@ -252,6 +256,45 @@ async fn fill(table: &mut Table) -> Result<()> {
         "",
         target,
     );
+    Ok(())
+}
+
+/// Instances register in one service of `memory://`, within one process that follows the service: processor time of each, and by how much
+/// the resident memory has grown for each; of 10,000 against 1,000.
+fn memory(table: &mut Table) -> Result<()> {
+    let of = |count: usize| -> Result<(f64, f64)> {
+        let output = Command::new(std::env::current_exe()?).args(["--memory", &count.to_string()]).output()?;
+        let said = String::from_utf8(output.stdout)?;
+        let (seconds, bytes) = said.trim().split_once(' ').ok_or("the registrations failed")?;
+        Ok((seconds.parse::<f64>()? / count as f64, bytes.parse::<f64>()? / count as f64))
+    };
+    let ((few, _), (many, bytes)) = (of(1000)?, of(10_000)?);
+    let ratio = many / few;
+    table.row(
+        "memory: processor time of a registration in one service within the process, 10,000 against 1,000",
+        &format!("{:.0} µs", many * 1e6),
+        &format!("{:.0} µs", few * 1e6),
+        &format!("{ratio:.2} ×"),
+        Some(("≤ 1.5 ×".to_owned(), ratio <= 1.5)),
+    );
+    let target = Some(("≤ 4 KiB".to_owned(), bytes <= 4096.0));
+    table.row("memory: resident memory of each", &format!("{bytes:.0} bytes"), "", "", target);
+    Ok(())
+}
+
+/// Registers so many instances in this process, and says what that took: seconds of processor time, and bytes.
+async fn registrations(count: usize) -> Result<()> {
+    let registry = Registry::connect("memory://many").await?;
+    let service = registry.discover("ress").await?;
+    let observed = Observed::new("this process", Some(std::process::id()));
+    let (seconds, bytes) = (observed.processor_seconds()?, observed.resident_bytes()?);
+    let mut registrations = Vec::with_capacity(count);
+    for _ in 0..count {
+        registrations.push(registry.register(Instance::new("ress").address("10.0.0.1:80")).await?);
+    }
+    service.wait_for(|snapshot| snapshot.instances().len() == count).await.unwrap();
+    let (seconds, bytes) = (observed.processor_seconds()? - seconds, observed.resident_bytes()?.saturating_sub(bytes));
+    println!("{seconds} {bytes}");
     Ok(())
 }
 

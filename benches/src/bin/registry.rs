@@ -171,7 +171,7 @@ async fn creation_seen(server: &ZooKeeper, table: &mut Table) -> Result<()> {
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let watching = tokio::spawn(async move {
             let _ = ready.send(());
-            waiting.wait_for(|snapshot| snapshot.find(&wanted).is_some()).await;
+            waiting.wait_for(|snapshot| snapshot.find(&wanted).is_some()).await.unwrap();
             Instant::now()
         });
         is_ready.await?;

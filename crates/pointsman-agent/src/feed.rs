@@ -71,13 +71,21 @@ impl Feed {
         (feed, updates)
     }
 
-    /// Takes in what happens, for ever.
+    /// Takes in what happens, until the registry is closed.
     pub(crate) async fn run(&self, mut updates: Updates) {
         loop {
             let is_stale = *self.stale.borrow();
-            let link = async { if is_stale { self.directory.fresh().await } else { self.directory.stale().await } };
+            let link = async {
+                if !is_stale {
+                    self.directory.stale().await;
+                } else if self.directory.fresh().await.is_err() {
+                    // It stays stale. The end comes with the updates.
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
-                Some(snapshots) = updates.next() => {
+                told = updates.next() => {
+                    let Some(snapshots) = told else { return };
                     for snapshot in snapshots {
                         self.take(snapshot);
                     }

@@ -49,7 +49,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::error::Error;
-pub use self::settings::{Limits, Settings, Tls, Token};
+pub use self::settings::{InvalidToken, Limits, Settings, Tls, Token};
 
 use self::claims::Claims;
 use self::feed::Feed;

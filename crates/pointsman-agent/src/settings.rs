@@ -124,22 +124,35 @@ impl Settings {
 #[derive(Clone)]
 pub struct Token(Arc<str>);
 
+/// Why a text is not a token. Never shows the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidToken {
+    /// It is too short or too long: the number of its characters.
+    #[error("a token has {SHORTEST} to {LONGEST} characters; this one has {0}")]
+    Length(usize),
+    /// It has spaces, control characters, or characters beyond ASCII.
+    #[error("a token is made of visible ASCII characters, without spaces")]
+    Characters,
+}
+
 /// The shortest token: 16 bytes are 128 bits at best.
 const SHORTEST: usize = 16;
+const LONGEST: usize = 1024;
 
 impl Token {
     /// A token of 16 to 1024 visible ASCII characters, as fit a header.
     ///
     /// # Errors
     ///
-    /// What is wrong with it; never the token.
-    pub fn new(text: &str) -> Result<Self, String> {
+    /// [`InvalidToken`].
+    pub fn new(text: &str) -> Result<Self, InvalidToken> {
         let text = text.trim();
-        if !(SHORTEST..=1024).contains(&text.len()) {
-            return Err(format!("a token has {SHORTEST} to 1024 characters; this one has {}", text.len()));
+        if !(SHORTEST..=LONGEST).contains(&text.len()) {
+            return Err(InvalidToken::Length(text.len()));
         }
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("a token is made of visible ASCII characters, without spaces".to_owned());
+            return Err(InvalidToken::Characters);
         }
         Ok(Self(text.into()))
     }
@@ -175,7 +188,8 @@ mod tests {
         assert!(!format!("{settings:?}").contains("geheim"));
         for bad in ["", "short", "with a space in the middle", "mit-ümlaut-im-token", &"x".repeat(1025)] {
             let error = Token::new(bad).unwrap_err();
-            assert!(bad.is_empty() || !error.contains(bad), "{error}");
+            let said = error.to_string();
+            assert!(bad.is_empty() || !said.contains(bad), "{said}");
         }
     }
 

@@ -349,7 +349,7 @@ pub(crate) struct TermBase {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    match pointsman::parse_duration(text)? {
+    match pointsman::parse_duration(text).map_err(|error| error.to_string())? {
         Duration::ZERO => Err("must be above zero".to_owned()),
         duration => Ok(duration),
     }

@@ -66,7 +66,7 @@ fn instance(args: &Register) -> Instance {
 
 fn check(args: &CheckArgs, address: Option<&str>) -> Result<Option<Check>, Failure> {
     let Some(what) = &args.what else { return Ok(None) };
-    let mut check = Check::new(Probe::parse(what, address).map_err(Failure::usage)?);
+    let mut check = Check::new(Probe::parse(what, address).map_err(|error| Failure::usage(error.to_string()))?);
     (check.interval, check.timeout) = (args.interval, args.timeout);
     (check.rise, check.fall) = (args.rise, args.fall);
     Ok(Some(check))

@@ -58,13 +58,15 @@ async fn tell_all(mut changes: Changes, output: Output) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Silence means that nothing changes: where it does not, that is said. Never returns.
+/// Silence means that nothing changes: where it does not, that is said. Returns only when the registry has been closed.
 async fn tell_absences(directory: &Directory) {
     loop {
         tokio::time::sleep(LOOK).await;
         if let Freshness::Stale { .. } = directory.freshness() {
             output::note("note: the registry is away; what changes now is told when it is back");
-            directory.fresh().await;
+            if directory.fresh().await.is_err() {
+                return;
+            }
             output::note("note: the registry is back");
         }
     }

@@ -150,10 +150,10 @@ async fn the_death_of_a_command_is_followed_by_its_deregistration_within_100_ms(
         let args = ["register", "s", "--code", &code, "--registry", &url];
         let mut process = Running::start(command(args.iter().chain(&script)));
         let pid = process.line().await.parse().unwrap();
-        timeout(DEADLINE, service.wait_for(|s| s.find(&code).is_some())).await.expect("registered");
+        timeout(DEADLINE, service.wait_for(|s| s.find(&code).is_some())).await.expect("registered").unwrap();
         let killed = Instant::now();
         send(pid, Signal::KILL);
-        timeout(DEADLINE, service.wait_for(|s| s.find(&code).is_none())).await.expect("deregistered");
+        timeout(DEADLINE, service.wait_for(|s| s.find(&code).is_none())).await.expect("deregistered").unwrap();
         took.push(killed.elapsed());
         assert_eq!(process.ended().await.code(), Some(137));
     }
@@ -343,7 +343,7 @@ async fn killed_beside_its_command_it_leaves_that_running_and_is_forgotten() {
     let args = ["register", "s", "--code", "b", "--registry", &url];
     let mut process = Running::start(command(args.iter().chain(&script)));
     let pid: u32 = process.line().await.parse().unwrap();
-    timeout(DEADLINE, fleet.service.wait_for(|s| s.find("b").is_some())).await.expect("registered");
+    timeout(DEADLINE, fleet.service.wait_for(|s| s.find("b").is_some())).await.expect("registered").unwrap();
     process.signal(Signal::KILL);
     fleet.settled("kill -9 of the parent").await;
     // As `register --help` says.

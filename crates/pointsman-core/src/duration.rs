@@ -2,12 +2,21 @@
 
 use std::time::Duration;
 
+/// A text that is not a duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a duration; write for example 500ms, 10s or 2m")]
+#[non_exhaustive]
+pub struct InvalidDuration {
+    /// The text.
+    pub text: String,
+}
+
 /// Reads a length of time: a whole number with `ms`, `s`, `m` or `h`.
 ///
 /// # Errors
 ///
-/// A sentence that says what would be right.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+/// [`InvalidDuration`].
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let millis = match unit {
@@ -19,6 +28,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     match number.parse::<u64>().ok().filter(|_| millis > 0).and_then(|number| number.checked_mul(millis)) {
         Some(millis) => Ok(Duration::from_millis(millis)),
-        None => Err(format!("{text:?} is not a duration; write for example 500ms, 10s or 2m")),
+        None => Err(InvalidDuration { text: text.to_owned() }),
     }
 }

@@ -19,7 +19,7 @@ mod streak;
 mod view;
 
 pub use change::Change;
-pub use duration::parse_duration;
+pub use duration::{InvalidDuration, parse_duration};
 pub use instance::{Instance, InvalidInstance, MAX_WEIGHT, check_address};
 pub use name::{InvalidName, MAX_NAME_BYTES, check_name, is_invisible, shown};
 pub use observed::{ObservedInstance, Status};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Response, Status};
-use pointsman_core::{Streak, check_address};
+use pointsman_core::{InvalidInstance, Streak, check_address};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -46,33 +46,51 @@ impl Probe {
     ///
     /// # Errors
     ///
-    /// A sentence that says what would be right.
-    pub fn parse(text: &str, address: Option<&str>) -> Result<Self, String> {
+    /// [`InvalidProbe`].
+    pub fn parse(text: &str, address: Option<&str>) -> Result<Self, InvalidProbe> {
         match (text, address) {
             ("tcp", Some(address)) => format!("tcp://{address}").parse(),
-            ("tcp", None) => Err("the check tcp needs an address to check; write tcp://host:port".to_owned()),
+            ("tcp", None) => Err(InvalidProbe::NoAddress),
             _ => text.parse(),
         }
     }
 }
 
-impl FromStr for Probe {
-    type Err = String;
+/// Why a text is not a probe.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidProbe {
+    /// It is `tcp`, and there is no address.
+    #[error("the check tcp needs an address to check; write tcp://host:port")]
+    NoAddress,
+    /// It begins like nothing that can be asked.
+    #[error("{0:?} is not a check; write tcp, tcp://host:port or http://host:port/path")]
+    Scheme(String),
+    /// What is asked has an address that cannot be.
+    #[error(transparent)]
+    Address(#[from] InvalidInstance),
+    /// It has a path that cannot be.
+    #[error("{0:?} is not a path of a url")]
+    Path(String),
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let checked = |address: &str| check_address(address).map(|()| address.to_owned()).map_err(|e| e.to_string());
+impl FromStr for Probe {
+    type Err = InvalidProbe;
+
+    fn from_str(text: &str) -> Result<Self, InvalidProbe> {
+        let checked = |address: &str| check_address(address).map(|()| address.to_owned());
         if let Some(address) = text.strip_prefix("tcp://") {
             return Ok(Probe::Tcp(checked(address)?));
         }
         let Some(rest) = text.strip_prefix("http://") else {
-            return Err(format!("{text:?} is not a check; write tcp, tcp://host:port or http://host:port/path"));
+            return Err(InvalidProbe::Scheme(text.to_owned()));
         };
         let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
         let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
         let address = if has_port { checked(authority)? } else { checked(&format!("{authority}:80"))? };
         // It goes into the first line of a request as it is. A fragment is never sent.
         if path.bytes().any(|byte| byte <= b' ' || byte == b'#' || byte == 0x7f) {
-            return Err(format!("{path:?} is not a path of a url"));
+            return Err(InvalidProbe::Path(path.to_owned()));
         }
         Ok(Probe::Http { address, path: path.to_owned() })
     }
@@ -87,6 +105,30 @@ impl fmt::Display for Probe {
     }
 }
 
+/// Why an instance has not passed a probe.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// No connection, or it broke off.
+    #[error(transparent)]
+    Connection(#[from] std::io::Error),
+    /// It has not answered in this time.
+    #[error("no answer in {0:?}")]
+    Timeout(Duration),
+    /// It has answered with this status.
+    #[error("answered {0}")]
+    Status(u16),
+    /// It has closed the connection without an answer.
+    #[error("closed the connection without an answer")]
+    NoAnswer,
+    /// It has answered in something else than HTTP/1.
+    #[error("did not answer in HTTP/1: {0}")]
+    Answer(httparse::Error),
+    /// The head of its answer has no end.
+    #[error("answered with a head of more than {LARGEST_HEAD} bytes")]
+    LargeHead,
+}
+
 impl Check {
     /// A check with the default interval, timeout and thresholds.
     #[must_use]
@@ -98,17 +140,15 @@ impl Check {
     ///
     /// # Errors
     ///
-    /// Why the instance is not healthy.
-    pub async fn probe(&self) -> Result<(), String> {
+    /// [`ProbeError`].
+    pub async fn probe(&self) -> Result<(), ProbeError> {
         let probing = async {
             match &self.probe {
-                Probe::Tcp(address) => TcpStream::connect(address).await.map(|_| ()).map_err(|error| error.to_string()),
+                Probe::Tcp(address) => Ok(drop(TcpStream::connect(address).await?)),
                 Probe::Http { address, path } => get(address, path).await,
             }
         };
-        tokio::time::timeout(self.timeout, probing)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer in {:?}", self.timeout)))
+        tokio::time::timeout(self.timeout, probing).await.unwrap_or(Err(ProbeError::Timeout(self.timeout)))
     }
 
     /// Starts checking. Nothing is known of the instance until `rise` probes have succeeded, or one has failed. Until one has
@@ -129,9 +169,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const LARGEST_HEAD: usize = 64 << 10;
 
 /// Asks for a path. Only the head of the answer is read, so the smallest build needs no HTTP client for it.
-async fn get(address: &str, path: &str) -> Result<(), String> {
-    let failed = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect(address).await.map_err(failed)?;
+async fn get(address: &str, path: &str) -> Result<(), ProbeError> {
+    let mut stream = TcpStream::connect(address).await?;
     let request =
         format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: pointsman-check\r\nconnection: close\r\n\r\n");
     // One that answers before it has read everything may have closed its side: the answer counts.
@@ -139,25 +178,25 @@ async fn get(address: &str, path: &str) -> Result<(), String> {
     let mut head = Vec::new();
     loop {
         if let Some(status) = final_status(&mut head)? {
-            return if (200..400).contains(&status) { Ok(()) } else { Err(format!("answered {status}")) };
+            return if (200..400).contains(&status) { Ok(()) } else { Err(ProbeError::Status(status)) };
         }
         if head.len() >= LARGEST_HEAD {
-            return Err(format!("answered with a head of more than {LARGEST_HEAD} bytes"));
+            return Err(ProbeError::LargeHead);
         }
-        if stream.read_buf(&mut head).await.map_err(failed)? == 0 {
-            written.map_err(failed)?;
-            return Err("closed the connection without an answer".to_owned());
+        if stream.read_buf(&mut head).await? == 0 {
+            written?;
+            return Err(ProbeError::NoAnswer);
         }
     }
 }
 
 /// The status of the answer that `received` begins with, or `None` if more of it is needed. What is said before the final answer (RFC 9110,
 /// section 15.2) is taken out.
-fn final_status(received: &mut Vec<u8>) -> Result<Option<u16>, String> {
+fn final_status(received: &mut Vec<u8>) -> Result<Option<u16>, ProbeError> {
     loop {
         let mut headers = [EMPTY_HEADER; 100];
         let mut response = Response::new(&mut headers);
-        let parsed = response.parse(received).map_err(|error| format!("did not answer in HTTP/1: {error}"))?;
+        let parsed = response.parse(received).map_err(ProbeError::Answer)?;
         match (parsed, response.code) {
             (Status::Complete(length), Some(100 | 102..=199)) => drop(received.drain(..length)),
             (Status::Complete(_), Some(status)) => return Ok(Some(status)),
@@ -178,7 +217,7 @@ pub struct Checking {
     probing: Option<Probing>,
 }
 
-type Probing = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+type Probing = Pin<Box<dyn Future<Output = Result<(), ProbeError>> + Send>>;
 
 impl fmt::Debug for Checking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -187,9 +226,13 @@ impl fmt::Debug for Checking {
 }
 
 impl Checking {
-    /// Probes until the health changes, and tells the new one: `Ok` is healthy, `Err` says why not. Cancellation loses
+    /// Probes until the health changes, and tells the new one: `Ok` is healthy. Cancellation loses
     /// nothing: the next call goes on with the probe under way.
-    pub async fn changed(&mut self) -> Result<(), String> {
+    ///
+    /// # Errors
+    ///
+    /// [`ProbeError`]: the instance is not healthy any more.
+    pub async fn changed(&mut self) -> Result<(), ProbeError> {
         loop {
             if self.probing.is_none() {
                 tokio::time::sleep_until(self.next).await;
@@ -302,7 +345,7 @@ mod tests {
         Check::new(format!("tcp://{ok}").parse().unwrap()).probe().await.unwrap();
         let bad = answering("HTTP/1.1 503 Away\r\ncontent-length: 0\r\n\r\n").await;
         let why = Check::new(format!("http://{bad}/x").parse().unwrap()).probe().await.unwrap_err();
-        assert!(why.contains("503"), "{why}");
+        assert!(matches!(why, ProbeError::Status(503)), "{why}");
         let early = answering("HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
         Check::new(format!("http://{early}/x").parse().unwrap()).probe().await.unwrap();
         let odd = answering("hello\r\n\r\n").await;

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::changes::{Changes, Updates};
 use crate::overrides::{OverrideOf, Overrides};
+use crate::registry::registry_closed;
 use crate::store::{Loaded, Shared};
 use crate::{Error, Result};
 
@@ -155,10 +156,16 @@ impl Directory {
         }
     }
 
-    /// Waits until all is fresh again. Returns at once while it is.
-    pub async fn fresh(&self) {
+    /// Waits until all is fresh again. Returns at once while it is. Cancellation loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] when nothing is followed any more: the registry has been closed.
+    pub async fn fresh(&self) -> Result<()> {
+        let shared = &self.inner.shared;
         // The sender lives in `self`: no error.
-        let _ = self.inner.shared.link.subscribe().wait_for(|link| link.stale_since.is_none()).await;
+        let _ = shared.link.subscribe().wait_for(|link| link.stale_since.is_none() || link.has_ended).await;
+        if shared.has_ended() { Err(registry_closed()) } else { Ok(()) }
     }
 
     /// Waits until the connection to the registry is lost, and what is shown may be out of date. Returns at once while it
@@ -240,17 +247,29 @@ impl Service {
         Changes::of_one(self)
     }
 
-    /// Waits until the newest snapshot satisfies `condition`, and returns it. Returns at once if it does already.
-    pub async fn wait_for(&self, mut condition: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
-        let mut changed = self.changed.clone();
+    /// Waits until the newest snapshot satisfies `condition`, and returns it. Returns at once if it does already. Cancellation loses
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] when the last snapshot that there will ever be does not: the registry has been closed.
+    pub async fn wait_for(&self, mut condition: impl FnMut(&Snapshot) -> bool) -> Result<Arc<Snapshot>> {
+        let (mut changed, mut link) = (self.changed.clone(), self.directory.shared().link.subscribe());
         loop {
+            // Before the look: what is published before the end is still seen.
+            let has_ended = link.borrow_and_update().has_ended;
             changed.mark_unchanged();
             let snapshot = self.snapshot();
             if condition(&snapshot) {
-                return snapshot;
+                return Ok(snapshot);
             }
-            if changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            if has_ended {
+                return Err(registry_closed());
+            }
+            // The directory holds both senders: no error.
+            tokio::select! {
+                _ = changed.changed() => {}
+                _ = link.wait_for(|link| link.has_ended) => {}
             }
         }
     }

@@ -54,7 +54,7 @@ pub use guard::Guard;
 pub use log::Log;
 pub use overrides::{ClearedOverrides, OVERRIDES_KEPT, OverrideOf};
 pub use peers::{Answer, Peers, Unanswered};
-pub use pointsman_core::parse_duration;
+pub use pointsman_core::{InvalidDuration, parse_duration};
 pub use registration::{Departure, Registration, Roles, Trouble};
 pub use registry::{Builder, MAX_TERM_BASE, RegistrationBuilder, Registry};
 

@@ -402,7 +402,8 @@ async fn set(flag: &mut watch::Receiver<bool>) {
     }
 }
 
-fn registry_closed() -> Error {
+/// What fails because the registry has been closed.
+pub(crate) fn registry_closed() -> Error {
     Error::Closed { what: "registry".to_owned() }
 }
 

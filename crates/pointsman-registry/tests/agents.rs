@@ -63,13 +63,13 @@ async fn an_agent_that_ends_leaves_no_gap() {
         pair.push(registry.register(Instance::new("s").code(code)).await.unwrap());
     }
     let term = pair[0].role().term().unwrap();
-    soon("both", service.wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await;
+    soon("both", service.wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await.unwrap();
     first.close().await;
     below_first.abandon();
     for registration in &mut pair {
         until_role("registered by the other", registration, |role| role != Role::Detached).await;
     }
-    soon("both still", service.wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await;
+    soon("both still", service.wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await.unwrap();
     let snapshot = service.snapshot();
     assert_eq!(&*snapshot.master().unwrap().code, "a", "whoever was master is master");
     assert!(snapshot.master().unwrap().role.term().unwrap() >= term);
@@ -92,12 +92,12 @@ async fn an_agent_that_freezes_is_left_by_the_own_deadline() {
     let mut registration = alone.register(Instance::new("s").code("a")).await.unwrap();
     until_role("master", &mut registration, Role::is_master).await;
     let seen = Registry::connect(&format!("http://{}", second.address())).await.unwrap().discover("s").await.unwrap();
-    soon("seen", seen.wait_for(|s| s.master().is_some())).await;
+    soon("seen", seen.wait_for(|s| s.master().is_some())).await.unwrap();
     proxy.blackhole();
     until_role("detached", &mut registration, |role| role == Role::Detached).await;
     assert_eq!(registration.role(), Role::Detached);
     // The agent gives it away only after that: counted from when it was asked, not from when it was answered.
-    soon("expired", seen.wait_for(|s| s.instances().is_empty())).await;
+    soon("expired", seen.wait_for(|s| s.instances().is_empty())).await.unwrap();
     assert!(registration.trouble().is_some());
     proxy.mend();
     until_role("master again", &mut registration, Role::is_master).await;
@@ -163,7 +163,7 @@ impl Pair {
         let directly = Registry::connect(&below).await.unwrap();
         let c = register(&directly, "c").await;
         let seen = through.discover("s").await.unwrap();
-        soon("all", seen.wait_for(|s| s.instances().len() == 3)).await;
+        soon("all", seen.wait_for(|s| s.instances().len() == 3)).await.unwrap();
         proxies[1].mend();
         Self { agents, proxies, a, b, c, seen }
     }
@@ -190,12 +190,14 @@ async fn an_agent_that_is_killed_is_replaced_at_once_by_another() {
     pair.agents[0].kill();
     pair.moved().await;
     let a = pair.a.role();
-    soon("seen", pair.seen.wait_for(|s| s.instances().len() == 3 && s.master().is_some_and(|m| m.role == a))).await;
+    soon("seen", pair.seen.wait_for(|s| s.instances().len() == 3 && s.master().is_some_and(|m| m.role == a)))
+        .await
+        .unwrap();
     pair.b.update(|instance| instance.weight = 7).await.unwrap();
-    soon("seen", pair.seen.wait_for(|s| s.find("b").is_some_and(|b| b.weight == 7))).await;
+    soon("seen", pair.seen.wait_for(|s| s.find("b").is_some_and(|b| b.weight == 7))).await.unwrap();
     pair.a.close().await.unwrap();
     until_role("c or b is master", &mut pair.c, |role| role == Role::Normal || role.is_master()).await;
-    soon("a is gone", pair.seen.wait_for(|s| s.find("a").is_none() && s.master().is_some())).await;
+    soon("a is gone", pair.seen.wait_for(|s| s.find("a").is_none() && s.master().is_some())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -207,7 +209,7 @@ async fn an_agent_that_falls_silent_is_left_for_another_while_it_still_keeps_the
     pair.proxies[0].blackhole();
     pair.moved().await;
     let a = pair.a.role();
-    soon("seen", service.wait_for(|s| s.master().is_some_and(|m| m.role == a))).await;
+    soon("seen", service.wait_for(|s| s.master().is_some_and(|m| m.role == a))).await.unwrap();
     // Nobody was missing in between.
     let told = async {
         loop {
@@ -219,7 +221,7 @@ async fn an_agent_that_falls_silent_is_left_for_another_while_it_still_keeps_the
     // The first agent, which has lost them, and its clients' connections, takes nothing back.
     pair.proxies[0].mend();
     pair.a.update(|instance| instance.weight = 9).await.unwrap();
-    soon("updated", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 9))).await;
+    soon("updated", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 9))).await.unwrap();
     assert_eq!((pair.a.role(), pair.b.role()), (a, Role::Normal));
 }
 
@@ -242,7 +244,7 @@ async fn an_update_waits_for_the_agents_registry_and_the_lease_goes_on_meanwhile
     soon("updated", update).await.unwrap();
     let role = until_role("master again", &mut registration, Role::is_master).await;
     assert_eq!(role, before, "the agent has kept it all the time");
-    soon("seen", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 5))).await;
+    soon("seen", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 5))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,10 +300,10 @@ async fn whoever_watches_goes_on_at_another_agent() {
     for (number, proxy) in proxies.iter().cycle().take(4).enumerate() {
         proxy.cut_once();
         let _one = directly.register(Instance::new("s").code(number.to_string())).await.unwrap();
-        soon("seen", service.wait_for(|s| s.find(&number.to_string()).is_some())).await;
+        soon("seen", service.wait_for(|s| s.find(&number.to_string()).is_some())).await.unwrap();
     }
-    soon("all gone", service.wait_for(|s| s.instances().is_empty())).await;
-    soon("fresh", service.directory().fresh()).await;
+    soon("all gone", service.wait_for(|s| s.instances().is_empty())).await.unwrap();
+    soon("fresh", service.directory().fresh()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -323,8 +325,8 @@ async fn after_a_restart_over_memory_terms_are_higher() {
     let again = Agent::start(&other, settings).await.unwrap();
     let after = until_role("master again", &mut registration, Role::is_master).await;
     assert!(after.term() > before.term(), "{after} after {before}");
-    soon("fresh", service.directory().fresh()).await;
-    soon("there", service.wait_for(|s| s.master().is_some_and(|m| m.role == after))).await;
+    soon("fresh", service.directory().fresh()).await.unwrap();
+    soon("there", service.wait_for(|s| s.master().is_some_and(|m| m.role == after))).await.unwrap();
     again.close().await;
 }
 

@@ -20,7 +20,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 async fn until(what: &str, service: &Service, condition: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
-    soon(what, service.wait_for(condition)).await
+    soon(what, service.wait_for(condition)).await.unwrap()
 }
 
 async fn until_role(what: &str, registration: &mut Registration, wanted: impl Fn(Role) -> bool) -> Role {
@@ -335,6 +335,8 @@ async fn a_closed_registry_holds_nothing_and_takes_nothing(url: String) {
     until("only b", &service, |s| codes(s) == ["b"]).await;
     soon("stale", watching.directory().stale()).await;
     assert!(matches!(watching.freshness(), Freshness::Stale { .. }));
+    assert!(matches!(soon("no wait", watching.wait_for(|_| false)).await, Err(Error::Closed { .. })));
+    assert!(matches!(soon("no wait", watching.directory().fresh()).await, Err(Error::Closed { .. })));
     let refused = [
         clone.register(Instance::new("s")).await.map(|_| ()),
         clone.discover("s").await.map(|_| ()),

@@ -129,7 +129,7 @@ async fn an_update_during_a_cut_is_written_afterwards() {
     fleet.members.insert(0, soon("updated", updating).await.unwrap());
     fleet.settled("updated").await;
     let weight = |s: &pointsman_core::Snapshot| s.find("a").is_some_and(|i| i.weight == 9);
-    soon("seen", fleet.service.wait_for(weight)).await;
+    soon("seen", fleet.service.wait_for(weight)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +146,7 @@ async fn closed_during_a_cut_it_is_removed_afterwards() {
     let error = member.registration.close().await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
     proxy.mend();
-    soon("removed", fleet.service.wait_for(|s| s.find("b").is_none())).await;
+    soon("removed", fleet.service.wait_for(|s| s.find("b").is_none())).await.unwrap();
     fleet.settled("closed while cut").await;
     until_role("the other lives on", &mut other, |role| role != Role::Detached).await;
 }
@@ -179,7 +179,7 @@ async fn whoever_closes_while_the_network_is_silent_is_answered() {
         kept.push((registry, proxy));
     }
     kept.iter().for_each(|(_, proxy)| proxy.mend());
-    soon("all are gone", service.wait_for(|s| s.instances().is_empty())).await;
+    soon("all are gone", service.wait_for(|s| s.instances().is_empty())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +190,7 @@ async fn the_directory_sees_what_happened_while_it_was_cut() {
     let proxy = CuttingProxy::start(server.socket_address());
     let reader = Registry::connect(&url(&proxy.address(), &fleet.prefix, "")).await.unwrap();
     let service = reader.discover("s").await.unwrap();
-    soon("all", service.wait_for(|s| s.instances().len() == 3)).await;
+    soon("all", service.wait_for(|s| s.instances().len() == 3)).await.unwrap();
     for round in 0..3 {
         proxy.cut();
         let gone = fleet.members.remove(0);
@@ -199,7 +199,7 @@ async fn the_directory_sees_what_happened_while_it_was_cut() {
         proxy.mend();
         let code = format!("new-{round}");
         let seen = service.wait_for(|s| s.instances().len() == 3 && s.find(&code).is_some());
-        soon("what happened meanwhile", seen).await;
+        soon("what happened meanwhile", seen).await.unwrap();
         fleet.settled("directory cut").await;
     }
 }
@@ -246,7 +246,7 @@ async fn a_registration_that_fails_leaves_no_node_behind() {
         let mut other = direct.register(Instance::new("s").code("other")).await.unwrap();
         until_role("the way is free", &mut other, Role::is_master).await;
         let service = direct.discover("s").await.unwrap();
-        soon("nobody else", service.wait_for(|s| s.instances().len() == 1)).await;
+        soon("nobody else", service.wait_for(|s| s.instances().len() == 1)).await.unwrap();
         drop(registry);
         break;
     }

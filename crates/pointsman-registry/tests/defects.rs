@@ -107,15 +107,15 @@ async fn every_service_is_as_fresh_as_the_first() {
         let registration = registry.register(Instance::new(&**name).code("x")).await.unwrap();
         let started = Instant::now();
         for service in [&one, &other] {
-            soon(name, service.wait_for(|s| s.master().is_some())).await;
+            soon(name, service.wait_for(|s| s.master().is_some())).await.unwrap();
         }
         registration.update(|instance| instance.weight = 7).await.unwrap();
         for service in [&one, &other] {
-            soon(name, service.wait_for(|s| s.find("x").is_some_and(|i| i.weight == 7))).await;
+            soon(name, service.wait_for(|s| s.find("x").is_some_and(|i| i.weight == 7))).await.unwrap();
         }
         registration.close().await.unwrap();
         for service in [&one, &other] {
-            soon(name, service.wait_for(Snapshot::is_empty)).await;
+            soon(name, service.wait_for(Snapshot::is_empty)).await.unwrap();
         }
         assert!(started.elapsed() < Duration::from_secs(2), "{name}: {:?}", started.elapsed());
     }
@@ -138,17 +138,17 @@ async fn of_two_equal_entries_the_dead_one_goes() {
             let (_, sequence) = raw.create(&path, data, &SEQUENTIAL).await.unwrap();
             nodes.push(format!("{path}{sequence}"));
         }
-        soon("listed", service.wait_for(|s| s.instances().len() == 1)).await;
+        soon("listed", service.wait_for(|s| s.instances().len() == 1)).await.unwrap();
         let (dead, living) = if first_dies { (&nodes[0], &nodes[1]) } else { (&nodes[1], &nodes[0]) };
         raw.delete(dead, None).await.unwrap();
         // Told after it: so the deletion has been seen as well.
         raw.create(&format!("{prefix}/s/later"), &replaced(data, "later"), &EPHEMERAL).await.unwrap();
         let snapshot = soon("seen", service.wait_for(|s| s.find("later").is_some())).await;
-        assert_eq!(snapshot.instances().iter().filter(|i| &*i.code == "same").count(), 1);
+        assert_eq!(snapshot.unwrap().instances().iter().filter(|i| &*i.code == "same").count(), 1);
         raw.delete(living, None).await.unwrap();
-        soon("gone", service.wait_for(|s| s.find("same").is_none())).await;
+        soon("gone", service.wait_for(|s| s.find("same").is_none())).await.unwrap();
         raw.delete(&format!("{prefix}/s/later"), None).await.unwrap();
-        soon("empty", service.wait_for(Snapshot::is_empty)).await;
+        soon("empty", service.wait_for(Snapshot::is_empty)).await.unwrap();
     }
 }
 
@@ -176,17 +176,17 @@ async fn a_missing_prefix_is_empty_and_followed() {
     assert_eq!(raw.check_stat(prefix.trim_end_matches("/deep/down")).await.unwrap(), None);
     let other = Registry::connect(&url).await.unwrap();
     let registration = other.register(Instance::new("s").code("a")).await.unwrap();
-    soon("followed", service.wait_for(|s| s.master().is_some())).await;
+    soon("followed", service.wait_for(|s| s.master().is_some())).await.unwrap();
     assert_eq!(all.snapshots().len(), 1);
     // And once more, with the prefix deleted under its readers.
     registration.close().await.unwrap();
     for path in [format!("{prefix}/s"), prefix.clone(), prefix.trim_end_matches("/down").to_owned()] {
         raw.delete(&path, None).await.unwrap();
     }
-    soon("gone", service.wait_for(Snapshot::is_empty)).await;
+    soon("gone", service.wait_for(Snapshot::is_empty)).await.unwrap();
     let mut again = other.register(Instance::new("s").code("b")).await.unwrap();
     until_role("master", &mut again, Role::is_master).await;
-    soon("followed again", service.wait_for(|s| s.find("b").is_some())).await;
+    soon("followed again", service.wait_for(|s| s.find("b").is_some())).await.unwrap();
 }
 
 /// Defect 26: user name and password stand in a world-readable node.

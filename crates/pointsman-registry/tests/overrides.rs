@@ -18,7 +18,7 @@ fn is_drained(snapshot: &Snapshot, code: &str) -> bool {
 
 async fn until_drained(service: &Service, code: &str, wanted: bool) -> Arc<Snapshot> {
     let there = |s: &Snapshot| s.find(code).is_some_and(|i| !i.is_guarded()) && is_drained(s, code) == wanted;
-    soon("drained, or not any more", service.wait_for(there)).await
+    soon("drained, or not any more", service.wait_for(there)).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,14 +36,14 @@ async fn a_registry_in_memory_takes_them_up_from_its_snapshots() {
         until_drained(&service, "a", round < 2).await;
         let elsewhere = registry.register(Instance::new("s").code("elsewhere")).await.unwrap();
         let shown = soon("elsewhere", service.wait_for(|s| s.find("elsewhere").is_some())).await;
-        assert_eq!(shown.find("elsewhere").unwrap().weight, 9, "round {round}");
+        assert_eq!(shown.unwrap().find("elsewhere").unwrap().weight, 9, "round {round}");
         if round == 1 {
             registry.undrain("s", "a").await.unwrap();
             until_drained(&service, "a", false).await;
         }
         a.close().await.unwrap();
         elsewhere.close().await.unwrap();
-        soon("all are gone", service.wait_for(|s| s.instances().is_empty())).await;
+        soon("all are gone", service.wait_for(|s| s.instances().is_empty())).await.unwrap();
         drop(service);
         registry.close().await;
         // The directory's last word is written when nobody follows it any more.
@@ -77,7 +77,7 @@ async fn a_zookeeper_that_has_lost_its_data_is_given_them_back() {
     registry.drain("s", "a").await.unwrap();
     registry.set_weight("s", "b", Some(7)).await.unwrap();
     let ready = |s: &Snapshot| is_drained(s, "a") && s.find("b").is_some_and(|b| b.weight == 7);
-    soon("set", service.wait_for(ready)).await;
+    soon("set", service.wait_for(ready)).await.unwrap();
     let mut changes = service.changes();
     let watching = tokio::spawn(async move {
         loop {
@@ -149,7 +149,7 @@ async fn an_agent_that_begins_anew_is_told_who_was_drained() {
     let own = below.discover("s").await.unwrap();
     until_drained(&own, "a", true).await;
     until_drained(&service, "a", true).await;
-    soon("both are back", service.wait_for(|s| s.instances().len() == 2 && !s.is_guarded())).await;
+    soon("both are back", service.wait_for(|s| s.instances().len() == 2 && !s.is_guarded())).await.unwrap();
     assert!(!watching.is_finished(), "it was drained all the time");
     registry.undrain("s", "a").await.unwrap();
     assert_eq!(soon("undrained", watching).await.unwrap().status, Status::Passing);
@@ -170,7 +170,7 @@ async fn an_instance_that_registers_is_written_down_as_seen() {
     // Once: what is newer than the own node says enough.
     let service = registry.discover("s").await.unwrap();
     registry.set_weight("s", "a", Some(3)).await.unwrap();
-    soon("set", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 3))).await;
+    soon("set", service.wait_for(|s| s.find("a").is_some_and(|a| a.weight == 3))).await.unwrap();
     let (_, after) = raw.get_data(&path).await.unwrap();
     assert_eq!(after.version, 2);
 }

@@ -18,7 +18,7 @@ async fn live(registry: &Registry, code: &str) -> Service {
     let instance = Instance::with_code("s", code).address("127.0.0.1:1");
     let registration = soon("registered", registry.register(instance)).await.unwrap();
     let service = soon("discovered", registry.discover("s")).await.unwrap();
-    soon("found", service.wait_for(|snapshot| snapshot.find(code).is_some())).await;
+    soon("found", service.wait_for(|snapshot| snapshot.find(code).is_some())).await.unwrap();
     assert_eq!(service.freshness(), Freshness::Fresh);
     soon("closed", registration.close()).await.unwrap();
     service

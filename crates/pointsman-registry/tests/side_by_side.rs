@@ -30,14 +30,14 @@ async fn each_sees_the_other_in_both_roles() {
     assert_eq!(seen["s"].normal_codes(), ["theirs"]);
     assert!(seen["s"].skipped.is_empty());
     // What we see of it.
-    let snapshot = soon("theirs", service.wait_for(|s| s.find("theirs").is_some())).await;
+    let snapshot = soon("theirs", service.wait_for(|s| s.find("theirs").is_some())).await.unwrap();
     let theirs = snapshot.find("theirs").unwrap();
     assert_eq!((theirs.address.as_deref(), theirs.weight, theirs.role), (Some("127.0.0.1:50001"), 1, Role::Normal));
     // It takes the mastership over from us ...
     ours.close().await.unwrap();
     foreign.becomes(ForeignRole::Master, SOON).await;
     let is_theirs = |s: &pointsman_core::Snapshot| s.master().is_some_and(|m| &*m.code == "theirs");
-    soon("theirs is master", service.wait_for(is_theirs)).await;
+    soon("theirs is master", service.wait_for(is_theirs)).await.unwrap();
     // ... and we from it.
     let ours = Instance::new("s").code("ours").address("10.0.0.1:80");
     let mut ours = registry.register(ours).await.unwrap();
@@ -45,7 +45,7 @@ async fn each_sees_the_other_in_both_roles() {
     assert_eq!(read_as_foreign(&server.client().await, &prefix).await["s"].normal_codes(), ["ours"]);
     foreign.stop().await;
     let role = until_role("ours is master", &mut ours, Role::is_master).await;
-    let snapshot = soon("seen", service.wait_for(|s| s.master().is_some_and(|m| m.role == role))).await;
+    let snapshot = soon("seen", service.wait_for(|s| s.master().is_some_and(|m| m.role == role))).await.unwrap();
     assert_eq!(snapshot.instances().len(), 1);
 }
 
@@ -70,15 +70,15 @@ async fn an_instance_between_its_two_steps_is_listed_once() {
     // It stays registered twice for a while: defect 5.
     let slow = Foreign::options(&server.address(), &prefix, "s", "theirs").promotion_pause(Duration::from_millis(300));
     let foreign = slow.start().await;
-    soon("both", service.wait_for(|s| s.instances().len() == 2)).await;
+    soon("both", service.wait_for(|s| s.instances().len() == 2)).await.unwrap();
     ours.close().await.unwrap();
     let is_master = |s: &pointsman_core::Snapshot| s.master().is_some_and(|m| &*m.code == "theirs");
-    let snapshot = soon("theirs is master", service.wait_for(is_master)).await;
+    let snapshot = soon("theirs is master", service.wait_for(is_master)).await.unwrap();
     assert_eq!(snapshot.instances().len(), 1, "{snapshot:?}");
     foreign.becomes(ForeignRole::Master, SOON).await;
     assert_eq!(service.snapshot().instances().len(), 1);
     drop(foreign);
-    soon("gone", service.wait_for(|s| s.instances().is_empty())).await;
+    soon("gone", service.wait_for(|s| s.instances().is_empty())).await.unwrap();
     assert_eq!(soon("all changes", counting).await.unwrap(), 1);
 }
 
@@ -109,7 +109,7 @@ async fn an_observer_stands_in_nobodys_way() {
     foreign.becomes(ForeignRole::Master, SOON).await;
     foreign.stop().await;
     let service = registry.discover("s").await.unwrap();
-    soon("only observers", service.wait_for(|s| s.instances().len() == 8 && s.master().is_none())).await;
+    soon("only observers", service.wait_for(|s| s.instances().len() == 8 && s.master().is_none())).await.unwrap();
     assert!(observers.iter().all(|observer| observer.role() == Role::Normal));
 }
 
@@ -130,7 +130,7 @@ async fn a_mixed_fleet_has_one_master_after_another() {
         let complete = |s: &pointsman_core::Snapshot| {
             s.instances().len() == left && s.master().is_some_and(|m| Some(m.role) != last)
         };
-        let snapshot = soon(&format!("{left} left"), service.wait_for(complete)).await;
+        let snapshot = soon(&format!("{left} left"), service.wait_for(complete)).await.unwrap();
         let master = snapshot.master().unwrap();
         assert!(master.role.term() > last.and_then(Role::term), "terms only rise");
         last = Some(master.role);

@@ -151,6 +151,7 @@ impl Fleet {
         let snapshot = tokio::time::timeout(Duration::from_secs(2), listed).await.unwrap_or_else(|_| {
             panic!("{after}: the directory is not what the registry is after 2 s: {:?}", self.service.snapshot())
         });
+        let snapshot = snapshot.unwrap();
         // The directory may know of a master before the instance itself does; or it may not know yet that the master of before
         // has got another term.
         let agreed = async {

@@ -145,7 +145,7 @@ async fn nobody_sees_one_who_moves_missing() {
     // Far away: when it reads what it has been told of, that is long past.
     let proxy = CuttingProxy::start(server.socket_address());
     let service = connect(&proxy.address(), &fleet).await.discover("s").await.unwrap();
-    soon("both", service.wait_for(|s| s.instances().len() == 2)).await;
+    soon("both", service.wait_for(|s| s.instances().len() == 2)).await.unwrap();
     proxy.delay(Duration::from_millis(20));
     let mut changes = service.changes();
     let watching = tokio::spawn(async move {

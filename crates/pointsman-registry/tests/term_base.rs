@@ -27,7 +27,7 @@ fn term(registration: &Registration) -> Term {
 /// The term of the master with this code, as somebody who follows is told.
 async fn told(service: &Service, code: &str) -> Term {
     let is_there = service.wait_for(|s| s.master().is_some_and(|master| *master.code == *code));
-    soon("the master is shown", is_there).await.master().unwrap().role.term().unwrap()
+    soon("the master is shown", is_there).await.unwrap().master().unwrap().role.term().unwrap()
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn a_mastership_that_goes_on_keeps_its_term_across_a_raise() {
     let next = soon("master anew", async {
         service.wait_for(|s| s.master().is_some_and(|m| m.role.term() > Some(granted))).await
     });
-    assert!(next.await.master().unwrap().role.term() > Some(Term(1 << 52)));
+    assert!(next.await.unwrap().master().unwrap().role.term() > Some(Term(1 << 52)));
 }
 
 /// It knows nothing of bases, and writes nothing of terms.

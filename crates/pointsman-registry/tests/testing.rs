@@ -91,7 +91,7 @@ async fn what_is_known_is_stale_while_the_connection_is_cut_and_requests_wait_fo
     let registry = test.registry();
     let service = soon("followed", registry.discover("s")).await.unwrap();
     let them = register(&test.elsewhere(), "them").await;
-    soon("seen", service.wait_for(|snapshot| snapshot.find("them").is_some())).await;
+    soon("seen", service.wait_for(|snapshot| snapshot.find("them").is_some())).await.unwrap();
     test.cut();
     soon("stale", service.directory().stale()).await;
     assert!(matches!(service.freshness(), Freshness::Stale { .. }));
@@ -102,10 +102,10 @@ async fn what_is_known_is_stale_while_the_connection_is_cut_and_requests_wait_fo
         test.mend();
     };
     tokio::join!(waiting, mending).0.unwrap();
-    soon("fresh", service.directory().fresh()).await;
-    soon("drained", service.wait_for(|s| s.find("them").is_some_and(|them| !them.takes_work()))).await;
+    soon("fresh", service.directory().fresh()).await.unwrap();
+    soon("drained", service.wait_for(|s| s.find("them").is_some_and(|them| !them.takes_work()))).await.unwrap();
     them.close().await.unwrap();
-    soon("gone", service.wait_for(pointsman_core::Snapshot::is_empty)).await;
+    soon("gone", service.wait_for(pointsman_core::Snapshot::is_empty)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,14 +118,16 @@ async fn a_registry_that_loses_its_data_is_registered_in_again_and_nobody_is_for
         living.push(register(&registry, &format!("i{number}")).await);
     }
     test.registry().drain("s", "i3").await.unwrap();
-    soon("all", service.wait_for(|s| s.instances().len() == 4 && s.find("i3").is_some_and(|i| !i.takes_work()))).await;
+    soon("all", service.wait_for(|s| s.instances().len() == 4 && s.find("i3").is_some_and(|i| !i.takes_work())))
+        .await
+        .unwrap();
     test.cut();
     test.empty();
     test.mend();
     let full = |snapshot: &pointsman_core::Snapshot| snapshot.instances().len() == 4;
     let (mut changes, all) =
         (service.changes(), service.wait_for(|s| full(s) && !s.is_guarded() && s.master().is_some()));
-    soon("all are back", all).await;
+    soon("all are back", all).await.unwrap();
     assert!(!service.snapshot().find("i3").unwrap().takes_work(), "a drain is kept by those who know of it");
     while let Some(Some(change)) = futures_util::FutureExt::now_or_never(changes.next()) {
         assert!(!matches!(change, pointsman_core::Change::Left(_)), "{change:?}");
@@ -146,5 +148,5 @@ async fn who_closes_while_the_connection_is_cut_is_gone_when_it_is_back_and_test
     assert!(matches!(us.close().await, Err(Error::Unavailable { .. })));
     assert!(theirs.snapshot().find("us").is_some());
     test.mend();
-    soon("gone", theirs.wait_for(pointsman_core::Snapshot::is_empty)).await;
+    soon("gone", theirs.wait_for(pointsman_core::Snapshot::is_empty)).await.unwrap();
 }

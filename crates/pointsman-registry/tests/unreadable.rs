@@ -62,8 +62,8 @@ async fn a_service_that_may_not_be_read_is_not_one_without_instances() {
     assert_eq!(all.snapshot("t").instances().len(), 1, "others are not concerned");
     allow(&raw, &folder, Permission::ALL).await;
     let everybody = |s: &Snapshot| codes(s) == ["a", "b"] && s.problems().is_empty() && s.master().is_some();
-    soon("seen again, by one", one.wait_for(everybody)).await;
-    soon("seen again, by all", all.service("s").unwrap().wait_for(everybody)).await;
+    soon("seen again, by one", one.wait_for(everybody)).await.unwrap();
+    soon("seen again, by all", all.service("s").unwrap().wait_for(everybody)).await.unwrap();
 }
 
 /// What an agent answers, with its head.
@@ -88,7 +88,7 @@ async fn an_agent_tells_what_it_may_not_read() {
     let agent = Agent::start(&below, Settings::new(([127, 0, 0, 1], 0).into())).await.unwrap();
     let reader = Registry::connect(&format!("http://{}", agent.address())).await.unwrap();
     let service = reader.discover("s").await.unwrap();
-    let told = soon("told", service.wait_for(|s| s.unreadable().is_some())).await;
+    let told = soon("told", service.wait_for(|s| s.unreadable().is_some())).await.unwrap();
     assert_eq!(told.unreadable().unwrap().reason, format!("not authorized: {folder}"));
     for path in ["instances", "instances/a", "master", "pick"] {
         let answer = ask(&agent, &format!("/v1/services/s/{path}")).await;
@@ -97,7 +97,7 @@ async fn an_agent_tells_what_it_may_not_read() {
     }
     assert!(ask(&agent, "/v1/services/s/instances?all").await.contains(&folder));
     allow(&raw, &folder, Permission::ALL).await;
-    soon("seen", service.wait_for(|s| codes(s) == ["a"] && s.problems().is_empty())).await;
+    soon("seen", service.wait_for(|s| codes(s) == ["a"] && s.problems().is_empty())).await.unwrap();
     soon("answered", async { while !ask(&agent, "/v1/services/s/instances").await.starts_with("HTTP/1.1 200 ") {} })
         .await;
 }
@@ -116,7 +116,7 @@ async fn what_was_known_of_a_service_is_kept_while_it_may_not_be_read() {
     let reader = Registry::connect(&url(&proxy.address(), &prefix, "")).await.unwrap();
     let service = reader.discover("s").await.unwrap();
     let is_drained = |s: &Snapshot| s.find("b").is_some_and(|b| b.status == Status::Drained);
-    soon("all", service.wait_for(|s| s.instances().len() == 3 && is_drained(s))).await;
+    soon("all", service.wait_for(|s| s.instances().len() == 3 && is_drained(s))).await.unwrap();
     proxy.cut();
     let (folder, set) = (format!("{prefix}/s"), format!("/pointsman{prefix}/overrides/s"));
     let hidden = [folder.clone(), set.clone(), format!("{set}/b")];
@@ -125,7 +125,7 @@ async fn what_was_known_of_a_service_is_kept_while_it_may_not_be_read() {
     }
     kept.pop().unwrap().close().await.unwrap();
     proxy.mend();
-    let seen = soon("told", service.wait_for(|s| s.unreadable().is_some() && s.instances().len() == 2)).await;
+    let seen = soon("told", service.wait_for(|s| s.unreadable().is_some() && s.instances().len() == 2)).await.unwrap();
     assert_eq!(codes(&seen), ["a", "b"], "what has gone is gone");
     assert!(is_drained(&seen), "what was set stays in force");
     for path in &hidden {
@@ -137,7 +137,7 @@ async fn what_was_known_of_a_service_is_kept_while_it_may_not_be_read() {
     registry.undrain("s", "b").await.unwrap();
     let _d = registry.register(Instance::new("s").code("d")).await.unwrap();
     let right = |s: &Snapshot| codes(s) == ["a", "b", "d"] && s.problems().is_empty() && !is_drained(s);
-    soon("everything is as it is", service.wait_for(right)).await;
+    soon("everything is as it is", service.wait_for(right)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +160,7 @@ async fn a_node_that_may_not_be_read_is_told_and_seen_again() {
     registry.drain("s", "a").await.unwrap();
     until_role("the drained master lets another go first", &mut a, |role| role == Role::Normal).await;
     allow(&raw, &path, Permission::ALL).await;
-    soon("seen", service.wait_for(|s| codes(s) == ["a", "b", "c", "x"] && s.problems().is_empty())).await;
+    soon("seen", service.wait_for(|s| codes(s) == ["a", "b", "c", "x"] && s.problems().is_empty())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +201,7 @@ async fn what_operators_have_set_is_seen_as_soon_as_it_may_be_read() {
     .await;
     // Followed from then on.
     registry.undrain("s", "a").await.unwrap();
-    soon("undrained", all.service("s").unwrap().wait_for(|s| !is_drained(s, "a"))).await;
+    soon("undrained", all.service("s").unwrap().wait_for(|s| !is_drained(s, "a"))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +217,7 @@ async fn persistent_nodes_are_no_instances_and_it_is_said_how_they_go() {
     let mut mine = registry.register(Instance::new("s").code("mine")).await.unwrap();
     assert_eq!(mine.role(), Role::Normal);
     let service = registry.discover("s").await.unwrap();
-    let snapshot = soon("there", service.wait_for(|s| s.find("mine").is_some())).await;
+    let snapshot = soon("there", service.wait_for(|s| s.find("mine").is_some())).await.unwrap();
     assert_eq!((codes(&snapshot), snapshot.master()), (vec!["mine"], None));
     for (node, path) in [&master, &normal] {
         let problem = told(&snapshot, node).unwrap();
@@ -227,7 +227,7 @@ async fn persistent_nodes_are_no_instances_and_it_is_said_how_they_go() {
         raw.delete(path, None).await.unwrap();
     }
     until_role("the way is free", &mut mine, Role::is_master).await;
-    soon("no problem is left", service.wait_for(|s| s.problems().is_empty() && s.master().is_some())).await;
+    soon("no problem is left", service.wait_for(|s| s.problems().is_empty() && s.master().is_some())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,10 +288,10 @@ async fn operators_settings_lie_where_they_may_be_written() {
     let a = registry.register(Instance::new("s").code("a")).await.unwrap();
     registry.drain("s", "a").await.unwrap();
     let is_drained = |s: &Snapshot| s.find("a").is_some_and(|a| a.status == Status::Drained);
-    soon("drained", service.wait_for(is_drained)).await;
+    soon("drained", service.wait_for(is_drained)).await.unwrap();
     assert!(registry.check_term("s", a.role().term().unwrap()).await.is_ok());
     a.close().await.unwrap();
-    soon("gone", service.wait_for(|s| s.find("a").is_none())).await;
+    soon("gone", service.wait_for(|s| s.find("a").is_none())).await.unwrap();
     assert!(service.directory().has_left("s", "a"));
     let mut below = raw.list_children(&format!("/apps/pointsman{prefix}")).await.unwrap();
     below.sort();
@@ -389,9 +389,9 @@ async fn a_server_without_a_quorum_can_be_read_by_whoever_has_just_started() {
     let error = brief.drain("s", "a").await.unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("without a quorum"), "{error}");
     ensemble.restart((last + 1) % 3).await;
-    soon("what the quorum says", service.directory().fresh()).await;
+    soon("what the quorum says", service.directory().fresh()).await.unwrap();
     let b = cold.register(Instance::new("s").code("b")).await.unwrap();
-    let seen = soon("followed", service.wait_for(|s| s.find("b").is_some())).await;
+    let seen = soon("followed", service.wait_for(|s| s.find("b").is_some())).await.unwrap();
     assert_eq!(seen.find("b").unwrap().status, Status::Drained);
     b.close().await.unwrap();
 }

@@ -32,10 +32,10 @@ async fn the_folder_of_a_service_goes_with_its_last_instance_where_that_is_asked
         let (_, gone) = raw.check_and_watch_stat(&folder).await.unwrap();
         let service = registry.discover("s").await.unwrap();
         a.close().await.unwrap();
-        soon("b is left", service.wait_for(|s| s.instances().len() == 1)).await;
+        soon("b is left", service.wait_for(|s| s.instances().len() == 1)).await.unwrap();
         b.close().await.unwrap();
         assert_eq!(soon("the folder goes", gone.changed()).await.event_type, EventType::NodeDeleted, "round {round}");
-        soon("nobody is left", service.wait_for(pointsman_core::Snapshot::is_empty)).await;
+        soon("nobody is left", service.wait_for(pointsman_core::Snapshot::is_empty)).await.unwrap();
     }
     assert!(exists(&raw, &prefix).await, "the prefix stays");
 }

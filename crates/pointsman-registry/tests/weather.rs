@@ -37,11 +37,11 @@ async fn nodes_deleted_by_hand_are_restored() {
     let (normal, _) = fleet.node_of("c").await;
     fleet.raw.delete(&fleet.path(&normal), None).await.unwrap();
     let moved = |s: &pointsman_core::Snapshot| s.instances().len() == 3 && s.find("c").is_some();
-    soon("c is back", fleet.service.wait_for(|s| !moved(s))).await;
+    soon("c is back", fleet.service.wait_for(|s| !moved(s))).await.unwrap();
     fleet.settled("normal deleted").await;
     let before = fleet.master().registration.role();
     fleet.raw.delete(&fleet.path("master"), None).await.unwrap();
-    soon("another master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != before))).await;
+    soon("another master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != before))).await.unwrap();
     fleet.settled("master deleted").await;
 }
 
@@ -60,7 +60,7 @@ async fn a_deleted_folder_is_made_again() {
             break;
         }
     }
-    soon("another master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != before))).await;
+    soon("another master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != before))).await.unwrap();
     fleet.settled("folder deleted").await;
 }
 
@@ -103,7 +103,7 @@ async fn a_killed_server_comes_back_and_nothing_is_listed_twice() {
     assert_ne!(fleet.service.freshness(), Freshness::Fresh);
     assert_eq!(fleet.service.snapshot().instances().len(), 3);
     server.restart().await;
-    soon("fresh", fleet.service.directory().fresh()).await;
+    soon("fresh", fleet.service.directory().fresh()).await.unwrap();
     fleet.settled("server killed").await;
     assert_eq!(fleet.master().registration.role(), master, "the same sessions, the same master, the same term");
     // The watches of before are at work again.
@@ -161,7 +161,7 @@ async fn broken_and_foreign_nodes_harm_nobody() {
     }
     fleet.raw.mkdir(&format!("{}/bad#name+", fleet.prefix), &OPEN).await.unwrap();
     fleet.raw.create(&format!("{}/bad#name+/master", fleet.prefix), b"{}", &OPEN).await.unwrap();
-    let snapshot = soon("all seen", fleet.service.wait_for(|s| s.problems().len() == 7)).await;
+    let snapshot = soon("all seen", fleet.service.wait_for(|s| s.problems().len() == 7)).await.unwrap();
     let codes: Vec<_> = snapshot.instances().iter().map(|i| (&*i.code, i.weight)).collect();
     assert_eq!(codes, [("a", 1), ("b", 1), ("n", 0), ("u", 1)]);
     assert_eq!(snapshot.problems().iter().filter(|problem| problem.skipped).count(), 6);
@@ -192,7 +192,7 @@ async fn a_code_of_a_living_process_is_refused_and_that_of_a_dead_one_taken_over
     let registering =
         tokio::spawn(async move { other.register(Instance::new("s").code("z")).await.map(|r| (r, other)) });
     let z = fleet.service.wait_for(|s| s.find("z").is_some());
-    soon("the ghost is listed", z).await;
+    soon("the ghost is listed", z).await.unwrap();
     server.expire(session).await;
     let (registration, registry) = soon("taken over", registering).await.unwrap().unwrap();
     fleet.members.push(support::Member { registry, registration });
@@ -210,7 +210,7 @@ async fn two_newcomers_with_one_code_leave_one() {
     let (first, second) = tokio::join!(one.register(instance()), two.register(instance()));
     assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
     let service = one.discover("s").await.unwrap();
-    soon("it is listed", service.wait_for(|s| s.instances().len() == 1)).await;
+    soon("it is listed", service.wait_for(|s| s.instances().len() == 1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,7 +226,8 @@ async fn a_predecessor_that_does_not_act_is_passed_over() {
     let master = fleet.members.remove(0);
     let old = master.registration.role();
     master.registration.close().await.unwrap();
-    let snapshot = soon("a master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != old))).await;
+    let snapshot =
+        soon("a master", fleet.service.wait_for(|s| s.master().is_some_and(|m| m.role != old))).await.unwrap();
     assert!(["b", "c"].contains(&&*snapshot.master().unwrap().code));
 }
 
@@ -328,7 +329,7 @@ async fn three_hundred_instances_register_again_after_a_restart() {
     }
     let registering = (0..300).map(|n| registries[n % 30].register(Instance::new("s").code(format!("{n:03}"))));
     let all = soon("registered", futures_util::future::try_join_all(registering)).await.unwrap();
-    soon("all listed", service.wait_for(|s| s.instances().len() == 300)).await;
+    soon("all listed", service.wait_for(|s| s.instances().len() == 300)).await.unwrap();
     let raw = server.client().await;
     let folder = format!("{prefix}/s");
     let mut sessions: Vec<i64> = Vec::new();
@@ -346,7 +347,7 @@ async fn three_hundred_instances_register_again_after_a_restart() {
         let mut roles = registration.roles();
         soon("attached", async { while roles.changed().await.unwrap() == Role::Detached {} }).await;
     }
-    soon("all listed again", service.wait_for(|s| s.instances().len() == 300 && s.master().is_some())).await;
+    soon("all listed again", service.wait_for(|s| s.instances().len() == 300 && s.master().is_some())).await.unwrap();
     let raw = server.client().await;
     assert_eq!(raw.list_children(&folder).await.unwrap().len(), 300, "each exactly once");
     assert_eq!(all.iter().filter(|r| r.role().is_master()).count(), 1);
@@ -386,7 +387,7 @@ async fn a_restart_during_a_full_outage_finds_its_instances_on_disk() {
     let registry = Registry::builder(&url).snapshots(folder.path()).connect().await.unwrap();
     let instance = registry.register(Instance::new("s").code("a").address("h:1")).await.unwrap();
     let service = registry.discover("s").await.unwrap();
-    soon("listed", service.wait_for(|s| s.master().is_some())).await;
+    soon("listed", service.wait_for(|s| s.master().is_some())).await.unwrap();
     drop(service);
     server.kill();
     // Another process, later.
@@ -396,7 +397,7 @@ async fn a_restart_during_a_full_outage_finds_its_instances_on_disk() {
     assert!(matches!(found.freshness(), Freshness::Stale { .. }), "{:?}", found.freshness());
     assert!(matches!(later.discover("never-seen").await, Err(Error::Unreachable { .. })));
     server.restart().await;
-    soon("fresh", found.directory().fresh()).await;
+    soon("fresh", found.directory().fresh()).await.unwrap();
     drop(instance);
 }
 
@@ -413,7 +414,7 @@ async fn a_mass_loss_is_guarded() {
     let registering = (0..9).map(|n| fleet.register(Instance::new("s").code(format!("{n}"))));
     let all = futures_util::future::try_join_all(registering).await.unwrap();
     let _other = watcher.register(Instance::new("s").code("9")).await.unwrap();
-    soon("all", service.wait_for(|s| s.instances().len() == 10)).await;
+    soon("all", service.wait_for(|s| s.instances().len() == 10)).await.unwrap();
     // Read as they come: whoever asks late is told only what differs.
     let mut changes = service.changes();
     let watched = service.directory().clone();
@@ -432,11 +433,11 @@ async fn a_mass_loss_is_guarded() {
         guarded
     });
     proxy.blackhole();
-    let guarded = soon("guarded", service.wait_for(|s| guarded(s) == 9)).await;
+    let guarded = soon("guarded", service.wait_for(|s| guarded(s) == 9)).await.unwrap();
     assert!(guarded.instances().len() == 10 && !guarded.find("9").unwrap().is_guarded(), "{guarded:?}");
     assert!(matches!(service.freshness(), Freshness::Guarded { .. }));
     proxy.mend();
-    soon("all are back", service.wait_for(|s| s.instances().len() == 10 && !s.is_guarded())).await;
+    soon("all are back", service.wait_for(|s| s.instances().len() == 10 && !s.is_guarded())).await.unwrap();
     assert_eq!(soon("told", watching).await.unwrap(), 9);
     drop(all);
 }
@@ -458,7 +459,7 @@ async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
     let mut living = futures_util::future::try_join_all(registering).await.unwrap();
     let all = all.service("s").unwrap();
     for service in [&one, &all] {
-        soon("all", service.wait_for(|s| s.instances().len() == 10)).await;
+        soon("all", service.wait_for(|s| s.instances().len() == 10)).await.unwrap();
     }
     let mut changes = [one.changes(), all.changes()];
     proxy.cut();
@@ -469,7 +470,7 @@ async fn who_leaves_while_nobody_watches_has_left_all_the_same() {
     assert!(closed.iter().all(Result::is_ok), "{closed:?}");
     proxy.mend();
     for (service, changes) in [&one, &all].into_iter().zip(&mut changes) {
-        soon("nine have left", service.wait_for(|s| s.instances().len() == 1)).await;
+        soon("nine have left", service.wait_for(|s| s.instances().len() == 1)).await.unwrap();
         for _ in 0..9 {
             let change = soon("told", changes.next()).await.unwrap();
             assert!(matches!(change, Change::Left(_)), "{change:?}");
@@ -495,7 +496,7 @@ async fn who_becomes_master_and_leaves_while_nobody_watches_has_left() {
     for number in 0..10 {
         living.push(fleet.register(Instance::new("s").code(format!("{number}"))).await.unwrap());
     }
-    soon("all", service.wait_for(|s| s.instances().len() == 10)).await;
+    soon("all", service.wait_for(|s| s.instances().len() == 10)).await.unwrap();
     let mut changes = service.changes();
     proxy.cut();
     soon("cut off", service.directory().stale()).await;
@@ -510,7 +511,8 @@ async fn who_becomes_master_and_leaves_while_nobody_watches_has_left() {
     let nine_left = service.wait_for(|s| s.instances().len() == 1);
     tokio::time::timeout(Duration::from_secs(15), nine_left)
         .await
-        .expect("nine have left: far sooner than a guard gives them up");
+        .expect("nine have left: far sooner than a guard gives them up")
+        .unwrap();
     for _ in 0..9 {
         loop {
             match soon("told", changes.next()).await.unwrap() {
@@ -539,7 +541,7 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     let living = futures_util::future::try_join_all(registering).await.unwrap();
     let services = ["s0", "s1", "s2"].map(|service| all.service(service).unwrap());
     for service in &services {
-        soon("all", service.wait_for(|s| s.master().is_some())).await;
+        soon("all", service.wait_for(|s| s.master().is_some())).await.unwrap();
     }
     let mut changes = all.changes();
     // Those who live come back later than it is seen that there is nobody.
@@ -547,7 +549,7 @@ async fn a_registry_that_comes_back_empty_has_lost_everybody() {
     server.wipe();
     server.restart().await;
     for service in &services {
-        soon("guarded", service.wait_for(pointsman_core::Snapshot::is_guarded)).await;
+        soon("guarded", service.wait_for(pointsman_core::Snapshot::is_guarded)).await.unwrap();
     }
     proxy.mend();
     let mut back = 0;
@@ -588,13 +590,13 @@ async fn a_node_that_nobody_serves_gets_one_chance_from_whoever_is_drained() {
     // From now on it stays as it is, through several audits.
     let service = registry.discover("s").await.unwrap();
     let settled = |s: &pointsman_core::Snapshot| s.master().is_some();
-    soon("a master", service.wait_for(settled)).await;
+    soon("a master", service.wait_for(settled)).await.unwrap();
     let mut last = service.snapshot().master().unwrap().role;
     for _ in 0..2 {
         let other = service.wait_for(|s| s.master().is_none_or(|master| master.role != last));
         match tokio::time::timeout(Duration::from_secs(10), other).await {
             Err(_) => return,
-            Ok(_) => last = soon("a master", service.wait_for(settled)).await.master().unwrap().role,
+            Ok(_) => last = soon("a master", service.wait_for(settled)).await.unwrap().master().unwrap().role,
         }
     }
     let other = service.wait_for(|s| s.master().is_none_or(|master| master.role != last));
@@ -631,7 +633,7 @@ async fn a_drained_master_sees_that_another_is_drained_no_longer_however_that_is
     let in_time = Duration::from_secs(10);
     registry.drain("s", "a").await.unwrap();
     let drained = |s: &pointsman_core::Snapshot| s.find("a").is_some_and(|a| !a.takes_work());
-    soon("a is drained", service.wait_for(drained)).await;
+    soon("a is drained", service.wait_for(drained)).await.unwrap();
     // It is right at any length: the master has most probably looked at the other before that changes.
     let looked = Duration::from_millis(500);
     tokio::time::sleep(looked).await;
@@ -648,7 +650,7 @@ async fn a_drained_master_sees_that_another_is_drained_no_longer_however_that_is
     registry.set_weight("s", "b", Some(3)).await.unwrap();
     registry.drain("s", "b").await.unwrap();
     registry.drain("s", "a").await.unwrap();
-    soon("a is drained", service.wait_for(drained)).await;
+    soon("a is drained", service.wait_for(drained)).await.unwrap();
     tokio::time::sleep(looked).await;
     registry.undrain("s", "b").await.unwrap();
     let handed_on = until_role("b is master", &mut a, |role| role == Role::Normal);

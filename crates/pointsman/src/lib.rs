@@ -71,9 +71,9 @@ pub use pointsman_balance::{
     Endpoints, Explanation, Outcome, PickError, RetryBudget, Standing, Tier, UnknownAlgorithm, UnknownRole,
 };
 pub use pointsman_core::{
-    Change, Difference, Instance, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT, ObservedInstance, Problem,
-    Role, ServiceId, Snapshot, StaleTerm, Status, Term, TermGuard, View, ViewWriter, check_address, check_name,
-    is_invisible, shown,
+    Change, Difference, Instance, InvalidDuration, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT,
+    ObservedInstance, Problem, Role, ServiceId, Snapshot, StaleTerm, Status, Term, TermGuard, View, ViewWriter,
+    check_address, check_name, is_invisible, shown,
 };
 #[cfg(feature = "testing")]
 pub use pointsman_registry::testing;

@@ -71,7 +71,7 @@ fn token(
         let path = folder.readable(text)?;
         let fail = |error: String| format!("{} cannot be used: {error}", path.display());
         let token = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
-        Token::new(&token).map_err(fail)
+        Token::new(&token).map_err(|error| fail(error.to_string()))
     });
     if section.has(key) {
         // What cannot be read is replaced by what has no problem, so that the others are checked too.

@@ -95,7 +95,8 @@ impl<'d> Section<'d> {
 
     /// A length of time.
     pub(super) fn duration(&mut self, key: &'static str, example: &str) -> Option<Duration> {
-        self.text(key, &format!("a length of time in quotes, such as \"{example}\""), pointsman::parse_duration)
+        let read = |text| pointsman::parse_duration(text).map_err(|error| error.to_string());
+        self.text(key, &format!("a length of time in quotes, such as \"{example}\""), read)
     }
 
     /// A length of time that is not zero.

@@ -139,16 +139,16 @@ mod tests {
         let messages = Messages::start(&registry, ([127, 0, 0, 1], 0).into()).await.unwrap();
         let mut fleet = Fleet::start(&registry, &Arc::new(messages)).await.unwrap();
         let ress = fleet.services()[0].clone();
-        ress.wait_for(|snapshot| snapshot.instances().len() == 3 && snapshot.master().is_some()).await;
+        ress.wait_for(|snapshot| snapshot.instances().len() == 3 && snapshot.master().is_some()).await.unwrap();
         assert_eq!(&*ress.master().unwrap().code, "ress-1");
         assert_eq!(fleet.kill_master(0).as_deref(), Some("ress-1"));
-        ress.wait_for(|snapshot| snapshot.master().is_some_and(|master| &*master.code == "ress-2")).await;
+        ress.wait_for(|snapshot| snapshot.master().is_some_and(|master| &*master.code == "ress-2")).await.unwrap();
         fleet.add(0).await.unwrap();
         fleet.toggle_drain(0, "ress-4").await.unwrap();
-        ress.wait_for(|snapshot| snapshot.find("ress-4").is_some_and(|i| !i.takes_work())).await;
+        ress.wait_for(|snapshot| snapshot.find("ress-4").is_some_and(|i| !i.takes_work())).await.unwrap();
         fleet.toggle_drain(0, "ress-4").await.unwrap();
-        ress.wait_for(|snapshot| snapshot.find("ress-4").is_some_and(|i| i.takes_work())).await;
+        ress.wait_for(|snapshot| snapshot.find("ress-4").is_some_and(|i| i.takes_work())).await.unwrap();
         fleet.close().await;
-        ress.wait_for(|snapshot| snapshot.instances().is_empty()).await;
+        ress.wait_for(|snapshot| snapshot.instances().is_empty()).await.unwrap();
     }
 }

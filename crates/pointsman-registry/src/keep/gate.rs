@@ -44,7 +44,8 @@ impl Gate {
     /// Waits for the health to be another one. Cancellation loses nothing.
     pub(super) async fn changed(&mut self) -> Health {
         let Some(checking) = &mut self.checking else { return std::future::pending().await };
-        if checking.health.changed().await.is_err() {
+        // In a box, because most have no check, and need no room for it.
+        if Box::pin(checking.health.changed()).await.is_err() {
             // The check has broken off.
             std::future::pending::<()>().await;
         }
@@ -69,9 +70,9 @@ async fn ask(check: Check, health: watch::Sender<Health>) {
         let found = checking.changed().await;
         match &found {
             Ok(()) => tracing::info!(%probe, "the check passes"),
-            Err(why) if health.borrow().is_ok() => tracing::warn!(%probe, why, "the check fails"),
+            Err(why) if health.borrow().is_ok() => tracing::warn!(%probe, %why, "the check fails"),
             // It has not passed yet.
-            Err(why) => tracing::info!(%probe, why, "the check fails"),
+            Err(why) => tracing::info!(%probe, %why, "the check fails"),
         }
         let _ = health.send_replace(found.map_err(|why| format!("{probe}: {why}")));
     }

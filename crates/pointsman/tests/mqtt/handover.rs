@@ -45,7 +45,7 @@ async fn goes_round(registry: &Registry, relay: Relay, address: &str, how: HandO
         registrations.push(registry.register(Instance::new("cfgs").code(code)).await.unwrap());
     }
     let cfgs = registry.discover("cfgs").await.unwrap();
-    within(cfgs.wait_for(|snapshot| snapshot.instances().len() == 3 && snapshot.master().is_some())).await;
+    within(cfgs.wait_for(|snapshot| snapshot.instances().len() == 3 && snapshot.master().is_some())).await.unwrap();
     let services = paho(address, &["svc-a/#", "svc-b/#", "svc-c/#"]).await;
     let (sender, dead) = (paho(address, &[]).await, paho(address, &["pointsman/dead-letter/#"]).await);
     let mut sent = 0;
@@ -143,7 +143,8 @@ async fn by_closing_the_master() {
         within(cfgs.wait_for(|snapshot| {
             snapshot.instances().len() == 2 && snapshot.master().is_some_and(|master| &*master.code != next)
         }))
-        .await;
+        .await
+        .unwrap();
         within(client.publish("/login/x", "before", Qos::AtLeastOnce)).await.unwrap();
         let closing = tokio::spawn(current.close());
         let mut sent = 0;
@@ -177,9 +178,9 @@ async fn a_service_resigns_and_goes_on() {
     let is_master = |code: &'static str| {
         move |snapshot: &pointsman::Snapshot| snapshot.master().is_some_and(|master| &*master.code == code)
     };
-    within(cfgs.wait_for(is_master("svc-a"))).await;
+    within(cfgs.wait_for(is_master("svc-a"))).await.unwrap();
     within(services[0].resign()).await.unwrap();
-    within(cfgs.wait_for(is_master("svc-b"))).await;
+    within(cfgs.wait_for(is_master("svc-b"))).await.unwrap();
     let again = within(services[0].resign()).await;
     let not_master = matches!(again, Err(pointsman::mqtt::Error::Registry(pointsman::Error::NotMaster { .. })));
     assert!(not_master, "{again:?}");

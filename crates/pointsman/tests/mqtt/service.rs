@@ -198,12 +198,12 @@ async fn who_leaves_finishes_its_work_and_nobody_else_gets_it() {
     });
     let leaving = start(leaving).await;
     let cfgs = registry.discover("cfgs").await.unwrap();
-    within(cfgs.wait_for(|snapshot| snapshot.instances().len() == 2)).await;
+    within(cfgs.wait_for(|snapshot| snapshot.instances().len() == 2)).await.unwrap();
     let sender = sender(&broker).await;
     sender.publish(question("1")).await;
     within(begun.notified()).await;
     let closing = tokio::spawn(leaving.close());
-    within(cfgs.wait_for(|snapshot| snapshot.find("svc-b").is_some_and(|b| b.weight == 0))).await;
+    within(cfgs.wait_for(|snapshot| snapshot.find("svc-b").is_some_and(|b| b.weight == 0))).await.unwrap();
     // What is new goes to the other one.
     sender.publish(question("2")).await;
     assert_eq!(sender.next_message(SOON).await.text(), "a:/login/user:2");
@@ -240,7 +240,7 @@ async fn a_handler_that_does_not_finish_is_given_up_and_its_message_is_not() {
     drop(next);
     // Dropped, it leaves too.
     let cfgs = registry.discover("cfgs").await.unwrap();
-    within(cfgs.wait_for(pointsman::Snapshot::is_empty)).await;
+    within(cfgs.wait_for(pointsman::Snapshot::is_empty)).await.unwrap();
 }
 
 #[tokio::test]

@@ -185,7 +185,8 @@ impl Proxied {
         condition: impl FnMut(&Snapshot) -> bool,
     ) -> Result<std::sync::Arc<Snapshot>, Mismatch> {
         let waiting = tokio::time::timeout(DEADLINE, self.service.wait_for(condition)).await;
-        waiting.map_err(|_| Mismatch::new(expected, format!("{:?}", self.service.snapshot().instances())))
+        let mismatch = || Mismatch::new(expected, format!("{:?}", self.service.snapshot().instances()));
+        waiting.ok().and_then(Result::ok).ok_or_else(mismatch)
     }
 
     /// Waits until an instance is at so many requests.

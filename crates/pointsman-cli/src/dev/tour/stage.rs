@@ -90,8 +90,8 @@ impl Stage {
     ) -> Result<Arc<Snapshot>, Mismatch> {
         let waiting = self.service.wait_for(condition);
         match tokio::time::timeout(DEADLINE, waiting).await {
-            Ok(snapshot) => Ok(snapshot),
-            Err(_) => Err(Mismatch::new(expected, describe(&self.service.snapshot()))),
+            Ok(Ok(snapshot)) => Ok(snapshot),
+            _ => Err(Mismatch::new(expected, describe(&self.service.snapshot()))),
         }
     }
 
