@@ -26,7 +26,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // Everything that a generated client needs: it follows the service, connects, and ejects what fails.
-    let channel = pointsman::tonic::channel(&registry.discover("ress").await?);
+    let channel = pointsman::grpc::channel(&registry.discover("ress").await?);
     let mut client = HealthClient::new(channel);
     for _ in 0..4 {
         let answer = client.check(HealthCheckRequest::default()).await?;

@@ -8,7 +8,7 @@
 
 use http::Request;
 use http_body_util::{BodyExt as _, Empty};
-use pointsman::http::{Action, Proxy, Route, RouteRole, Settings};
+use pointsman::proxy::{Action, Proxy, Route, RouteRole, Settings};
 use pointsman::{Instance, Registration, Registry};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         registrations.push(registry.register(Instance::new("ress").address(format!("127.0.0.1:{port}"))).await?);
     }
     let service = registry.discover("ress").await?;
-    let discover = pointsman::tower::discover(&service, |instance| {
+    let discover = pointsman::client::discover(&service, |instance| {
         // A real caller makes a client for the address here.
         let address: Arc<str> = instance.address.clone().unwrap_or_default();
         let call = move |request: u32| {

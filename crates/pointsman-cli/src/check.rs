@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pointsman::mqtt::{RouteRole, Settings};
-use pointsman::{agent, http};
+use pointsman::{agent, proxy};
 use serde::Serialize;
 
 use crate::args::{Global, Output};
@@ -274,9 +274,9 @@ impl<'a> Proxy<'a> {
 }
 
 impl<'a> ProxyRoute<'a> {
-    fn new(route: &'a http::Route) -> Option<Self> {
+    fn new(route: &'a proxy::Route) -> Option<Self> {
         let action = match &route.action {
-            http::Action::Pass(pass) => ProxyAction::Pass {
+            proxy::Action::Pass(pass) => ProxyAction::Pass {
                 service: &pass.service,
                 registry: pass.registry.as_deref(),
                 algorithm: pass.algorithm.name(),
@@ -284,7 +284,7 @@ impl<'a> ProxyRoute<'a> {
                 split: pass.split.iter().map(|(service, share)| (&**service, *share)).collect(),
                 mirror: pass.mirror.as_ref().map(|(service, percent)| Mirror { service, percent: *percent }),
             },
-            http::Action::Answer(answer) => ProxyAction::Answer { answer: answer.status },
+            proxy::Action::Answer(answer) => ProxyAction::Answer { answer: answer.status },
             _ => return None,
         };
         Some(Self { name: &route.name, when: conditions(&route.when), action })

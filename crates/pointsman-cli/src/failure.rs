@@ -77,8 +77,8 @@ impl From<pointsman::mqtt::Error> for Failure {
     }
 }
 
-impl From<pointsman::http::Error> for Failure {
-    fn from(error: pointsman::http::Error) -> Self {
+impl From<pointsman::proxy::Error> for Failure {
+    fn from(error: pointsman::proxy::Error) -> Self {
         Self::new(chain(&error))
     }
 }

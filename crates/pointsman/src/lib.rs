@@ -51,20 +51,20 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "tower")]
+pub mod client;
 #[cfg(any(feature = "http", feature = "mqtt"))]
 mod followed;
+#[cfg(feature = "tonic")]
+pub mod grpc;
 #[cfg(feature = "tower")]
 mod held_body;
-#[cfg(feature = "http")]
-pub mod http;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
+#[cfg(feature = "http")]
+pub mod proxy;
 #[cfg(any(feature = "http", feature = "mqtt"))]
 mod registries;
-#[cfg(feature = "tonic")]
-pub mod tonic;
-#[cfg(feature = "tower")]
-pub mod tower;
 
 pub use pointsman_balance::{
     Algorithm, Balancer, Builder as BalancerBuilder, CallError, CallPolicy, Candidates, Claim, Considered, Ejection,

@@ -12,7 +12,7 @@ mod service;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pointsman::http::{AccessLog, Network, Settings, Tls};
+use pointsman::proxy::{AccessLog, Network, Settings, Tls};
 use pointsman::{check_address, check_name};
 
 use super::document::Document;

@@ -157,7 +157,7 @@ impl Config {
         if let Some(Http { settings, registries, register_as, .. }) = &mut self.http {
             registries.resolve(default.as_deref(), register_as.is_some());
             for route in &mut settings.routes {
-                if let pointsman::http::Action::Pass(pass) = &mut route.action {
+                if let pointsman::proxy::Action::Pass(pass) = &mut route.action {
                     registries.name_no_own(&mut pass.registry);
                 }
             }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pointsman::http::{self, Action, Answer, Network, Pass, Proxy, ProxyError, Route, RouteRole, Settings, Sticky};
+use pointsman::proxy::{self, Action, Answer, Network, Pass, Proxy, ProxyError, Route, RouteRole, Settings, Sticky};
 use pointsman::{Algorithm, Registry};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -49,7 +49,7 @@ impl Requests {
         let start =
             |address| Proxy::builder(registry, settings(address, Algorithm::RoundRobin)).register_as(PROXIES).start();
         let started = match start(address).await {
-            Err(http::Error::Proxy(ProxyError::Listen { .. })) => start(SocketAddr::new(address.ip(), 0)).await,
+            Err(proxy::Error::Proxy(ProxyError::Listen { .. })) => start(SocketAddr::new(address.ip(), 0)).await,
             started => started,
         };
         let mut proxy = started.map_err(|error| failed("start the proxy", &error))?;
@@ -158,7 +158,7 @@ pub(super) async fn ask(address: &str, path: &str, fields: &[(&str, &str)]) -> i
     tokio::time::timeout(PATIENCE, asking).await?
 }
 
-fn failed(what: &str, error: &http::Error) -> Failure {
+fn failed(what: &str, error: &proxy::Error) -> Failure {
     Failure::new(format!("{what}: {}", chain(error)))
 }
 

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use pointsman::Registry;
 use pointsman::agent::{self, Agent};
-use pointsman::http::Proxy;
 use pointsman::mqtt::Relay;
 use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
+use pointsman::proxy::Proxy;
 use tokio::task::JoinSet;
 
 use super::access_log::LogFile;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pointsman::Algorithm;
-use pointsman::http::{Action, Answer, Pass, Route, Settings, Sticky, When};
+use pointsman::proxy::{Action, Answer, Pass, Route, Settings, Sticky, When};
 use toml::de::DeValue;
 
 use super::super::registries::{SectionRegistries, Urls};

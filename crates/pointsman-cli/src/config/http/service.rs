@@ -1,7 +1,7 @@
 //! `[http.services.NAME]`: what holds for a service, whichever route leads to it.
 
 use pointsman::Ejection;
-use pointsman::http::{Action, Check, Service, ServiceTls, Settings};
+use pointsman::proxy::{Action, Check, Service, ServiceTls, Settings};
 
 use super::super::paths::{Folder, NamedFile};
 use super::super::section::Section;

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pointsman::Algorithm;
-use pointsman::http::{AccessLog, Action, Forwarded, Key, Pass, Protocol, Route, RouteRole, Sticky};
+use pointsman::proxy::{AccessLog, Action, Forwarded, Key, Pass, Protocol, Route, RouteRole, Sticky};
 
 use super::super::credentials::Tokens;
 use super::super::{Checked, Problem};

@@ -16,8 +16,8 @@ use tonic::transport::{Channel as Connection, Endpoint};
 use tonic::{Code, Status, TimeoutExpired};
 use tower::{Service, ServiceExt as _};
 
+use crate::client::NoAddress;
 use crate::held_body::HeldBody;
-use crate::tower::NoAddress;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -28,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// ```
 /// # async fn example(registry: pointsman::Registry) -> pointsman::Result<()> {
-/// let channel = pointsman::tonic::channel(&registry.discover("ress").await?);
+/// let channel = pointsman::grpc::channel(&registry.discover("ress").await?);
 /// // let client = GreeterClient::new(channel);
 /// # Ok(())
 /// # }

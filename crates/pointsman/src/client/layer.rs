@@ -25,7 +25,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// ```
 /// use pointsman::Algorithm;
-/// use pointsman::tower::BalanceLayer;
+/// use pointsman::client::BalanceLayer;
 /// use tower::Layer as _;
 ///
 /// # async fn example(service: pointsman::Service, http_client: impl Clone) {

@@ -1,4 +1,9 @@
-//! The proxy, over the services of a registry, and itself a service.
+//! HTTP: the proxy, which balances requests over instances. `docs/http.md` says what holds for its users.
+//!
+//! | who | uses |
+//! |---|---|
+//! | whoever runs the balancing | [`Proxy`]: listens, and is itself a service that clients find |
+//! | a program whose own requests are to be balanced | [`Proxy::requests`]: a `tower::Service` |
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,20 +13,24 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use pointsman_core::ServiceId;
-use pointsman_http::{Action, Options, Requests, Settings};
+use pointsman_http::Options;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use super::Error;
 use crate::followed::{Followed, register_balancer};
 use crate::{Instance, Registration, Registries};
+
+pub use pointsman_http::{
+    AccessLog, Action, Answer, Body, Check, Error as ProxyError, Forwarded, Invalid, Key, Limits, Network, Pass,
+    Protocol, Requests, Route, RouteRole, Service, ServiceTls, Settings, Sticky, Timeouts, Tls, When,
+};
 
 /// A running proxy: passes requests on to the instances of the service that a route says.
 ///
 /// Dropped, it ends at once; [`Proxy::close`] sees through what is under way.
 ///
 /// ```
-/// use pointsman::http::{Proxy, Route, Settings};
+/// use pointsman::proxy::{Proxy, Route, Settings};
 /// use pointsman::{Instance, Registry};
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -252,4 +261,22 @@ fn services(settings: &Settings) -> BTreeSet<ServiceId> {
         _ => None,
     });
     passing.flat_map(|pass| pass.services()).collect()
+}
+
+/// Why a proxy cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The registry says no.
+    #[error(transparent)]
+    Registry(#[from] crate::Error),
+    /// It cannot run as it is told to.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// The code, or the name to register under, cannot be.
+    #[error(transparent)]
+    Instance(#[from] crate::InvalidInstance),
+    /// It has ended.
+    #[error("the proxy has ended")]
+    Closed,
 }

@@ -14,7 +14,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use pointsman::tower::{BalanceLayer, NoAddress, discover};
+use pointsman::client::{BalanceLayer, NoAddress, discover};
 use pointsman::{Algorithm, Instance, ObservedInstance, PickError, Registry, Service};
 use pointsman_testkit::http::EchoOrigin;
 use tokio::time::timeout;

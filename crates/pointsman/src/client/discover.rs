@@ -25,7 +25,7 @@ use crate::Service;
 /// # async fn example(service: pointsman::Service) {
 /// use tower::discover::Discover;
 ///
-/// let discover = pointsman::tower::discover(&service, |instance| instance.address.clone());
+/// let discover = pointsman::client::discover(&service, |instance| instance.address.clone());
 /// fn accepts(_: impl Discover<Key = std::sync::Arc<str>>) {}
 /// accepts(discover);
 /// # }

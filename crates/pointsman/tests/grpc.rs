@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pointsman::tonic::{Channel, channel};
+use pointsman::grpc::{Channel, channel};
 use pointsman::{Algorithm, Instance, Registration, Registry, Service};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Runtime};
