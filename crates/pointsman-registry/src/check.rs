@@ -144,7 +144,7 @@ impl Check {
     pub async fn probe(&self) -> Result<(), ProbeError> {
         let probing = async {
             match &self.probe {
-                Probe::Tcp(address) => Ok(drop(TcpStream::connect(address).await?)),
+                Probe::Tcp(address) => TcpStream::connect(address).await.map(drop).map_err(ProbeError::from),
                 Probe::Http { address, path } => get(address, path).await,
             }
         };

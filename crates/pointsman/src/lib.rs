@@ -46,6 +46,8 @@
 //! | `agent` | | the agent, with its HTTP API and its dashboard; has TLS, and needs a C compiler |
 //!
 //! A URL that needs a feature which is not turned on is refused with an [`Error::Url`] that names the feature.
+//!
+//! Rust 1.89 is needed, with every feature. A higher version is asked for with a minor release at the earliest.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

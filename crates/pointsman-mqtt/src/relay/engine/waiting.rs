@@ -176,7 +176,9 @@ impl Engine {
 
     /// Gives up what has waited too long.
     pub(super) fn give_up_waiting(&mut self, now: Instant) {
-        while let Some(held) = self.waiting.0.pop_front_if(|held| held.deadline.is_over(now)) {
+        while self.waiting.0.front().is_some_and(|held| held.deadline.is_over(now))
+            && let Some(held) = self.waiting.0.pop_front()
+        {
             self.try_again(held, now);
         }
     }
