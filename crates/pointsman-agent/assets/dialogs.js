@@ -125,7 +125,7 @@ const KEYS = [
   ["w", "weight of the instance"], ["1 2 3 4", "services, events, audit, traffic"], ["Esc", "clear the search, or go back"], ["?", "this"],
 ];
 const WORDS = [
-  ["billing eu", "both, anywhere"], ["zone=eu-1", "a tag"], ["role:master", "or role:normal"], ["status:drained", "or status:passing"],
+  ["billing eu", "both, anywhere"], ["zone=eu-1", "a tag"], ["role:master", "or role:normal, role:observer"], ["status:drained", "or status:passing"],
   ["service: code: address:", "only there"], ["is:masterless", "or is:guarded, is:problem"], ["-word", "without it"],
 ];
 

@@ -36,7 +36,7 @@ function test(kind, value) {
   switch (kind) {
     case "code": return (instance) => instance.code.toLowerCase().includes(value);
     case "address": return (instance) => (instance.address ?? "").toLowerCase().includes(value);
-    case "role": return (instance) => instance.role.startsWith(value);
+    case "role": return (instance) => instance.role.startsWith(value) || (instance.observer && "observer".startsWith(value));
     case "status": return (instance) => instance.status.startsWith(value);
     case "tag": return (instance) => words(instance).tags.includes(value);
     default:

@@ -149,7 +149,8 @@ class Row {
     attribute(this.code, "title", instance.code.length > 22 ? instance.code : null);
     text(this.address, instance.address ?? "no address");
     attribute(this.address, "title", instance.address);
-    text(this.role, isDrained ? `${instance.role}, drained` : instance.role);
+    const role = instance.observer ? "observer" : instance.role;
+    text(this.role, isDrained ? `${role}, drained` : role);
     this.role.className = `role ${instance.role}${isDrained ? " drained" : ""}`;
     text(this.term, instance.term === undefined ? "" : term(instance.term));
     attribute(this.term, "title", instance.term === undefined ? null : `term ${instance.term}`);

@@ -65,6 +65,16 @@ async fn what_looks_like_markup_is_only_a_name() {
     fleet.complains_of_nothing().await;
 }
 
+#[tokio::test]
+async fn an_observer_is_shown_as_one() {
+    let fleet = Fleet::start().await;
+    let observer = fleet.registry.registration(instance("orders", "o")).observer().register().await.unwrap();
+    fleet.show("#/services/orders").await;
+    fleet.says(".instances td.c-role", "observer").await;
+    observer.close().await.unwrap();
+    fleet.complains_of_nothing().await;
+}
+
 /// What cannot be seen, and what turns the rest of a line round, is shown as what it is.
 #[tokio::test]
 async fn nothing_hides_in_a_name() {

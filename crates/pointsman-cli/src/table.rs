@@ -44,7 +44,7 @@ fn row(instance: &ObservedInstance) -> Vec<String> {
         shown(&instance.code),
         instance.address.as_deref().map_or_else(dash, shown),
         instance.weight.to_string(),
-        instance.role.name().to_owned(),
+        if instance.observer { "observer" } else { instance.role.name() }.to_owned(),
         instance.role.term().map_or_else(dash, |term| term.to_string()),
         json::status(instance).to_owned(),
         if tags.is_empty() { dash() } else { tags.join(",") },
@@ -107,6 +107,14 @@ mod tests {
         let status = lines[0].find("STATUS").unwrap();
         assert_eq!(&lines[1][status..status + 7], "passing", "{table}");
         assert_eq!(&lines[2][status..status + 7], "invalid", "{table}");
+    }
+
+    #[test]
+    fn an_observer_is_listed_as_one() {
+        let mut instance = ObservedInstance::from(Instance::new("s").code("a"));
+        instance.observer = true;
+        let table = instances([&instance].into_iter(), [].into_iter());
+        assert!(table.lines().nth(1).unwrap().contains("observer"), "{table}");
     }
 
     #[test]

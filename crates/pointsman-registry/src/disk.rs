@@ -69,6 +69,8 @@ struct Entry {
     tags: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     term: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    observer: bool,
     #[serde(default)]
     drained: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -214,6 +216,7 @@ impl From<&Snapshot> for File {
             weight: instance.weight,
             tags: instance.tags.clone(),
             term: instance.role.term().map(|term| term.0),
+            observer: instance.observer,
             drained: instance.status == Status::Drained,
             guarded_since_unix_ms: instance.guarded_since.map(unix_ms),
         };
@@ -236,6 +239,7 @@ impl From<File> for Saved {
             (registered.address, registered.tags) = (entry.address.map(Into::into), entry.tags);
             let role = entry.term.map_or(Role::Normal, |term| Role::Master(Term(term)));
             let mut instance = ObservedInstance::new(registered, role);
+            instance.observer = entry.observer;
             instance.status = if entry.drained { Status::Drained } else { Status::Passing };
             instance.guarded_since = entry.guarded_since_unix_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
             Arc::new(instance)
@@ -257,7 +261,7 @@ mod tests {
             ObservedInstance::from(Instance::new(service).code("a").address("h:1").tag("zone", "eu").weight(3));
         master.role = Role::Master(Term(9));
         let mut normal = ObservedInstance::from(Instance::new(service).code("b"));
-        normal.role = Role::Normal;
+        (normal.role, normal.observer) = (Role::Normal, true);
         normal.status = Status::Drained;
         let mut lost = ObservedInstance::from(Instance::new(service).code("c"));
         lost.role = Role::Normal;
