@@ -156,11 +156,11 @@ impl Error {
     /// Whether the same call may succeed later, without anything being changed by the caller.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        match self {
-            #[cfg(feature = "balance")]
-            Error::Pick(error) => error.is_retryable(),
-            error => matches!(error, Error::Unreachable { .. } | Error::Unavailable { .. } | Error::NoMaster { .. }),
+        #[cfg(feature = "balance")]
+        if let Error::Pick(error) = self {
+            return error.is_retryable();
         }
+        matches!(self, Error::Unreachable { .. } | Error::Unavailable { .. } | Error::NoMaster { .. })
     }
 }
 
