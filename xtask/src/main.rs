@@ -38,7 +38,7 @@ Tasks:
 
 const BENCHES: [&str; 6] = ["pick", "registry", "mqtt", "agent", "churn", "http"];
 /// Features of the crate `pointsman` that are checked without any other: none, each, and what is likely to be taken together.
-const FEATURES: [&str; 13] = [
+const FEATURES: [&str; 14] = [
     "",
     "agent",
     "agent-client",
@@ -46,6 +46,7 @@ const FEATURES: [&str; 13] = [
     "agent-client,zookeeper",
     "http",
     "mqtt",
+    "serde",
     "testing",
     "tls",
     "tls,zookeeper",

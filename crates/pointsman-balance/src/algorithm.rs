@@ -98,9 +98,27 @@ impl FromStr for Algorithm {
     }
 }
 
+/// As its name.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Algorithm {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// From all that [`FromStr`] reads.
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Algorithm {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        name.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A name that is no algorithm's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown algorithm {name:?}: it may be {}", known_names())]
+#[non_exhaustive]
 pub struct UnknownAlgorithm {
     /// The name as it was given, cut after 64 characters.
     pub name: String,
@@ -114,6 +132,19 @@ fn known_names() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn an_algorithm_has_the_same_name_in_json() {
+        for algorithm in Algorithm::ALL {
+            let json = serde_json::to_string(&algorithm).unwrap();
+            assert_eq!(json, format!("\"{algorithm}\""));
+            assert_eq!(serde_json::from_str::<Algorithm>(&json).unwrap(), algorithm);
+        }
+        assert_eq!(serde_json::from_str::<Algorithm>(r#""iphash""#).unwrap(), Algorithm::IpHash);
+        let error = serde_json::from_str::<Algorithm>(r#""x""#).unwrap_err().to_string();
+        assert!(error.starts_with("unknown algorithm \"x\": it may be round-robin"), "{error}");
+    }
 
     #[test]
     fn every_name_is_read_back_and_the_old_spellings_too() {

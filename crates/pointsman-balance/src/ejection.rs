@@ -1,5 +1,6 @@
 //! Passive ejection: an instance that keeps failing gets no calls for a while.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,6 +69,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// `success`, `failure` or `unreached`: the word for logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Success => "success",
+            Outcome::Failure => "failure",
+            Outcome::Unreached => "unreached",
+        }
+    }
+
     /// The outcome of a call that was answered with this HTTP status: 500 and above are failures, as with Envoy's `consecutive_5xx`.
     #[must_use]
     pub fn of_http_status(status: u16) -> Self {
@@ -86,6 +97,12 @@ impl Outcome {
     #[must_use]
     pub fn is_failure(self) -> bool {
         self != Outcome::Success
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

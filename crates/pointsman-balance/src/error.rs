@@ -76,6 +76,13 @@ impl PickError {
         }
     }
 
+    /// Whether the same pick may succeed later, without anything being changed by the caller: instances come and go. Only one that excludes
+    /// instances must exclude fewer.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, PickError::AllExcluded { .. })
+    }
+
     /// The service of which an instance was wanted.
     #[must_use]
     pub fn service(&self) -> &Arc<str> {

@@ -1,5 +1,8 @@
 //! Consistent hashing by a prepared table.
 
+mod computed;
+
+use computed::Computed;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The seeds are part of the contract: every process and every version must build the same table. Never change them.
@@ -24,9 +27,11 @@ pub(crate) struct Maglev {
     places: Places,
 }
 
-/// As many bytes a place as the members need: 64 KiB up to 256 members, 128 KiB up to [`SMALL_UP_TO`].
+/// Up to [`computed::MAX_MEMBERS`] members they take 3 to 13 KiB. Of more, each place takes as many bytes as the members need: 64 KiB up to
+/// 256 members, 128 KiB up to [`SMALL_UP_TO`]. How a table is held does not change what is in it, so no key moves because of that.
 #[derive(Debug)]
 enum Places {
+    Computed(Computed),
     Tiny(Box<[u8]>),
     Small(Box<[u16]>),
     Large(Box<[u32]>),
@@ -50,12 +55,19 @@ impl KeyHash {
 impl Maglev {
     /// A table of members given as (code, weight), each weight above 0, in the order of their codes.
     pub(crate) fn new(members: &[(&str, u32)]) -> Self {
+        if members.len() > SMALL_UP_TO {
+            return Self { places: Places::Large(populate::<LARGE>(members).into()) };
+        }
+        let places = populate::<SMALL>(members);
+        if (1..=computed::MAX_MEMBERS).contains(&members.len())
+            && let Some(computed) = Computed::of(members, &places)
+        {
+            return Self { places: Places::Computed(computed) };
+        }
         let places = if members.len() <= 256 {
-            Places::Tiny(populate::<SMALL>(members).into_iter().map(|member| member as u8).collect())
-        } else if members.len() <= SMALL_UP_TO {
-            Places::Small(populate::<SMALL>(members).into_iter().map(|member| member as u16).collect())
+            Places::Tiny(places.into_iter().map(|member| member as u8).collect())
         } else {
-            Places::Large(populate::<LARGE>(members).into())
+            Places::Small(places.into_iter().map(|member| member as u16).collect())
         };
         Self { places }
     }
@@ -63,25 +75,36 @@ impl Maglev {
     /// The member at the key's place.
     #[inline]
     pub(crate) fn get(&self, key: KeyHash) -> usize {
-        match &self.places {
-            Places::Tiny(places) => usize::from(places[place(key, SMALL)]),
-            Places::Small(places) => usize::from(places[place(key, SMALL)]),
-            Places::Large(places) => places[place(key, LARGE)] as usize,
-        }
+        self.places.at(place(key, self.places.count()))
     }
 
     /// The members at the key's place and at those after it, round the table: where to go when the first cannot be had.
     /// Neighbouring places belong to unrelated members, so the keys of one that is missing spread over all others.
     pub(crate) fn probe(&self, key: KeyHash) -> impl Iterator<Item = usize> + '_ {
-        let (start, size) = match &self.places {
-            Places::Tiny(_) | Places::Small(_) => (place(key, SMALL), SMALL),
-            Places::Large(_) => (place(key, LARGE), LARGE),
-        };
-        (start..size).chain(0..start).map(|place| match &self.places {
+        let size = self.places.count();
+        let start = place(key, size);
+        (start..size).chain(0..start).map(|place| self.places.at(place))
+    }
+}
+
+impl Places {
+    #[inline]
+    fn count(&self) -> usize {
+        match self {
+            Places::Computed(_) | Places::Tiny(_) | Places::Small(_) => SMALL,
+            Places::Large(_) => LARGE,
+        }
+    }
+
+    /// The index of the member at this place.
+    #[inline]
+    fn at(&self, place: usize) -> usize {
+        match self {
+            Places::Computed(computed) => computed.at(place),
             Places::Tiny(places) => usize::from(places[place]),
             Places::Small(places) => usize::from(places[place]),
             Places::Large(places) => places[place] as usize,
-        })
+        }
     }
 }
 

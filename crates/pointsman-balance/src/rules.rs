@@ -41,6 +41,12 @@ impl Candidates {
     }
 }
 
+impl fmt::Display for Candidates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 impl FromStr for Candidates {
     type Err = UnknownRole;
 
@@ -50,9 +56,27 @@ impl FromStr for Candidates {
     }
 }
 
+/// As its name.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Candidates {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// From all that [`FromStr`] reads.
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Candidates {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        name.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A word that is no role to pick for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown role {name:?}: it may be normal, master, all")]
+#[non_exhaustive]
 pub struct UnknownRole {
     /// The word as it was given, cut after 64 characters.
     pub name: String,
@@ -227,6 +251,12 @@ impl Standing {
     }
 }
 
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// Lets those that are ejected into the first tier, if too few would be in it otherwise. Says whether it did. Where it is empty, nothing
 /// is moved: the master, if it can serve, comes before those that are ejected.
 pub(crate) fn disregard_ejection(tiers: &mut [Option<Tier>], rule: Option<&Ejection>) -> bool {
@@ -246,6 +276,17 @@ mod tests {
     use pointsman_core::Instance;
 
     use super::*;
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn candidates_have_the_same_name_in_json() {
+        for candidates in Candidates::ALL {
+            let json = serde_json::to_string(&candidates).unwrap();
+            assert_eq!(json, format!("\"{candidates}\""));
+            assert_eq!(serde_json::from_str::<Candidates>(&json).unwrap(), candidates);
+        }
+        assert!(serde_json::from_str::<Candidates>("7").is_err());
+    }
 
     fn every_standing() -> [Standing; 8] {
         [
@@ -267,7 +308,7 @@ mod tests {
     #[test]
     fn every_role_is_read_back_and_an_unknown_one_names_the_three() {
         for candidates in Candidates::ALL {
-            assert_eq!(candidates.name().parse(), Ok(candidates));
+            assert_eq!(candidates.to_string().parse(), Ok(candidates));
         }
         let error = "Master".parse::<Candidates>().unwrap_err().to_string();
         assert_eq!(error, "unknown role \"Master\": it may be normal, master, all");

@@ -17,7 +17,11 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 /// let instance = Instance::new("testserver").address("127.0.0.1:50000").weight(3).tag("zone", "eu-1");
 /// assert!(instance.check().is_ok());
 /// ```
+///
+/// With the feature `serde` it is what a user's own configuration may hold, by the names of its fields, which are those of the agent's API. Only
+/// the service is required; the others are then as [`Instance::new`] sets them.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(from = "Written"))]
 #[non_exhaustive]
 pub struct Instance {
     /// The name under which it registers.
@@ -31,6 +35,7 @@ pub struct Instance {
     /// Free metadata.
     pub tags: BTreeMap<String, String>,
     /// Whether the code was given by the user (and may be another's too) or generated here (and is nobody else's).
+    #[cfg_attr(feature = "serde", serde(skip))]
     code_is_generated: bool,
 }
 
@@ -133,6 +138,30 @@ impl Instance {
     }
 }
 
+/// An instance as it is written down.
+#[cfg(feature = "serde")]
+#[derive(serde::Deserialize)]
+struct Written {
+    service: Arc<str>,
+    code: Option<Arc<str>>,
+    address: Option<Arc<str>>,
+    weight: Option<u32>,
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+}
+
+#[cfg(feature = "serde")]
+impl From<Written> for Instance {
+    fn from(written: Written) -> Self {
+        let Written { service, code, address, weight, tags } = written;
+        let instance = match code {
+            Some(code) => Self::with_code(service, code),
+            None => Self::new(service),
+        };
+        Self { address, tags, weight: weight.unwrap_or(instance.weight), ..instance }
+    }
+}
+
 /// Checks that `address` is `host:port` with a port from 1 to 65535, and that a caller can connect to it: the host is an IP address of
 /// one host (not `0.0.0.0` or `[::]`, on which a server listens, and no multicast address), or a name of which no part is empty.
 ///
@@ -211,6 +240,22 @@ pub enum InvalidInstance {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn an_instance_is_read_as_it_is_written() {
+        let instance = Instance::with_code("s", "a").address("127.0.0.1:80").weight(3).tag("zone", "eu-1");
+        let json = serde_json::to_string(&instance).unwrap();
+        assert_eq!(json, r#"{"service":"s","code":"a","address":"127.0.0.1:80","weight":3,"tags":{"zone":"eu-1"}}"#);
+        let read: Instance = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, instance);
+        assert!(!read.has_generated_code());
+
+        let read: Instance = serde_json::from_str(r#"{"service":"s"}"#).unwrap();
+        assert!(read.has_generated_code());
+        assert_eq!(read, Instance::with_code("s", &*read.code));
+        assert!(serde_json::from_str::<Instance>(r#"{"code":"a"}"#).is_err());
+    }
 
     #[test]
     fn a_new_instance_is_ready_to_register() {

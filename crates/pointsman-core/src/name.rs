@@ -6,6 +6,7 @@ pub const MAX_NAME_BYTES: usize = 255;
 /// Why a name of a service, or a code, is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {} {reason}; {RULE}", shown(&format!("{name:?}")))]
+#[non_exhaustive]
 pub struct InvalidName {
     /// What was to be named: `service` or `code`.
     pub what: &'static str,

@@ -1,6 +1,8 @@
 //! What a snapshot says of an instance.
 
+use std::fmt;
 use std::ops::Deref;
+use std::str::FromStr;
 use std::time::SystemTime;
 
 use crate::instance::Instance;
@@ -30,6 +32,7 @@ pub struct ObservedInstance {
 
 /// What an operator has said of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum Status {
     /// Nothing: it may be given work.
@@ -40,6 +43,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// All of them.
+    pub const ALL: [Status; 2] = [Status::Passing, Status::Drained];
+
     /// `passing` or `drained`: the word that JSON and tables use.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -48,6 +54,30 @@ impl Status {
             Status::Drained => "drained",
         }
     }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Status {
+    type Err = UnknownStatus;
+
+    fn from_str(name: &str) -> Result<Self, UnknownStatus> {
+        let known = Status::ALL.into_iter().find(|status| status.name() == name);
+        known.ok_or_else(|| UnknownStatus { name: name.chars().take(64).collect() })
+    }
+}
+
+/// A word that is no [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown status {name:?}: it may be passing, drained")]
+#[non_exhaustive]
+pub struct UnknownStatus {
+    /// The word as it was given, cut after 64 characters.
+    pub name: String,
 }
 
 impl ObservedInstance {
@@ -83,5 +113,29 @@ impl Deref for ObservedInstance {
 impl From<Instance> for ObservedInstance {
     fn from(registered: Instance) -> Self {
         Self::new(registered, Role::Detached)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_as_it_is_written() {
+        for status in Status::ALL {
+            assert_eq!(status.to_string().parse(), Ok(status));
+        }
+        let error = "Drained".parse::<Status>().unwrap_err();
+        assert_eq!(error.to_string(), "unknown status \"Drained\": it may be passing, drained");
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_status_has_the_same_word_in_json() {
+        for status in Status::ALL {
+            let json = serde_json::to_string(&status).unwrap();
+            assert_eq!(json, format!("\"{status}\""));
+            assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+        }
     }
 }

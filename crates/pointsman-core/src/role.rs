@@ -1,16 +1,38 @@
 //! Roles, terms, and the guard that makes a mastership safe.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The fencing number of a mastership: strictly rising per service. Over ZooKeeper it is the `czxid` of the master node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Term(pub u64);
 
 impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Reads what `Display` writes: decimal digits alone.
+impl FromStr for Term {
+    type Err = InvalidTerm;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTerm> {
+        let digits = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let number = digits.and_then(|digits| digits.parse().ok());
+        number.map(Term).ok_or_else(|| InvalidTerm { text: text.chars().take(64).collect() })
+    }
+}
+
+/// A text that is not a term.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a term: it is a whole number from 0 to {}", u64::MAX)]
+#[non_exhaustive]
+pub struct InvalidTerm {
+    /// The text as it was given, cut after 64 characters.
+    pub text: String,
 }
 
 /// What an instance is among the instances of its service.
@@ -118,6 +140,24 @@ pub struct StaleTerm {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_term_is_read_as_it_is_written() {
+        for term in [Term(0), Term(7), Term(u64::MAX)] {
+            assert_eq!(term.to_string().parse(), Ok(term));
+        }
+        for text in ["", "+7", "-1", " 7", "7.0", "18446744073709551616"] {
+            let error = text.parse::<Term>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{text:?} is not a term")), "{error}");
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_term_is_a_number_in_json() {
+        assert_eq!(serde_json::to_string(&Term(7)).unwrap(), "7");
+        assert_eq!(serde_json::from_str::<Term>("7").unwrap(), Term(7));
+    }
 
     #[test]
     fn the_guard_refuses_what_is_lower_than_the_highest() {

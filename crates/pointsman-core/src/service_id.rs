@@ -7,6 +7,7 @@ use std::sync::Arc;
 ///
 /// A proxy or a relay finds most services in one registry, its own. Two services of one name in two registries are two services.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct ServiceId {
     /// Name that stands for the registry; `None` for the own registry of whoever uses the service. It is shown in logs and metrics, and
     /// has no secret in it.

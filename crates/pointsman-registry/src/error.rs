@@ -79,6 +79,11 @@ pub enum Error {
         /// The service.
         service: Arc<str>,
     },
+    /// No instance could be picked. The functions of this crate do not return it: it is for those who call the registry and a balancer in one
+    /// function.
+    #[cfg(feature = "balance")]
+    #[error(transparent)]
+    Pick(#[from] pointsman_balance::PickError),
     /// A higher term of the service has been granted or accepted: whoever offers this one is master no longer.
     #[error("service {service}: {stale}")]
     StaleTerm {
@@ -151,6 +156,10 @@ impl Error {
     /// Whether the same call may succeed later, without anything being changed by the caller.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
+        #[cfg(feature = "balance")]
+        if let Error::Pick(error) = self {
+            return error.is_retryable();
+        }
         matches!(self, Error::Unreachable { .. } | Error::Unavailable { .. } | Error::NoMaster { .. })
     }
 }
@@ -174,5 +183,16 @@ mod tests {
         assert_eq!(error.to_string(), "read /a: no such file");
         assert_eq!(error.source().unwrap().to_string(), "no such file");
         assert!(Error::unavailable("register s/a", "away").source().is_none());
+    }
+
+    #[cfg(feature = "balance")]
+    #[test]
+    fn a_pick_that_fails_is_an_error_of_the_registry_too() {
+        fn fails() -> Result<(), Error> {
+            Err(pointsman_balance::PickError::NoInstance { service: "s".into() })?
+        }
+        let error = fails().unwrap_err();
+        assert_eq!(error.to_string(), "pick an instance of s: none is registered");
+        assert!(error.is_retryable());
     }
 }

@@ -40,6 +40,7 @@
 //! | `tls` | yes | `https://` to agents, `tls=on` to ZooKeeper; rustls with aws-lc, which needs a C compiler |
 //! | `tower` | | a layer that sends each request of an HTTP client to an instance; a stream of changes for `tower::discover::Discover` |
 //! | `tonic` | | a balanced channel for the gRPC clients of tonic; turns on `tower` |
+//! | `serde` | | an [`Instance`], a [`Term`], a [`Status`], an [`Algorithm`] and [`Candidates`] in your own configuration |
 //! | `testing` | | a registry for your tests, whose connection can be cut: [`testing`](https://docs.rs/pointsman/latest/pointsman/testing/) |
 //! | `http` | | the HTTP load balancer, with a listener and for the program's own requests; has TLS, and needs a C compiler |
 //! | `mqtt` | | the MQTT relay, the embedded broker, and clients for services and senders; has TLS, and needs a C compiler |
@@ -73,9 +74,9 @@ pub use pointsman_balance::{
     Endpoints, Explanation, Outcome, PickError, RetryBudget, Standing, Tier, UnknownAlgorithm, UnknownRole,
 };
 pub use pointsman_core::{
-    Change, Difference, Instance, InvalidDuration, InvalidInstance, InvalidName, MAX_NAME_BYTES, MAX_WEIGHT,
-    ObservedInstance, Problem, Role, ServiceId, Snapshot, StaleTerm, Status, Term, TermGuard, View, ViewWriter,
-    check_address, check_name, is_invisible, shown,
+    Change, Difference, Instance, InvalidDuration, InvalidInstance, InvalidName, InvalidTerm, MAX_NAME_BYTES,
+    MAX_WEIGHT, ObservedInstance, Problem, Role, ServiceId, Snapshot, StaleTerm, Status, Term, TermGuard,
+    UnknownStatus, View, ViewWriter, check_address, check_name, is_invisible, shown,
 };
 #[cfg(feature = "testing")]
 pub use pointsman_registry::testing;
