@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use crate::algorithm::Algorithm;
 use crate::claim::Claim;
+use crate::clock;
 use crate::ejection::Ejection;
 use crate::endpoint::Endpoint;
 use crate::endpoints::Endpoints;
@@ -185,7 +186,7 @@ impl Balancer {
     /// chance decides and there is no seed, the next pick may fall otherwise.
     #[must_use]
     pub fn explain(&self, key: impl AsRef<[u8]>) -> Explanation {
-        self.explain_at(key, Instant::now())
+        self.explain_at(key, clock::now())
     }
 
     /// As [`Balancer::explain`], at a given time.
@@ -301,7 +302,7 @@ impl Inner {
     /// The clock is asked only where latencies matter: that costs as much as a pick.
     #[inline]
     fn start(&self, now: Option<Instant>) -> Option<Instant> {
-        if self.algorithm == Algorithm::PeakEwma { Some(now.unwrap_or_else(Instant::now)) } else { now }
+        if self.algorithm == Algorithm::PeakEwma { Some(now.unwrap_or_else(clock::now)) } else { now }
     }
 
     #[inline]
@@ -351,7 +352,7 @@ impl Inner {
         if let Some(table) = old.as_ref().filter(|table| self.holds(table, now)) {
             return table.clone();
         }
-        let now = now.unwrap_or_else(Instant::now);
+        let now = now.unwrap_or_else(clock::now);
         let mut entries = self.endpoints.lock();
         let standings = Standings::draw_up(&self.view, &mut entries, &self.endpoints, self.rules, now);
         let table = Table::new(self.number, standings, self.algorithm, &self.sources);

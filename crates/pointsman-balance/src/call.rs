@@ -1,13 +1,14 @@
 //! A whole call: a pick, a deadline, and another instance where one has failed.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pointsman_core::ObservedInstance;
 use tokio::time::timeout;
 
 use crate::balancer::Balancer;
 use crate::claim::Claim;
+use crate::clock;
 use crate::ejection::Outcome;
 use crate::error::PickError;
 
@@ -229,7 +230,7 @@ impl Balancer {
             Outcome::Unreached => tried.codes.len() < MOST_UNREACHED,
             Outcome::Failure => {
                 tried.retries += 1;
-                tried.retries <= policy.retries && self.retry_budget().withdraw(Instant::now())
+                tried.retries <= policy.retries && self.retry_budget().withdraw(clock::now())
             }
         }
     }

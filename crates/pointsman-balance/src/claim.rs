@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use pointsman_core::ObservedInstance;
 
+use crate::clock;
 use crate::ejection::Outcome;
 use crate::endpoint::Endpoint;
 
@@ -86,7 +87,7 @@ impl Claim {
         let stats = &self.endpoint.stats;
         stats.shared.epoch.note(&stats.failures, outcome, now);
         if let Some(started) = self.started {
-            let now = now.unwrap_or_else(Instant::now);
+            let now = now.unwrap_or_else(clock::now);
             let (latency, ticks) = (now.saturating_duration_since(started), stats.shared.ticks(now));
             match outcome {
                 Outcome::Success => stats.ewma.observe(latency, ticks),
@@ -103,7 +104,7 @@ impl Claim {
         }
         if let Some(started) = self.started.filter(|_| !*self.reported.get_mut()) {
             // Given up: the call would have taken at least this long.
-            let (stats, now) = (&self.endpoint.stats, Instant::now());
+            let (stats, now) = (&self.endpoint.stats, clock::now());
             stats.ewma.observe_at_least(now.saturating_duration_since(started), stats.shared.ticks(now));
         }
         if self.ranked {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::clock;
+
 /// When an instance is ejected because of the outcomes reported for it, and for how long.
 ///
 /// The rules and the defaults are those of Envoy's outlier detection (`consecutive_5xx`, `interval`,
@@ -166,7 +168,7 @@ impl Epoch {
                         self.advance();
                     }
                 } else if in_a_row == self.threshold.load(Ordering::Relaxed) {
-                    failures.set_last(Some(now.unwrap_or_else(Instant::now)));
+                    failures.set_last(Some(now.unwrap_or_else(clock::now)));
                     self.advance();
                 }
             }

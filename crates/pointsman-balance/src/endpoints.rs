@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use pointsman_core::{Difference, ObservedInstance, Snapshot};
 
+use crate::clock;
 use crate::ejection::{Ejection, Ejections, Epoch};
 use crate::endpoint::{Endpoint, EndpointStats, Keep, Shared};
 use crate::ranking::Ranking;
@@ -76,7 +77,7 @@ impl Endpoints {
     #[must_use]
     pub fn with_ejection(ejection: Option<Ejection>) -> Self {
         let epoch = Epoch::new(ejection);
-        let shared = Arc::new(Shared { epoch, ranking: Ranking::default(), base: Instant::now() });
+        let shared = Arc::new(Shared { epoch, ranking: Ranking::default(), base: clock::now() });
         let entries = Mutex::new(Entries { ejection, ..Entries::default() });
         Self { inner: Arc::new(Inner { shared, entries }) }
     }

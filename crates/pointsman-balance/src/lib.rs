@@ -17,6 +17,7 @@ mod balancer;
 #[cfg(feature = "call")]
 mod call;
 mod claim;
+mod clock;
 mod cycle;
 mod ejection;
 mod endpoint;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use pointsman_core::{ObservedInstance, Snapshot, View};
 
+use crate::clock;
 use crate::ejection::{Ejection, Epoch};
 use crate::endpoint::Keep;
 use crate::endpoints::{Endpoints, Entries};
@@ -68,7 +69,7 @@ impl Stamp {
     #[inline]
     pub(crate) fn holds(&self, view: &View, epoch: &Epoch, now: Option<Instant>) -> bool {
         let same = self.generation == view.generation() && self.epoch == epoch.epoch();
-        same && self.until.is_none_or(|until| now.unwrap_or_else(Instant::now) < until)
+        same && self.until.is_none_or(|until| now.unwrap_or_else(clock::now) < until)
     }
 }
 

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::algorithm::Algorithm;
 use crate::alias::Alias;
+use crate::clock;
 use crate::cycle::Cycle;
 use crate::endpoint::{Endpoint, Keep, Shared};
 use crate::error::PickError;
@@ -301,7 +302,7 @@ impl Chooser {
             Chooser::TwoChoices { pace } => {
                 let mut pairs = (0..TRIES).map(|_| two(from.rng.next(), endpoints.len()));
                 let pair = pairs.find(|pair| pair.iter().all(will_do));
-                let now = ask.now.unwrap_or_else(Instant::now);
+                let now = ask.now.unwrap_or_else(clock::now);
                 match pair {
                     Some(pair) => cheapest(pair.into_iter(), endpoints, pace, from, now),
                     None => cheapest(allowed(), endpoints, pace, from, now),
@@ -348,7 +349,7 @@ const FAR_WORSE: f64 = 2.0;
 /// now and then, 1 pick in 45 with ten instances, and one of them has to be taken; that alone would make the 99th
 /// percentile theirs. And with the last winner always in the race, one of several equally good would have most of the calls.
 fn two_and_the_last(endpoints: &[Keep], pace: &[f64], from: &Sources, ask: Ask<'_>) -> usize {
-    let now = ask.now.unwrap_or_else(Instant::now);
+    let now = ask.now.unwrap_or_else(clock::now);
     let cost = |index: usize| {
         let endpoint = &endpoints[index];
         endpoint.stats.ewma.cost(endpoint.in_flight(), from.shared.ticks(now)) * pace[index]

@@ -46,6 +46,20 @@ async fn one_that_hangs_is_ejected_although_a_timeout_around_the_call_ends_it() 
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_ejection_passes_by_the_clock_of_the_runtime() {
+    let balancer = over(&["a", "b"], Algorithm::RoundRobin);
+    let picks_a = || (0..10).any(|_| &**balancer.pick("").unwrap().code() == "a");
+    for _ in 0..10 {
+        let claim = balancer.pick("").unwrap();
+        let outcome = if &**claim.code() == "a" { Outcome::Failure } else { Outcome::Success };
+        claim.report(outcome);
+    }
+    assert!(!picks_a(), "it is ejected");
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert!(picks_a(), "it is back");
+}
+
 #[test]
 fn a_claim_by_hand_can_be_told_to_fail_unless_reported() {
     let balancer = over(&["a", "b"], Algorithm::RoundRobin);

@@ -1,0 +1,12 @@
+//! What time it is, where no caller says so.
+
+use std::time::Instant;
+
+/// The time at this moment. With the feature `call`, by tokio's clock, which tests may pause and advance: then ejections and slow starts pass in
+/// virtual time as the timeouts of calls do.
+pub(crate) fn now() -> Instant {
+    #[cfg(feature = "call")]
+    return tokio::time::Instant::now().into_std();
+    #[cfg(not(feature = "call"))]
+    Instant::now()
+}
