@@ -18,8 +18,8 @@ use self::gate::Gate;
 pub(crate) use self::lifecycle::Said;
 use self::lifecycle::{Effect, Goal, Input, Lifecycle};
 use crate::lease::Lease;
-use crate::registration::{Change, Command, Departure, End, Reply, Report, RoleWriter, Task};
-use crate::{Error, Result};
+use crate::registration::{Change, Command, Departure, End, Reply, Report, RoleWriter, Task, registrable};
+use crate::Error;
 
 /// How one registry registers one instance.
 pub(crate) trait Registrar: Send {
@@ -31,27 +31,15 @@ pub(crate) trait Registrar: Send {
     /// anew what is wanted.
     fn remove(&mut self, control: &mut Control, departure: Departure) -> impl Future<Output = Option<Said>> + Send;
 
-    /// What refuses an instance that can never be registered in this registry.
-    fn checker(&self) -> Checker {
-        Box::new(|_| Ok(()))
-    }
-
     /// Returns when it is worth a new attempt, although the time for it has not come.
     fn ready(&mut self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 }
 
-/// See [`Registrar::checker`].
-pub(crate) type Checker = Box<dyn Fn(&Instance) -> Result<()> + Send + Sync>;
-
 /// Keeps the task's instance registered until its commands end.
 pub(crate) async fn keep(registrar: &mut impl Registrar, longest_pause: Duration, task: Box<Task>) -> End {
-    let checker = registrar.checker();
-    if let Err(error) = checker(&task.instance) {
-        return End::failed(task.report, error);
-    }
-    let mut control = Control::begin(checker, longest_pause, task);
+    let mut control = Control::begin(longest_pause, task);
     loop {
         let said = match control.goal() {
             (Goal::Over, _) => return control.end(),
@@ -86,7 +74,6 @@ pub(crate) enum Order {
 pub(crate) struct Control {
     lifecycle: Lifecycle<Reply>,
     gate: Gate,
-    checker: Checker,
     commands: UnboundedReceiver<Command>,
     report: Report,
     /// Of what is to be registered, the revision that the holder has been told.
@@ -99,12 +86,12 @@ pub(crate) struct Control {
 
 impl Control {
     /// Takes in what has been asked for by now. In a box, so that a task has room for it once; frees the one of the task.
-    fn begin(checker: Checker, longest_pause: Duration, task: Box<Task>) -> Box<Self> {
+    fn begin(longest_pause: Duration, task: Box<Task>) -> Box<Self> {
         let Task { instance, check, patience, commands, early, report, .. } = *task;
         let gate = Gate::new(check);
         let lifecycle = Lifecycle::new(instance, gate.health(), patience, longest_pause, Instant::now());
         let (at_end, told) = (Vec::new(), lifecycle.wanted().1);
-        let control = Self { lifecycle, gate, checker, commands, report, told, at_end, has_holder: true };
+        let control = Self { lifecycle, gate, commands, report, told, at_end, has_holder: true };
         let mut control = Box::new(control);
         control.settle();
         early.into_iter().for_each(|command| control.take_idle(Some(command)));
@@ -286,7 +273,7 @@ impl Control {
         let is_same = (&instance.service, &instance.code) == (&before.service, &before.code);
         let fixed = || Error::Fixed { service: before.service.clone(), code: before.code.clone() };
         let allowed = is_same.then_some(()).ok_or_else(fixed);
-        match allowed.and_then(|()| Ok(instance.check()?)).and_then(|()| (self.checker)(&instance)) {
+        match allowed.and_then(|()| registrable(&instance)) {
             Ok(()) => self.step(Input::Update(Arc::new(instance), reply)),
             Err(error) => {
                 let _ = reply.send(Err(error));

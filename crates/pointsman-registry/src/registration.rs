@@ -5,6 +5,7 @@ mod lead;
 mod task;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -388,6 +389,25 @@ impl Roles {
             state.outdated(role, &mut self.state).await?;
         }
     }
+}
+
+/// The most that a registration may take, in every registry: bytes of JSON. With what a registry adds it stays below the limits of each: 128 KiB
+/// for a node of ZooKeeper, 256 KiB for a request to an agent.
+pub(crate) const MAX_BYTES: usize = 127 * 1024;
+
+/// Checks all that an instance must be to be registered, in whichever registry.
+pub(crate) fn registrable(instance: &Instance) -> Result<()> {
+    #[derive(serde::Serialize)]
+    struct Content<'a>(&'a str, Option<&'a str>, u32, &'a BTreeMap<String, String>);
+
+    instance.check()?;
+    let Instance { service, code, address, weight, tags, .. } = instance;
+    // Strings and numbers under string keys: there is nothing in it that JSON cannot say.
+    let bytes = serde_json::to_vec(&Content(code, address.as_deref(), *weight, tags)).map_or(0, |json| json.len());
+    if bytes > MAX_BYTES {
+        return Err(Error::TooLarge { service: service.clone(), code: code.clone(), bytes, limit: MAX_BYTES });
+    }
+    Ok(())
 }
 
 /// What a registration is to be.

@@ -277,6 +277,24 @@ async fn bad_names_are_refused_before_anything_is_written(url: String) {
     assert!(registry.discover_all().await.unwrap().snapshots().is_empty());
 }
 
+async fn too_much_is_refused_before_it_is_written(url: String) {
+    let registry = Registry::connect(&url).await.unwrap();
+    let large = |bytes: usize| Instance::new("s").code("a").tag("x", "y".repeat(bytes));
+    let refused = |result: Result<(), Error>| match result {
+        Err(Error::TooLarge { bytes, limit, .. }) => (bytes > limit).then_some(limit).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let limit = refused(registry.register(large(200_000)).await.map(drop));
+    let service = registry.discover("s").await.unwrap();
+    let a = registry.register(large(limit - 100)).await.unwrap();
+    let listed = until("a", &service, |s| s.find("a").is_some()).await;
+    assert_eq!(listed.find("a").unwrap().tags["x"].len(), limit - 100);
+    let update = a.update(move |instance| drop(instance.tags.insert("x".into(), "y".repeat(limit)))).await;
+    assert_eq!(refused(update), limit);
+    assert_eq!(a.instance().tags["x"].len(), limit - 100);
+    assert_eq!(service.snapshot().find("a").unwrap().tags["x"].len(), limit - 100);
+}
+
 async fn what_no_caller_can_use_or_see_is_refused(url: String) {
     let registry = Registry::connect(&url).await.unwrap();
     let good = registry.register(Instance::new("s").code("good").address("h:1")).await.unwrap();
@@ -1162,6 +1180,7 @@ conformance! {
     what_is_set_for_codes_that_are_gone_is_listed_and_cleared
     clean_hand_overs_in_a_row_list_one
     bad_names_are_refused_before_anything_is_written
+    too_much_is_refused_before_it_is_written
     what_no_caller_can_use_or_see_is_refused
     the_same_code_twice_is_refused_and_free_again_afterwards
     a_code_is_free_for_the_next_as_soon_as_its_registration_is_dropped

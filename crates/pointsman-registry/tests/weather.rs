@@ -697,18 +697,6 @@ async fn access_is_protected_where_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_much_is_refused_before_it_is_written() {
-    let server = ZooKeeper::shared().await;
-    let mut fleet = Fleet::start(&server.address(), server, 1).await;
-    let registry = fleet.members[0].registry.clone();
-    let error = registry.register(Instance::new("s").tag("x", "y".repeat(200_000))).await.map(|_| ()).unwrap_err();
-    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
-    let update = fleet.members[0].registration.update(|i| drop(i.tags.insert("x".into(), "y".repeat(200_000)))).await;
-    assert!(matches!(update, Err(Error::TooLarge { .. })));
-    fleet.settled("too much").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn closing_takes_everything_with_it_at_once() {
     let server = ZooKeeper::shared().await;
     let mut fleet = Fleet::start(&server.address(), server, 2).await;

@@ -10,7 +10,7 @@ use super::{Registry, set};
 use crate::backend::Backend;
 use crate::check::Check;
 use crate::hold::{Hold, Holds, NotHeld};
-use crate::registration::{self, End, Life, Registration, Roles, Task, Wanted};
+use crate::registration::{self, End, Life, Registration, Roles, Task, Wanted, registrable};
 use crate::{Error, Result};
 
 /// Maximum length of a holder.
@@ -104,10 +104,10 @@ impl RegistrationBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`]; [`Error::Refused`] for a holder that cannot be; [`Error::Closed`].
+    /// [`Error::Invalid`] and [`Error::TooLarge`]; [`Error::Refused`] for a holder that cannot be; [`Error::Closed`].
     pub fn start(self) -> Result<Registration> {
         let Self { registry, wanted } = self;
-        wanted.instance.check()?;
+        registrable(&wanted.instance)?;
         if let Some(holder) = wanted.holder.as_deref().filter(|holder| !can_be_holder(holder)) {
             let step = format!("register {}/{}", wanted.instance.service, wanted.instance.code);
             let reason = format!(

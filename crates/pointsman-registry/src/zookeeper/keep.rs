@@ -21,9 +21,9 @@ use super::layout::{Layout, is_of_observer};
 use super::leave::leave;
 use super::place::{Folder, Place};
 use super::session::{Link, Session, left};
-use super::wire::{self, MAX_BYTES};
+use super::wire;
 use crate::Error;
-use crate::keep::{Checker, Control, Order, Registrar, Said};
+use crate::keep::{Control, Order, Registrar, Said};
 use crate::registration::{Departure, End, Task};
 use crate::url::{Acl, ZooKeeperUrl};
 
@@ -179,18 +179,6 @@ impl Registrar for ZooKeeperRegistrar {
                 Said::Removed(Ok(()))
             }
             Err(fault) => Said::NotRemoved(fault.to_string()),
-        })
-    }
-
-    fn checker(&self) -> Checker {
-        let (session_timeout, holder) = (self.session_timeout, self.holder.clone());
-        Box::new(move |instance| {
-            let bytes = wire::encode_inherited(instance, session_timeout, holder.as_ref(), None).len();
-            if bytes <= MAX_BYTES {
-                return Ok(());
-            }
-            let Instance { service, code, .. } = instance;
-            Err(Error::TooLarge { service: service.clone(), code: code.clone(), bytes, limit: MAX_BYTES })
         })
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use pointsman_core::{Instance, MAX_WEIGHT, Term, check_address, check_name};
 use serde::{Deserialize, Serialize};
 
-/// The most that a registration may take. ZooKeeper itself cuts the connection at 1 MiB (`jute.maxbuffer`); what comes
-/// near that makes every reader of the service slow, so the limit is drawn much earlier.
+/// The most that a node may take: somewhat more than [a registration](crate::registration::MAX_BYTES), as it says more. ZooKeeper itself cuts the
+/// connection at 1 MiB (`jute.maxbuffer`); what comes near that makes every reader of the service slow, so the limit is drawn much earlier.
 pub(super) const MAX_BYTES: usize = 128 * 1024;
 
 /// Field for field and in the order in which go-micro-service writes them. User name and password are always empty here:
@@ -192,6 +192,18 @@ mod tests {
         assert_eq!(parsed.instance.address.as_deref(), Some("127.0.0.1:50001"));
         assert_eq!((&*parsed.instance.code, parsed.instance.weight), ("code-a", 1));
         assert!(parsed.clamped.is_none() && parsed.session_timeout.is_none());
+    }
+
+    #[test]
+    fn the_largest_registration_fits_into_a_node() {
+        let mut instance = Instance::new("s").code("\"".repeat(pointsman_core::MAX_NAME_BYTES)).address("h:1");
+        let tag = crate::registration::MAX_BYTES - 2 * instance.code.len() - 64;
+        instance = instance.tag("x", "y".repeat(tag));
+        crate::registration::registrable(&instance).unwrap();
+        let holder = Holder::new("\"".repeat(128).into());
+        let node = encode_inherited(&instance, Duration::MAX, Some(&holder), Some(Term(u64::MAX)));
+        decode(&"s".into(), &node).unwrap();
+        assert!(node.len() > crate::registration::MAX_BYTES, "it is tested at the edge: {}", node.len());
     }
 
     #[test]
