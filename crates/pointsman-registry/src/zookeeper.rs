@@ -13,6 +13,7 @@ mod logs;
 mod overrides;
 mod peers;
 mod place;
+mod reads;
 mod session;
 mod term_base;
 mod terms;
@@ -78,7 +79,9 @@ impl ZooKeeper {
     }
 
     async fn directories(&self) -> Result<&Arc<Sessions>> {
-        let sessions = self.directories.get_or_try_init(|| async { self.take_or_start() }).await?;
+        // No role is ever held by this session, whoever took the first one.
+        let taking = || async { self.take_or_start().inspect(|sessions| sessions.without_leases()) };
+        let sessions = self.directories.get_or_try_init(taking).await?;
         sessions.revive()?;
         Ok(sessions)
     }
