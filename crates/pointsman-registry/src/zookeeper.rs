@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pointsman_core::Term;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{Mutex, OnceCell, mpsc};
 use tokio::time::Instant;
 use zookeeper_client::{Acl, Acls, CreateMode, CreateOptions, Permission};
 
@@ -57,6 +57,8 @@ pub(crate) struct ZooKeeper {
     directories: OnceCell<Arc<Sessions>>,
     /// How long a first registration may take to find the registry; set once connected.
     patience: OnceCell<Option<Duration>>,
+    /// Held by that one of those who follow which sees to the upkeep.
+    upkeep: Mutex<()>,
 }
 
 impl ZooKeeper {
@@ -69,7 +71,7 @@ impl ZooKeeper {
         let settings = Arc::new(settings);
         let first = std::sync::Mutex::new(Some(Arc::new(Sessions::start(settings.clone())?)));
         let (registrations, directories, patience) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Ok(Self { settings, layout, first, registrations, directories, patience })
+        Ok(Self { settings, layout, first, registrations, directories, patience, upkeep: Mutex::const_new(()) })
     }
 
     async fn registrations(&self) -> Result<&Arc<Sessions>> {
@@ -169,7 +171,10 @@ impl Backend for ZooKeeper {
         match self.directories().await {
             Ok(sessions) => tokio::select! {
                 () = follow::follow(&self.layout, &scope, sessions.readable(), &events) => {}
-                never = upkeep::run(&self.layout, sessions.link()) => match never {},
+                never = async {
+                    let _turn = self.upkeep.lock().await;
+                    upkeep::run(&self.layout, sessions.link()).await
+                } => match never {},
             },
             Err(error) => tracing::error!(%error, "directory not followed"),
         }
