@@ -21,6 +21,7 @@ Tasks:
   check                        formatting, lints, also with few features, documentation; builds all examples and benches
   ci                           check, then test: all that continuous integration does
   bench pick [ARGUMENTS]       measure picks against the peers
+  bench discovery              measure 1,000 discoveries at once on ZooKeeper
   bench registry [ARGUMENTS]   measure the registry on ZooKeeper, which is installed if missing
   bench mqtt [ARGUMENTS]       measure the relay against Mosquitto's bridge and shared subscriptions; `--quick` for a glance
   bench agent [ARGUMENTS]      measure the agent, its answers against nginx's; `--quick` for a glance
@@ -36,7 +37,7 @@ Tasks:
   fuzz [TARGET] [SECONDS]      look for failures with cargo-fuzz, which has to be installed; see fuzz/README.md
 ";
 
-const BENCHES: [&str; 6] = ["pick", "registry", "mqtt", "agent", "churn", "http"];
+const BENCHES: [&str; 7] = ["pick", "discovery", "registry", "mqtt", "agent", "churn", "http"];
 /// Features of the crate `pointsman` that are checked without any other: none, each, and what is likely to be taken together.
 const FEATURES: [&str; 14] = [
     "",

@@ -78,6 +78,15 @@ impl Scope {
         Scope::Services(BTreeSet::from([service.into()]))
     }
 
+    /// The services, unless these are all.
+    #[cfg(feature = "zookeeper")]
+    pub(crate) fn services(&self) -> Option<&BTreeSet<Arc<str>>> {
+        match self {
+            Scope::All => None,
+            Scope::Services(services) => Some(services),
+        }
+    }
+
     pub(crate) fn contains(&self, service: &str) -> bool {
         match self {
             Scope::All => true,

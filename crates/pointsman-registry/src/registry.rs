@@ -1,24 +1,25 @@
 //! Where registrations live.
 
 mod builder;
+mod directories;
 mod follow;
 mod register;
 
-use std::collections::HashMap;
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pointsman_core::{Instance, MAX_WEIGHT, Term, check_name};
 use tokio::sync::watch;
 
 pub use self::builder::Builder;
+use self::directories::Directories;
 use self::follow::scope;
 pub use self::register::RegistrationBuilder;
 use crate::backend::{Backend, Scope};
-use crate::directory::{Directory, Inner as DirectoryInner, Service};
+use crate::directory::{Directory, Service};
 use crate::guard::Guard;
 use crate::hold::Holds;
 use crate::log::{self, Log};
@@ -45,7 +46,7 @@ struct Inner {
     snapshots: Option<PathBuf>,
     /// Whether the registry has answered once; otherwise this process has started from snapshots on disk.
     answered: Arc<AtomicBool>,
-    directories: Mutex<HashMap<Scope, Weak<DirectoryInner>>>,
+    directories: Mutex<Directories>,
     /// Whether the registry has been closed: by any of its clones, for all of them.
     closed: watch::Sender<bool>,
     /// Each task of a registration or a directory holds a receiver, so that closing can wait for their ends.

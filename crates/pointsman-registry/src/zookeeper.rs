@@ -13,6 +13,7 @@ mod logs;
 mod overrides;
 mod peers;
 mod place;
+mod reads;
 mod session;
 mod term_base;
 mod terms;
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pointsman_core::Term;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{Mutex, OnceCell, mpsc};
 use tokio::time::Instant;
 use zookeeper_client::{Acl, Acls, CreateMode, CreateOptions, Permission};
 
@@ -56,6 +57,8 @@ pub(crate) struct ZooKeeper {
     directories: OnceCell<Arc<Sessions>>,
     /// How long a first registration may take to find the registry; set once connected.
     patience: OnceCell<Option<Duration>>,
+    /// Held by that one of those who follow which sees to the upkeep.
+    upkeep: Mutex<()>,
 }
 
 impl ZooKeeper {
@@ -68,7 +71,7 @@ impl ZooKeeper {
         let settings = Arc::new(settings);
         let first = std::sync::Mutex::new(Some(Arc::new(Sessions::start(settings.clone())?)));
         let (registrations, directories, patience) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Ok(Self { settings, layout, first, registrations, directories, patience })
+        Ok(Self { settings, layout, first, registrations, directories, patience, upkeep: Mutex::const_new(()) })
     }
 
     async fn registrations(&self) -> Result<&Arc<Sessions>> {
@@ -78,7 +81,9 @@ impl ZooKeeper {
     }
 
     async fn directories(&self) -> Result<&Arc<Sessions>> {
-        let sessions = self.directories.get_or_try_init(|| async { self.take_or_start() }).await?;
+        // No role is ever held by this session, whoever took the first one.
+        let taking = || async { self.take_or_start().inspect(|sessions| sessions.without_leases()) };
+        let sessions = self.directories.get_or_try_init(taking).await?;
         sessions.revive()?;
         Ok(sessions)
     }
@@ -166,7 +171,10 @@ impl Backend for ZooKeeper {
         match self.directories().await {
             Ok(sessions) => tokio::select! {
                 () = follow::follow(&self.layout, &scope, sessions.readable(), &events) => {}
-                never = upkeep::run(&self.layout, sessions.link()) => match never {},
+                never = async {
+                    let _turn = self.upkeep.lock().await;
+                    upkeep::run(&self.layout, sessions.link()).await
+                } => match never {},
             },
             Err(error) => tracing::error!(%error, "directory not followed"),
         }

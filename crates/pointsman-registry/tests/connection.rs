@@ -6,7 +6,7 @@ mod support;
 
 use pointsman_core::{Instance, Role};
 use pointsman_registry::{Error, Registry};
-use pointsman_testkit::{CuttingProxy, Op, ZooKeeper};
+use pointsman_testkit::{CuttingProxy, Op, ZooKeeper, unique_prefix};
 use support::{Fleet, Member, soon, until_role, url};
 
 async fn detached(fleet: &mut Fleet, why: &str) {
@@ -154,7 +154,7 @@ async fn closed_during_a_cut_it_is_removed_afterwards() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_closes_while_the_network_is_silent_is_answered() {
     let server = ZooKeeper::shared().await;
-    let prefix = pointsman_testkit::unique_prefix();
+    let prefix = unique_prefix();
     let watcher = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let service = watcher.discover("s").await.unwrap();
     let mut closing = tokio::task::JoinSet::new();
@@ -224,7 +224,7 @@ async fn a_registration_that_fails_leaves_no_node_behind() {
     let mut failed = false;
     for _ in 0..5 {
         let proxy = CuttingProxy::start(server.socket_address());
-        let prefix = pointsman_testkit::unique_prefix();
+        let prefix = unique_prefix();
         // A session that outlives the patience of whoever registers.
         let url = format!("zookeeper://{}{prefix}?session_timeout=8s&connect_timeout=1s&guard=off", proxy.address());
         let registry = Registry::connect(&url).await.unwrap();
@@ -280,7 +280,7 @@ async fn whoever_waits_finds_services_however_long_that_takes() {
     let server = ZooKeeper::shared().await;
     let proxy = CuttingProxy::start(server.socket_address());
     proxy.delay(std::time::Duration::from_millis(20));
-    let url = url(&proxy.address(), &pointsman_testkit::unique_prefix(), "&connect_timeout=1ms");
+    let url = url(&proxy.address(), &unique_prefix(), "&connect_timeout=1ms");
     let registry = Registry::builder(&url).wait(true).connect().await.unwrap();
     let service = soon("found", registry.discover("s")).await.unwrap();
     assert!(service.snapshot().is_empty());
@@ -298,7 +298,7 @@ const LISTS: [i32; 2] = [8, 12];
 #[tokio::test(flavor = "multi_thread")]
 async fn an_audit_lists_no_siblings_however_many_there_are() {
     let server = ZooKeeper::shared().await;
-    let (prefix, way) = (pointsman_testkit::unique_prefix(), CuttingProxy::start(server.socket_address()));
+    let (prefix, way) = (unique_prefix(), CuttingProxy::start(server.socket_address()));
     let directly = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let registering = (0..100).map(|_| directly.register(Instance::new("s")));
     let mut others = futures_util::future::try_join_all(registering).await.unwrap();
@@ -320,4 +320,22 @@ async fn an_audit_lists_no_siblings_however_many_there_are() {
         other.close().await.unwrap();
     }
     until_role("master", &mut own, Role::is_master).await;
+}
+
+/// ZooKeeper's number for `sync`.
+const SYNC: i32 = 9;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_may_hold_a_role_asks_the_leader_again_and_again() {
+    let (server, prefix) = (ZooKeeper::shared().await, unique_prefix());
+    let [follower, holder] = [(); 2].map(|()| CuttingProxy::start(server.socket_address()));
+    let follows = Registry::connect(&url(&follower.address(), &prefix, "")).await.unwrap();
+    let _service = follows.discover("s").await.unwrap();
+    let registers = Registry::connect(&url(&holder.address(), &prefix, "")).await.unwrap();
+    let _registration = registers.register(Instance::new("s").code("a")).await.unwrap();
+    // One that was under way.
+    soon("a heartbeat", holder.until_requests(SYNC, 4)).await;
+    let before = follower.requests(SYNC);
+    soon("more heartbeats", holder.until_requests(SYNC, 10)).await;
+    assert_eq!(follower.requests(SYNC), before);
 }

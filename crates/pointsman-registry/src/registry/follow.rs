@@ -1,14 +1,13 @@
 //! Directories: one for each scope that is followed.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use pointsman_core::{Role, check_name};
 use tokio::sync::{mpsc, watch};
 
 use super::builder::DISK;
 use super::{Registry, lock, set};
-use crate::backend::{Backend, Event, Scope, ServiceState};
+use crate::backend::{Backend, Event, Scope};
 use crate::directory::{Directory, Inner as DirectoryInner};
 use crate::hold::{self, Own};
 use crate::store::{Restore, Shared, Store};
@@ -89,12 +88,11 @@ impl Registry {
     pub(super) fn directory(&self, scope: Scope) -> Directory {
         let inner = &self.inner;
         let mut directories = lock(&inner.directories);
-        let existing = directories.get(&scope).and_then(Weak::upgrade).map(Directory::new);
         // One that has ended was begun in a runtime that has ended: this one begins in the caller's.
-        if let Some(existing) = existing.filter(|existing| !existing.shared().has_ended()) {
+        if let Some(existing) = directories.find(&scope).filter(|existing| !existing.shared().has_ended()) {
             return existing;
         }
-        let known = known(&directories, &scope);
+        let known = directories.known(&scope);
         let shared = Arc::new(Shared::new(scope.clone()));
         let (events, receiver) = mpsc::channel(EVENTS);
         let (restores, restored) = mpsc::unbounded_channel();
@@ -125,25 +123,9 @@ impl Registry {
             tokio::join!(following, store.run(receiver), restoring);
         });
         let directory = Arc::new(DirectoryInner::new(shared, alive));
-        directories.retain(|_, directory| directory.strong_count() > 0);
-        directories.insert(scope, Arc::downgrade(&directory));
+        directories.insert(scope, &directory);
         Directory::new(directory)
     }
-}
-
-/// Returns what other directories know of services that are about to be followed: a new directory does not begin with less than the
-/// process knows, however long the registry takes.
-fn known(directories: &HashMap<Scope, Weak<DirectoryInner>>, scope: &Scope) -> Vec<ServiceState> {
-    let Scope::Services(services) = scope else { return Vec::new() };
-    let others: Vec<_> = directories.values().filter_map(Weak::upgrade).map(Directory::new).collect();
-    let newest = |service: &Arc<str>| {
-        let snapshots = others.iter().map(|other| other.snapshot(service)).filter(|snapshot| !snapshot.is_empty());
-        let snapshot = snapshots.max_by_key(|snapshot| snapshot.revision())?;
-        let (instances, problems) = (snapshot.instances().to_vec(), snapshot.problems().to_vec());
-        // Older than whatever the registry tells.
-        Some(ServiceState { instances, problems, ..ServiceState::empty(service.clone()) })
-    };
-    services.iter().filter_map(newest).collect()
 }
 
 /// The scope of these services.

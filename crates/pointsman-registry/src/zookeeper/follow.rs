@@ -4,20 +4,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
-use futures_util::stream::{self, BoxStream, SelectAll};
 use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use zookeeper_client::{AddWatchMode, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, WatchedEvent};
+use zookeeper_client::{Error as ZkError, EventType, MultiReadResult, WatchedEvent};
 
 use super::fault::Fault;
 use super::layout::{Layout, MASTER, marked};
+use super::reads::{Paths, Read, Watched};
 use super::session::{Link, Session, left, up};
 use super::tree::{BATCH, Dirty, Kind, Tree, Unread};
 use super::{overrides, term_base};
 use crate::backend::{Event, Scope};
+use crate::overrides::Identity;
 
 /// Sends what the scope holds, and every change, until nobody listens or the registry is closed.
 pub(super) async fn follow(
@@ -52,11 +52,6 @@ pub(super) async fn follow(
     }
 }
 
-/// The watches of one connection. After a reconnection they are set anew and everything is listed: what happened
-/// meanwhile a watch does not tell (ZOOKEEPER-4698), and zookeeper-client 0.11.2 does not set persistent watches again
-/// (`resend_watches` sends only one-shot ones).
-type Watched = SelectAll<BoxStream<'static, WatchedEvent>>;
-
 async fn follow_connection(
     layout: &Layout,
     scope: &Scope,
@@ -65,16 +60,14 @@ async fn follow_connection(
     tree: &mut Tree,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), Fault> {
-    // The old watches are dropped after the new ones are set, so that their removal cannot hit these.
-    let watched = watched.insert(watch_all(layout, scope, session).await?);
     let reader = Reader { layout, session };
-    // After the watches, so that nothing is missed; what is told twice does no harm.
-    let loaded = reader.load(scope, tree).await?;
+    let Loaded { watched: new, tree: loaded, identity } = reader.load(scope, tree).await?;
+    // The old watches are dropped after the new ones are set, so that their removal cannot hit these.
+    let watched = watched.insert(new);
     let gone = tree.follow_on(loaded);
     reader.read_markers(tree, &gone).await?;
     let mut watched = watched.ready_chunks(BATCH);
     reader.catch_up(tree, &mut watched, Vec::new()).await?;
-    let identity = overrides::identity(session, layout).await?;
     let mut is_identified = identity.is_some();
     // What is taken from the tree is told for sure: this may be cancelled while it waits for room.
     let Ok(room) = events.reserve().await else { return Ok(()) };
@@ -154,39 +147,15 @@ async fn tell(tree: &mut Tree, service: &str, events: &mpsc::Sender<Event>) -> R
     Ok(())
 }
 
-async fn watch_all(layout: &Layout, scope: &Scope, session: &Session) -> Result<Watched, Fault> {
-    let paths = match scope {
-        Scope::All => vec![layout.services.clone(), layout.overrides.clone(), layout.left.clone()],
-        Scope::Services(services) => {
-            let of = |service| [layout.service(service), layout.overrides_of(service), layout.left_of(service)];
-            services.iter().flat_map(|service| of(service)).collect()
-        }
-    };
-    let watchers = paths.iter().map(|path| {
-        let watching = session.client.watch(path, AddWatchMode::PersistentRecursive);
-        session.run(move || format!("watch {path}"), watching)
-    });
-    Ok(try_join_all(watchers).await?.into_iter().map(|watcher| events_of(watcher).boxed()).collect())
-}
-
-/// The events of one watch. It ends with the session: after a terminal event a watcher must not be asked again.
-pub(super) fn events_of(watcher: PersistentWatcher) -> impl Stream<Item = WatchedEvent> {
-    stream::unfold(Some(watcher), |watcher| async move {
-        let mut watcher = watcher?;
-        let event = watcher.changed().await;
-        let last = event.event_type == EventType::Session && event.session_state.is_terminated();
-        Some((event, (!last).then_some(watcher)))
-    })
-}
-
 /// Readings in a row at most until something is told: whoever never comes to rest is seen on the way.
 const CATCH_UPS: usize = 8;
 
-/// What of a node is read.
-#[derive(Clone, Copy)]
-enum Read {
-    Children,
-    Data,
+/// What a scope holds when it begins to be followed.
+struct Loaded {
+    watched: Watched,
+    tree: Tree,
+    /// Which data the registry holds, where it can tell.
+    identity: Option<Identity>,
 }
 
 struct Reader<'a> {
@@ -203,31 +172,43 @@ enum Subject<'p> {
 }
 
 impl Reader<'_> {
-    /// Reads everything that the scope holds. What was known `before` is read as well where it cannot be listed any more.
-    async fn load(&self, scope: &Scope, before: &Tree) -> Result<Tree, Fault> {
-        // A server that lags behind the one we were connected to before must catch up first.
-        if !self.session.is_read_only {
-            self.session.run(|| "sync".to_owned(), self.session.client.sync("/")).await?;
-        }
+    /// Watches the scope, and reads everything that it holds: after the watches, so that nothing is missed; what is told twice does no harm.
+    /// What was known `before` is read as well where it cannot be listed any more.
+    ///
+    /// A server that lags behind the one we were connected to before catches up first.
+    async fn load(&self, scope: &Scope, before: &Tree) -> Result<Loaded, Fault> {
         let mut tree = Tree::new(self.layout);
-        let (services, overridden) = match scope {
+        let (watched, nodes, codes) = match scope {
             Scope::Services(services) => {
                 let services: Vec<Arc<str>> = services.iter().cloned().collect();
-                (services.clone(), services)
+                let paths = self.folders(&services, Kind::Nodes).chain(self.folders(&services, Kind::Overrides));
+                let (watched, mut nodes) = self.watch_and_read(scope, paths.collect()).await?;
+                let codes = nodes.split_off(services.len());
+                let nodes = children(&mut tree, &services, Kind::Nodes, nodes, before);
+                (watched, nodes, children(&mut tree, &services, Kind::Overrides, codes, before))
             }
             Scope::All => {
+                let (watched, _) = self.watch_and_read(scope, Vec::new()).await?;
                 let listing = (self.list(&self.layout.services), self.list(&self.layout.overrides));
                 let (services, overridden) = tokio::join!(listing.0, listing.1);
                 let services = services?;
                 let overridden = overridden_of(&mut tree, &services, overridden)?;
-                (services, overridden)
+                let nodes = self.children(&mut tree, &services, Kind::Nodes, before).await?;
+                (watched, nodes, self.children(&mut tree, &overridden, Kind::Overrides, before).await?)
             }
         };
-        let nodes = self.children(&mut tree, &services, Kind::Nodes, before).await?;
-        self.read_nodes(&mut tree, &nodes).await?;
-        let codes = self.children(&mut tree, &overridden, Kind::Overrides, before).await?;
-        self.read_overrides(&mut tree, &codes).await?;
-        Ok(tree)
+        let paths = self.paths_of_nodes(&nodes).chain(self.paths_of_overrides(&codes)).collect();
+        let reading = self.session.reads.read_and_look(paths);
+        let (mut read, folder) = self.session.run(|| format!("read {}", self.layout.services), reading).await?;
+        let set = read.split_off(read.len() - codes.len());
+        self.take_nodes(&mut tree, &nodes, read)?;
+        take_overrides(&mut tree, &codes, set);
+        Ok(Loaded { watched, tree, identity: folder.as_ref().map(overrides::identity_of) })
+    }
+
+    async fn watch_and_read(&self, scope: &Scope, paths: Paths) -> Result<(Watched, Vec<MultiReadResult>), Fault> {
+        let reading = self.session.reads.watch_and_read(scope, paths);
+        self.session.run(|| format!("watch {}", self.layout.services), reading).await
     }
 
     /// Reads again what could not be read, and returns the services that it concerns.
@@ -267,32 +248,33 @@ impl Reader<'_> {
         kind: Kind,
         before: &Tree,
     ) -> Result<Dirty, Fault> {
-        let paths = services.iter().map(|service| self.layout.folder(service, kind));
-        let results = self.read_many(paths, Read::Children).await?;
-        let mut children = Dirty::new();
-        for (service, result) in services.iter().zip(results) {
-            let error = match result {
-                MultiReadResult::Error { err } if err != ZkError::NoNode => {
-                    children.extend(before.names(std::slice::from_ref(service), kind));
-                    Some(err)
-                }
-                MultiReadResult::Children { children: names } => {
-                    children.extend(names.into_iter().map(|name| (Box::from(&**service), name.into())));
-                    None
-                }
-                _ => None,
-            };
-            tree.put_folder(service, kind, error.as_ref());
-        }
-        Ok(children)
+        let results = self.read(self.folders(services, kind).collect()).await?;
+        Ok(children(tree, services, kind, results, before))
+    }
+
+    fn folders(&self, services: &[Arc<str>], kind: Kind) -> impl Iterator<Item = (Read, String)> {
+        services.iter().map(move |service| (Read::Children, self.layout.folder(service, kind)))
     }
 
     /// Whether an instance is not where it was.
     async fn read_nodes(&self, tree: &mut Tree, nodes: &Dirty) -> Result<bool, Fault> {
-        let mut went = false;
+        let results = self.read(self.paths_of_nodes(nodes).collect()).await?;
+        self.take_nodes(tree, nodes, results)
+    }
+
+    /// The paths of nodes, and, where a master is among them, of the term bases: these are read after it.
+    fn paths_of_nodes(&self, nodes: &Dirty) -> impl Iterator<Item = (Read, String)> {
         let paths = nodes.iter().map(|(service, node)| format!("{}/{service}/{node}", self.layout.services));
-        let results = self.read_many(paths, Read::Data).await?;
-        self.read_term_bases(tree, nodes, &results).await?;
+        let has_master = nodes.iter().any(|(_, node)| **node == *MASTER);
+        paths.chain(has_master.then(|| self.layout.terms.clone())).map(|path| (Read::Data, path))
+    }
+
+    /// Takes in what was read of [these paths](Reader::paths_of_nodes). Whether an instance is not where it was.
+    fn take_nodes(&self, tree: &mut Tree, nodes: &Dirty, mut results: Vec<MultiReadResult>) -> Result<bool, Fault> {
+        if let Some(bases) = results.split_off(nodes.len()).pop() {
+            self.take_term_bases(tree, nodes, &results, bases)?;
+        }
+        let mut went = false;
         for ((service, node), result) in nodes.iter().zip(results) {
             match result {
                 MultiReadResult::Data { data, stat } => went |= tree.put(service, node, &data, &stat),
@@ -306,38 +288,45 @@ impl Reader<'_> {
         Ok(went)
     }
 
-    /// Reads which term bases there are, where a master has been read that is newer than they are known to be.
-    async fn read_term_bases(&self, tree: &mut Tree, nodes: &Dirty, results: &[MultiReadResult]) -> Result<(), Fault> {
+    /// Takes in which term bases there are, where a master has been read that is newer than they are known to be.
+    fn take_term_bases(
+        &self,
+        tree: &mut Tree,
+        nodes: &Dirty,
+        results: &[MultiReadResult],
+        bases: MultiReadResult,
+    ) -> Result<(), Fault> {
         let created = |((_, node), result): (&(Box<str>, Box<str>), &MultiReadResult)| match result {
             MultiReadResult::Data { stat, .. } if **node == *MASTER => Some(stat.czxid),
             _ => None,
         };
         let newest = nodes.iter().zip(results).filter_map(created).max();
         if let Some(newest) = newest.filter(|newest| !tree.knows_bases_of(*newest)) {
-            tree.put_bases(term_base::read(self.session, &self.layout.terms).await?, newest);
+            let folder = &self.layout.terms;
+            let read = match bases {
+                MultiReadResult::Data { data, stat } => Ok((data, stat)),
+                MultiReadResult::Error { err } => Err(Fault::new(format!("read {folder}"), err)),
+                _ => Err(Fault::new(format!("read {folder}"), ZkError::NoNode)),
+            };
+            tree.put_bases(term_base::bases_of(folder, read)?, newest);
         }
         Ok(())
     }
 
     async fn read_overrides(&self, tree: &mut Tree, codes: &Dirty) -> Result<(), Fault> {
-        let paths = codes.iter().map(|(service, code)| format!("{}/{service}/{code}", self.layout.overrides));
-        let results = self.read_many(paths, Read::Data).await?;
-        for ((service, code), result) in codes.iter().zip(results) {
-            match result {
-                MultiReadResult::Data { data, .. } => tree.set_override(service, code, Some(&data)),
-                MultiReadResult::Error { err } if err != ZkError::NoNode => {
-                    tree.put_unreadable_override(service, code, &err);
-                }
-                _ => tree.set_override(service, code, None),
-            }
-        }
+        let results = self.read(self.paths_of_overrides(codes).collect()).await?;
+        take_overrides(tree, codes, results);
         Ok(())
+    }
+
+    fn paths_of_overrides(&self, codes: &Dirty) -> impl Iterator<Item = (Read, String)> {
+        codes.iter().map(|(service, code)| (Read::Data, format!("{}/{service}/{code}", self.layout.overrides)))
     }
 
     /// Lists which instances of these services have left cleanly.
     async fn read_markers(&self, tree: &mut Tree, services: &[Arc<str>]) -> Result<(), Fault> {
-        let paths = services.iter().map(|service| self.layout.left_of(service));
-        let results = self.read_many(paths, Read::Children).await?;
+        let paths = services.iter().map(|service| (Read::Children, self.layout.left_of(service)));
+        let results = self.read(paths.collect()).await?;
         for (service, result) in services.iter().zip(results) {
             let names = match result {
                 MultiReadResult::Children { children } => children,
@@ -357,24 +346,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reads many paths in batches, all of them under way at once; the results are in the order of the paths.
-    async fn read_many(&self, paths: impl Iterator<Item = String>, read: Read) -> Result<Vec<MultiReadResult>, Fault> {
-        let (mut batches, mut reader, mut count) = (Vec::new(), self.session.client.new_multi_reader(), 0);
-        for path in paths {
-            let added = match read {
-                Read::Children => reader.add_get_children(&path),
-                Read::Data => reader.add_get_data(&path),
-            };
-            added.map_err(|error| Fault::new(format!("read {path}"), error))?;
-            count += 1;
-            if count == BATCH {
-                batches.push(reader.commit());
-                count = 0;
-            }
-        }
-        batches.push(reader.commit());
-        let results = self.session.run(|| format!("read {}", self.layout.services), try_join_all(batches)).await?;
-        Ok(results.into_iter().flatten().collect())
+    async fn read(&self, paths: Paths) -> Result<Vec<MultiReadResult>, Fault> {
+        self.session.run(|| format!("read {}", self.layout.services), self.session.reads.read(paths)).await
     }
 
     /// Takes in a batch of events, and those that have come since; returns the services that they concern.
@@ -444,6 +417,39 @@ impl Reader<'_> {
         }
         let (service, code) = below(&self.layout.overrides)?;
         (!code.contains('/')).then_some(Subject::Override(service, code))
+    }
+}
+
+/// Takes in the children of many folders, and returns them. Of a folder that cannot be listed, what was known before.
+fn children(tree: &mut Tree, services: &[Arc<str>], kind: Kind, results: Vec<MultiReadResult>, before: &Tree) -> Dirty {
+    let mut children = Dirty::new();
+    for (service, result) in services.iter().zip(results) {
+        let error = match result {
+            MultiReadResult::Error { err } if err != ZkError::NoNode => {
+                children.extend(before.names(std::slice::from_ref(service), kind));
+                Some(err)
+            }
+            MultiReadResult::Children { children: names } => {
+                children.extend(names.into_iter().map(|name| (Box::from(&**service), name.into())));
+                None
+            }
+            _ => None,
+        };
+        tree.put_folder(service, kind, error.as_ref());
+    }
+    children
+}
+
+/// Takes in what was read of overrides.
+fn take_overrides(tree: &mut Tree, codes: &Dirty, results: Vec<MultiReadResult>) {
+    for ((service, code), result) in codes.iter().zip(results) {
+        match result {
+            MultiReadResult::Data { data, .. } => tree.set_override(service, code, Some(&data)),
+            MultiReadResult::Error { err } if err != ZkError::NoNode => {
+                tree.put_unreadable_override(service, code, &err);
+            }
+            _ => tree.set_override(service, code, None),
+        }
     }
 }
 

@@ -44,7 +44,7 @@ impl Confirmed {
 }
 
 /// Renews the session's lease for as long as the leader confirms the session (`sync` goes through it, a read would not),
-/// and announces the connection after the first time.
+/// and announces the connection after the first time. Where there are no leases, that is the only time: the client keeps the session alive.
 pub(super) async fn heartbeat(session: &Session, confirmed: &mut Confirmed, links: &Links) -> std::convert::Infallible {
     let timeout = session.timeout();
     let mut announced = false;
@@ -63,6 +63,9 @@ pub(super) async fn heartbeat(session: &Session, confirmed: &mut Confirmed, link
             Err(fault) => tracing::debug!(%fault, "no answer"),
         }
         tokio::time::sleep_until(sent + timeout / PER_TIMEOUT).await;
+        if announced {
+            links.has_leases().await;
+        }
     }
 }
 

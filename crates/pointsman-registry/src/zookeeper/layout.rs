@@ -43,6 +43,16 @@ impl Layout {
         }
     }
 
+    /// The folders of what a directory follows; in each there is one for each service.
+    pub(super) fn roots(&self) -> [&str; 3] {
+        [&self.services, &self.overrides, &self.left]
+    }
+
+    /// The folders of what a directory follows of one service.
+    pub(super) fn watched(&self, service: &str) -> [String; 3] {
+        self.roots().map(|root| format!("{root}/{service}"))
+    }
+
     pub(super) fn service(&self, service: &str) -> String {
         format!("{}/{service}", self.services)
     }

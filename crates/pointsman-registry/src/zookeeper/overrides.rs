@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use zookeeper_client::{CreateMode, Error as ZkError};
+use zookeeper_client::{CreateMode, Error as ZkError, Stat};
 
 use super::fault::Fault;
 use super::folders::make_container;
@@ -17,10 +17,12 @@ use crate::url::Acl;
 pub(super) async fn identity(session: &Session, layout: &Layout) -> Result<Option<Identity>, Fault> {
     let path = &layout.overrides;
     let stat = session.run(|| format!("look at {path}"), session.client.check_stat(path)).await?;
-    Ok(stat.map(|stat| Identity {
-        id: format!("{:x}-{:x}", stat.czxid, stat.ctime),
-        since_unix_ms: u64::try_from(stat.ctime).ok(),
-    }))
+    Ok(stat.map(|stat| identity_of(&stat)))
+}
+
+/// The same, by what has been seen of the overrides' folder.
+pub(super) fn identity_of(folder: &Stat) -> Identity {
+    Identity { id: format!("{:x}-{:x}", folder.czxid, folder.ctime), since_unix_ms: u64::try_from(folder.ctime).ok() }
 }
 
 /// Sets what was set before the registry lost its data, unless something is set already.

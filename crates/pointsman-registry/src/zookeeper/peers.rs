@@ -24,9 +24,9 @@ use zookeeper_client::{AddWatchMode, CreateMode, Error as ZkError, EventType, Mu
 
 use self::asked::{Asked, Item};
 use super::fault::Fault;
-use super::follow::events_of;
 use super::layout::Layout;
 use super::options;
+use super::reads::events_of;
 use super::session::{Link, Session, left, up};
 use crate::peers::{Answer, PATIENCE, Part, Question};
 use crate::url::Acl;

@@ -13,6 +13,8 @@ use super::batch::Batches;
 use super::explain::explain;
 use super::fault::{Fault, within};
 use super::heartbeat::{Confirmed, heartbeat};
+use super::layout::Layout;
+use super::reads::Reads;
 use crate::Result;
 use crate::lease::Lease;
 use crate::url::{Folders, ZooKeeperUrl};
@@ -42,12 +44,20 @@ pub(super) struct Links {
     writable: watch::Sender<Link>,
     /// The same, and in addition [`Link::Up`] with a server that has no quorum and can be read.
     readable: watch::Sender<Link>,
+    /// Whether leases are renewed: not where nobody ever holds a role by them.
+    has_leases: watch::Sender<bool>,
 }
 
 impl Links {
     fn new() -> Self {
         let connecting = || watch::Sender::new(Link::Down("connecting".into()));
-        Self { writable: connecting(), readable: connecting() }
+        Self { writable: connecting(), readable: connecting(), has_leases: watch::Sender::new(true) }
+    }
+
+    /// Returns once the lease is to be renewed.
+    pub(super) async fn has_leases(&self) {
+        // The sender lives in `self`: no error.
+        let _ = self.has_leases.subscribe().wait_for(|has| *has).await;
     }
 
     fn send(&self, link: &Link) {
@@ -88,6 +98,7 @@ pub(super) struct Session {
     /// What the folders of services are.
     pub(super) folders: Folders,
     pub(super) batches: Batches,
+    pub(super) reads: Reads,
     /// How many creations are under way: they come first, before what is to be watched, also when hundreds register at
     /// once.
     creating: watch::Sender<usize>,
@@ -107,17 +118,19 @@ impl Session {
         self.client.session_timeout()
     }
 
-    fn new(client: &Client, folders: Folders) -> Self {
+    fn new(client: &Client, settings: &ZooKeeperUrl) -> Self {
         static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
         let epoch = NEXT_EPOCH.fetch_add(1, Ordering::Relaxed);
-        let lease = Lease::new();
+        let (lease, layout) = (Lease::new(), Layout::new(&settings.prefix, &settings.root));
+        let is_read_only = client.state() == SessionState::ConnectedReadOnly;
         Session {
             client: client.clone(),
             epoch,
-            is_read_only: client.state() == SessionState::ConnectedReadOnly,
+            is_read_only,
             batches: Batches::start(client, &lease),
+            reads: Reads::start(client, &layout, is_read_only),
             lease,
-            folders,
+            folders: settings.folders,
             creating: watch::Sender::new(0),
             rounds: Arc::new(Semaphore::new(ROUNDS)),
         }
@@ -173,6 +186,11 @@ impl Sessions {
         let task = sessions.spawn()?;
         sessions.task().replace(task);
         Ok(sessions)
+    }
+
+    /// Renews no leases: only for directories. Each renewal goes through the leader, and each wakes this process.
+    pub(super) fn without_leases(&self) {
+        self.links.has_leases.send_replace(false);
     }
 
     fn spawn(&self) -> Result<JoinHandle<()>> {
@@ -304,7 +322,7 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
                     }
                     if let Some(client) = &reading {
                         tracing::warn!(%reason, "reading from a server without a quorum: what it says may be out of date");
-                        links.read_only(Session::new(client, settings.folders));
+                        links.read_only(Session::new(client, &settings));
                     }
                 }
             }
@@ -381,7 +399,7 @@ async fn serve(
     loop {
         match state {
             SessionState::SyncConnected => {
-                let session = Session::new(client, settings.folders);
+                let session = Session::new(client, settings);
                 tokio::select! {
                     next = states.changed() => state = next,
                     never = heartbeat(&session, &mut confirmed, links) => match never {},

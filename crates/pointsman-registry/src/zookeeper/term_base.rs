@@ -92,7 +92,12 @@ impl TermBases {
 /// Reads the bases at `folder`, which must be done after what they are to be applied to has been read. Where the folder may not be read, or
 /// says something else, none counts, and that is logged: elections go on without rights under the root.
 pub(super) async fn read(session: &Session, folder: &str) -> Result<TermBases, Fault> {
-    match session.run(|| format!("read {folder}"), session.client.get_data(folder)).await {
+    bases_of(folder, session.run(|| format!("read {folder}"), session.client.get_data(folder)).await)
+}
+
+/// The same, by what was read.
+pub(super) fn bases_of(folder: &str, read: Result<(Vec<u8>, Stat), Fault>) -> Result<TermBases, Fault> {
+    match read {
         Ok((data, stat)) => Ok(TermBases::of(&data, &stat).unwrap_or_else(|reason| {
             tracing::error!("{folder} {reason}: no term base counts");
             TermBases::default()
