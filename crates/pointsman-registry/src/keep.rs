@@ -17,9 +17,9 @@ use tokio::time::Instant;
 use self::gate::Gate;
 pub(crate) use self::lifecycle::Said;
 use self::lifecycle::{Effect, Goal, Input, Lifecycle};
+use crate::Error;
 use crate::lease::Lease;
 use crate::registration::{Change, Command, Departure, End, Reply, Report, RoleWriter, Task, registrable};
-use crate::Error;
 
 /// How one registry registers one instance.
 pub(crate) trait Registrar: Send {

@@ -35,6 +35,7 @@ pub(super) async fn keep(agents: Arc<Agents>, ttl: Duration, task: Box<Task>) ->
         role: Role::Detached,
         left: None,
         heard: Instant::now(),
+        is_unknown: false,
         failures: 0,
         was_opened: false,
     };
@@ -59,6 +60,8 @@ struct AgentRegistrar {
     left: Option<Stream>,
     /// When the role was heard of by an event, or given up: what was asked before may be answered with an older one.
     heard: Instant,
+    /// Whether the agent has said that it does not know the registration, and not yet why.
+    is_unknown: bool,
     /// Number of agents in a row that could not be used.
     failures: usize,
     /// Whether an agent has ever taken the registration.
@@ -85,6 +88,8 @@ enum Written {
     Yes,
     No,
 }
+
+const FORGOTTEN: &str = "the agent has forgotten it: its lease has run out";
 
 /// A call that is under way while events are read.
 type Asking<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
@@ -142,7 +147,7 @@ impl AgentRegistrar {
         let (mut stream, sent, written) = self.open(control).await?;
         self.was_opened = true;
         self.left = None;
-        (self.lease, self.role) = (Lease::new(), Role::Detached);
+        (self.lease, self.role, self.is_unknown) = (Lease::new(), Role::Detached, false);
         control.say(Said::Written(written));
         // The first word counts from when it was asked for, the others from renewals.
         let mut counts_from = Some(sent);
@@ -298,9 +303,13 @@ impl AgentRegistrar {
                 Ok(said) => Ok(self.said(control, &said, Some(asked))),
                 Err(error) => Err(Out::Lost(format!("the agent says something that cannot be read: {error}"))),
             },
-            Ok(answer) if answer.status == StatusCode::NOT_FOUND => {
-                Err(Out::Gone("the agent has forgotten it: its lease has run out".to_owned()))
+            // The stream is about to say how it has ended: one that the same holder has replaced must not be registered again.
+            Ok(answer) if answer.status == StatusCode::NOT_FOUND && !self.is_unknown => {
+                (self.is_unknown, self.role) = (true, Role::Detached);
+                control.say(Said::Lapsed(FORGOTTEN.to_owned()));
+                Ok(asked.elapsed() + self.ttl / 10)
             }
+            Ok(answer) if answer.status == StatusCode::NOT_FOUND => Err(Out::Gone(FORGOTTEN.to_owned())),
             Ok(answer) => Err(Out::Lost(refusal(control, "renew", &answer).to_string())),
             // The lease runs on; if the connection is broken, the stream is as well.
             Err(fault) => {
