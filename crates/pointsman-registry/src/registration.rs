@@ -230,7 +230,8 @@ impl Registration {
         self.roles.held_until()
     }
 
-    /// Why the instance is not registered now, although this registration lives; `None` while it is registered.
+    /// Why the instance is not registered now, although this registration lives; `None` while it is registered. It may lag behind
+    /// [`role`](Registration::role), which is compared with the clock: the role may be [`Role::Detached`] a moment before this says why.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {
         self.roles.trouble()
