@@ -41,8 +41,8 @@ pub enum Change {
 }
 
 impl Change {
-    /// All differences between two snapshots of one service: services first, then who has joined and left, then what has
-    /// become of each of the others, then the master.
+    /// Returns all differences between two snapshots of one service, in this order: the service appears; instances join, leave, and
+    /// change; the master changes; the service disappears.
     #[must_use]
     pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
         let mut changes = Vec::new();

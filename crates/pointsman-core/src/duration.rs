@@ -16,6 +16,15 @@ pub struct InvalidDuration {
 /// # Errors
 ///
 /// [`InvalidDuration`].
+///
+/// # Examples
+///
+/// ```
+/// # use std::time::Duration;
+/// assert_eq!(pointsman_core::parse_duration("500ms")?, Duration::from_millis(500));
+/// assert!(pointsman_core::parse_duration("10").is_err()); // a number needs a unit
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

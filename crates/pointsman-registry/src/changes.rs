@@ -61,6 +61,24 @@ impl fmt::Debug for News {
 }
 
 /// The newest snapshots of the services that change, as they do. Also a stream.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Instance;
+/// # use pointsman_registry::Registry;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use futures_util::StreamExt as _;
+/// # let registry = Registry::connect("memory://updates-stream").await?;
+///
+/// let services = registry.discover_all().await?.updates().flat_map(futures_util::stream::iter);
+/// let registration = registry.register(Instance::new("ress")).await?;
+/// let snapshots: Vec<_> = services.take(1).collect().await;
+/// assert_eq!(&**snapshots[0].service(), "ress");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Updates {
     directory: Directory,
@@ -83,6 +101,27 @@ impl Updates {
     /// Waits until services have changed, and returns the newest snapshot of each: of one that has vanished an empty one.
     /// What has changed several times is there once. They are in the order of their revisions, and no later one is lower than any of
     /// these. `None` once the registry has been closed, or the runtime has ended in which the directory was begun. Cancellation loses nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://updates-next").await?;
+    /// let mut updates = registry.discover_all().await?.updates();
+    /// let registration = registry.register(Instance::new("ress").code("a")).await?;
+    /// registration.update(|instance| instance.weight = 5).await?;
+    /// while let Some(snapshots) = updates.next().await {
+    ///     // If a service changes several times, only its newest snapshot may be reported.
+    ///     if snapshots.iter().any(|snapshot| snapshot.find("a").is_some_and(|a| a.weight == 5)) {
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn next(&mut self) -> Option<Vec<Arc<Snapshot>>> {
         poll_fn(|context| self.poll(context)).await
     }
@@ -139,6 +178,25 @@ impl Stream for Updates {
 ///
 /// Changes are found by comparing snapshots, when they are asked for: a reader that is slow gets fewer changes (of an
 /// instance that came and went in between it never hears), costs no memory for them, and holds up nobody.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::{Change, Instance};
+/// # use pointsman_registry::Registry;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use futures_util::StreamExt as _;
+/// # let registry = Registry::connect("memory://changes-stream").await?;
+///
+/// let registration = registry.register(Instance::new("ress")).await?;
+/// let changes = registry.discover("ress").await?.changes();
+/// registration.close().await?;
+/// let changes: Vec<_> = changes.take(3).collect().await;
+/// assert!(matches!(changes[..], [Change::Left(_), Change::MasterChanged { .. }, Change::ServiceDisappeared(_)]));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Changes {
     source: Source,
@@ -170,6 +228,24 @@ impl Changes {
     }
 
     /// Starts over: what is there now counts as not told yet, so that the next changes are of everything appearing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Change, Instance};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://from-nothing").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let service = registry.discover("ress").await?;
+    /// let mut changes = service.changes().from_nothing();
+    /// // Instances that were registered before are reported as well.
+    /// assert_eq!(changes.next().await, Some(Change::ServiceAppeared("ress".into())));
+    /// assert!(matches!(changes.next().await, Some(Change::Joined(_))));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn from_nothing(mut self) -> Self {
         self.told.clear();
@@ -182,6 +258,27 @@ impl Changes {
 
     /// Waits for the next change. `None` once the registry has been closed, or the runtime has ended in which the directory was begun.
     /// Cancellation loses nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Change, Instance};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://changes-next").await?;
+    /// let mut changes = registry.discover("ress").await?.changes();
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// loop {
+    ///     match changes.next().await {
+    ///         Some(Change::MasterChanged { new: Some(master), .. }) => break assert!(master.role.is_master()),
+    ///         Some(_) => {}
+    ///         None => unreachable!("the registry is open"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn next(&mut self) -> Option<Change> {
         poll_fn(|context| self.poll(context)).await
     }

@@ -12,6 +12,17 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// How an instance's health is found out, how often, and how many results in a row count.
+///
+/// # Examples
+///
+/// ```
+/// # use std::time::Duration;
+/// # use pointsman_registry::check::Check;
+/// // A slow service: probed every 10 s, and unhealthy after two failures in a row.
+/// let check = Check { interval: Duration::from_secs(10), fall: 2, ..Check::new("tcp://10.0.0.1:80".parse()?) };
+/// assert_eq!((check.rise, check.timeout), (1, Duration::from_secs(1)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
     /// What is asked.
@@ -27,6 +38,17 @@ pub struct Check {
 }
 
 /// What is asked of an instance.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_registry::check::Probe;
+/// let probe: Probe = "http://10.0.0.1:8080/health".parse()?;
+/// assert_eq!(probe, Probe::Http { address: "10.0.0.1:8080".to_owned(), path: "/health".to_owned() });
+/// assert_eq!(probe.to_string(), "http://10.0.0.1:8080/health");
+/// assert!("https://10.0.0.1/".parse::<Probe>().is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Probe {
@@ -47,6 +69,15 @@ impl Probe {
     /// # Errors
     ///
     /// [`InvalidProbe`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::check::{InvalidProbe, Probe};
+    /// assert_eq!(Probe::parse("tcp", Some("10.0.0.1:80"))?, Probe::Tcp("10.0.0.1:80".to_owned()));
+    /// assert_eq!(Probe::parse("tcp", None), Err(InvalidProbe::NoAddress));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn parse(text: &str, address: Option<&str>) -> Result<Self, InvalidProbe> {
         match (text, address) {
             ("tcp", Some(address)) => format!("tcp://{address}").parse(),
@@ -131,6 +162,15 @@ pub enum ProbeError {
 
 impl Check {
     /// A check with the default interval, timeout and thresholds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::check::{Check, Probe};
+    /// let check = Check::new(Probe::Tcp("10.0.0.1:80".to_owned()));
+    /// assert_eq!((check.interval, check.rise, check.fall), (Duration::from_secs(2), 1, 3));
+    /// ```
     #[must_use]
     pub fn new(probe: Probe) -> Self {
         Self { probe, interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 1, fall: 3 }
@@ -141,6 +181,19 @@ impl Check {
     /// # Errors
     ///
     /// [`ProbeError`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::check::{Check, Probe};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// Check::new(Probe::Tcp(listener.local_addr()?.to_string())).probe().await?;
+    /// assert!(Check::new("tcp://127.0.0.1:1".parse()?).probe().await.is_err()); // nothing listens there
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn probe(&self) -> Result<(), ProbeError> {
         let probing = async {
             match &self.probe {
@@ -153,6 +206,19 @@ impl Check {
 
     /// Starts checking. Nothing is known of the instance until `rise` probes have succeeded, or one has failed. Until one has
     /// succeeded, it is probed more often than `interval` says: a service that has just been started is soon up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::check::{Check, Probe};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// let mut checking = Check::new(Probe::Tcp(listener.local_addr()?.to_string())).start();
+    /// checking.changed().await?; // healthy
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn start(self) -> Checking {
         Checking { check: self, streak: Streak::default(), next: Instant::now(), pause: FIRST_PAUSE, probing: None }
@@ -232,6 +298,21 @@ impl Checking {
     /// # Errors
     ///
     /// [`ProbeError`]: the instance is not healthy any more.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::check::Check;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut checking = Check::new("tcp://127.0.0.1:1".parse()?).start(); // nothing listens there
+    /// match checking.changed().await {
+    ///     Ok(()) => println!("healthy from now on"),
+    ///     Err(error) => println!("not healthy from now on: {error}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn changed(&mut self) -> Result<(), ProbeError> {
         loop {
             if self.probing.is_none() {

@@ -14,12 +14,46 @@ use crate::{Error, Result};
 
 /// Follows one service, several, or all of a registry, and has the newest snapshot of each at hand. Cheap to clone; when
 /// the last clone and the last [`Service`] of it are gone, it follows no longer.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Instance;
+/// # use pointsman_registry::{Freshness, Registry};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("memory://directory").await?;
+/// let registration = registry.register(Instance::new("ress").code("a")).await?;
+/// let directory = registry.discover_all().await?;
+/// assert_eq!(directory.freshness(), Freshness::Fresh);
+/// assert!(directory.snapshot("ress").find("a").is_some());
+/// assert!(directory.registry_id().is_some() && directory.registry_since_ms().is_some());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Directory {
     inner: Arc<Inner>,
 }
 
 /// One service of a [`Directory`]: its snapshots, its master, its changes. It need not exist yet.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Instance;
+/// # use pointsman_registry::Registry;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("memory://service").await?;
+/// let registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+/// let service = registry.discover("ress").await?;
+/// assert_eq!(&**service.name(), "ress");
+/// assert_eq!(service.snapshot().instances().len(), 1);
+/// assert_eq!(service.directory().snapshots().len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Service {
     name: Arc<str>,
@@ -29,6 +63,26 @@ pub struct Service {
 }
 
 /// How far a view can be trusted.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(not(feature = "testing"))]
+/// # fn main() {}
+/// # #[cfg(feature = "testing")]
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use pointsman_registry::Freshness;
+/// # use pointsman_registry::testing::TestRegistry;
+/// let test = TestRegistry::new();
+/// let service = test.registry().discover("ress").await?;
+/// assert_eq!(service.freshness(), Freshness::Fresh);
+/// test.cut();
+/// service.directory().stale().await;
+/// assert!(matches!(service.freshness(), Freshness::Stale { .. }));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
     /// It is what the registry holds.
@@ -68,12 +122,43 @@ impl Directory {
     }
 
     /// The newest snapshot of a service; an empty one if it does not exist, or is not followed by this directory.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://snapshot").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let directory = registry.discover_all().await?;
+    /// assert_eq!(directory.snapshot("ress").instances().len(), 1);
+    /// assert!(directory.snapshot("unknown").is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn snapshot(&self, service: &str) -> Arc<Snapshot> {
         self.inner.shared.snapshot(service)
     }
 
     /// The newest snapshots of all services that hold anything, in the order of their names.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://snapshots").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let directory = registry.discover_several(["cfgs", "ress"]).await?;
+    /// assert_eq!(directory.snapshots().len(), 1); // no instance of `cfgs` is registered
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
         let mut snapshots = self.inner.shared.snapshots();
@@ -84,6 +169,23 @@ impl Directory {
     /// Whether an instance that is gone left cleanly: it deregistered, or was deregistered. Otherwise the registry lost it, or
     /// nobody knows: of each service the last thousand are remembered, until they come back; of the services that have vanished, the
     /// last thousand.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://has-left").await?;
+    /// let registration = registry.register(Instance::new("ress").code("a")).await?;
+    /// let service = registry.discover("ress").await?;
+    /// registration.close().await?;
+    /// service.wait_for(|snapshot| snapshot.is_empty()).await?;
+    /// assert!(service.directory().has_left("ress", "a"));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn has_left(&self, service: &str, code: &str) -> bool {
         self.inner.shared.has_left(service, code)
@@ -91,6 +193,21 @@ impl Directory {
 
     /// What operators have set for instances, in the order of services and codes; also for those that are not registered now. Over
     /// agents nothing is told of it here: ask them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://overrides-followed").await?;
+    /// registry.set_weight("ress", "a", Some(5)).await?;
+    /// let directory = registry.discover_all().await?;
+    /// assert_eq!(directory.overrides()[0].weight, Some(5));
+    /// assert!(directory.has_override("ress", "a") && !directory.has_override("ress", "b"));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn overrides(&self) -> Vec<OverrideOf> {
         let all = self.inner.shared.overrides().into_iter();
@@ -106,6 +223,20 @@ impl Directory {
     }
 
     /// Whether an operator has set anything for an instance.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://has-override").await?;
+    /// registry.drain("ress", "a").await?;
+    /// let directory = registry.discover_all().await?;
+    /// assert!(directory.has_override("ress", "a"));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn has_override(&self, service: &str, code: &str) -> bool {
         self.inner.shared.has_override(service, code)
@@ -126,6 +257,20 @@ impl Directory {
     }
 
     /// A handle on one service. `None` if this directory does not follow it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://service-of").await?;
+    /// let directory = registry.discover_several(["ress"]).await?;
+    /// assert!(directory.service("ress").is_some()); // although no instance is registered
+    /// assert!(directory.service("cfgs").is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn service(&self, name: &str) -> Option<Service> {
         if !self.inner.shared.scope.contains(name) {
@@ -136,18 +281,67 @@ impl Directory {
     }
 
     /// The newest snapshots of the services that change from now on. Costs nothing for those that do not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://updates").await?;
+    /// let directory = registry.discover_all().await?;
+    /// let mut updates = directory.updates();
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let snapshots = updates.next().await.unwrap_or_default();
+    /// assert_eq!(&**snapshots[0].service(), "ress");
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn updates(&self) -> Updates {
         Updates::new(self.clone())
     }
 
     /// All changes from now on, of every service that is followed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Change, Instance};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://changes-of-all").await?;
+    /// let directory = registry.discover_all().await?;
+    /// let mut changes = directory.changes();
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// assert_eq!(changes.next().await, Some(Change::ServiceAppeared("ress".into())));
+    /// assert!(matches!(changes.next().await, Some(Change::Joined(_))));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes::of_all(self)
     }
 
     /// Whether this directory is connected to its registry: fresh or stale. (Guarded is a matter of each service.)
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::{Freshness, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://freshness").await?;
+    /// let directory = registry.discover_all().await?;
+    /// assert_eq!(directory.freshness(), Freshness::Fresh);
+    /// registry.close().await;
+    /// assert!(matches!(directory.freshness(), Freshness::Stale { .. }));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         match self.inner.shared.link.borrow().stale_since {
@@ -161,6 +355,27 @@ impl Directory {
     /// # Errors
     ///
     /// [`Error::Closed`] when nothing is followed any more: the registry has been closed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "testing"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "testing")]
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use pointsman_registry::Freshness;
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// let test = TestRegistry::new();
+    /// let directory = test.registry().discover_all().await?;
+    /// test.cut();
+    /// directory.stale().await;
+    /// test.mend();
+    /// directory.fresh().await?;
+    /// assert_eq!(directory.freshness(), Freshness::Fresh);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn fresh(&self) -> Result<()> {
         let shared = &self.inner.shared;
         // The sender lives in `self`: no error.
@@ -170,6 +385,23 @@ impl Directory {
 
     /// Waits until the connection to the registry is lost, and what is shown may be out of date. Returns at once while it
     /// is. Cancellation loses nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Freshness, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://stale").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let directory = registry.discover_all().await?;
+    /// registry.close().await;
+    /// directory.stale().await;
+    /// assert!(matches!(directory.freshness(), Freshness::Stale { .. }));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn stale(&self) {
         // The sender lives in `self`: no error.
         let _ = self.inner.shared.link.subscribe().wait_for(|link| link.stale_since.is_some()).await;
@@ -200,6 +432,25 @@ impl Service {
     }
 
     /// The newest snapshot.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://snapshot-of").await?;
+    /// let registration = registry.register(Instance::new("ress").code("a")).await?;
+    /// let service = registry.discover("ress").await?;
+    /// let before = service.snapshot();
+    /// registration.update(|instance| instance.weight = 5).await?;
+    /// let after = service.wait_for(|snapshot| snapshot.revision() > before.revision()).await?;
+    /// assert_eq!(before.instances()[0].weight, 1); // a snapshot never changes
+    /// assert_eq!(after.instances()[0].weight, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.view.load()
@@ -210,12 +461,44 @@ impl Service {
     /// # Errors
     ///
     /// [`Error::NoMaster`] when there is none now.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://master").await?;
+    /// let service = registry.discover("ress").await?;
+    /// assert!(matches!(service.master(), Err(Error::NoMaster { .. })));
+    /// let registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+    /// service.wait_for(|snapshot| snapshot.master().is_some()).await?;
+    /// assert_eq!(service.master()?.address.as_deref(), Some("10.0.0.1:80"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn master(&self) -> Result<Arc<ObservedInstance>> {
         let no_master = || Error::NoMaster { service: self.name.clone() };
         self.snapshot().master().cloned().ok_or_else(no_master)
     }
 
     /// Where the newest snapshot lies: what a balancer reads.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://view").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let view = registry.discover("ress").await?.view();
+    /// assert!(view.load().master().is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn view(&self) -> View {
         self.view.clone()
@@ -225,6 +508,26 @@ impl Service {
     /// are made with [`Balancer::builder`](pointsman_balance::Balancer::builder), over [`Service::view`].
     ///
     /// This, behind a feature, is all that a registry knows of balancing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "balance"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "balance")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # use pointsman_balance::Algorithm;
+    /// # let registry = Registry::connect("memory://balancer").await?;
+    /// let registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+    /// let balancer = registry.discover("ress").await?.balancer(Algorithm::LeastConnections);
+    /// let claim = balancer.pick("/data/video")?; // the master, as it is the only instance
+    /// assert_eq!(claim.address(), Some("10.0.0.1:80"));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "balance")]
     #[must_use]
     pub fn balancer(&self, algorithm: pointsman_balance::Algorithm) -> pointsman_balance::Balancer {
@@ -232,6 +535,24 @@ impl Service {
     }
 
     /// How far the newest snapshot can be trusted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::{Freshness, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://freshness-of").await?;
+    /// let service = registry.discover("ress").await?;
+    /// match service.freshness() {
+    ///     Freshness::Fresh => {}
+    ///     Freshness::Stale { age } => println!("the registry is away; the snapshot is {age:?} old"),
+    ///     Freshness::Guarded { .. } => println!("the registry has lost many instances at once"),
+    /// }
+    /// # assert_eq!(service.freshness(), Freshness::Fresh);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         match (self.snapshot().is_guarded(), self.directory.freshness()) {
@@ -242,6 +563,23 @@ impl Service {
     }
 
     /// All changes from now on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Change, Instance};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://changes-of-one").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let service = registry.discover("ress").await?;
+    /// let mut changes = service.changes();
+    /// registration.update(|instance| instance.weight = 5).await?;
+    /// assert!(matches!(changes.next().await, Some(Change::Updated { new, .. }) if new.weight == 5));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes::of_one(self)
@@ -253,6 +591,22 @@ impl Service {
     /// # Errors
     ///
     /// [`Error::Closed`] when the last snapshot that there will ever be does not: the registry has been closed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://wait-for-snapshot").await?;
+    /// let service = registry.discover("ress").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let snapshot = service.wait_for(|snapshot| snapshot.master().is_some()).await?;
+    /// assert_eq!(snapshot.instances().len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn wait_for(&self, mut condition: impl FnMut(&Snapshot) -> bool) -> Result<Arc<Snapshot>> {
         let (mut changed, mut link) = (self.changed.clone(), self.directory.shared().link.subscribe());
         loop {

@@ -139,11 +139,29 @@ pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 impl Error {
     /// [`Error::Unavailable`] without another error behind it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Error;
+    /// let error = Error::unavailable("register ress/a", "connection lost");
+    /// assert_eq!(error.to_string(), "register ress/a: connection lost");
+    /// assert!(error.is_retryable());
+    /// ```
     pub fn unavailable(step: impl Into<String>, reason: impl Into<String>) -> Self {
         Error::Unavailable { step: step.into(), reason: reason.into(), source: None }
     }
 
     /// [`Error::Refused`] without another error behind it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Error;
+    /// let error = Error::refused("drain ress/a", "not allowed");
+    /// assert_eq!(error.to_string(), "drain ress/a: not allowed");
+    /// assert!(!error.is_retryable());
+    /// ```
     pub fn refused(step: impl Into<String>, reason: impl Into<String>) -> Self {
         Error::Refused { step: step.into(), reason: reason.into(), source: None }
     }
@@ -154,6 +172,21 @@ impl Error {
     }
 
     /// Whether the same call may succeed later, without anything being changed by the caller.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://retryable").await?;
+    /// let error = registry.discover("ress").await?.master().unwrap_err();
+    /// assert!(error.is_retryable()); // there may be a master later
+    /// let error = registry.discover("no/name").await.unwrap_err();
+    /// assert!(!error.is_retryable());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         #[cfg(feature = "balance")]

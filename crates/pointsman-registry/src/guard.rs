@@ -18,6 +18,25 @@ use tokio::time::Instant;
 ///
 /// A registry that has lost its data, or that lists after a reconnection less than that fraction of all that it held, guards the
 /// instances of every service that is followed, however small: those that it held until then, or where it held none of a service any more, those that were lost within `window`.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Instance;
+/// # use pointsman_registry::{Departure, Guard, Registry};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let guard = Guard { at_least: 2, ..Guard::default() };
+/// let registry = Registry::builder("memory://guard").guard(Some(guard)).connect().await?;
+/// let (a, b) = (registry.register(Instance::new("ress")).await?, registry.register(Instance::new("ress")).await?);
+/// let service = registry.discover("ress").await?;
+/// a.close_as(Departure::Lost).await?;
+/// b.close_as(Departure::Lost).await?;
+/// let snapshot = service.wait_for(|snapshot| snapshot.is_guarded()).await?;
+/// assert_eq!(snapshot.instances().len(), 2); // kept for `hold`
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Guard {
     /// Smaller services are not guarded. Default 5.

@@ -17,6 +17,13 @@ pub(crate) const MAX_BYTES: usize = 16 * 1024;
 
 impl Log {
     /// Number of entries that are kept.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Log;
+    /// assert_eq!((Log::Audit.limit(), Log::Masters("ress".into()).limit()), (500, 128));
+    /// ```
     #[must_use]
     pub fn limit(&self) -> usize {
         match self {

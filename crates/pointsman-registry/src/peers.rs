@@ -17,6 +17,25 @@ pub(crate) const MAX_BYTES: usize = 128 * 1024;
 #[async_trait]
 pub trait Answer: Send + Sync + 'static {
     /// The answer; `None`: this is a question for another. Dropped where it takes longer than whoever asks waits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Answer;
+    /// struct Version;
+    ///
+    /// #[async_trait::async_trait]
+    /// impl Answer for Version {
+    ///     async fn answer(&self, question: &str) -> Option<String> {
+    ///         (question == "version").then(|| "1.0".to_owned())
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// assert_eq!(Version.answer("version").await.as_deref(), Some("1.0"));
+    /// assert_eq!(Version.answer("uptime").await, None); // a question for another peer
+    /// # }
+    /// ```
     async fn answer(&self, question: &str) -> Option<String>;
 }
 
@@ -24,6 +43,31 @@ pub trait Answer: Send + Sync + 'static {
 ///
 /// Nothing is asked twice, and what has not been answered in time is withdrawn. A peer that was about to answer just then may have done
 /// what it was asked for.
+///
+/// # Examples
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use std::time::Duration;
+/// # use pointsman_registry::{Answer, Registry};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # struct Echo;
+/// # #[async_trait::async_trait]
+/// # impl Answer for Echo {
+/// #     async fn answer(&self, question: &str) -> Option<String> {
+/// #         Some(question.to_uppercase())
+/// #     }
+/// # }
+///
+/// let registry = Registry::connect("memory://peers").await?;
+/// let peers = registry.join_peers(Arc::new(Echo))?; // `Echo` implements `Answer`
+/// assert_eq!(peers.id().len(), 16);
+/// # tokio::time::sleep(Duration::from_millis(50)).await;
+/// assert_eq!(peers.ask("hello".to_owned()).await?, None); // there are no others
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Peers {
     id: Arc<str>,
@@ -73,6 +117,30 @@ impl Peers {
     /// # Errors
     ///
     /// [`Unanswered`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::{Answer, Registry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # struct Echo;
+    /// # #[async_trait::async_trait]
+    /// # impl Answer for Echo {
+    /// #     async fn answer(&self, question: &str) -> Option<String> {
+    /// #         Some(question.to_uppercase())
+    /// #     }
+    /// # }
+    ///
+    /// # let registry = Registry::connect("memory://ask").await?;
+    /// let (one, two) = (registry.join_peers(Arc::new(Echo))?, registry.join_peers(Arc::new(Echo))?);
+    /// # tokio::time::sleep(Duration::from_millis(50)).await;
+    /// assert_eq!(one.ask("hello".to_owned()).await?.as_deref(), Some("HELLO"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn ask(&self, question: String) -> Result<Option<String>, Unanswered> {
         self.ask_for(None, question).await
     }
@@ -82,6 +150,31 @@ impl Peers {
     /// # Errors
     ///
     /// [`Unanswered`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::{Answer, Registry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # struct Echo;
+    /// # #[async_trait::async_trait]
+    /// # impl Answer for Echo {
+    /// #     async fn answer(&self, question: &str) -> Option<String> {
+    /// #         Some(question.to_uppercase())
+    /// #     }
+    /// # }
+    ///
+    /// # let registry = Registry::connect("memory://ask-one").await?;
+    /// let (one, two) = (registry.join_peers(Arc::new(Echo))?, registry.join_peers(Arc::new(Echo))?);
+    /// # tokio::time::sleep(Duration::from_millis(50)).await;
+    /// assert_eq!(one.ask_one(two.id(), "hello".to_owned()).await?.as_deref(), Some("HELLO"));
+    /// assert_eq!(one.ask_one("0000000000000000", "hello".to_owned()).await?, None); // no such peer
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn ask_one(&self, peer: &str, question: String) -> Result<Option<String>, Unanswered> {
         self.ask_for(Some(peer.into()), question).await
     }

@@ -29,6 +29,23 @@ use crate::{Error, Result};
 /// background; `close` waits until that is done. Both are a clean leave ([`Departure::Left`]); the end of the process is not.
 ///
 /// All methods but [`role_changed`](Registration::role_changed) and [`abandon`](Registration::abandon) take `&self`: in an `Arc` it can be updated and closed while another task [leads](Registration::lead).
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Instance;
+/// # use pointsman_registry::Registry;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("memory://registration").await?;
+/// let registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+/// assert_eq!(registration.instance().address.as_deref(), Some("10.0.0.1:80"));
+/// assert!(registration.role().is_master());
+/// assert_eq!(registration.held_until(), None); // roles of `memory://` have no deadline
+/// assert_eq!(registration.trouble(), None);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Registration {
     instance: SharedInstance,
@@ -93,6 +110,25 @@ impl Life {
 }
 
 /// How a registration ends, as it is told to everybody who follows the registry.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Instance;
+/// # use pointsman_registry::{Departure, Registry};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("memory://departure").await?;
+/// let (a, b) = (Instance::new("ress").code("a"), Instance::new("ress").code("b"));
+/// let (a, b) = (registry.register(a).await?, registry.register(b).await?);
+/// let service = registry.discover("ress").await?;
+/// a.close().await?; // as `Departure::Left`
+/// b.close_as(Departure::Lost).await?;
+/// service.wait_for(|snapshot| snapshot.is_empty()).await?;
+/// assert!(service.directory().has_left("ress", "a") && !service.directory().has_left("ress", "b"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Departure {
     /// The instance leaves, and everybody may know: it is gone at once, and never guarded.
@@ -103,6 +139,14 @@ pub enum Departure {
 }
 
 /// Why an instance is not registered although its registration lives.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_registry::Trouble;
+/// let trouble = Trouble::CheckFails("answered 503".to_owned());
+/// assert_eq!(trouble.to_string(), "the check fails: answered 503");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trouble {
@@ -139,6 +183,25 @@ impl fmt::Display for Trouble {
 const TAKEN_OVER: &str = "taken over by the same holder elsewhere";
 
 /// The roles of one registration as they change. Cheap to clone; outlives the registration, after which it ends.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::{Instance, Role};
+/// # use pointsman_registry::Registry;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("memory://roles").await?;
+/// let registration = registry.register(Instance::new("ress")).await?;
+/// let roles = registration.roles();
+/// assert!(roles.role().is_master());
+/// assert_eq!(roles.certain(), (roles.role(), roles.held_until()));
+/// registration.close().await?;
+/// assert_eq!(roles.role(), Role::Detached);
+/// assert!(roles.trouble().is_some()); // says that the registration has ended
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Roles {
     state: watch::Receiver<RoleState>,
@@ -168,7 +231,8 @@ impl Registration {
         self.roles.held_until()
     }
 
-    /// Why the instance is not registered now, although this registration lives; `None` while it is registered.
+    /// Why the instance is not registered now, although this registration lives; `None` while it is registered. It may lag behind
+    /// [`role`](Registration::role), which is compared with the clock: the role may be [`Role::Detached`] a moment before this says why.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {
         self.roles.trouble()
@@ -180,6 +244,22 @@ impl Registration {
     /// # Errors
     ///
     /// As [`Registry::register`](crate::Registry::register): then the registration has ended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://registered").await?;
+    /// let first = registry.registration(Instance::new("ress").code("a")).start()?;
+    /// first.registered().await?;
+    /// let second = registry.registration(Instance::new("ress").code("a")).start()?;
+    /// assert!(matches!(second.registered().await, Err(Error::DuplicateCode { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn registered(&self) -> Result<()> {
         self.entered.wait().await.clone()
     }
@@ -192,11 +272,49 @@ impl Registration {
     /// A change is told once. So do not wait for the end of a term by this, as in `select! { () = work(term) => …, _ = role_changed() => … }`:
     /// the change that ends one term may be the next term already, and whoever drops it never leads again.
     /// [`lead`](Registration::lead) does that right; [`Roles::ended`] and [`Roles::wait_for`] are what it is made of.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://role-changed").await?;
+    /// let mut registration = registry.register(Instance::new("ress")).await?;
+    /// assert!(matches!(registration.role_changed().await, Some(Role::Master(_)))); // returns the first role at once
+    /// registration.close().await?;
+    /// assert_eq!(registration.role_changed().await, Some(Role::Detached));
+    /// assert_eq!(registration.role_changed().await, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn role_changed(&mut self) -> Option<Role> {
         self.roles.changed().await
     }
 
     /// A handle on the roles, for another task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://roles-of").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let mut roles = registration.roles();
+    /// let log = tokio::spawn(async move {
+    ///     while let Some(role) = roles.changed().await {
+    ///         println!("{role}");
+    ///     }
+    /// });
+    /// registration.close().await?;
+    /// log.await?; // a handle does not keep the registration alive
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn roles(&self) -> Roles {
         Roles { state: self.roles.state.clone(), told: None }
@@ -247,6 +365,25 @@ impl Registration {
     /// # Errors
     ///
     /// [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # use pointsman_registry::check::Check;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://set-check").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// registration.set_check(Some(Check::new("tcp://127.0.0.1:1".parse()?)))?; // nothing listens there
+    /// let roles = registration.roles();
+    /// assert_eq!(roles.wait_for(|role| role == Role::Detached).await, Some(Role::Detached));
+    /// registration.set_check(None)?;
+    /// assert!(roles.wait_for(Role::is_master).await.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn set_check(&self, check: Option<Check>) -> Result<()> {
         self.commands.unbounded_send(Command::Check(check.map(Box::new))).map_err(|_| self.closed())
     }
@@ -258,6 +395,25 @@ impl Registration {
     /// # Errors
     ///
     /// [`Error::NotMaster`] when it is not master; [`Error::Unavailable`] when the connection was lost meanwhile.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://resign").await?;
+    /// let first = registry.register(Instance::new("jobs")).await?;
+    /// let second = registry.register(Instance::new("jobs")).await?;
+    /// let term = first.role().term();
+    /// first.resign().await?;
+    /// let role = second.roles().wait_for(Role::is_master).await.unwrap_or_default();
+    /// assert!(role.term() > term);
+    /// assert!(matches!(first.resign().await, Err(Error::NotMaster { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn resign(&self) -> Result<()> {
         self.ask(Command::Resign).await
     }
@@ -298,6 +454,23 @@ impl Registration {
     /// # Errors
     ///
     /// As [`close`](Registration::close).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Departure, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://close-as").await?;
+    /// let registration = registry.register(Instance::new("ress").code("a")).await?;
+    /// let service = registry.discover("ress").await?;
+    /// registration.close_as(Departure::Lost).await?; // its process has died
+    /// service.wait_for(|snapshot| snapshot.is_empty()).await?;
+    /// assert!(!service.directory().has_left("ress", "a"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn close_as(&self, departure: Departure) -> Result<()> {
         self.ending.is_closed.store(true, Ordering::Release);
         match self.ask(|reply| Command::Close(departure, reply)).await {
@@ -314,6 +487,22 @@ impl Registration {
     /// Ends this guard without deregistering: the instance stays registered until the session of this process ends, so that
     /// whoever takes it over ([`Registry::take_over`](crate::Registry::take_over)) before that leaves no gap. What has no
     /// session, as over `memory://` and `http://`, is deregistered.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://abandon").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let service = registry.discover("ress").await?;
+    /// registration.abandon();
+    /// service.wait_for(|snapshot| snapshot.is_empty()).await?; // `memory://` has no session that would keep it
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn abandon(self) {
         self.ending.cut.notify_one();
     }
@@ -366,12 +555,51 @@ impl Roles {
     }
 
     /// Waits for another role; see [`Registration::role_changed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://changed").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let (mut one, mut two) = (registration.roles(), registration.roles());
+    /// // Each handle reports the role.
+    /// assert!(one.changed().await.is_some_and(Role::is_master));
+    /// assert!(two.changed().await.is_some_and(Role::is_master));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn changed(&mut self) -> Option<Role> {
         let told = self.told.as_ref().map(|told| told.0);
         self.news(|role, _| told != Some(role)).await.map(|(role, _)| role)
     }
 
     /// As [`Roles::changed`], and for another [`trouble`](Registration::trouble) as well; returns both.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::{Registry, Trouble};
+    /// # use pointsman_registry::check::Check;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://status-changed").await?;
+    /// let check = Check::new("tcp://127.0.0.1:1".parse()?); // nothing listens there
+    /// let registration = registry.registration(Instance::new("ress")).check(check).start()?;
+    /// let mut roles = registration.roles();
+    /// while let Some((role, trouble)) = roles.status_changed().await {
+    ///     assert_eq!(role, Role::Detached);
+    ///     if matches!(trouble, Some(Trouble::CheckFails(_))) {
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn status_changed(&mut self) -> Option<(Role, Option<Trouble>)> {
         let told = self.told.clone();
         self.news(|role, trouble| told.as_ref().is_none_or(|told| **told != (role, trouble.clone()))).await

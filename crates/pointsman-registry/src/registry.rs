@@ -31,6 +31,22 @@ use crate::{Error, Result};
 /// A registry: services register here, and are found. Cheap to clone.
 ///
 /// When the last clone, and the last registration and directory of it are gone, its sessions are closed.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_registry::Registry;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::connect("memory://handles").await?;
+/// let clone = registry.clone();
+/// assert!(clone.is_same(&registry) && clone.has_answered());
+/// assert_eq!(clone.url(), "memory://handles");
+/// clone.close().await;
+/// assert!(registry.is_closed());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
@@ -73,11 +89,41 @@ impl Registry {
     ///
     /// [`Error::Url`], also where the URL needs a feature of this crate that is not turned on (`zookeeper`, `agent-client`, `tls`), and
     /// [`Error::Unreachable`] when no server has answered within the connect timeout.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://connect").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// // Within one process, the same name is the same registry.
+    /// let other = Registry::connect("memory://connect").await?;
+    /// assert_eq!(other.discover("ress").await?.master()?.code, registration.instance().code);
+    /// assert!(matches!(Registry::connect("127.0.0.1:2181").await, Err(Error::Url { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn connect(url: &str) -> Result<Self> {
         Self::builder(url).connect().await
     }
 
     /// Settings that go beyond the URL.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::builder("memory://builder").connect_timeout(Duration::from_secs(2)).connect().await?;
+    /// assert!(registry.has_answered());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn builder(url: &str) -> Builder {
         Builder::new(url)
@@ -93,6 +139,23 @@ impl Registry {
     /// moment ago may be registered still (one of this registry that has been dropped or closed is waited for);
     /// [`Error::Refused`] when the registry refuses; [`Error::Unavailable`] when it cannot be reached within the connect
     /// timeout; [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://register").await?;
+    /// let instance = Instance::new("ress").code("a").address("10.0.0.1:80");
+    /// let registration = registry.register(instance.clone()).await?;
+    /// assert!(registration.role().is_master()); // the first instance of its service
+    /// // The code is taken as long as the registration lives.
+    /// assert!(matches!(registry.register(instance).await, Err(Error::DuplicateCode { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn register(&self, instance: Instance) -> Result<Registration> {
         self.registration(instance).register().await
     }
@@ -102,11 +165,44 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::register`]; [`Error::DuplicateCode`] where the code is registered for another holder, or for none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://take-over").await?;
+    /// let instance = Instance::new("ress").code("a");
+    /// let first = registry.take_over(instance.clone(), "our agents").await?;
+    /// let role = first.role();
+    /// let second = registry.take_over(instance, "our agents").await?;
+    /// assert_eq!(second.role(), role); // still master, with the same term
+    /// assert_eq!(first.roles().wait_for(|role| role == Role::Detached).await, Some(Role::Detached));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn take_over(&self, instance: Instance, holder: &str) -> Result<Registration> {
         self.registration(instance).holder(holder).register().await
     }
 
     /// A registration with more settings than [`Registry::register`] has: a check, a holder, or without waiting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://registration").await?;
+    /// let registration = registry.registration(Instance::new("ress")).observer().patience(None).start()?;
+    /// registration.registered().await?;
+    /// assert_eq!(registration.role(), Role::Normal); // an observer is never master
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn registration(&self, instance: Instance) -> RegistrationBuilder {
         RegistrationBuilder::new(self.clone(), instance)
     }
@@ -120,6 +216,23 @@ impl Registry {
     ///
     /// [`Error::Invalid`] for a name that no service can have; [`Error::Unreachable`]; [`Error::Refused`] when the registry lets nothing be
     /// read (where only a part may not be read, that is a [`Problem`](pointsman_core::Problem) of its service); [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://discover").await?;
+    /// let service = registry.discover("ress").await?;
+    /// assert!(service.snapshot().is_empty()); // a service without instances can be followed
+    /// let registration = registry.register(Instance::new("ress").address("10.0.0.1:80")).await?;
+    /// let snapshot = service.wait_for(|snapshot| !snapshot.is_empty()).await?;
+    /// assert_eq!(snapshot.instances()[0].address.as_deref(), Some("10.0.0.1:80"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn discover(&self, service: &str) -> Result<Service> {
         check_name("service", service)?;
         let directory = self.follow(Scope::one(service)).await?;
@@ -131,6 +244,23 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::discover`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://discover-several").await?;
+    /// let registration = registry.register(Instance::new("cfgs")).await?;
+    /// let directory = registry.discover_several(["cfgs", "ress"]).await?;
+    /// assert!(directory.snapshot("cfgs").master().is_some());
+    /// assert!(directory.snapshot("ress").is_empty());
+    /// assert!(directory.service("users").is_none()); // not followed
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn discover_several(&self, services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Directory> {
         self.follow(scope(services)?).await
     }
@@ -142,6 +272,21 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::Invalid`] for a name that no service can have; [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::{Freshness, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://follow-several").await?;
+    /// let directory = registry.follow_several(["cfgs", "ress"])?; // has not waited for the registry
+    /// assert!(matches!(directory.freshness(), Freshness::Stale { .. }));
+    /// directory.fresh().await?;
+    /// assert_eq!(directory.freshness(), Freshness::Fresh);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn follow_several(&self, services: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Result<Directory> {
         let scope = scope(services)?;
         self.check_open()?;
@@ -153,6 +298,23 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::Unreachable`], [`Error::Refused`], [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://discover-all").await?;
+    /// let cfgs = registry.register(Instance::new("cfgs")).await?;
+    /// let ress = registry.register(Instance::new("ress")).await?;
+    /// let directory = registry.discover_all().await?;
+    /// let services: Vec<_> = directory.snapshots().iter().map(|snapshot| snapshot.service().clone()).collect();
+    /// assert_eq!(services, ["cfgs".into(), "ress".into()]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn discover_all(&self) -> Result<Directory> {
         self.follow(Scope::All).await
     }
@@ -162,6 +324,23 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::Invalid`], [`Error::Unavailable`], [`Error::Refused`], [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Status};
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://drain-by-operator").await?;
+    /// let registration = registry.register(Instance::new("ress").code("a")).await?;
+    /// registry.drain("ress", "a").await?;
+    /// let service = registry.discover("ress").await?;
+    /// let snapshot = service.wait_for(|snapshot| snapshot.find("a").is_some_and(|a| !a.takes_work())).await?;
+    /// assert_eq!(snapshot.find("a").map(|a| a.status), Some(Status::Drained)); // still registered
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn drain(&self, service: &str, code: &str) -> Result<()> {
         self.set_override(service, code, OverrideChange::Drain).await
     }
@@ -172,6 +351,22 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::drain`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://drain-if-unset").await?;
+    /// registry.drain_if_unset("ress", "a").await?;
+    /// registry.set_weight("ress", "b", Some(5)).await?;
+    /// registry.drain_if_unset("ress", "b").await?; // an operator has set a weight: no drain is added
+    /// let set = registry.overrides(Some("ress")).await?;
+    /// assert_eq!((set[0].drained, set[1].drained), (true, false));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn drain_if_unset(&self, service: &str, code: &str) -> Result<()> {
         check_name("service", service)?;
         check_name("code", code)?;
@@ -184,6 +379,20 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::drain`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://undrain").await?;
+    /// registry.drain("ress", "a").await?;
+    /// registry.undrain("ress", "a").await?;
+    /// assert!(registry.overrides(Some("ress")).await?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn undrain(&self, service: &str, code: &str) -> Result<()> {
         self.set_override(service, code, OverrideChange::Undrain).await
     }
@@ -193,6 +402,24 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::drain`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://set-weight").await?;
+    /// let registration = registry.register(Instance::new("ress").code("a").weight(3)).await?;
+    /// let service = registry.discover("ress").await?;
+    /// registry.set_weight("ress", "a", Some(9)).await?;
+    /// service.wait_for(|snapshot| snapshot.find("a").is_some_and(|a| a.weight == 9)).await?;
+    /// registry.set_weight("ress", "a", None).await?;
+    /// service.wait_for(|snapshot| snapshot.find("a").is_some_and(|a| a.weight == 3)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn set_weight(&self, service: &str, code: &str, weight: Option<u32>) -> Result<()> {
         if let Some(weight) = weight.filter(|weight| *weight > MAX_WEIGHT) {
             return Err(Error::Invalid(pointsman_core::InvalidInstance::Weight(weight)));
@@ -206,6 +433,22 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::drain`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://overrides").await?;
+    /// registry.drain("ress", "a").await?; // before an instance with this code has registered
+    /// let set = registry.overrides(Some("ress")).await?;
+    /// assert_eq!(&*set[0].code, "a");
+    /// assert!(set[0].drained && set[0].weight.is_none() && !set[0].registered);
+    /// assert!(registry.overrides(Some("cfgs")).await?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn overrides(&self, service: Option<&str>) -> Result<Vec<OverrideOf>> {
         service.map_or(Ok(()), |service| check_name("service", service))?;
         self.check_open()?;
@@ -218,6 +461,24 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::drain`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://clear-gone").await?;
+    /// let registration = registry.register(Instance::new("ress").code("a")).await?;
+    /// registry.drain("ress", "a").await?;
+    /// registry.drain("ress", "gone").await?;
+    /// let cleared = registry.clear_gone_overrides(None).await?;
+    /// assert_eq!((&*cleared.cleared[0].code, cleared.remaining), ("gone", 0));
+    /// assert_eq!(registry.overrides(None).await?.len(), 1); // the one of the registered instance
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn clear_gone_overrides(&self, service: Option<&str>) -> Result<ClearedOverrides> {
         service.map_or(Ok(()), |service| check_name("service", service))?;
         self.check_open()?;
@@ -238,6 +499,24 @@ impl Registry {
     ///
     /// [`Error::StaleTerm`]; [`Error::Invalid`], [`Error::Unavailable`], [`Error::Refused`], [`Error::Closed`]: then nothing is known of
     /// the term, and the write must not be accepted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role, Term};
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://check-term").await?;
+    /// let registration = registry.register(Instance::new("jobs")).await?;
+    /// let Role::Master(term) = registration.role() else { unreachable!("the only instance") };
+    /// assert_eq!(registry.check_term("jobs", term).await?, term);
+    /// // Once a higher term has passed, the lower one is refused.
+    /// registry.check_term("jobs", Term(term.0 + 1)).await?;
+    /// assert!(matches!(registry.check_term("jobs", term).await, Err(Error::StaleTerm { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn check_term(&self, service: &str, term: Term) -> Result<Term> {
         check_name("service", service)?;
         self.check_open()?;
@@ -250,6 +529,21 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::Unavailable`], [`Error::Closed`]; [`Error::Refused`] when it may not be read, or when something else is stored in its place.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://term-base").await?;
+    /// let base = registry.term_base().await?;
+    /// let registration = registry.register(Instance::new("jobs")).await?;
+    /// assert!(registration.role().term().is_some_and(|term| term > base));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn term_base(&self) -> Result<Term> {
         self.check_open()?;
         self.inner.backend.term_base().await
@@ -268,6 +562,22 @@ impl Registry {
     ///
     /// [`Error::Refused`] when it may not be written, or `above` is higher than [`MAX_TERM_BASE`];
     /// [`Error::Unavailable`], [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Term};
+    /// # use pointsman_registry::{MAX_TERM_BASE, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://raise-term-base").await?;
+    /// let seen = Term(MAX_TERM_BASE.0 - 1); // the highest term of the former registry
+    /// assert_eq!(registry.raise_term_base(seen).await?, seen);
+    /// let registration = registry.register(Instance::new("jobs")).await?;
+    /// assert!(registration.role().term().is_some_and(|term| term > seen));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn raise_term_base(&self, above: Term) -> Result<Term> {
         self.check_open()?;
         if above > MAX_TERM_BASE {
@@ -286,6 +596,32 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::{Answer, Registry};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://join-peers").await?;
+    /// struct Version(&'static str);
+    ///
+    /// #[async_trait::async_trait]
+    /// impl Answer for Version {
+    ///     async fn answer(&self, question: &str) -> Option<String> {
+    ///         (question == "version").then(|| self.0.to_owned())
+    ///     }
+    /// }
+    ///
+    /// let one = registry.join_peers(Arc::new(Version("1.0")))?;
+    /// let two = registry.join_peers(Arc::new(Version("1.1")))?;
+    /// # tokio::time::sleep(Duration::from_millis(50)).await;
+    /// assert_eq!(one.ask("version".to_owned()).await?.as_deref(), Some("1.1")); // asks all other peers
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn join_peers(&self, answer: Arc<dyn Answer>) -> Result<Peers> {
         self.check_open()?;
         let (peers, part) = peers::pair(answer);
@@ -308,6 +644,20 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::Invalid`], [`Error::Refused`] (always, where the registry is an agent's), [`Error::Unavailable`], [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::{Log, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://append").await?;
+    /// registry.append(&Log::Audit, "0001", "ann drained ress/a").await?;
+    /// registry.append(&Log::Audit, "0001", "ann undrained ress/a").await?; // the key exists: nothing is added
+    /// assert_eq!(registry.read_log(&Log::Audit).await?, ["ann drained ress/a"]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn append(&self, log: &Log, key: &str, entry: &str) -> Result<()> {
         check_name("key", key)?;
         if let Log::Masters(service) = log {
@@ -326,6 +676,21 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::append`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::{Log, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://read-log").await?;
+    /// let masters = Log::Masters("ress".into());
+    /// registry.append(&masters, "0002", "b").await?;
+    /// registry.append(&masters, "0001", "a").await?;
+    /// assert_eq!(registry.read_log(&masters).await?, ["a", "b"]); // in the order of the keys
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn read_log(&self, log: &Log) -> Result<Vec<String>> {
         if let Log::Masters(service) = log {
             check_name("service", service)?;
@@ -346,6 +711,22 @@ impl Registry {
     /// Closes this registry, with all its clones. What is still registered through it is gone from the registry when
     /// this returns, or, if the registry is away, when its session expires; its directories stay as they are, and are
     /// stale. Whoever calls a clone gets [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("memory://close-registry").await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// registry.clone().close().await;
+    /// assert_eq!(registration.role(), Role::Detached);
+    /// assert!(matches!(registry.discover("ress").await, Err(Error::Closed { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn close(self) {
         self.inner.closed.send_replace(true);
         // First the tasks, then the sessions: a task that has only just begun might need another session.
@@ -355,6 +736,22 @@ impl Registry {
 
     /// Ends this process's part in the registry without closing its sessions: what was [abandoned](Registration::abandon) stays
     /// registered until they time out. To be called before the process ends: until then, they are kept alive.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::connect("zookeeper://10.0.0.1:2181/micro-service").await?;
+    /// let registration = registry.take_over(Instance::new("ress").code("a"), "our agents").await?;
+    /// // The process that replaces this one takes the instance over: without a gap, and with the same term.
+    /// registration.abandon();
+    /// registry.abandon();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn abandon(self) {
         // Deliberately for ever: with the last handle the sessions would be closed.
         std::mem::forget(self.inner);
@@ -382,8 +779,8 @@ impl Registry {
         &self.inner.url
     }
 
-    /// Whether the registry has answered since this process began to connect to it. `false`: the registry was away, and the
-    /// process has started from [snapshots on disk](Builder::snapshots).
+    /// Whether the registry has answered since this process began to connect to it. `false`: it has been away so far, and the process has
+    /// started without it, with a folder for [snapshots](Builder::snapshots) or [in the background](Builder::connect_in_background).
     #[must_use]
     pub fn has_answered(&self) -> bool {
         self.inner.answered.load(Ordering::Relaxed)

@@ -75,6 +75,20 @@ impl Default for TestRegistry {
 
 impl TestRegistry {
     /// An empty registry, which no other test sees.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (one, two) = (TestRegistry::new(), TestRegistry::new());
+    /// let registration = one.registry().register(Instance::new("jobs")).await?;
+    /// assert!(two.registry().discover("jobs").await?.snapshot().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         let memory = Memory::new("test");
@@ -83,12 +97,42 @@ impl TestRegistry {
     }
 
     /// The registry as the process under test has it: what [`cut`](TestRegistry::cut) and [`expire`](TestRegistry::expire) are about.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let test = TestRegistry::new();
+    /// let registration = test.registry().register(Instance::new("jobs")).await?;
+    /// assert!(registration.role().is_master());
+    /// assert!(test.registry().is_same(&test.registry())); // always the same connection
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn registry(&self) -> Registry {
         self.ours.registry.clone()
     }
 
     /// The same registry as another process has it. Its connection is never cut.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let test = TestRegistry::new();
+    /// let theirs = test.elsewhere().register(Instance::new("jobs")).await?;
+    /// test.cut();
+    /// assert!(theirs.role().is_master()); // the other connection is not affected
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn elsewhere(&self) -> Registry {
         self.theirs.registry.clone()
@@ -96,17 +140,68 @@ impl TestRegistry {
 
     /// The connection is lost. At once, roles are [`Detached`](pointsman_core::Role::Detached), directories are
     /// [stale](crate::Freshness::Stale), and requests wait for the connection, for the connect timeout. Others see nothing of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let test = TestRegistry::new();
+    /// let registration = test.registry().register(Instance::new("jobs")).await?;
+    /// test.cut();
+    /// assert_eq!(registration.role(), Role::Detached);
+    /// // Other processes still see it as master, until its session expires.
+    /// assert!(test.elsewhere().discover("jobs").await?.master().is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cut(&self) {
         self.ours.line.cut();
     }
 
     /// The connection is back. What was registered before is registered still, with the same role and term, unless the session has
     /// [expired](TestRegistry::expire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let test = TestRegistry::new();
+    /// let registration = test.registry().register(Instance::new("jobs")).await?;
+    /// let before = registration.role();
+    /// test.cut();
+    /// test.mend();
+    /// assert_eq!(registration.roles().wait_for(Role::is_master).await, Some(before)); // the same term
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn mend(&self) {
         self.ours.line.mend();
     }
 
     /// The session expires: its instances are lost for others, and registered anew as soon as there is a connection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let test = TestRegistry::new();
+    /// let registration = test.registry().register(Instance::new("jobs")).await?;
+    /// let before = registration.role();
+    /// test.expire();
+    /// let after = registration.roles().wait_for(|role| role.is_master() && role != before).await;
+    /// assert!(after.and_then(Role::term) > before.term()); // registered anew, with a higher term
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn expire(&self) {
         self.memory.lose(&self.ours.line);
         self.ours.line.reconnect();
@@ -114,6 +209,23 @@ impl TestRegistry {
 
     /// The registry loses all its data, and begins anew: instances, and what operators have set. Whoever is connected registers again, and whoever
     /// follows it [guards](crate::Guard) what was there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, Role};
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let test = TestRegistry::new();
+    /// let registration = test.registry().register(Instance::new("jobs").code("a")).await?;
+    /// test.registry().drain("jobs", "a").await?;
+    /// test.empty();
+    /// assert!(test.registry().overrides(None).await?.is_empty());
+    /// assert!(registration.roles().wait_for(Role::is_master).await.is_some()); // registered again
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn empty(&self) {
         self.memory.empty();
         self.ours.line.reconnect();

@@ -38,6 +38,18 @@ static NO_TAGS: BTreeMap<String, String> = BTreeMap::new();
 
 impl<'a> InstanceJson<'a> {
     /// An instance.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::{Instance, ObservedInstance, Role, Term};
+    /// # use pointsman_registry::wire::InstanceJson;
+    /// let mut instance = ObservedInstance::from(Instance::new("ress").code("a").address("10.0.0.1:80"));
+    /// instance.role = Role::Master(Term(7));
+    /// let json = serde_json::to_value(InstanceJson::new(&instance))?;
+    /// assert_eq!((&json["role"], &json["term"], &json["status"]), (&"master".into(), &7.into(), &"passing".into()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn new(instance: &'a ObservedInstance) -> Self {
         Self {
@@ -57,6 +69,17 @@ impl<'a> InstanceJson<'a> {
     }
 
     /// What is not an instance, or not quite. Of the latter the instance is listed too.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Problem;
+    /// # use pointsman_registry::wire::InstanceJson;
+    /// let problem = Problem { node: "normal0000000001".to_owned(), reason: "not JSON".to_owned(), skipped: true };
+    /// let json = serde_json::to_value(InstanceJson::problem("ress", &problem))?;
+    /// assert_eq!((&json["code"], &json["status"]), (&serde_json::Value::Null, &"invalid".into()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn problem(service: &'a str, problem: &'a Problem) -> Self {
         Self {
@@ -77,6 +100,14 @@ impl<'a> InstanceJson<'a> {
 }
 
 /// `passing`, `drained` or `guarded`: whether an instance may be given work. A weight of 0 means drained, whoever has set it.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::{Instance, ObservedInstance};
+/// let instance = ObservedInstance::from(Instance::new("ress").weight(0));
+/// assert_eq!(pointsman_registry::wire::status(&instance), "drained");
+/// ```
 #[must_use]
 pub fn status(instance: &ObservedInstance) -> &'static str {
     match instance.status {
@@ -95,12 +126,31 @@ fn unix_ms(at: SystemTime) -> u64 {
 }
 
 /// The word for what is wrong.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Problem;
+/// let problem = Problem { node: "master".to_owned(), reason: "weight 2000000".to_owned(), skipped: false };
+/// assert_eq!(pointsman_registry::wire::problem_status(&problem), "clamped"); // the instance is listed
+/// ```
 #[must_use]
 pub fn problem_status(problem: &Problem) -> &'static str {
     if problem.skipped { "invalid" } else { "clamped" }
 }
 
 /// What was found in the registry, but could not be taken as it is.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::Problem;
+/// # use pointsman_registry::wire::ProblemJson;
+/// let problem = Problem { node: "master".to_owned(), reason: "not JSON".to_owned(), skipped: true };
+/// let json = serde_json::to_string(&ProblemJson::from(&problem))?;
+/// assert_eq!(json, r#"{"node":"master","reason":"not JSON","skipped":true}"#);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Serialize)]
 pub struct ProblemJson<'a> {
     node: &'a str,
@@ -130,6 +180,16 @@ pub struct ServiceJson<'a> {
 
 impl<'a> ServiceJson<'a> {
     /// A service as its snapshot shows it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Snapshot;
+    /// # use pointsman_registry::wire::ServiceJson;
+    /// let json = serde_json::to_value(ServiceJson::new(&Snapshot::empty("ress")))?;
+    /// assert_eq!((&json["service"], &json["instances"]), (&"ress".into(), &0.into()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn new(snapshot: &'a Snapshot) -> Self {
         Self {
@@ -145,6 +205,16 @@ impl<'a> ServiceJson<'a> {
 }
 
 /// A role, as `register` writes it a line.
+///
+/// # Examples
+///
+/// ```
+/// # use pointsman_core::{Role, Term};
+/// # use pointsman_registry::wire::RoleJson;
+/// let json = serde_json::to_string(&RoleJson::from(Role::Master(Term(7))))?;
+/// assert_eq!(json, r#"{"event":"role","role":"master","term":7}"#);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Serialize)]
 pub struct RoleJson {
     event: &'static str,

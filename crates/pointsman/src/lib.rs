@@ -28,6 +28,8 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
 //! ```
 //!
+//! The [`guide`] explains the words in ten minutes: instance, role, term, snapshot, claim.
+//!
 //! # Features
 //!
 //! Registries within the process (`memory://`), balancing and health checks are always there. With `default-features = false` that is
@@ -41,7 +43,7 @@
 //! | `tower` | | a layer that sends each request of an HTTP client to an instance; a stream of changes for `tower::discover::Discover` |
 //! | `tonic` | | a balanced channel for the gRPC clients of tonic; turns on `tower` |
 //! | `serde` | | an [`Instance`], a [`Term`], a [`Status`], an [`Algorithm`] and [`Candidates`] in your own configuration |
-//! | `testing` | | a registry for your tests, whose connection can be cut: [`testing`](https://docs.rs/pointsman/latest/pointsman/testing/) |
+//! | `testing` | | a registry for your tests, whose connection can be cut: [`testing`](testing/index.html) |
 //! | `http` | | the HTTP load balancer, with a listener and for the program's own requests; has TLS, and needs a C compiler |
 //! | `mqtt` | | the MQTT relay, the embedded broker, and clients for services and senders; has TLS, and needs a C compiler |
 //! | `agent` | | the agent, with its HTTP API and its dashboard; has TLS, and needs a C compiler |
@@ -60,6 +62,7 @@ pub mod client;
 mod followed;
 #[cfg(feature = "tonic")]
 pub mod grpc;
+pub mod guide;
 #[cfg(feature = "tower")]
 mod held_body;
 #[cfg(feature = "mqtt")]

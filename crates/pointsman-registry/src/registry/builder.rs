@@ -22,6 +22,24 @@ use crate::url::{Common, Url, redacted};
 use crate::zookeeper::ZooKeeper;
 
 /// Settings of a [`Registry`] before it is connected. A setting made here comes before the URL's option.
+///
+/// # Examples
+///
+/// ```
+/// # use std::time::Duration;
+/// # use pointsman_registry::{Guard, Registry};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let builder = Registry::builder("memory://settings")
+///     .wait(true) // keeps trying while the registry is away
+///     .connect_timeout(Duration::from_secs(2))
+///     .guard(Some(Guard { hold: Duration::from_secs(60), ..Guard::default() }));
+/// builder.check()?; // nothing is connected yet
+/// let registry = builder.connect().await?;
+/// assert!(registry.has_answered());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Builder {
     url: String,
@@ -45,6 +63,21 @@ impl Builder {
     /// Goes on trying until the registry answers, instead of failing after the connect timeout: here, and where something is
     /// registered or discovered. Where there are [snapshots on disk](Builder::snapshots), connecting waits for 2 s at most (less
     /// if the connect timeout is shorter), and goes on in the background.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::builder("memory://wait").wait(true).connect().await?;
+    /// // Registrations wait without end as well, unless they set a `patience` of their own.
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// assert!(registration.role().is_master());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;
@@ -52,6 +85,23 @@ impl Builder {
     }
 
     /// How long to try before [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "zookeeper"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "zookeeper")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::{Error, Registry};
+    /// // Nothing listens there.
+    /// let away = Registry::builder("zookeeper://127.0.0.1:1/micro-service").connect_timeout(Duration::from_millis(50));
+    /// assert!(matches!(away.connect().await, Err(Error::Unreachable { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
@@ -60,6 +110,27 @@ impl Builder {
 
     /// Keeps snapshots in this folder, and starts from them when the registry cannot be reached. With a folder,
     /// connecting does not fail because the registry is away.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "zookeeper"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "zookeeper")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::Registry;
+    /// # let folder = tempfile::tempdir()?;
+    /// let registry = Registry::builder("zookeeper://127.0.0.1:1/micro-service") // nothing listens there
+    ///     .connect_timeout(Duration::from_millis(50))
+    ///     .snapshots(folder.path())
+    ///     .connect()
+    ///     .await?;
+    /// assert!(!registry.has_answered());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn snapshots(mut self, folder: impl Into<PathBuf>) -> Self {
         self.snapshots = Some(folder.into());
@@ -67,6 +138,22 @@ impl Builder {
     }
 
     /// The guard against a mass loss; `None` turns it off. Default [`Guard::default`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Departure, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::builder("memory://no-guard").guard(None).connect().await?;
+    /// let registration = registry.register(Instance::new("ress")).await?;
+    /// let service = registry.discover("ress").await?;
+    /// registration.close_as(Departure::Lost).await?;
+    /// service.wait_for(|snapshot| snapshot.is_empty()).await?; // a lost instance is removed at once
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn guard(mut self, guard: Option<Guard>) -> Self {
         self.guard = Some(guard);
@@ -78,11 +165,29 @@ impl Builder {
     /// # Errors
     ///
     /// [`Error::Url`](crate::Error::Url), [`Error::File`](crate::Error::File).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::{Error, Registry};
+    /// assert!(Registry::builder("memory://ok").check().is_ok());
+    /// let error = Registry::builder("zookeper://10.0.0.1:2181/x").check().unwrap_err();
+    /// assert!(matches!(error, Error::Url { .. }));
+    /// ```
     pub fn check(&self) -> Result<()> {
         Url::parse(&self.url).map(drop)
     }
 
     /// The URL without its secrets.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// let builder = Registry::builder("zookeeper://10.0.0.1:2181/x?auth=digest:ann:secret");
+    /// assert!(!builder.shown_url().contains("secret"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn shown_url(&self) -> String {
         redacted(&self.url)
@@ -94,7 +199,24 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Error::Url`](crate::Error::Url)(crate::Error::Url), [`Error::File`](crate::Error::File)(crate::Error::File).
+    /// [`Error::Url`](crate::Error::Url), [`Error::File`](crate::Error::File).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "zookeeper"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "zookeeper")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use pointsman_registry::{Freshness, Registry};
+    /// let registry = Registry::builder("zookeeper://127.0.0.1:1/micro-service").connect_in_background().await?;
+    /// assert!(!registry.has_answered()); // nothing listens there, and the call has not waited
+    /// let directory = registry.follow_several(["ress"])?;
+    /// assert!(matches!(directory.freshness(), Freshness::Stale { .. }));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn connect_in_background(mut self) -> Result<Registry> {
         self.wait = true;
         self.open(false).await
@@ -105,6 +227,18 @@ impl Builder {
     /// # Errors
     ///
     /// As [`Registry::connect`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::builder("memory://connect-builder").guard(None).connect().await?;
+    /// assert_eq!(registry.url(), "memory://connect-builder");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn connect(self) -> Result<Registry> {
         self.open(true).await
     }

@@ -39,6 +39,26 @@ impl RegistrationBuilder {
     /// over stays master, with its term: whoever says the same holder is the same master, and no other mastership begins.
     ///
     /// A holder is 1 to 128 bytes without control characters. It is no secret: it can be read in the registry.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Error, Registry};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://holder").await?;
+    /// let instance = Instance::new("ress").code("a");
+    /// let first = registry.registration(instance.clone()).holder("agents-of-eu-1").register().await?;
+    /// let term = first.role().term();
+    /// // Another process of the same holder replaces the registration; the mastership goes on.
+    /// let second = registry.registration(instance.clone()).holder("agents-of-eu-1").register().await?;
+    /// assert_eq!(second.role().term(), term);
+    /// let other = registry.registration(instance).holder("agents-of-us-1").register().await;
+    /// assert!(matches!(other, Err(Error::DuplicateCode { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn holder(mut self, holder: &str) -> Self {
         self.wanted.holder = Some(holder.into());
         self
@@ -74,6 +94,24 @@ impl RegistrationBuilder {
     /// Registers the instance only while it passes this check: from when it does, and again each time it does again. While it does not,
     /// its role is [`Role::Detached`](pointsman_core::Role::Detached), and [`Registration::trouble`] says why. For others it is lost, and has not left:
     /// where the checks of most instances fail at once, they are [guarded](crate::Guard).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # use pointsman_registry::check::{Check, Probe};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://check").await?;
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// let address = listener.local_addr()?.to_string();
+    /// let check = Check::new(Probe::Tcp(address.clone()));
+    /// let registration = registry.registration(Instance::new("ress").address(address)).check(check).register().await?;
+    /// assert!(registration.role().is_master()); // it has passed
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn check(mut self, check: impl Into<Option<Check>>) -> Self {
         self.wanted.check = check.into();
         self
@@ -83,6 +121,26 @@ impl RegistrationBuilder {
     /// registry's connect timeout, or `None` where the registry itself is [waited for](crate::Builder::wait). It does not count while the
     /// instance's check fails; nor while ZooKeeper answers, and the end of another registration of the code is waited for (an agent
     /// waits for that itself, and says after its `write_timeout` that it has not come).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "testing"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "testing")]
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Error;
+    /// # use pointsman_registry::testing::TestRegistry;
+    /// let test = TestRegistry::new();
+    /// test.cut(); // the registry is away
+    /// let wanted = test.registry().registration(Instance::new("ress")).patience(Some(Duration::from_secs(1)));
+    /// assert!(matches!(wanted.register().await, Err(Error::Unavailable { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn patience(mut self, patience: Option<Duration>) -> Self {
         self.wanted.patience = patience;
         self
@@ -94,6 +152,20 @@ impl RegistrationBuilder {
     /// # Errors
     ///
     /// As [`Registry::register`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::Registry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://register-builder").await?;
+    /// let registration = registry.registration(Instance::new("ress")).register().await?;
+    /// assert!(registration.role().is_master());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn register(self) -> Result<Registration> {
         let registration = self.start()?;
         registration.registered().await?;
@@ -105,6 +177,22 @@ impl RegistrationBuilder {
     /// # Errors
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`]; [`Error::Refused`] for a holder that cannot be; [`Error::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pointsman_core::Instance;
+    /// # use pointsman_registry::{Registry, Trouble};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = Registry::connect("memory://start").await?;
+    /// let registration = registry.registration(Instance::new("ress")).start()?;
+    /// assert_eq!(registration.trouble(), Some(Trouble::Registering));
+    /// registration.registered().await?;
+    /// assert_eq!(registration.trouble(), None);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn start(self) -> Result<Registration> {
         let Self { registry, wanted } = self;
         registrable(&wanted.instance)?;
