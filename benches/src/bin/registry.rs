@@ -171,14 +171,13 @@ async fn creation_seen(server: &ZooKeeper, table: &mut Table) -> Result<()> {
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let watching = tokio::spawn(async move {
             let _ = ready.send(());
-            waiting.wait_for(|snapshot| snapshot.find(&wanted).is_some()).await.unwrap();
-            Instant::now()
+            waiting.wait_for(|snapshot| snapshot.find(&wanted).is_some()).await.map(|_| Instant::now())
         });
         is_ready.await?;
         let start = Instant::now();
         creator.create(&format!("{prefix}/s/normal"), &data(&code), &SEQUENTIAL).await?;
         let acknowledgement = start.elapsed();
-        let sight = watching.await? - start;
+        let sight = watching.await?? - start;
         if round >= 50 {
             acknowledged.push(acknowledgement);
             seen.push(sight);

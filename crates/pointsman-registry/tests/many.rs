@@ -37,12 +37,12 @@ async fn many_services_need_three_watches_also_after_a_reconnection() {
     way.cut_once();
     soon("stale", services[0].directory().stale()).await;
     for service in &services {
-        soon("fresh", service.directory().fresh()).await;
+        soon("fresh", service.directory().fresh()).await.unwrap();
     }
     let another = registry.discover("another").await.unwrap();
     let other = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let _joined = other.register(Instance::new("another").code("a")).await.unwrap();
-    soon("what joins is seen", another.wait_for(|s| s.find("a").is_some())).await;
+    soon("what joins is seen", another.wait_for(|s| s.find("a").is_some())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,12 +53,14 @@ async fn each_of_many_services_has_its_changes_and_no_others() {
     let mut eight = services[8].changes();
     let other = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let joined = other.register(Instance::new("s-7").code("a")).await.unwrap();
-    soon("it joins", services[7].wait_for(|s| s.master().is_some())).await;
-    soon("it joins", again.service("s-7").unwrap().wait_for(|s| s.master().is_some())).await;
+    soon("it joins", services[7].wait_for(|s| s.master().is_some())).await.unwrap();
+    soon("it joins", again.service("s-7").unwrap().wait_for(|s| s.master().is_some())).await.unwrap();
     registry.drain("s-7", "a").await.unwrap();
-    soon("it is drained", services[7].wait_for(|s| s.find("a").is_some_and(|a| a.status == Status::Drained))).await;
+    soon("it is drained", services[7].wait_for(|s| s.find("a").is_some_and(|a| a.status == Status::Drained)))
+        .await
+        .unwrap();
     joined.close().await.unwrap();
-    soon("it leaves", services[7].wait_for(pointsman_core::Snapshot::is_empty)).await;
+    soon("it leaves", services[7].wait_for(pointsman_core::Snapshot::is_empty)).await.unwrap();
     assert!(services[7].directory().has_left("s-7", "a"), "it was not lost");
     let _last = other.register(Instance::new("s-8").code("b")).await.unwrap();
     // Changes of another service are none of this one.
@@ -72,11 +74,13 @@ async fn who_moves_within_one_of_many_services_is_never_seen_to_be_gone() {
     let other = Registry::connect(&url(&server.address(), &prefix, "")).await.unwrap();
     let a = other.register(Instance::new("s-7").code("a")).await.unwrap();
     let b = other.register(Instance::new("s-7").code("b")).await.unwrap();
-    soon("both", services[7].wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await;
+    soon("both", services[7].wait_for(|s| s.instances().len() == 2 && s.master().is_some())).await.unwrap();
     let mut changes = services[7].changes();
     for (master, next) in [(&a, "b"), (&b, "a")].repeat(5) {
         master.resign().await.unwrap();
-        soon("it resigns", services[7].wait_for(|s| s.master().is_some_and(|master| &*master.code == next))).await;
+        soon("it resigns", services[7].wait_for(|s| s.master().is_some_and(|master| &*master.code == next)))
+            .await
+            .unwrap();
     }
     a.close().await.unwrap();
     while let Some(change) = soon("a change", changes.next()).await {
