@@ -85,7 +85,10 @@ impl Feed {
             };
             tokio::select! {
                 told = updates.next() => {
-                    let Some(snapshots) = told else { return };
+                    let Some(snapshots) = told else {
+                        self.stale.send_replace(true);
+                        return;
+                    };
                     for snapshot in snapshots {
                         self.take(snapshot);
                     }

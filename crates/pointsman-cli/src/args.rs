@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use pointsman::{Algorithm, Candidates, MAX_TERM_BASE, MAX_WEIGHT};
+
+use crate::child::IS_REGISTERED;
 
 /// Service registration, master election and load balancing.
 #[derive(Debug, Parser)]
@@ -16,6 +19,26 @@ pub(crate) struct Args {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Args {
+    /// Reads the arguments and the environment of this process.
+    ///
+    /// # Errors
+    ///
+    /// As clap says it; help and version as well.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches()?;
+        let mut args = Self::from_arg_matches(&matches)?;
+        if let Command::Register(register) = &mut args.command {
+            // In a command that is registered itself the variable tells it its own code, which no other registration can have.
+            let of_parent = matches.subcommand_matches("register").and_then(|matches| matches.value_source("code"))
+                == Some(ValueSource::EnvVariable)
+                && std::env::var_os(IS_REGISTERED).is_some();
+            register.code.take_if(|_| of_parent);
+        }
+        Ok(args)
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -158,11 +181,12 @@ pub(crate) struct Serve {
 }
 
 const AFTER_REGISTER: &str = "\
-Without a command it stays until SIGINT or SIGTERM, and writes each role to stdout: master (with its term), normal, detached.
+Without a command it stays until SIGINT, SIGTERM, SIGQUIT or SIGHUP, and writes each role to stdout: master (with its term), normal, detached.
 
 With a command, stdout is the command's, and roles go to stderr (with -o json to stdout). The command finds its service and \
-code in POINTSMAN_SERVICE and POINTSMAN_CODE. A signal deregisters first, and is then handed on. After a `kill -9` of \
-pointsman itself the command runs on; its registration ends with the session.
+code in POINTSMAN_SERVICE and POINTSMAN_CODE; it inherits neither the other variables of this command nor secrets. SIGINT, \
+SIGTERM and SIGQUIT deregister first, and are then handed on; SIGHUP, SIGUSR1, SIGUSR2 and SIGWINCH are only handed on. After a \
+`kill -9` of pointsman itself the command runs on; its registration ends with the session.
 
 Examples:
   pointsman register cfgs --code cfgs-1 -o json

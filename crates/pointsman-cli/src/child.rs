@@ -13,6 +13,9 @@ use tokio::process::Command;
 use crate::failure::Failure;
 use crate::memory;
 
+/// The variable in which a command finds the service under which it is registered: whoever has it is such a command.
+pub(crate) const IS_REGISTERED: &str = "POINTSMAN_SERVICE";
+
 /// A running command. Killed when dropped before it has ended.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -20,15 +23,25 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a command, which learns from its environment as what it is registered. It inherits stdin, stdout and stderr.
+    /// Starts a command, which learns from its environment as what it is registered. It inherits stdin, stdout and stderr, and the variables but
+    /// those in `hidden`.
     ///
     /// A command that cannot be started is a failure as a shell has it: exit code 127 when there is none, else 126.
-    pub(crate) fn start(command: &[OsString], service: &str, code: &str) -> Result<Self, Failure> {
+    pub(crate) fn start(
+        command: &[OsString],
+        hidden: impl IntoIterator<Item = OsString>,
+        service: &str,
+        code: &str,
+    ) -> Result<Self, Failure> {
         let Some((program, arguments)) = command.split_first() else {
             return Err(Failure::usage("there is no command after --"));
         };
         let mut command = Command::new(program);
-        command.args(arguments).env("POINTSMAN_SERVICE", service).env("POINTSMAN_CODE", code).kill_on_drop(true);
+        command.args(arguments).kill_on_drop(true);
+        for variable in hidden {
+            command.env_remove(variable);
+        }
+        command.env(IS_REGISTERED, service).env("POINTSMAN_CODE", code);
         let spawned = memory::as_before(|| command.spawn());
         spawned.map(|inner| Self { inner }).map_err(|error| {
             let code = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };
@@ -48,9 +61,7 @@ impl Child {
         patience: Duration,
         impatient: impl Future,
     ) -> Result<ExitStatus, Failure> {
-        if !told_by_the_terminal(signal) {
-            self.send(signal);
-        }
+        self.hand_on(signal);
         tokio::select! {
             status = self.ended() => return status,
             () = tokio::time::sleep(patience) => {
@@ -62,6 +73,13 @@ impl Child {
         self.ended().await
     }
 
+    /// Hands a signal on, unless the terminal has done so.
+    pub(crate) fn hand_on(&self, signal: Signal) {
+        if !told_by_the_terminal(signal) {
+            self.send(signal);
+        }
+    }
+
     fn send(&self, signal: Signal) {
         // No id: its end has been waited for already.
         let id = self.inner.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
@@ -71,11 +89,12 @@ impl Child {
     }
 }
 
-/// Ctrl-C reaches every process in the foreground of the terminal, the command as well; many programs take a second
-/// SIGINT for impatience.
+/// Ctrl-C, Ctrl-\ and another size of the window reach every process in the foreground of the terminal, the command as well; many programs take
+/// a second SIGINT for impatience.
 fn told_by_the_terminal(signal: Signal) -> bool {
     let in_foreground = |group: rustix::io::Result<Pid>| group.is_ok_and(|group| group == getpgrp());
-    signal == Signal::INT && (in_foreground(tcgetpgrp(stdio::stdin())) || in_foreground(tcgetpgrp(stdio::stderr())))
+    [Signal::INT, Signal::QUIT, Signal::WINCH].contains(&signal)
+        && (in_foreground(tcgetpgrp(stdio::stdin())) || in_foreground(tcgetpgrp(stdio::stderr())))
 }
 
 /// The exit code that passes on how a command ended: its own, or 128 and the signal's number, as shells have it.
@@ -94,7 +113,7 @@ mod tests {
     }
 
     async fn code_of(script: &str) -> u8 {
-        let mut child = Child::start(&command(&["sh", "-c", script]), "s", "c").unwrap();
+        let mut child = Child::start(&command(&["sh", "-c", script]), [], "s", "c").unwrap();
         exit_code(child.ended().await.unwrap())
     }
 
@@ -108,22 +127,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_started_is_told_as_a_shell_tells_it() {
-        let missing = Child::start(&command(&["/does/not/exist"]), "s", "c").unwrap_err();
+        let missing = Child::start(&command(&["/does/not/exist"]), [], "s", "c").unwrap_err();
         assert_eq!(
             missing,
             Failure::new("start /does/not/exist: No such file or directory (os error 2)").with_code(127)
         );
-        let folder = Child::start(&command(&["/"]), "s", "c").unwrap_err();
+        let folder = Child::start(&command(&["/"]), [], "s", "c").unwrap_err();
         assert_eq!(folder, Failure::new("start /: Permission denied (os error 13)").with_code(126));
     }
 
     #[tokio::test]
     async fn who_does_not_listen_is_killed() {
-        let mut deaf = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), "s", "c").unwrap();
+        let mut deaf = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), [], "s", "c").unwrap();
         let status = deaf.stop(Signal::TERM, Duration::from_millis(100), std::future::pending::<()>()).await.unwrap();
         // 143 when the signal came before the trap.
         assert!(matches!(exit_code(status), 137 | 143), "{status}");
-        let mut slow = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), "s", "c").unwrap();
+        let mut slow = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), [], "s", "c").unwrap();
         let impatient = tokio::time::sleep(Duration::from_millis(50));
         let status = slow.stop(Signal::TERM, Duration::from_secs(60), impatient).await.unwrap();
         assert!(matches!(exit_code(status), 137 | 143), "{status}");

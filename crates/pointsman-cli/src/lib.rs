@@ -35,7 +35,7 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory as _;
 
 use crate::args::{Args, Command};
 use crate::failure::Failure;
@@ -47,7 +47,7 @@ type Outcome = Result<ExitCode, Failure>;
 #[must_use]
 pub fn run() -> ExitCode {
     memory::stay_small();
-    let args = match Args::try_parse() {
+    let args = match Args::read() {
         Ok(args) => args,
         Err(error) => {
             // A reader that went away does not change what is to be said.

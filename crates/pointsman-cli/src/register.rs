@@ -4,19 +4,23 @@
 //! by the deregistration at once. On a signal the instance is deregistered before the command hears of it, so that nobody
 //! is sent to a service that is going down.
 
+use std::ffi::OsString;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args as _;
 use pointsman::check::{Check, Probe};
-use pointsman::{Instance, Registration, RegistrationBuilder, Role, Trouble};
+use pointsman::{Instance, Registration, RegistrationBuilder, Registry, Role, Trouble};
 use rustix::process::Signal;
 
 use crate::args::{CheckArgs, Global, Output, Register};
 use crate::child::{self, Child};
+use crate::config::credentials::SECRETS;
 use crate::failure::Failure;
 use crate::json::RoleJson;
 use crate::output::shown;
-use crate::signals::{Signals, or_hurry};
+use crate::signals::{self, Signals, or_hurry};
 use crate::{Outcome, output, session};
 
 /// How long a deregistration may take before the process ends anyway; the session's end does the rest.
@@ -29,7 +33,7 @@ pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
     let instance = instance(&args);
     instance.check().map_err(|error| Failure::usage(error.to_string()))?;
     let check = check(&args.check, args.address.as_deref())?;
-    let mut signals = Signals::listen()?;
+    let mut signals = Signals::catch(&ending(!args.command.is_empty()))?;
     let registry = tokio::select! {
         registry = session::connect(global) => registry?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
@@ -42,15 +46,41 @@ pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
     let teller = Teller { output: global.output, to_stderr: !args.command.is_empty(), told: None };
     let result = match args.command.as_slice() {
         [] => alone(registration, teller, &mut signals).await,
-        command => match Child::start(command, &args.service, &code) {
-            Ok(child) => beside(registration, teller, (child, args.stop_timeout), &mut signals).await,
-            Err(failure) => Err(failure),
-        },
+        command => {
+            // Before the command is there, which may be told something at once.
+            let others = Signals::catch(&OTHERS)?;
+            match Child::start(command, hidden(global, &registry), &args.service, &code) {
+                Ok(child) => beside(registration, teller, (child, args.stop_timeout), (&mut signals, others)).await,
+                Err(failure) => Err(failure),
+            }
+        }
     };
     if !matches!(&result, Err(failure) if *failure == Failure::hurried()) {
         or_hurry(session::close(registry), &mut signals).await?;
     }
     result
+}
+
+/// The signals by which programs are told something else than to end: to read their configuration, to open their logs. The command is told.
+const OTHERS: [Signal; 4] = [Signal::HUP, Signal::USR1, Signal::USR2, Signal::WINCH];
+
+/// The signals after which the instance is deregistered. Where no command has another use for it, also the end of the terminal, unless that
+/// is to be ignored.
+fn ending(has_command: bool) -> Vec<Signal> {
+    let hangup = Some(Signal::HUP).filter(|hangup| !has_command && !signals::is_ignored(*hangup));
+    [Signal::INT, Signal::TERM, Signal::QUIT].into_iter().chain(hangup).collect()
+}
+
+/// The variables that the command does not inherit: what is set for this registration would be taken for one that the command makes
+/// itself, and it needs no secret of ours.
+fn hidden(global: &Global, registry: &Registry) -> Vec<OsString> {
+    let settings = Register::augment_args(clap::Command::new(""));
+    let of_settings = settings.get_arguments().filter_map(|argument| argument.get_env().map(ToOwned::to_owned));
+    // Its name without secrets is another where the url has any.
+    let has_secrets = global.registry.as_deref().is_some_and(|url| url != registry.url());
+    let registry = has_secrets.then_some("POINTSMAN_REGISTRY");
+    let secrets = SECRETS.into_iter().chain(registry).map(OsString::from);
+    of_settings.chain(secrets).collect()
 }
 
 fn instance(args: &Register) -> Instance {
@@ -88,7 +118,7 @@ async fn beside(
     registration: RegistrationBuilder,
     teller: Teller,
     (mut child, patience): (Child, Duration),
-    signals: &mut Signals,
+    (signals, mut others): (&mut Signals, Signals),
 ) -> Outcome {
     enum Event {
         Ended(std::process::ExitStatus),
@@ -102,10 +132,16 @@ async fn beside(
             return Err(failure);
         }
     };
-    let event = tokio::select! {
-        status = child.ended() => Event::Ended(status?),
-        signal = signals.next() => Event::Signal(signal),
-        failure = keeper.keep() => Event::Failed(failure),
+    let event = {
+        let mut keeping = pin!(keeper.keep());
+        loop {
+            tokio::select! {
+                status = child.ended() => break Event::Ended(status?),
+                signal = signals.next() => break Event::Signal(signal),
+                signal = others.next() => child.hand_on(signal),
+                failure = &mut keeping => break Event::Failed(failure),
+            }
+        }
     };
     let stopped = |status| Ok(ExitCode::from(child::exit_code(status)));
     match event {

@@ -352,3 +352,77 @@ async fn killed_beside_its_command_it_leaves_that_running_and_is_forgotten() {
     send(pid, Signal::KILL);
     fleet.end().await;
 }
+
+/// Says each signal that it gets, until SIGQUIT.
+const SAYS_SIGNALS: &str = "for s in HUP USR1 USR2 WINCH; do trap \"echo $s\" $s; done; trap 'echo QUIT; kill $!; exit 7' QUIT; \
+                            echo ready; while :; do sleep 1000 & wait $!; kill $!; done";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_by_which_programs_are_told_something_are_handed_on() {
+    let fleet = Fleet::start(ZooKeeper::shared().await, &["a"]).await;
+    let url = fleet.url.clone();
+    let args = ["register", "s", "--code", "b", "--registry", &url, "--", "sh", "-c", SAYS_SIGNALS];
+    let mut process = Running::start(command(args));
+    assert_eq!(process.line().await, "ready");
+    timeout(DEADLINE, fleet.service.wait_for(|s| s.find("b").is_some())).await.expect("registered").unwrap();
+    for (signal, name) in [
+        (Signal::HUP, "HUP"),
+        (Signal::USR1, "USR1"),
+        (Signal::USR2, "USR2"),
+        (Signal::WINCH, "WINCH"),
+        (Signal::HUP, "HUP"),
+    ] {
+        process.signal(signal);
+        assert_eq!(process.line().await, name);
+        assert!(fleet.service.snapshot().find("b").is_some(), "it stays registered after {name}");
+    }
+    process.signal(Signal::QUIT);
+    assert_eq!(process.line().await, "QUIT");
+    timeout(DEADLINE, fleet.service.wait_for(|s| s.find("b").is_none())).await.expect("deregistered").unwrap();
+    assert_eq!(process.ended().await.code(), Some(7));
+    fleet.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_command_the_end_of_the_terminal_deregisters_unless_it_is_ignored() {
+    let fleet = Fleet::start(ZooKeeper::shared().await, &["a"]).await;
+    let url = fleet.url.clone();
+    let args = ["register", "s", "--code", "b", "-o", "json", "--registry", &url];
+    let mut process = Running::start(command(args));
+    assert_eq!(process.json().await["role"], "normal");
+    process.signal(Signal::HUP);
+    timeout(DEADLINE, fleet.service.wait_for(|s| s.find("b").is_none())).await.expect("deregistered").unwrap();
+    assert!(process.ended().await.success());
+
+    let mut ignoring = tokio::process::Command::new("sh");
+    ignoring.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_pointsman")]).args(args);
+    let mut process = Running::start(ignoring);
+    assert_eq!(process.json().await["role"], "normal");
+    process.signal(Signal::HUP);
+    process.signal(Signal::TERM);
+    assert!(process.ended().await.success(), "by the second signal");
+    fleet.end().await;
+}
+
+/// What is set for a registration is not for those that the command makes itself, and it gets no secret.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_inherits_neither_settings_nor_secrets() {
+    let mut shows =
+        command(["register", "s", "--registry", "memory://", "--", "sh", "-c", "env | grep ^POINTSMAN_ | sort"]);
+    shows.env("POINTSMAN_ADDRESS", "127.0.0.1:80").env("POINTSMAN_WEIGHT", "3").env("POINTSMAN_TAG", "a=b");
+    shows.env("POINTSMAN_CODE", "code-1").env("POINTSMAN_AGENT_WRITE_TOKEN", "secret").env("POINTSMAN_OUTPUT", "table");
+    shows.env("POINTSMAN_MQTT_PASSWORD", "secret").env("POINTSMAN_CHECK", "tcp");
+    let output = shows.env("POINTSMAN_STOP_TIMEOUT", "1s").output().await.unwrap();
+    let said = stdout(&output);
+    let said: Vec<_> = said.lines().filter(|line| !line.starts_with("POINTSMAN_OFFLINE")).collect();
+    assert_eq!(said, ["POINTSMAN_CODE=code-1", "POINTSMAN_OUTPUT=table", "POINTSMAN_SERVICE=s"], "{}", stderr(&output));
+
+    let pointsman = env!("CARGO_BIN_EXE_pointsman");
+    let inner = format!(
+        "exec {pointsman} register inner --registry memory:// -- sh -c 'echo $POINTSMAN_SERVICE $POINTSMAN_CODE'"
+    );
+    let args = ["register", "s", "--code", "code-1", "--registry", "memory://", "--", "sh", "-c", &inner];
+    let output = run(&args).await;
+    let (service, code) = stdout(&output).trim().split_once(' ').map(|(s, c)| (s.to_owned(), c.to_owned())).unwrap();
+    assert!(service == "inner" && code != "code-1", "a code of its own: {code}");
+}

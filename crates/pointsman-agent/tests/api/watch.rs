@@ -269,13 +269,13 @@ async fn narrow(server: &Server) -> Client {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_all_are_shown_first_is_in_memory_once() {
     let server = Server::start().await;
-    let body = json!({"ttl":"1h","tags":{"much":"x".repeat(200_000)}}).to_string();
-    for code in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o"] {
+    let body = json!({"ttl":"1h","tags":{"much":"x".repeat(120_000)}}).to_string();
+    for code in 'a'..='y' {
         assert_eq!(server.ask("PUT", &format!("/v1/services/s/instances/{code}"), &body).await.status, 201);
     }
     until("all are there", async || {
         let services = server.json("/v1/services").await;
-        (services[0]["instances"] == 15 && services[0]["master"] == "a").then_some(())
+        (services[0]["instances"] == 25 && services[0]["master"] == "a").then_some(())
     })
     .await;
     let before = resident();
@@ -291,7 +291,7 @@ async fn what_all_are_shown_first_is_in_memory_once() {
     for watcher in watchers.iter_mut().take(4) {
         let event = watcher.event().await;
         let instances = if event.name == "snapshot" { &event.data } else { &event.data["services"][0] };
-        assert_eq!(instances["instances"].as_array().unwrap().len(), 15);
+        assert_eq!(instances["instances"].as_array().unwrap().len(), 25);
         watcher.event_named("freshness").await;
     }
 }

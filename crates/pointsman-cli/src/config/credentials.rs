@@ -14,6 +14,9 @@ const PASSWORD_FILE: &str = "POINTSMAN_MQTT_PASSWORD_FILE";
 pub(super) const READ_TOKEN: &str = "POINTSMAN_AGENT_READ_TOKEN";
 pub(super) const WRITE_TOKEN: &str = "POINTSMAN_AGENT_WRITE_TOKEN";
 
+/// The variables that hold a secret themselves.
+pub(crate) const SECRETS: [&str; 3] = [PASSWORD, READ_TOKEN, WRITE_TOKEN];
+
 /// The agent's tokens, as they stand in the environment. Never shown: it has no `Debug`.
 #[derive(Clone, Default)]
 pub(crate) struct Tokens {

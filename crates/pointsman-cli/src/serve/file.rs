@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::NamedFile;
 use crate::failure::Failure;
-use crate::signals::Hangups;
+use crate::signals::Signals;
 
 /// Editors and deployments change a file in several steps: it is read when nothing has happened for so long,
 const QUIET: Duration = Duration::from_millis(200);
@@ -29,7 +30,7 @@ pub(super) struct ConfigFile {
     /// Whether something that it names had changed before it was watched.
     late: bool,
     events: mpsc::Receiver<()>,
-    hangups: Hangups,
+    hangups: Signals,
     /// Whether it is to be read although it may be the same.
     asked: bool,
     /// Ends the watch with this value; `None` where there can be none.
@@ -47,7 +48,7 @@ impl ConfigFile {
                 None
             }
         };
-        let (path, hangups) = (path.to_owned(), Hangups::listen()?);
+        let (path, hangups) = (path.to_owned(), Signals::catch(&[Signal::HUP])?);
         Ok(Self { path, last: None, named: Vec::new(), late: false, events, hangups, asked: false, watcher })
     }
 
@@ -98,7 +99,7 @@ impl ConfigFile {
         }
         let watched = self.watcher.is_some();
         tokio::select! {
-            () = self.hangups.next() => self.asked = true,
+            _ = self.hangups.next() => self.asked = true,
             () = quiet(&mut self.events), if watched => {}
         }
     }
