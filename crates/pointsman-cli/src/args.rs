@@ -117,6 +117,7 @@ pub(crate) enum Command {
     /// Keep an instance registered, alone or for as long as a command runs
     Register(Register),
     /// List the services
+    #[command(visible_aliases = ["ls", "list"])]
     Services,
     /// List the instances of a service
     Instances(Instances),

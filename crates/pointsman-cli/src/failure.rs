@@ -67,7 +67,10 @@ impl From<io::Error> for Failure {
 
 impl From<pointsman::Error> for Failure {
     fn from(error: pointsman::Error) -> Self {
-        Self::new(chain(&error))
+        use pointsman::Error as E;
+        let is_usage = matches!(error, E::Url { .. } | E::Invalid(_) | E::TooLarge { .. });
+        let failure = Self::new(chain(&error));
+        if is_usage { failure.with_code(2) } else { failure }
     }
 }
 
@@ -106,6 +109,17 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_can_never_work_is_wrong_usage() {
+        let code = |error: pointsman::Error| Failure::from(error).code;
+        let connect = async |url: &str| pointsman::Registry::connect(url).await.unwrap_err();
+        assert_eq!(code(connect("zookeper://h:1").await), 2);
+        assert_eq!(code(connect("zookeeper://127.0.0.1:1/p?connect_timeout=1ms").await), 1);
+        let registry = pointsman::Registry::connect("memory://").await.unwrap();
+        assert_eq!(code(registry.discover("a/b").await.unwrap_err()), 2);
+        assert_eq!(code(registry.discover("s").await.unwrap().master().unwrap_err()), 1);
+    }
 
     #[derive(Debug)]
     struct Step(&'static str, Option<Box<Step>>);

@@ -114,7 +114,7 @@ async fn a_registry_that_cannot_be_is_an_error() {
         ("zookeeper://127.0.0.1:2181/p?session_timeout=9", "session_timeout: \"9\" is not a duration"),
     ] {
         let output = run(&["services", "--registry", url]).await;
-        assert_eq!(output.status.code(), Some(1), "{url}");
+        assert_eq!(output.status.code(), Some(2), "{url}");
         let message = stderr(&output);
         assert!(message.starts_with("error: ") && message.contains(word), "{url}: {message}");
         assert!(!message.contains("geheim"), "{message}");
