@@ -106,13 +106,15 @@ fn wrong_usage(arguments: &[&str]) -> Failure {
 fn test(arguments: &[&str]) -> Result<(), Failure> {
     needs::install_missing()?;
     let chosen = |argument: &&str| ["-p", "--package", "--workspace", "--manifest-path"].contains(argument);
-    let all: &[&str] = if arguments.iter().any(chosen) { &[] } else { &["--workspace"] };
+    // The benchmarks have no tests, and need a sixth of all packages for themselves.
+    let all: &[&str] =
+        if arguments.iter().any(chosen) { &[] } else { &["--workspace", "--exclude", "pointsman-bench"] };
     cargo(&[&["test", "--all-features"], all, arguments].concat())
 }
 
 fn check() -> Result<(), Failure> {
     cargo(&["fmt", "--all", "--check"])?;
-    needs::install_missing()?;
+    needs::install_missing_to_build()?;
     cargo(&["clippy", "--workspace", "--all-features", "--all-targets", "--", "--deny", "warnings"])?;
     for features in FEATURES {
         let only = ["clippy", "--package", "pointsman", "--no-default-features", "--features", features];

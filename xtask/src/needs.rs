@@ -28,14 +28,14 @@ const NEEDS: &[(&str, &str)] = &[
     // Partitions of the network.
     ("ip", "iproute2"),
     ("nft", "nftables"),
-    // A peer in the benchmarks, pingora, builds zlib-ng.
-    ("cmake", "cmake"),
-    ("make", "make"),
     // The dashboard, as people see it.
     ("/usr/bin/chromium", "chromium"),
     ("/usr/bin/chromedriver", "chromium-driver"),
     ("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", "fonts-dejavu-core"),
 ];
+
+/// What is needed to build the benchmarks: a peer in them, pingora, builds zlib-ng.
+const BUILDING_NEEDS: &[(&str, &str)] = &[("cmake", "cmake"), ("make", "make")];
 
 /// What the benchmarks need beyond that: peers, and load.
 const BENCHES_NEED: &[(&str, &str)] = &[
@@ -51,9 +51,14 @@ pub(crate) fn install_missing() -> Result<(), Failure> {
     install(NEEDS)
 }
 
+/// The same for a build of everything.
+pub(crate) fn install_missing_to_build() -> Result<(), Failure> {
+    install(BUILDING_NEEDS)
+}
+
 /// The same for the benchmarks.
 pub(crate) fn install_missing_for_benches() -> Result<(), Failure> {
-    install(&[NEEDS, BENCHES_NEED].concat())
+    install(&[NEEDS, BUILDING_NEEDS, BENCHES_NEED].concat())
 }
 
 fn install(needs: &[(&'static str, &'static str)]) -> Result<(), Failure> {
