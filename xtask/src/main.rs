@@ -126,7 +126,7 @@ fn check() -> Result<(), Failure> {
 
 fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
     needs::install_missing_for_benches()?;
-    let run = ["run", "--release", "--package", "pointsman-bench", "--bin", name, "--"];
+    let run = ["run", "--profile", "dist", "--package", "pointsman-bench", "--bin", name, "--"];
     cargo(&[&run, arguments].concat())
 }
 
