@@ -2,8 +2,15 @@
 //! renamed or removed.
 
 use pointsman::Change;
-pub(crate) use pointsman::wire::{InstanceJson, RoleJson, ServiceJson, problem_status, status};
+pub(crate) use pointsman::wire::{ExplanationJson, InstanceJson, RoleJson, ServiceJson, problem_status, status};
 use serde::Serialize;
+
+/// What `pick --explain` has picked, and why.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExplainedJson<'a> {
+    pub(crate) picks: Vec<InstanceJson<'a>>,
+    pub(crate) explanation: ExplanationJson<'a>,
+}
 
 /// A line of `watch`.
 #[derive(Debug, Serialize)]

@@ -7,7 +7,7 @@ use pointsman::{Balancer, Claim, Explanation};
 
 use crate::args::{Global, Output, Pick};
 use crate::failure::Failure;
-use crate::json::InstanceJson;
+use crate::json::{ExplainedJson, ExplanationJson, InstanceJson};
 use crate::output::shown;
 use crate::{Outcome, output, session, table};
 
@@ -27,7 +27,10 @@ pub(crate) async fn run(args: &Pick, global: &Global) -> Outcome {
         (Ok(claims), explanation) => tell(&claims, explanation.as_ref(), global.output)?,
         (Err(failure), Some(explanation)) => {
             // It says why there is nothing to pick.
-            output::note(&explanation.to_string());
+            match global.output {
+                Output::Json => tell(&[], Some(&explanation), global.output)?,
+                Output::Table => output::note(&explanation.to_string()),
+            }
             return Err(failure);
         }
         (Err(failure), None) => return Err(failure),
@@ -43,10 +46,11 @@ fn picks(balancer: &Balancer, args: &Pick) -> Result<Vec<Claim>, Failure> {
 fn tell(claims: &[Claim], explanation: Option<&Explanation>, output: Output) -> std::io::Result<()> {
     match output {
         Output::Json => {
-            if let Some(explanation) = explanation {
-                output::note(&explanation.to_string());
+            let picks: Vec<_> = claims.iter().map(|claim| InstanceJson::new(claim.instance())).collect();
+            match explanation.map(ExplanationJson::new) {
+                Some(explanation) => output::json(&ExplainedJson { picks, explanation }),
+                None => output::json(&picks),
             }
-            output::json(&claims.iter().map(|claim| InstanceJson::new(claim.instance())).collect::<Vec<_>>())
         }
         Output::Table => {
             let row = |(index, claim): (usize, &Claim)| {

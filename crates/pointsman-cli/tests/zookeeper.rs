@@ -107,6 +107,9 @@ async fn register_list_master_pick() {
     let picks = registry.json("pick ress --algorithm weightroundrobin --count 3").await;
     assert_eq!(picks, json!([normal, normal, normal]));
     assert!(registry.succeed("pick ress --explain").await.contains("round-robin"));
+    let explained = registry.json("pick ress --explain --count 2").await;
+    assert_eq!(explained["picks"], json!([normal, normal]));
+    assert_eq!(explained["explanation"]["instances"][1]["code"], "b", "{explained}");
     assert_eq!(registry.json("pick ress --role master --count 2").await, json!([master, master]));
     assert_eq!(registry.json("pick ress --role all --count 2").await, json!([master, normal]));
     assert!(registry.succeed("pick ress --role master --explain").await.contains("role master: 1 of 2 can be picked"));

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+#[cfg(feature = "balance")]
+use pointsman_balance::{Considered, Explanation, Tier};
 use pointsman_core::{ObservedInstance, Problem, Role, Snapshot, Status};
 use serde::Serialize;
 
@@ -226,6 +228,75 @@ pub struct RoleJson {
 impl From<Role> for RoleJson {
     fn from(role: Role) -> Self {
         Self { event: "role", role: role.name(), term: role.term().map(|term| term.0) }
+    }
+}
+
+/// Where a pick was made from, and where each instance stands; `docs/choosing.md` says what the tiers are.
+///
+/// # Examples
+///
+/// ```
+/// use pointsman_balance::Algorithm;
+/// # use pointsman_core::Instance;
+/// # use pointsman_registry::Registry;
+/// # use pointsman_registry::wire::ExplanationJson;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let registry = Registry::connect("memory://explanation").await?;
+/// # let _registration = registry.register(Instance::new("ress").code("a")).await?;
+/// let balancer = registry.discover("ress").await?.balancer(Algorithm::RoundRobin);
+/// let explained = serde_json::to_value(ExplanationJson::new(&balancer.explain("")))?;
+/// assert_eq!(explained["instances"][0]["code"], "a");
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "balance")]
+#[derive(Debug, Serialize)]
+pub struct ExplanationJson<'a> {
+    revision: u64,
+    algorithm: &'static str,
+    role: &'static str,
+    tier: Option<u8>,
+    reason: Option<String>,
+    panic: bool,
+    instances: Vec<ConsideredJson<'a>>,
+}
+
+#[cfg(feature = "balance")]
+#[derive(Debug, Serialize)]
+struct ConsideredJson<'a> {
+    code: &'a str,
+    role: &'static str,
+    standing: &'static str,
+    tier: Option<u8>,
+    excluded: bool,
+    in_flight: usize,
+    weight: f64,
+}
+
+#[cfg(feature = "balance")]
+impl<'a> ExplanationJson<'a> {
+    /// Of an explanation.
+    #[must_use]
+    pub fn new(explanation: &'a Explanation) -> Self {
+        let considered = |one: &'a Considered| ConsideredJson {
+            code: &one.instance.code,
+            role: one.instance.role.name(),
+            standing: one.standing.name(),
+            tier: one.tier.map(Tier::number),
+            excluded: one.excluded,
+            in_flight: one.in_flight,
+            weight: one.weight,
+        };
+        Self {
+            revision: explanation.revision,
+            algorithm: explanation.algorithm.name(),
+            role: explanation.candidates.name(),
+            tier: explanation.tier.map(Tier::number),
+            reason: explanation.tier.map(|tier| tier.to_string()),
+            panic: explanation.panic,
+            instances: explanation.instances.iter().map(considered).collect(),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::extract::State as Of;
 use axum::response::{IntoResponse as _, Response};
 use hyper::{StatusCode, Uri};
-use pointsman_balance::{Algorithm, Candidates, Considered, Explanation};
-use pointsman_registry::wire::InstanceJson;
+use pointsman_balance::{Algorithm, Candidates};
+use pointsman_registry::wire::{ExplanationJson, InstanceJson};
 use serde::Serialize;
 
 use super::input::{Last, OfService, Query, short};
@@ -31,52 +31,6 @@ struct PickedJson<'a> {
     expires_in_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     explanation: Option<ExplanationJson<'a>>,
-}
-
-/// From which row of `docs/choosing.md` was picked, and where each instance stands.
-#[derive(Serialize)]
-struct ExplanationJson<'a> {
-    revision: u64,
-    algorithm: &'static str,
-    role: &'static str,
-    tier: Option<u8>,
-    reason: Option<String>,
-    panic: bool,
-    instances: Vec<ConsideredJson<'a>>,
-}
-
-#[derive(Serialize)]
-struct ConsideredJson<'a> {
-    code: &'a str,
-    role: &'static str,
-    standing: &'static str,
-    tier: Option<u8>,
-    excluded: bool,
-    in_flight: usize,
-    weight: f64,
-}
-
-impl<'a> ExplanationJson<'a> {
-    fn new(explanation: &'a Explanation) -> Self {
-        let considered = |one: &'a Considered| ConsideredJson {
-            code: &one.instance.code,
-            role: one.instance.role.name(),
-            standing: one.standing.name(),
-            tier: one.tier.map(pointsman_balance::Tier::number),
-            excluded: one.excluded,
-            in_flight: one.in_flight,
-            weight: one.weight,
-        };
-        Self {
-            revision: explanation.revision,
-            algorithm: explanation.algorithm.name(),
-            role: explanation.candidates.name(),
-            tier: explanation.tier.map(pointsman_balance::Tier::number),
-            reason: explanation.tier.map(|tier| tier.to_string()),
-            panic: explanation.panic,
-            instances: explanation.instances.iter().map(considered).collect(),
-        }
-    }
 }
 
 /// `GET /v1/services/{service}/pick`.
