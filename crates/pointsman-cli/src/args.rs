@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use pointsman::{Algorithm, Candidates, MAX_TERM_BASE, MAX_WEIGHT};
 
-use crate::child::IS_REGISTERED;
+use crate::child::PARENT_CODE;
 
 /// Service registration, master election and load balancing.
 #[derive(Debug, Parser)]
@@ -31,11 +31,11 @@ impl Args {
         let matches = Self::command().try_get_matches()?;
         let mut args = Self::from_arg_matches(&matches)?;
         if let Command::Register(register) = &mut args.command {
-            // In a command that is registered itself the variable tells it its own code, which no other registration can have.
-            let of_parent = matches.subcommand_matches("register").and_then(|matches| matches.value_source("code"))
-                == Some(ValueSource::EnvVariable)
-                && std::env::var_os(IS_REGISTERED).is_some();
-            register.code.take_if(|_| of_parent);
+            // In a command that runs beside a registration the variable holds the code of that one, which no other can have. A value that the
+            // command has set itself counts.
+            let source = matches.subcommand_matches("register").and_then(|matches| matches.value_source("code"));
+            let parent = std::env::var(PARENT_CODE).ok().filter(|_| source == Some(ValueSource::EnvVariable));
+            register.code.take_if(|code| parent.as_ref() == Some(code));
         }
         Ok(args)
     }

@@ -13,8 +13,9 @@ use tokio::process::Command;
 use crate::failure::Failure;
 use crate::memory;
 
-/// The variable in which a command finds the service under which it is registered: whoever has it is such a command.
-pub(crate) const IS_REGISTERED: &str = "POINTSMAN_SERVICE";
+/// The variable that holds the code of the registration beside which a command runs. A registration that the command makes itself does not
+/// take the same value of `POINTSMAN_CODE` for its own code.
+pub(crate) const PARENT_CODE: &str = "POINTSMAN_PARENT_CODE";
 
 /// A running command. Killed when dropped before it has ended.
 #[derive(Debug)]
@@ -23,8 +24,8 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a command, which learns from its environment as what it is registered. It inherits stdin, stdout and stderr, and the variables but
-    /// those in `hidden`.
+    /// Starts a command, with the service and code of its registration in its environment. It inherits stdin, stdout, stderr, and all variables
+    /// except those in `hidden`.
     ///
     /// A command that cannot be started is a failure as a shell has it: exit code 127 when there is none, else 126.
     pub(crate) fn start(
@@ -41,7 +42,7 @@ impl Child {
         for variable in hidden {
             command.env_remove(variable);
         }
-        command.env(IS_REGISTERED, service).env("POINTSMAN_CODE", code);
+        command.env("POINTSMAN_SERVICE", service).env("POINTSMAN_CODE", code).env(PARENT_CODE, code);
         let spawned = memory::as_before(|| command.spawn());
         spawned.map(|inner| Self { inner }).map_err(|error| {
             let code = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };

@@ -49,7 +49,7 @@ pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
         command => {
             // Before the command is there, which may be told something at once.
             let others = Signals::catch(&OTHERS)?;
-            match Child::start(command, hidden(global, &registry), &args.service, &code) {
+            match Child::start(command, hidden(), &args.service, &code) {
                 Ok(child) => beside(registration, teller, (child, args.stop_timeout), (&mut signals, others)).await,
                 Err(failure) => Err(failure),
             }
@@ -61,6 +61,9 @@ pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
     result
 }
 
+/// The variable of `--registry`. Whatever the flag says: the variable may hold another URL.
+const REGISTRY: &str = "POINTSMAN_REGISTRY";
+
 /// The signals by which programs are told something else than to end: to read their configuration, to open their logs. The command is told.
 const OTHERS: [Signal; 4] = [Signal::HUP, Signal::USR1, Signal::USR2, Signal::WINCH];
 
@@ -71,16 +74,14 @@ fn ending(has_command: bool) -> Vec<Signal> {
     [Signal::INT, Signal::TERM, Signal::QUIT].into_iter().chain(hangup).collect()
 }
 
-/// The variables that the command does not inherit: what is set for this registration would be taken for one that the command makes
-/// itself, and it needs no secret of ours.
-fn hidden(global: &Global, registry: &Registry) -> Vec<OsString> {
+/// The variables that the command does not inherit: the settings of this registration, which another one that the command makes would take for its
+/// own; and secrets.
+fn hidden() -> Vec<OsString> {
     let settings = Register::augment_args(clap::Command::new(""));
     let of_settings = settings.get_arguments().filter_map(|argument| argument.get_env().map(ToOwned::to_owned));
-    // Its name without secrets is another where the url has any.
-    let has_secrets = global.registry.as_deref().is_some_and(|url| url != registry.url());
-    let registry = has_secrets.then_some("POINTSMAN_REGISTRY");
-    let secrets = SECRETS.into_iter().chain(registry).map(OsString::from);
-    of_settings.chain(secrets).collect()
+    let has_secrets = |url: OsString| url.to_str().is_none_or(|url| Registry::builder(url).shown_url() != url);
+    let registry = std::env::var_os(REGISTRY).is_some_and(has_secrets).then_some(REGISTRY);
+    of_settings.chain(SECRETS.into_iter().chain(registry).map(OsString::from)).collect()
 }
 
 fn instance(args: &Register) -> Instance {

@@ -412,17 +412,27 @@ async fn a_command_inherits_neither_settings_nor_secrets() {
     shows.env("POINTSMAN_ADDRESS", "127.0.0.1:80").env("POINTSMAN_WEIGHT", "3").env("POINTSMAN_TAG", "a=b");
     shows.env("POINTSMAN_CODE", "code-1").env("POINTSMAN_AGENT_WRITE_TOKEN", "secret").env("POINTSMAN_OUTPUT", "table");
     shows.env("POINTSMAN_MQTT_PASSWORD", "secret").env("POINTSMAN_CHECK", "tcp");
+    // Not the registry that is used, but with a secret all the same.
+    shows.env("POINTSMAN_REGISTRY", "http://127.0.0.1:1?token=secret-secret-secret");
     let output = shows.env("POINTSMAN_STOP_TIMEOUT", "1s").output().await.unwrap();
     let said = stdout(&output);
     let said: Vec<_> = said.lines().filter(|line| !line.starts_with("POINTSMAN_OFFLINE")).collect();
-    assert_eq!(said, ["POINTSMAN_CODE=code-1", "POINTSMAN_OUTPUT=table", "POINTSMAN_SERVICE=s"], "{}", stderr(&output));
+    assert_eq!(
+        said,
+        ["POINTSMAN_CODE=code-1", "POINTSMAN_OUTPUT=table", "POINTSMAN_PARENT_CODE=code-1", "POINTSMAN_SERVICE=s"],
+        "{}",
+        stderr(&output)
+    );
 
     let pointsman = env!("CARGO_BIN_EXE_pointsman");
-    let inner = format!(
-        "exec {pointsman} register inner --registry memory:// -- sh -c 'echo $POINTSMAN_SERVICE $POINTSMAN_CODE'"
-    );
-    let args = ["register", "s", "--code", "code-1", "--registry", "memory://", "--", "sh", "-c", &inner];
-    let output = run(&args).await;
-    let (service, code) = stdout(&output).trim().split_once(' ').map(|(s, c)| (s.to_owned(), c.to_owned())).unwrap();
-    assert!(service == "inner" && code != "code-1", "a code of its own: {code}");
+    for (sets, wanted) in [("", None), ("POINTSMAN_CODE=mine ", Some("mine"))] {
+        let inner = format!(
+            "{sets}exec {pointsman} register inner --registry memory:// -- sh -c 'echo $POINTSMAN_SERVICE $POINTSMAN_CODE'"
+        );
+        let args = ["register", "s", "--code", "code-1", "--registry", "memory://", "--", "sh", "-c", &inner];
+        let said = stdout(&run(&args).await);
+        let (service, code) = said.trim().split_once(' ').unwrap();
+        assert!(service == "inner" && code != "code-1", "a code of its own: {code}");
+        assert!(wanted.is_none_or(|wanted| code == wanted), "what the command sets counts: {code}");
+    }
 }

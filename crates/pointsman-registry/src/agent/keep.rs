@@ -300,7 +300,10 @@ impl AgentRegistrar {
                 Ok(said) if asked < self.heard && (said.role() != self.role || said.role().is_master()) => {
                     Ok(Duration::ZERO)
                 }
-                Ok(said) => Ok(self.said(control, &said, Some(asked))),
+                Ok(said) => {
+                    self.is_unknown = false;
+                    Ok(self.said(control, &said, Some(asked)))
+                }
                 Err(error) => Err(Out::Lost(format!("the agent says something that cannot be read: {error}"))),
             },
             // The stream is about to say how it has ended: one that the same holder has replaced must not be registered again.
