@@ -285,8 +285,8 @@ fn memory(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Registers so many instances in each of so many services, one service after the other, and says what that took: seconds of processor time,
-/// and bytes.
+/// Registers `instances` instances in each of `services` services, one service after the other, and prints the processor time in seconds and the
+/// growth of the resident memory in bytes.
 async fn registrations(services: usize, instances: usize) -> Result<()> {
     let registry = Registry::connect("memory://many").await?;
     let observed = Observed::new("this process", Some(std::process::id()));

@@ -129,7 +129,7 @@ async fn connected(url: &str) -> Result<(Registry, Service)> {
     Ok((registry, other))
 }
 
-/// Creates the services, with so many instances each.
+/// Creates the services, with the given number of instances each.
 async fn plant(owner: &Client, prefix: &str, instances: usize) -> Result<Vec<String>> {
     let services: Vec<String> = (0..SERVICES).map(|n| format!("service-{n:04}")).collect();
     owner.mkdir(prefix, &PERSISTENT).await?;

@@ -1,4 +1,4 @@
-//! What time it is, where no caller says so.
+//! The current time, where the caller does not pass one.
 
 use std::time::Instant;
 

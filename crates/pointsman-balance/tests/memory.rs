@@ -1,4 +1,4 @@
-//! What a balancer takes.
+//! The memory that a balancer holds.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

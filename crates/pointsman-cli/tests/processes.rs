@@ -404,7 +404,7 @@ async fn without_a_command_the_end_of_the_terminal_deregisters_unless_it_is_igno
     fleet.end().await;
 }
 
-/// What is set for a registration is not for those that the command makes itself, and it gets no secret.
+/// A command inherits neither the settings of its registration nor secrets.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_inherits_neither_settings_nor_secrets() {
     let mut shows =

@@ -94,13 +94,13 @@ pub enum InvalidProbe {
     /// It is `tcp`, and there is no address.
     #[error("the check tcp needs an address to check; write tcp://host:port")]
     NoAddress,
-    /// It begins like nothing that can be asked.
+    /// The scheme is unknown.
     #[error("{0:?} is not a check; write tcp, tcp://host:port or http://host:port/path")]
     Scheme(String),
-    /// What is asked has an address that cannot be.
+    /// The address is invalid.
     #[error(transparent)]
     Address(#[from] InvalidInstance),
-    /// It has a path that cannot be.
+    /// The path is invalid.
     #[error("{0:?} is not a path of a url")]
     Path(String),
 }

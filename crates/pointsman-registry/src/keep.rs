@@ -78,7 +78,7 @@ pub(crate) struct Control {
     report: Report,
     /// Of what is to be registered, the revision that the holder has been told.
     told: u64,
-    /// What is to be told once all is released.
+    /// Results that are sent to the holder after everything is released.
     at_end: Vec<Effect<Reply>>,
     /// Whether the holder of the registration lives.
     has_holder: bool,

@@ -60,7 +60,7 @@ struct AgentRegistrar {
     left: Option<Stream>,
     /// When the role was heard of by an event, or given up: what was asked before may be answered with an older one.
     heard: Instant,
-    /// Whether the agent has said that it does not know the registration, and not yet why.
+    /// Whether the last renewal was answered 404, and the stream has not said why.
     is_unknown: bool,
     /// Number of agents in a row that could not be used.
     failures: usize,
