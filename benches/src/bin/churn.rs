@@ -278,7 +278,7 @@ fn memory(table: &mut Table) -> Result<()> {
         &format!("{:.0} µs", many * 1e6),
         &format!("{:.0} µs", few * 1e6),
         &format!("{ratio:.2} ×"),
-        Some(("≤ 2 ×".to_owned(), ratio <= 2.0)),
+        Some(("≤ 1.5 ×".to_owned(), ratio <= 1.5)),
     );
     let target = Some(("≤ 4 KiB".to_owned(), bytes <= 4096.0));
     table.row("memory: resident memory of each", &format!("{bytes:.0} bytes"), "", "", target);
