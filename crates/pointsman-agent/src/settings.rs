@@ -116,7 +116,29 @@ impl Settings {
         if self.read_token.is_some() && self.read_token == self.write_token {
             problems.push(("read_token_file", "has the same token as write_token_file".to_owned()));
         }
+        problems.extend(self.limits.problems());
         problems
+    }
+}
+
+impl Limits {
+    /// What is outside its bounds, of those limits that a configuration file can name.
+    fn problems(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let counts = [
+            ("max_connections", self.connections),
+            ("max_watchers", self.watchers),
+            ("max_registrations", self.registrations),
+            ("max_claims", self.claims),
+        ];
+        let bounds = 1..=MOST;
+        let counts = counts.into_iter().filter(move |(_, count)| !bounds.contains(count));
+        let counts = counts.map(|(key, count)| (key, format!("is {count}; it can be 1 to {MOST}")));
+        let write_timeout = match self.write_time {
+            time if time.is_zero() => Some("is 0: no write is that fast; write for example \"3s\""),
+            time if time > LONGEST_TIME => Some("is longer than 365 days"),
+            _ => None,
+        };
+        counts.chain(write_timeout.map(|reason| ("write_timeout", reason.to_owned())))
     }
 }
 
@@ -136,6 +158,10 @@ pub enum InvalidToken {
     Characters,
 }
 
+/// Maximum of each limit: more than any machine has connections or memory for.
+const MOST: usize = 10_000_000;
+/// Maximum of a length of time: what is longer is a slip, and would not fit on every clock.
+const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The shortest token: 16 bytes are 128 bits at best.
 const SHORTEST: usize = 16;
 const LONGEST: usize = 1024;

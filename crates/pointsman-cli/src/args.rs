@@ -110,10 +110,7 @@ pub(crate) enum Command {
     /// Run what a configuration file says: the agent, the HTTP proxy, the MQTT relay, the embedded broker
     Serve(Serve),
     /// Say what is wrong with a configuration file, with line and column; or what it would run
-    Check {
-        /// The file
-        file: PathBuf,
-    },
+    Check(Check),
     /// Keep an instance registered, alone or for as long as a command runs
     Register(Register),
     /// List the services
@@ -177,8 +174,22 @@ Brokers whose url has no user name get POINTSMAN_MQTT_USER, with POINTSMAN_MQTT_
 #[command(after_help = AFTER_SERVE)]
 pub(crate) struct Serve {
     /// The configuration file, TOML; `pointsman check FILE` says what is wrong with it
-    #[arg(long, short, value_name = "FILE", env = "POINTSMAN_CONFIG")]
-    pub(crate) config: PathBuf,
+    #[arg(long, short, value_name = "FILE", env = "POINTSMAN_CONFIG", required_unless_present = "set")]
+    pub(crate) config: Option<PathBuf>,
+    /// A setting that beats the file's, such as http.listen=0.0.0.0:80 or http.route.0.service=ress; may be repeated (in the
+    /// variable: a line each)
+    #[arg(long, value_name = "KEY=VALUE", env = "POINTSMAN_SET", hide_env_values = true, value_delimiter = '\n')]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Check {
+    /// The file
+    #[arg(required_unless_present = "set")]
+    pub(crate) file: Option<PathBuf>,
+    /// A setting that beats the file's, as of `serve`
+    #[arg(long, value_name = "KEY=VALUE", env = "POINTSMAN_SET", hide_env_values = true, value_delimiter = '\n')]
+    pub(crate) set: Vec<String>,
 }
 
 const AFTER_REGISTER: &str = "\
@@ -517,7 +528,7 @@ mod tests {
         let Args { global, command: Command::Serve(serve) } = parse(line).unwrap() else {
             panic!("serve was read as another command");
         };
-        assert_eq!((global.registry.as_deref(), serve.config), (Some("zookeeper://h/p"), "p.toml".into()));
+        assert_eq!((global.registry.as_deref(), serve.config), (Some("zookeeper://h/p"), Some("p.toml".into())));
     }
 
     #[test]

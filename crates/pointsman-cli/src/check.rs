@@ -8,7 +8,7 @@ use pointsman::mqtt::{RouteRole, Settings};
 use pointsman::{agent, proxy};
 use serde::Serialize;
 
-use crate::args::{Global, Output};
+use crate::args::{Check, Global, Output};
 use crate::config::credentials::Tokens;
 use crate::config::http::conditions;
 use crate::config::{self, Checked, Config, Http, Mqtt, Problem, SectionRegistries, problem};
@@ -17,9 +17,12 @@ use crate::output::shown;
 use crate::{Outcome, output};
 
 /// `pointsman check FILE`.
-pub(crate) fn run(file: &Path, global: &Global) -> Outcome {
-    let bytes = std::fs::read(file).map_err(|error| Failure::new(format!("read {}: {error}", file.display())))?;
-    let Checked { config, problems, .. } = Checked::read(file, &bytes, &Tokens::from_environment());
+pub(crate) fn run(args: &Check, global: &Global) -> Outcome {
+    let file = args.file.as_deref();
+    let read =
+        |file: &Path| std::fs::read(file).map_err(|error| Failure::new(format!("read {}: {error}", file.display())));
+    let bytes = file.map_or(Ok(Vec::new()), read)?;
+    let Checked { config, problems, .. } = Checked::read(file, &bytes, &args.set, &Tokens::from_environment());
     let config = config.map(|config| config.resolved(global.registry.as_deref())).transpose().map_err(Failure::new)?;
     let summary = config.as_ref().map(Summary::new);
     match global.output {
@@ -27,7 +30,9 @@ pub(crate) fn run(file: &Path, global: &Global) -> Outcome {
         Output::Table => {
             problem::tell(&problems, file, global);
             if let Some(summary) = &summary {
-                output::line(&format!("{} is in order\n{}", shown(&file.display().to_string()), summary.text()))?;
+                let name =
+                    file.map_or_else(|| "the command line".to_owned(), |file| shown(&file.display().to_string()));
+                output::line(&format!("{name} is in order\n{}", summary.text()))?;
             }
         }
     }

@@ -7,7 +7,11 @@
 //! | what `[http]` may say | `config/http.rs` |
 //! | what `[mqtt]` may say | `config/mqtt.rs` |
 //! | which registries are named, and for what | `config/registries.rs` |
+//! | what the reading needs and gathers | `config/context.rs` |
 //! | what sections say of TLS towards clients | `config/tls.rs` |
+//! | how a setting is described, and which types of values there are | `config/setting.rs`, `config/values.rs` |
+//! | what the command line says besides | `config/overrides.rs` |
+//! | what of a new file takes a restart | `config/reload.rs` |
 //! | how a table is read key by key | `config/section.rs` |
 //! | where in the file something is | `config/document.rs` |
 //! | how a problem is told | `config/problem.rs` |
@@ -15,31 +19,39 @@
 //! | what the environment says beside the file | `config/credentials.rs` |
 
 mod agent;
+mod context;
 pub(crate) mod credentials;
 mod document;
 pub(crate) mod http;
 mod mqtt;
+mod overrides;
 mod paths;
 pub(crate) mod problem;
 mod registries;
+mod reload;
 mod section;
+pub(crate) mod setting;
 mod tls;
+mod values;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(crate) use self::http::Http;
 pub(crate) use self::mqtt::{Listen, Mqtt};
 pub(crate) use self::paths::NamedFile;
 pub(crate) use self::problem::Problem;
 pub(crate) use self::registries::{SectionRegistries, leads_to, shown};
+pub(crate) use self::reload::Plan;
 
+use self::context::Context;
 use self::credentials::Tokens;
-use self::document::Document;
+use self::document::{Document, Text};
 use self::paths::Folder;
-use self::problem::Fault;
-use self::registries::Urls;
 use self::section::Section;
+use self::setting::{About, Draft, Setting, abouts};
+use self::values::{address, registry, section};
 
 /// What a file says, once nothing is wrong with it.
 #[derive(Debug, Clone)]
@@ -53,6 +65,23 @@ pub(crate) struct Config {
     pub(crate) mqtt: Option<Mqtt>,
     /// Where metrics are served.
     pub(crate) metrics: Option<SocketAddr>,
+    source: Source,
+}
+
+/// What a configuration was read from.
+#[derive(Clone)]
+pub(crate) struct Source {
+    /// The file; `None` where everything is on the command line.
+    path: Option<PathBuf>,
+    /// What it says, with the settings of the command line.
+    table: toml::Table,
+}
+
+/// Secrets may be in it.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 /// What came of reading a file.
@@ -67,45 +96,64 @@ pub(crate) struct Checked {
 }
 
 impl Checked {
-    /// Reads what the file at `path` holds; `tokens` are those of the environment. Finds everything that is wrong, except that
-    /// what is no TOML ends the reading.
-    pub(crate) fn read(path: &Path, bytes: &[u8], tokens: &Tokens) -> Self {
-        let folder = Folder::of(path);
+    /// Reads what the file at `path` holds, with the settings of the command line, `KEY=VALUE` each, which beat the file's; `tokens`
+    /// are those of the environment. Without a file, paths are relative to the working directory. Finds everything that is wrong,
+    /// except that what is not TOML ends the reading.
+    pub(crate) fn read(path: Option<&Path>, bytes: &[u8], sets: &[String], tokens: &Tokens) -> Self {
         let read = || {
-            let text = std::str::from_utf8(bytes).map_err(|error| document::not_text(bytes, error))?;
-            let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-            Document::parse(text).map(|document| sections(&document, &folder, tokens))
+            let text = Text::new(bytes, sets)?;
+            let document = Document::parse(&text)?;
+            Ok(sections(&document, path, tokens))
         };
-        match read() {
-            Ok(checked) => checked,
-            Err(problem) => Self { config: None, problems: vec![problem], files: Vec::new() },
-        }
+        read().unwrap_or_else(|problem| Self { config: None, problems: vec![problem], files: Vec::new() })
     }
 }
 
-fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checked {
+/// The file, while it is read.
+#[derive(Debug, Default)]
+struct Reading {
+    registry: Option<String>,
+    agent: Option<pointsman::agent::Settings>,
+    agent_registry: Option<String>,
+    http: Option<Http>,
+    mqtt: Option<Mqtt>,
+    metrics: Option<SocketAddr>,
+}
+
+/// The settings of a file.
+fn settings() -> Vec<Setting<Reading>> {
+    vec![
+        registry("registry")
+            .default("that of `--registry`, or the agent's")
+            .help("URL of the registry of every section that names none.")
+            .to(|it: &mut Reading, url| it.registry = Some(url)),
+        agent::section().to(|it: &mut Reading, (agent, registry)| {
+            (it.agent, it.agent_registry) = (Some(agent), registry);
+        }),
+        http::section().to(|it: &mut Reading, http| it.http = Some(http)),
+        mqtt::section().to(|it: &mut Reading, mqtt| it.mqtt = Some(mqtt)),
+        metrics().to(|it: &mut Reading, address| it.metrics = address),
+    ]
+}
+
+/// What is known of each setting of a file.
+pub(crate) fn settings_of_file() -> Vec<About> {
+    abouts(&settings())
+}
+
+fn sections(document: &Document<'_>, path: Option<&Path>, tokens: &Tokens) -> Checked {
+    let folder = path.map_or_else(Folder::working, Folder::of);
     let mut file = Section::new("", document.root(), 0..0);
-    let mut urls = Urls::new(folder);
-    let registry = urls.read(&mut file, "registry");
-    let (mut faults, mut files) = (Vec::new(), Vec::new());
-    let agent = file
-        .section("agent", "a table, [agent]")
-        .map(|section| agent::read(section, folder, &mut urls, tokens, &mut faults, &mut files));
-    let (agent, agent_registry) = agent.map_or((None, None), |(agent, registry)| (Some(agent), registry));
-    let http = file
-        .section("http", "a table, [http]")
-        .map(|section| http::read(section, document, (folder, &mut urls), &mut faults, &mut files));
-    let mqtt = file
-        .section("mqtt", "a table, [mqtt]")
-        .map(|section| mqtt::read(section, document, (folder, &mut urls), &mut faults));
-    let metrics = file.section("metrics", "a table, [metrics]").and_then(|section| metrics(section, &mut faults));
-    file.absorb(faults);
+    let mut context = Context::new(document, &folder, tokens);
+    let mut read = Reading::default();
+    setting::read(&settings(), &mut file, &mut context, &mut read);
+    let Reading { registry, agent, agent_registry, http, mqtt, metrics } = read;
     if !["agent", "http"].into_iter().any(|key| file.has(key) || file.is_misspelt(key)) {
         file.require("mqtt", "[mqtt] with a [[mqtt.route]]; and no agent, such as [agent]");
     }
     let of_sections = [http.as_ref().map(|http| &http.registries), mqtt.as_ref().map(|mqtt| &mqtt.registries)];
     note_missing_registry(&mut file, &of_sections);
-    file.absorb(urls.faults(document, agent.as_ref().map(|agent| agent.listen)));
+    file.absorb(registries::faults(&context.urls, document, agent.as_ref().map(|agent| agent.listen)));
     check_listeners(
         &mut file,
         &[
@@ -116,12 +164,13 @@ fn sections(document: &Document<'_>, folder: &Folder, tokens: &Tokens) -> Checke
         ],
     );
     let mut problems: Vec<_> = file.finish().into_iter().map(|fault| document.place(fault)).collect();
-    problems.sort_by_key(|problem| (problem.line, problem.column));
+    problems.sort_by_key(|problem| (problem.set.is_some(), problem.line, problem.column));
+    let source = || Source { path: path.map(Path::to_owned), table: document.table() };
     let sound = !problems.iter().any(Problem::is_error);
     Checked {
-        config: sound.then_some(Config { registry, agent, agent_registry, http, mqtt, metrics }),
+        config: sound.then(|| Config { registry, agent, agent_registry, http, mqtt, metrics, source: source() }),
         problems,
-        files,
+        files: context.files,
     }
 }
 
@@ -150,14 +199,29 @@ fn note_missing_registry(file: &mut Section<'_>, sections: &[Option<&SectionRegi
     }
 }
 
-fn metrics(mut section: Section<'_>, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
-    section.require("listen", "listen = \"127.0.0.1:7483\"");
-    let address = section.address("listen", "127.0.0.1:7483");
-    if address.is_some_and(|address| !is_loopback(address.ip())) {
-        section.wrong("listen", "is not on loopback: metrics are served to everybody who asks; use 127.0.0.1 or ::1");
-    }
-    faults.extend(section.finish());
-    address
+/// The section `[metrics]`.
+fn metrics() -> Draft<Option<SocketAddr>> {
+    let settings = vec![
+        address("listen")
+            .example("\"127.0.0.1:7483\"")
+            .required()
+            .restart()
+            .help("Loopback address and port at which metrics are served without an agent.")
+            .to(|it: &mut Option<SocketAddr>, address| *it = Some(address)),
+    ];
+    section(
+        "metrics",
+        settings,
+        || None,
+        |section, address, _| {
+            if address.is_some_and(|address| !is_loopback(address.ip())) {
+                let reason = "is not on loopback: metrics are served to every client; use 127.0.0.1 or ::1";
+                section.wrong("listen", reason);
+            }
+            address
+        },
+    )
+    .help("Where metrics are served.")
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

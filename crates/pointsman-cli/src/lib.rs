@@ -83,7 +83,7 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
     match command {
         Command::Dev(dev) => dev::run(&dev, global).await,
         Command::Serve(serve) => serve::run(&serve, global).await,
-        Command::Check { file } => check::run(&file, global),
+        Command::Check(check) => check::run(&check, global),
         Command::Register(register) => register::run(register, global).await,
         Command::Services => list::services(global).await,
         Command::Instances(instances) => list::instances(&instances, global).await,

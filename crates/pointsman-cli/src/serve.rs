@@ -4,7 +4,6 @@
 //! |---|---|
 //! | in which order things start and end | here |
 //! | what is running, and how it is changed | `serve/served.rs` |
-//! | what of a new configuration can be applied now | `serve/plan.rs` |
 //! | the registries that the sections use | `serve/registries.rs` |
 //! | when the file is read again | `serve/file.rs` |
 //! | what is served to those who watch, where no agent is | `serve/endpoint.rs` |
@@ -16,7 +15,6 @@ mod access_log;
 mod endpoint;
 mod file;
 mod hand_over;
-mod plan;
 mod questions;
 mod registries;
 mod served;
@@ -34,7 +32,8 @@ use self::questions::Questions;
 use self::registries::Registries;
 use self::served::{Progress, Served};
 use crate::args::{Global, Serve};
-use crate::config::{self, Checked, Config, credentials, problem};
+use crate::config::credentials::Tokens;
+use crate::config::{self, Checked, Config, Plan, credentials, problem};
 use crate::failure::Failure;
 use crate::signals::{Signals, or_hurry};
 use crate::{Outcome, session};
@@ -47,13 +46,15 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
     allow_many_files();
     let mut signals = Signals::listen()?;
     // Watched from before it is read, so that no change is missed.
-    let mut file = ConfigFile::watch(&args.config)?;
-    let bytes = file.read().map_err(|error| Failure::new(format!("read {}: {error}", args.config.display())))?;
-    let Checked { config, problems, files } = check(&args.config, &bytes, global);
-    problem::tell(&problems, &args.config, global);
+    let path = args.config.as_deref();
+    let mut file = ConfigFile::watch(path)?;
+    let bytes = file.read().map_err(|error| Failure::new(format!("read {}: {error}", file.name())))?;
+    let around = &Surroundings { sets: &args.set, registry: global.registry.as_deref() };
+    let Checked { config, problems, files } = around.check(path, &bytes);
+    problem::tell(&problems, path, global);
     file.follow(&files);
     let Some(config) = config else { return Ok(ExitCode::FAILURE) };
-    let config = complete(config, global).map_err(Failure::new)?;
+    let config = around.complete(config).map_err(Failure::new)?;
     let mut questions = Questions::new();
     let _endpoint = match config.metrics {
         Some(address) => {
@@ -62,12 +63,12 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
         }
         None => None,
     };
-    let Some((mut registries, config)) = connect(config, &mut file, &mut signals, global).await? else {
+    let Some((mut registries, config)) = connect(config, &mut file, &mut signals, around).await? else {
         return Ok(ExitCode::SUCCESS);
     };
     // Its registry needs a restart to be another.
     let of_agent = config.agent_registry.clone();
-    let (left, result) = serve(&mut registries, config, &mut file, &mut questions, &mut signals, global).await;
+    let (left, result) = serve(&mut registries, config, &mut file, &mut questions, &mut signals, around).await;
     match &result {
         Err(failure) if left == 0 && *failure == Failure::hurried() => {}
         // What the agent has registered for others stays until its session times out: they take it over through another.
@@ -85,28 +86,44 @@ fn allow_many_files() {
     }
 }
 
-/// Reads the file. What it hardly means to say of the registry does not matter where a flag beats it.
-fn check(path: &Path, bytes: &[u8], global: &Global) -> Checked {
-    let mut checked = Checked::read(path, bytes, &credentials::Tokens::from_environment());
-    if global.registry.is_some() {
-        checked.problems.retain(|problem| problem.is_error() || problem.key != "registry");
-    }
-    checked
+/// What a configuration is read with, beside the file.
+#[derive(Clone, Copy)]
+struct Surroundings<'a> {
+    /// The settings of the command line.
+    sets: &'a [String],
+    /// The registry of the command line, or of the environment.
+    registry: Option<&'a str>,
 }
 
-/// Adds what beats the file, or stands beside it.
-fn complete(config: Config, global: &Global) -> Result<Config, String> {
-    let config = config.resolved(global.registry.as_deref())?;
-    if let Some(agent) = &config.agent
-        && let Some(url) = config.registries().iter().find(|url| config::leads_to(url, agent.listen))
-    {
-        let url = config::shown(url);
-        return Err(format!(
-            "the registry {url} is this agent itself; leave it out, and unset POINTSMAN_REGISTRY, for an agent that keeps what is \
-             registered, or name another"
-        ));
+impl Surroundings<'_> {
+    /// Reads the file. What it hardly means to say of the registry does not matter where a flag beats it.
+    fn check(&self, path: Option<&Path>, bytes: &[u8]) -> Checked {
+        let mut checked = Checked::read(path, bytes, self.sets, &Tokens::from_environment());
+        if self.registry.is_some() {
+            checked.problems.retain(|problem| problem.is_error() || problem.key != "registry");
+        }
+        checked
     }
-    Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
+
+    /// Adds what beats the file, or stands beside it.
+    fn complete(&self, config: Config) -> Result<Config, String> {
+        let config = config.resolved(self.registry)?;
+        if let Some(agent) = &config.agent
+            && let Some(url) = config.registries().iter().find(|url| config::leads_to(url, agent.listen))
+        {
+            let url = config::shown(url);
+            return Err(format!(
+                "the registry {url} is this agent itself; leave it out, and unset POINTSMAN_REGISTRY, for an agent that keeps what is \
+                 registered, or name another"
+            ));
+        }
+        Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
+    }
+
+    /// What of a new configuration can be in force now.
+    fn plan(&self, old: &Config, new: &Config) -> Result<Plan, String> {
+        Plan::new(old, new, &Tokens::from_environment(), |config| self.complete(config))
+    }
 }
 
 /// Connects to the registries, however long it takes until the first of them is there. When the file changes meanwhile, it goes on as the file says then, which is
@@ -115,7 +132,7 @@ async fn connect(
     mut config: Config,
     file: &mut ConfigFile,
     signals: &mut Signals,
-    global: &Global,
+    around: &Surroundings<'_>,
 ) -> Result<Option<(Registries, Config)>, Failure> {
     loop {
         if config.lacks_a_registry() {
@@ -124,14 +141,16 @@ async fn connect(
         let next = tokio::select! {
             registries = Registries::connect(config.registries()) => return Ok(Some((registries?, config))),
             _ = signals.next() => return Ok(None),
-            next = next_config(file, global) => next,
+            next = next_config(file, around) => next,
         };
         tracing::info!("the configuration has changed: starting as it says now");
         if next.metrics != config.metrics {
             // Served already, so that it can be seen that the registry is waited for.
             tracing::warn!(key = "metrics.listen", "takes effect after a restart");
         }
-        config = Config { metrics: config.metrics, ..next };
+        let metrics = config.metrics;
+        config = next;
+        config.metrics = metrics;
     }
 }
 
@@ -141,7 +160,7 @@ async fn serve(
     file: &mut ConfigFile,
     questions: &mut Questions,
     signals: &mut Signals,
-    global: &Global,
+    around: &Surroundings<'_>,
 ) -> (usize, Result<(), Failure>) {
     let served = tokio::select! {
         served = Served::start(registries, config, questions.asking()) => served,
@@ -151,7 +170,7 @@ async fn serve(
         Ok(served) => served,
         Err(failure) => return (0, Err(failure)),
     };
-    let result = until_signal(&mut served, registries, file, questions, signals, global).await;
+    let result = until_signal(&mut served, registries, file, questions, signals, around).await;
     match or_hurry(served.close(), signals).await {
         Ok(left) => (left, result),
         Err(hurried) => (0, Err(hurried)),
@@ -159,10 +178,10 @@ async fn serve(
 }
 
 /// Waits until the file, or what it names, has changed and can be used. What is wrong with it is logged.
-async fn next_config(file: &mut ConfigFile, global: &Global) -> Config {
+async fn next_config(file: &mut ConfigFile, around: &Surroundings<'_>) -> Config {
     loop {
         file.changed().await;
-        if let Ok(Some(config)) = read_again(file, global) {
+        if let Ok(Some(config)) = read_again(file, around) {
             return config;
         }
     }
@@ -175,7 +194,7 @@ async fn until_signal(
     file: &mut ConfigFile,
     questions: &mut Questions,
     signals: &mut Signals,
-    global: &Global,
+    around: &Surroundings<'_>,
 ) -> Result<(), Failure> {
     let mut look = interval_at(Instant::now() + LOOK, LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -194,7 +213,7 @@ async fn until_signal(
             },
             () = file.changed() => {
                 tokio::select! {
-                    () = reload(served, registries, file, global) => {}
+                    () = reload(served, registries, file, around) => {}
                     _ = signals.next() => return Ok(()),
                 }
             }
@@ -208,10 +227,16 @@ async fn until_signal(
 }
 
 /// Reads the file again, and applies it. What is wrong with it is logged, and then everything stays as it is.
-async fn reload(served: &mut Served, registries: &mut Registries, file: &mut ConfigFile, global: &Global) {
-    match read_again(file, global) {
+async fn reload(served: &mut Served, registries: &mut Registries, file: &mut ConfigFile, around: &Surroundings<'_>) {
+    match read_again(file, around) {
         Ok(None) => {}
-        Ok(Some(config)) => served.reload(config, registries).await,
+        Ok(Some(config)) => match around.plan(served.config(), &config) {
+            Ok(plan) => served.reload(plan, registries).await,
+            Err(reason) => {
+                tracing::error!(reason, "the configuration cannot be applied: everything stays as it is");
+                served.reload_failed();
+            }
+        },
         Err(Unusable) => served.reload_failed(),
     }
 }
@@ -220,21 +245,21 @@ async fn reload(served: &mut Served, registries: &mut Registries, file: &mut Con
 struct Unusable;
 
 /// Reads the file again; `None` if nothing has changed.
-fn read_again(file: &mut ConfigFile, global: &Global) -> Result<Option<Config>, Unusable> {
+fn read_again(file: &mut ConfigFile, around: &Surroundings<'_>) -> Result<Option<Config>, Unusable> {
     let bytes = match file.read_if_new() {
         Ok(None) => return Ok(None),
         Ok(Some(bytes)) => bytes,
         Err(error) => {
-            tracing::error!(file = %file.path().display(), %error, "the configuration cannot be read: everything stays as it is");
+            tracing::error!(file = file.name(), %error, "the configuration cannot be read: everything stays as it is");
             return Err(Unusable);
         }
     };
-    let Checked { config, problems, files } = check(file.path(), &bytes, global);
+    let Checked { config, problems, files } = around.check(file.path(), &bytes);
     file.follow(&files);
     for problem in &problems {
-        problem::log(problem, file.path());
+        problem::log(problem, &file.name());
     }
-    match config.map(|config| complete(config, global)) {
+    match config.map(|config| around.complete(config)) {
         Some(Ok(config)) => Ok(Some(config)),
         Some(Err(reason)) => {
             tracing::error!(reason, "the configuration cannot be used: everything stays as it is");

@@ -2,18 +2,29 @@
 
 use std::ops::Range;
 
+use serde::Deserialize as _;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use unicode_width::UnicodeWidthStr as _;
 
+use super::overrides::Override;
 use super::problem::{Excerpt, Fault, Problem};
 use crate::output::shown;
 
-/// A file that has been read as TOML.
+/// A file that has been read as TOML, with the settings of the command line.
 #[derive(Debug)]
 pub(super) struct Document<'d> {
-    text: &'d str,
+    text: &'d Text,
     root: DeTable<'d>,
+}
+
+/// The text of a file, and after it, each in a line of its own, the settings of the command line: so each has a place.
+#[derive(Debug)]
+pub(super) struct Text {
+    text: String,
+    /// Number of lines of the file; what is in a later one is of the command line.
+    lines: usize,
+    overrides: Vec<Result<Override, Fault>>,
 }
 
 /// The widest excerpt of a line, in characters.
@@ -23,14 +34,24 @@ const BEFORE: usize = 40;
 
 impl<'d> Document<'d> {
     /// Reads a text as TOML.
-    pub(super) fn parse(text: &'d str) -> Result<Self, Problem> {
-        match DeTable::parse(text) {
-            Ok(root) => Ok(Self { text, root: root.into_inner() }),
-            Err(error) => {
-                let span = error.span().unwrap_or(0..0);
-                Err(place(text, Fault::error("", span, format!("this is no TOML: {}", error.message()))))
-            }
+    pub(super) fn parse(text: &'d Text) -> Result<Self, Problem> {
+        let file = text.file();
+        let root = DeTable::parse(file).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            text.place(Fault::error("", span, format!("this is no TOML: {}", error.message())))
+        })?;
+        let mut root = root.into_inner();
+        for one in &text.overrides {
+            let put = one.as_ref().map_err(Fault::clone).and_then(|one| one.put(&mut root));
+            put.map_err(|fault| text.place(fault))?;
         }
+        Ok(Self { text, root })
+    }
+
+    /// As plain TOML, without places.
+    pub(super) fn table(&self) -> toml::Table {
+        let root = Spanned::new(0..0, self.root.clone());
+        toml::Table::deserialize(toml::de::Deserializer::from(root)).unwrap_or_default()
     }
 
     pub(super) fn root(&self) -> &DeTable<'d> {
@@ -58,7 +79,40 @@ impl<'d> Document<'d> {
 
     /// Says where in the file a fault is.
     pub(super) fn place(&self, fault: Fault) -> Problem {
-        place(self.text, fault)
+        self.text.place(fault)
+    }
+}
+
+impl Text {
+    /// The bytes of a file, and the settings of the command line. Fails where the file is not text.
+    pub(super) fn new(bytes: &[u8], sets: &[String]) -> Result<Self, Problem> {
+        let file = std::str::from_utf8(bytes).map_err(|error| not_text(bytes, error))?;
+        let mut text = file.strip_prefix('\u{feff}').unwrap_or(file).to_owned();
+        let (lines, mut overrides) = (text.matches('\n').count() + 1, Vec::new());
+        for set in sets {
+            text.push('\n');
+            // A line's end would move what comes after it; a value has none that cannot be written as \n.
+            let set = set.replace('\n', " ");
+            overrides.push(Override::new(&set, text.len()));
+            text.push_str(&set);
+        }
+        Ok(Self { text, lines, overrides })
+    }
+
+    fn file(&self) -> &str {
+        let lines = self.text.match_indices('\n').map(|(at, _)| at);
+        let end = if self.overrides.is_empty() { None } else { lines.skip(self.lines - 1).next() };
+        &self.text[..end.unwrap_or(self.text.len())]
+    }
+
+    fn place(&self, fault: Fault) -> Problem {
+        let mut problem = place(&self.text, fault);
+        if problem.line > self.lines {
+            let line = self.text.lines().nth(problem.line - 1).unwrap_or_default();
+            problem.set = Some(line.split('=').next().unwrap_or_default().trim().to_owned());
+            problem.line = 1;
+        }
+        problem
     }
 }
 
@@ -75,7 +129,7 @@ fn entry<'t, 'd, 'p>(table: &'t DeTable<'d>, path: &'p str) -> Option<(&'t Spann
 }
 
 /// A file that is not even text.
-pub(super) fn not_text(bytes: &[u8], error: std::str::Utf8Error) -> Problem {
+fn not_text(bytes: &[u8], error: std::str::Utf8Error) -> Problem {
     let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
     place(&good, Fault::error("", good.len()..good.len(), "this is no UTF-8".to_owned()))
 }
@@ -94,6 +148,7 @@ fn place(text: &str, fault: Fault) -> Problem {
         column: before + 1,
         key,
         message,
+        set: None,
         excerpt: excerpt(line, before, marked.chars().count()),
     }
 }
@@ -124,7 +179,8 @@ mod tests {
     use super::*;
 
     fn at(text: &str, key: &str) -> (usize, usize) {
-        let document = Document::parse(text).unwrap();
+        let text = Text::new(text.as_bytes(), &[]).unwrap();
+        let document = Document::parse(&text).unwrap();
         let problem = document.place(Fault::error(key, document.span(key), String::new()));
         (problem.line, problem.column)
     }
@@ -161,7 +217,7 @@ mod tests {
             ("x = 1\n'名' = \"é\n", (2, 9)),
             ("[mqtt\nx = 1", (1, 6)),
         ] {
-            let problem = Document::parse(text).unwrap_err();
+            let problem = Document::parse(&Text::new(text.as_bytes(), &[]).unwrap()).unwrap_err();
             assert_eq!((problem.line, problem.column), expected, "{text:?} {problem:?}");
             assert!(problem.message.starts_with("this is no TOML: "), "{problem:?}");
         }

@@ -16,12 +16,18 @@ use pointsman::proxy::{AccessLog, Network, Settings, Tls};
 use pointsman::{check_address, check_name};
 
 use super::document::Document;
-use super::paths::{Folder, NamedFile};
+use super::paths::Folder;
 use super::problem::Fault;
-use super::registries::{SectionRegistries, Urls};
+use super::registries::{self, SectionRegistries};
 use super::section::Section;
+use super::setting::{Draft, Setting, Value};
 use super::tls::{self, TlsFiles};
+use super::values::{
+    self, MOST, address, count, duration, flag, list, located, named_tables, parsed, positive_duration, size, tables,
+    word,
+};
 
+use self::route::Route;
 pub(crate) use self::route::conditions;
 
 /// What the file says of HTTP.
@@ -42,59 +48,218 @@ pub(crate) struct Http {
     pub(crate) hand_over: Option<PathBuf>,
 }
 
+/// The section, while it is read.
+#[derive(Debug)]
+struct Reading {
+    http: Http,
+    tls: TlsFiles,
+    routes: Vec<Route>,
+}
+
+fn settings() -> Vec<Setting<Reading>> {
+    let mut settings = vec![
+        address("listen")
+            .default("\"127.0.0.1:7481\"")
+            .restart()
+            .help("Address and port to listen on. It is meant to be public.")
+            .to(|it: &mut Reading, address| it.http.settings.listen = address),
+    ];
+    settings.extend(registries::settings(|it: &mut Reading| &mut it.http.registries));
+    settings.extend(registration());
+    settings.push(
+        count("workers", 1, 1024)
+            .default("the number of cores")
+            .example("4")
+            .restart()
+            .help("Number of threads that serve, each with a listener and connections of its own.")
+            .to(|it: &mut Reading, workers| it.http.settings.workers = workers),
+    );
+    settings.extend(tls::settings(|it: &mut Reading| &mut it.tls));
+    settings.extend(forwarding());
+    settings.extend(logging());
+    settings.extend(limits());
+    settings.extend([
+        tables("route", route::settings(), (Route::new, Route::stopgap), route::check)
+            .example("[[http.route]]")
+            .help("A rule: which requests go where. The first that matches decides. At least one.")
+            .to(|it: &mut Reading, routes| it.routes = routes),
+        named_tables("services", service::settings(), service::ServiceReading::default, service::check)
+            .example("[http.services.ress]")
+            .help("What holds for a service, whichever route leads to it, and in whichever registry it is found.")
+            .to(|it: &mut Reading, services| {
+                let services = services.into_iter().map(|(name, read)| (name.into(), read.service));
+                it.http.settings.services = services.collect();
+            }),
+    ]);
+    settings
+}
+
+/// As what the proxy registers itself.
+fn registration() -> [Setting<Reading>; 3] {
+    let name =
+        |what| move |text: &str| check_name(what, text).map_err(|error| error.to_string()).map(|()| text.to_owned());
+    [
+        parsed("register_as", "a service's name", name("service"))
+            .example("\"http-balancer\"")
+            .restart()
+            .help("Service that the proxy registers itself as. Without it clients must know where the proxy is.")
+            .to(|it: &mut Reading, name| it.http.register_as = Some(name)),
+        parsed("code", "a name, such as a UUID", name("code"))
+            .default("generated")
+            .restart()
+            .help("The proxy's own code, if it registers.")
+            .to(|it: &mut Reading, code| it.http.code = Some(code.into())),
+        parsed("advertise", "HOST:PORT, where clients reach the proxy", |text| {
+            check_address(text).map_err(|error| error.to_string()).map(|()| text.to_owned())
+        })
+        .default("`listen`")
+        .restart()
+        .help("Address that the proxy registers. Needed where `listen` is `0.0.0.0` or `[::]`.")
+        .to(|it: &mut Reading, address| it.http.advertise = Some(address)),
+    ]
+}
+
+/// What is believed of clients, and told to instances.
+fn forwarding() -> [Setting<Reading>; 4] {
+    [
+        networks("trusted")
+            .help("Networks of the hops before the proxy, whose forwarding headers are believed.")
+            .to(|it: &mut Reading, networks| it.http.settings.trusted = networks),
+        word("forwarded", &["x-forwarded", "rfc7239", "both", "off"])
+            .default("\"x-forwarded\"")
+            .help(
+                "How instances are told where a request comes from: `X-Forwarded-…`, `Forwarded`, both, or not at all.",
+            )
+            .to(|it: &mut Reading, forwarded| it.http.settings.forwarded = forwarded),
+        flag("reasons")
+            .default("false")
+            .help("Whether answers of the proxy's own say in a header `pointsman-reason` which problem it is.")
+            .to(|it: &mut Reading, reasons| it.http.settings.reasons = reasons),
+        networks("allow_addresses")
+            .help("Networks of instances that would be refused otherwise; see [Refusals](http.md#refusals).")
+            .to(|it: &mut Reading, networks| it.http.settings.allow_addresses = networks),
+    ]
+}
+
+fn networks(key: &'static str) -> Draft<Vec<Network>> {
+    let networks = list(key, "a network", |_, text| text.parse()).example("\"10.0.0.0/8\"");
+    networks.map(|networks| networks.into_iter().flatten().collect())
+}
+
+fn logging() -> [Setting<Reading>; 3] {
+    [
+        word("access_log", &["off", "text", "json"])
+            .default("\"off\"")
+            .help("Form of the access log: `\"text\"` writes a line for people, `\"json\"` an object a line.")
+            .to(|it: &mut Reading, form| it.http.settings.access_log = form),
+        located("access_log_file", Value::Path("a file"), in_a_folder)
+            .default("the standard output")
+            .example("\"access.log\"")
+            .restart()
+            .help("File that the access log is appended to.")
+            .to(|it: &mut Reading, path| it.http.access_log_file = Some(path)),
+        located("hand_over", Value::Path("the path of a socket"), socket)
+            .example("\"proxy.sock\"")
+            .restart()
+            .help("Unix socket by which the next process takes over the listeners.")
+            .to(|it: &mut Reading, path| it.http.hand_over = Some(path)),
+    ]
+}
+
+fn limits() -> [Setting<Reading>; 7] {
+    [
+        count("max_connections", 1, MOST)
+            .default("50000")
+            .restart()
+            .help("Maximum number of connections of clients; further ones wait to be accepted.")
+            .to(|it: &mut Reading, limit| it.http.settings.limits.connections = limit),
+        size("max_head", 1 << 10, 64 << 10)
+            .default("\"32KiB\"")
+            .help("Maximum size of the head of a request or an answer.")
+            .to(|it: &mut Reading, limit| it.http.settings.limits.head = limit),
+        count("max_headers", 1, 256)
+            .default("100")
+            .help("Maximum number of fields in a head.")
+            .to(|it: &mut Reading, limit| it.http.settings.limits.fields = limit),
+        positive_duration("head_timeout")
+            .default("\"10s\"")
+            .help("Timeout of a request's head, and of a TLS handshake.")
+            .to(|it: &mut Reading, time| it.http.settings.limits.head_time = time),
+        positive_duration("keep_alive")
+            .default("\"60s\"")
+            .help("Time that a connection is kept without a request.")
+            .to(|it: &mut Reading, time| it.http.settings.limits.keep_alive = time),
+        count("max_streams", 1, 1_000_000)
+            .default("128")
+            .help("Maximum number of requests at a time on one connection of HTTP/2.")
+            .to(|it: &mut Reading, limit| it.http.settings.limits.streams = limit),
+        duration("drain_timeout")
+            .default("\"30s\"")
+            .help("Time that requests under way may take when the proxy ends.")
+            .to(|it: &mut Reading, time| it.http.settings.drain_timeout = time),
+    ]
+}
+
 /// What the address of a Unix socket can hold on Linux, with the zero at its end (`unix(7)`).
 const SOCKET_PATH_BYTES: usize = 108;
 
-/// Reads the section. What is wrong with it goes to `faults`; then what is returned is not fit for use. Certificates, which are to be
-/// read again when they change, are added to `files`.
-pub(super) fn read(
-    mut section: Section<'_>,
-    document: &Document<'_>,
-    (folder, urls): (&Folder, &mut Urls<'_>),
-    faults: &mut Vec<Fault>,
-    files: &mut Vec<NamedFile>,
-) -> Http {
-    let mut settings = Settings::new();
-    set(&mut settings.listen, section.address("listen", "127.0.0.1:7481"));
-    set(&mut settings.workers, section.count("workers"));
-    let tls = tls::read(&mut section, folder, files);
-    settings.tls = tls.map(|TlsFiles { cert, key, client_ca }| Tls { cert, key, client_ca });
-    settings.trusted = networks(&mut section, "trusted");
-    set(
-        &mut settings.forwarded,
-        section.text("forwarded", "\"x-forwarded\", \"rfc7239\", \"both\" or \"off\"", str::parse),
-    );
-    set(&mut settings.reasons, section.flag("reasons"));
-    set(&mut settings.access_log, section.text("access_log", "\"off\", \"text\" or \"json\"", str::parse));
-    settings.allow_addresses = networks(&mut section, "allow_addresses");
-    limits(&mut section, &mut settings);
-    let access_log_file = section.text("access_log_file", "a file", |text| in_a_folder(folder, text));
+/// The section.
+pub(super) fn section() -> Draft<Http> {
+    let new = || Reading { http: Http::new(), tls: TlsFiles::default(), routes: Vec::new() };
+    values::section("http", settings(), new, |section, reading, context| finish(section, reading, context.document))
+        .example("[http]")
+        .help("The HTTP proxy.")
+}
+
+impl Http {
+    fn new() -> Self {
+        Self {
+            settings: Settings::new(),
+            registries: SectionRegistries::default(),
+            code: None,
+            register_as: None,
+            advertise: None,
+            access_log_file: None,
+            hand_over: None,
+        }
+    }
+}
+
+fn finish(section: &mut Section<'_>, reading: Reading, document: &Document<'_>) -> Http {
+    let Reading { mut http, tls, routes } = reading;
+    http.settings.tls = tls.checked(section).map(|(cert, key, client_ca)| Tls { cert, key, client_ca });
+    http.settings.routes = routes.into_iter().map(|route| route.finish(&mut http.registries)).collect();
+    note_what_has_no_effect(section, &http.settings);
+    http.registries.check(section);
+    check(section, document, &http.settings);
+    http
+}
+
+fn note_what_has_no_effect(section: &mut Section<'_>, settings: &Settings) {
     if section.has("access_log_file") && settings.access_log == AccessLog::Off {
         section.warn("access_log_file", "has no effect: access_log is off; say \"text\" or \"json\"");
     }
-    let hand_over = section.text("hand_over", "the path of a socket", |text| {
-        let path = in_a_folder(folder, text)?;
-        let len = path.as_os_str().len();
-        if len < SOCKET_PATH_BYTES {
-            Ok(path)
-        } else {
-            Err(format!("{} has {len} bytes; a socket's path has less than {SOCKET_PATH_BYTES}", path.display()))
+    if !section.has("register_as") {
+        for key in ["code", "advertise"] {
+            if section.has(key) {
+                section.warn(key, "has no effect: without register_as the proxy does not register");
+            }
         }
-    });
-    let (code, register_as, advertise) = registration(&mut section, &settings);
-    let mut registries = urls.of_section(&mut section);
-    route::read(&mut section, &mut settings, urls, &mut registries);
-    service::read(&mut section, &mut settings, folder, files);
-    check(&mut section, document, &settings);
-    faults.extend(section.finish());
-    Http { settings, registries, code, register_as, advertise, access_log_file, hand_over }
+    } else if settings.listen.ip().is_unspecified() && !section.has("advertise") {
+        section.warn(
+            "register_as",
+            "registers an address that no client can call, since listen names none; say advertise = \"HOST:PORT\"",
+        );
+    }
 }
 
-/// Puts a value in the place of a default, if there is one.
-fn set<T>(place: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *place = value;
+fn socket(folder: &Folder, text: &str) -> Result<PathBuf, String> {
+    let path = in_a_folder(folder, text)?;
+    let len = path.as_os_str().len();
+    if len >= SOCKET_PATH_BYTES {
+        return Err(format!("{} has {len} bytes; a socket's path has less than {SOCKET_PATH_BYTES}", path.display()));
     }
+    Ok(path)
 }
 
 /// A path to something that is, or will be, in a folder that is there.
@@ -109,52 +274,18 @@ fn in_a_folder(folder: &Folder, text: &str) -> Result<PathBuf, String> {
     }
 }
 
-fn networks(section: &mut Section<'_>, key: &'static str) -> Vec<Network> {
-    let networks = section.texts(key, "a network, such as \"10.0.0.0/8\"", str::parse);
-    networks.unwrap_or_default().into_iter().flatten().collect()
-}
-
-fn limits(section: &mut Section<'_>, settings: &mut Settings) {
-    let limits = &mut settings.limits;
-    set(&mut limits.connections, section.count("max_connections"));
-    set(&mut limits.head, section.size("max_head", "32KiB"));
-    set(&mut limits.fields, section.count("max_headers"));
-    set(&mut limits.head_time, section.duration("head_timeout", "10s"));
-    set(&mut limits.keep_alive, section.duration("keep_alive", "60s"));
-    set(&mut limits.streams, section.number("max_streams"));
-    set(&mut settings.drain_timeout, section.duration("drain_timeout", "30s"));
-}
-
-type Registration = (Option<Arc<str>>, Option<String>, Option<String>);
-
-/// As what the proxy itself registers.
-fn registration(section: &mut Section<'_>, settings: &Settings) -> Registration {
-    let name =
-        |what| move |text: &str| check_name(what, text).map_err(|error| error.to_string()).map(|()| text.to_owned());
-    let code = section.text("code", "a name, such as a UUID", name("code")).map(Arc::from);
-    let register_as = section.text("register_as", "a service's name", name("service"));
-    let advertise = section.text("advertise", "HOST:PORT, where clients reach the proxy", |text| {
-        check_address(text).map_err(|error| error.to_string()).map(|()| text.to_owned())
-    });
-    if !section.has("register_as") {
-        for key in ["code", "advertise"] {
-            if section.has(key) {
-                section.warn(key, "has no effect: without register_as the proxy does not register");
-            }
-        }
-    } else if settings.listen.ip().is_unspecified() && !section.has("advertise") {
-        section.warn(
-            "register_as",
-            "registers an address that nobody can call, since listen names none; say advertise = \"HOST:PORT\"",
-        );
-    }
-    (code, register_as, advertise)
-}
-
 /// What the proxy has to say of its settings.
 fn check(section: &mut Section<'_>, document: &Document<'_>, settings: &Settings) {
     let sound = section.is_sound();
     let mut faults = Vec::new();
+    if sound {
+        // Where a route cannot be read, it cannot be told where it leads.
+        faults.extend(service::unused(settings).map(|name| {
+            let path = format!("http.services.{name}");
+            let message = format!("{path} has no effect: no route leads to the service");
+            Fault::warning(&*path, document.span(&path), message)
+        }));
+    }
     for problem in settings.problems() {
         let key = problem.key.as_str();
         // Routes that are misspelt, or of the wrong type, are told as that.

@@ -1,19 +1,24 @@
 //! The section `[mqtt]`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pointsman::mqtt::broker::Users;
-use pointsman::mqtt::{BrokerUrl, Route, Settings};
+use pointsman::mqtt::{BrokerUrl, Route as RelayRoute, Settings};
 use pointsman::{Algorithm, check_name};
 
 use super::document::Document;
 use super::is_loopback;
 use super::paths::Folder;
 use super::problem::Fault;
-use super::registries::{SectionRegistries, Urls};
+use super::registries::{self, SectionRegistries};
 use super::section::Section;
+use super::setting::{Draft, Setting, Value};
+use super::values::{
+    self, MOST, address, algorithm, count, duration, duration_within, flag, list, located, parsed, positive_duration,
+    registry, size, tables, text, word,
+};
 
 /// What the file says of MQTT.
 #[derive(Debug, Clone)]
@@ -55,77 +60,309 @@ impl PartialEq for UsersFile {
 
 impl Eq for UsersFile {}
 
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7482);
-const BROKER: &str = "a broker's url, such as \"mqtt://127.0.0.1:1883\"";
-const ROUTES: &str = "a list of tables, each [[mqtt.route]]";
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7482);
+/// Maximum of `queue_timeout` in nanoseconds: an hour.
+const LONGEST_QUEUE_TIMEOUT: u128 = 3600 * 1_000_000_000;
 /// What MQTT can count: four bytes of seven bits, and the header.
-const LARGEST_PACKET: usize = 268_435_460;
+const LARGEST_PACKET: u128 = 268_435_460;
+/// The keys that are about the embedded broker.
+const EMBEDDED: [&str; 4] = ["listen", "users_file", "tls_cert", "tls_key"];
 
-/// Reads the section. What is wrong with it goes to `faults`; then what is returned is not fit for use.
-pub(super) fn read(
-    mut section: Section<'_>,
-    document: &Document<'_>,
-    (folder, urls): (&Folder, &mut Urls<'_>),
-    faults: &mut Vec<Fault>,
-) -> Mqtt {
-    let listen = listen(&mut section, folder);
-    let mut settings = Settings::new();
-    settings.ingress = section.text("ingress", BROKER, |text| broker(text, folder));
-    let egress = section.texts("egress", BROKER, |text| broker(text, folder)).unwrap_or_default();
-    // What cannot be read is replaced by what has no problem, so that the others are checked too, and at their places.
-    let stopgap = |(index, url): (usize, Option<BrokerUrl>)| url.or(format!("mqtt://{index}.invalid").parse().ok());
-    settings.egress = egress.into_iter().enumerate().filter_map(stopgap).collect();
-    if let Some(topics) = section.text("topics", "\"code-last\" or \"go-envelope\"", str::parse) {
-        settings.topics = topics;
+/// The section, while it is read.
+#[derive(Debug)]
+struct Reading {
+    mqtt: Mqtt,
+    has_group: bool,
+    address: Option<SocketAddr>,
+    users: Option<UsersFile>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    routes: Vec<Route>,
+}
+
+/// A route, while it is read, and the URL of its registry.
+#[derive(Debug)]
+struct Route(RelayRoute, Option<String>);
+
+fn settings() -> Vec<Setting<Reading>> {
+    let mut settings = Vec::from(brokers());
+    settings.extend(embedded());
+    settings.extend(registries::settings(|it: &mut Reading| &mut it.mqtt.registries));
+    settings.extend(identity());
+    settings.extend(limits());
+    settings.push(
+        tables("route", route_settings(), (Route::new, |_| Route::stopgap()), check_route)
+            .example("[[mqtt.route]]")
+            .help("A rule: which messages go to which service. The first that matches decides. At least one.")
+            .to(|it: &mut Reading, routes| it.routes = routes),
+    );
+    settings
+}
+
+/// Where messages come from and go to.
+fn brokers() -> [Setting<Reading>; 4] {
+    let url = "a broker's url";
+    let example = "\"mqtt://127.0.0.1:1883\"";
+    [
+        located("ingress", Value::Text(url), broker)
+            .default("the embedded broker")
+            .example(example)
+            .restart()
+            .secret()
+            .help("URL of the broker where senders publish.")
+            .to(|it: &mut Reading, url| it.mqtt.settings.ingress = Some(url)),
+        list("egress", url, broker)
+            .default("the ingress broker")
+            .example(example)
+            .restart()
+            .secret()
+            .help("URLs of the brokers where services subscribe.")
+            .to(|it: &mut Reading, urls| {
+                // What cannot be read is replaced by what has no problem, so that the others are checked too, and at their places.
+                let stopgap =
+                    |(index, url): (usize, Option<BrokerUrl>)| url.or(format!("mqtt://{index}.invalid").parse().ok());
+                it.mqtt.settings.egress = urls.into_iter().enumerate().filter_map(stopgap).collect();
+            }),
+        word("topics", &["code-last", "go-envelope"])
+            .default("\"code-last\"")
+            .restart()
+            .help("Form of the topics: `TOPIC/CODE` comes in and `CODE/TOPIC` goes out, or go-micro-service's.")
+            .to(|it: &mut Reading, topics| it.mqtt.settings.topics = topics),
+        list("filters", "a topic filter", |_, text| Ok(text.to_owned()))
+            .default("what the routes can match")
+            .example("\"/login/#\"")
+            .help("Topic filters that are subscribed to on the ingress broker.")
+            .to(|it: &mut Reading, filters| {
+                let stopgap =
+                    |(index, filter): (usize, Option<String>)| filter.unwrap_or_else(|| format!("{index}/unreadable"));
+                it.mqtt.settings.filters = filters.into_iter().enumerate().map(stopgap).collect();
+            }),
+    ]
+}
+
+/// The embedded broker.
+fn embedded() -> [Setting<Reading>; 4] {
+    let file = |key| located(key, Value::File("a PEM file"), Folder::readable).restart();
+    [
+        address("listen")
+            .default("\"127.0.0.1:7482\"")
+            .restart()
+            .help("Address and port of the embedded broker. Off loopback it needs a `users_file`.")
+            .to(|it: &mut Reading, address| it.address = Some(address)),
+        located("users_file", Value::File("a file of lines user:password"), |folder, text| {
+            users(&folder.readable(text)?)
+        })
+        .example("\"users\"")
+        .restart()
+        .help("File with the users of the embedded broker, a line `user:password` each.")
+        .to(|it: &mut Reading, users| it.users = Some(users)),
+        file("tls_cert")
+            .example("\"broker.pem\"")
+            .help("Certificate of the embedded broker with its chain, a PEM file. `tls_key` goes with it.")
+            .to(|it: &mut Reading, path| it.cert = Some(path)),
+        file("tls_key")
+            .example("\"broker.key\"")
+            .help("Private key of `tls_cert`, a PEM file.")
+            .to(|it: &mut Reading, path| it.key = Some(path)),
+    ]
+}
+
+/// As what the relay is known.
+fn identity() -> [Setting<Reading>; 4] {
+    let service = |text: &str| check_name("service", text).map(|()| text.to_owned()).map_err(|error| error.to_string());
+    [
+        parsed("register_as", "a service's name", service)
+            .example("\"mqtt-balancer\"")
+            .restart()
+            .help("Service that the relay registers itself as.")
+            .to(|it: &mut Reading, name| it.mqtt.register_as = Some(name)),
+        text("code", "a name, such as a UUID")
+            .default("generated")
+            .restart()
+            .help("The relay's own code, by which the brokers keep its sessions over a restart.")
+            .to(|it: &mut Reading, code| it.mqtt.code = Some(code.into())),
+        text("group", "a name")
+            .default("`register_as`, or `\"pointsman\"`")
+            .help("Relays of one group share the messages of one broker.")
+            .to(|it: &mut Reading, group| (it.mqtt.settings.group, it.has_group) = (group, true)),
+        text("advertise", "HOST:PORT, where senders reach the broker")
+            .default("as the relay reaches it")
+            .restart()
+            .help("Address of the ingress broker that the relay registers.")
+            .to(|it: &mut Reading, address| it.mqtt.settings.advertise = Some(address)),
+    ]
+}
+
+fn limits() -> [Setting<Reading>; 7] {
+    [
+        count("max_in_flight", 1, MOST)
+            .default("10000")
+            .help(
+                "Maximum number of messages under way: not yet acknowledged by the service's broker, or not yet \
+                 answered. Beyond it none is taken from the ingress broker.",
+            )
+            .to(|it: &mut Reading, limit| it.mqtt.settings.max_in_flight = limit),
+        size("max_packet", 1 << 10, LARGEST_PACKET)
+            .default("\"1MiB\"")
+            .restart()
+            .help("Maximum size of a packet.")
+            .to(|it: &mut Reading, limit| it.mqtt.settings.max_packet = limit),
+        positive_duration("response_timeout")
+            .default("\"30s\"")
+            .help("Timeout of a request, after which its sender is told.")
+            .to(|it: &mut Reading, time| it.mqtt.settings.response_timeout = time),
+        duration_within("queue_timeout", 0, LONGEST_QUEUE_TIMEOUT)
+            .default("\"1s\"")
+            .help("Time that a message for a master waits for the next one; 0 for not at all.")
+            .to(|it: &mut Reading, time| it.mqtt.settings.queue_timeout = time),
+        duration("drain_timeout")
+            .default("\"10s\"")
+            .help("Time that messages under way may take when the relay ends.")
+            .to(|it: &mut Reading, time| it.mqtt.settings.drain_timeout = time),
+        duration("session_expiry")
+            .default("\"1h\"")
+            .restart()
+            .help("Time that the brokers keep the relay's sessions while it is away.")
+            .to(|it: &mut Reading, time| it.mqtt.settings.session_expiry = time),
+        located("state", Value::Path("a folder"), state)
+            .example("\"state\"")
+            .restart()
+            .help("Folder of what must survive the process: messages of QoS 2, and requests under way. Give a `code` as well.")
+            .to(|it: &mut Reading, path| it.mqtt.settings.state = Some(path)),
+    ]
+}
+
+fn route_settings() -> Vec<Setting<Route>> {
+    vec![
+        text("match", "a regular expression over the topic")
+            .example("\"^/login(/|$)\"")
+            .required()
+            .help("Regular expression over the topic.")
+            .to(|route: &mut Route, pattern| route.0.pattern = pattern),
+        text("service", "a service's name")
+            .example("\"cfgs\"")
+            .required()
+            .help("Service that matching messages are for.")
+            .to(|route: &mut Route, name| route.0.service = name.into()),
+        registry("registry")
+            .default("the section's")
+            .help("URL of the registry in which the service is found.")
+            .to(|route: &mut Route, url| route.1 = Some(url)),
+        algorithm()
+            .to(|route: &mut Route, algorithm| route.0.algorithm = algorithm),
+        word("role", &["normal", "master"])
+            .default("\"normal\"")
+            .help("`\"normal\"`: the normal instances, and the master where none of them can serve; `\"master\"`: the master.")
+            .to(|route: &mut Route, role| route.0.role = role),
+        flag("redispatch")
+            .default("false")
+            .help("Whether a request whose instance is gone is sent to another one: only where carrying it out twice does no harm.")
+            .to(|route: &mut Route, redispatch| route.0.redispatch = redispatch),
+        flag("sticky")
+            .default("false")
+            .help("Whether the code at the end of a topic, if it is that of a living instance of the service, chooses that instance.")
+            .to(|route: &mut Route, sticky| route.0.sticky = sticky),
+        count("key_level", 0, u128::from(u16::MAX))
+            .default("the whole topic")
+            .example("1")
+            .help("Level of the topic, from 0, that is the key of `ip-hash` where the sender's client id is not known.")
+            .to(|route: &mut Route, level| route.0.key_level = Some(level)),
+        positive_duration("response_timeout")
+            .default("the section's")
+            .example("\"30s\"")
+            .help("Timeout of a request of this route.")
+            .to(|route: &mut Route, time| route.0.response_timeout = Some(time)),
+    ]
+}
+
+impl Route {
+    fn new() -> Self {
+        Self::stopgap()
     }
-    let code = section.text("code", "a name, such as a UUID", |text| Ok(Arc::<str>::from(text)));
-    settings.code = code.clone().unwrap_or(settings.code);
-    let register_as = section.text("register_as", "a service's name", |text| {
-        check_name("service", text).map(|()| text.to_owned()).map_err(|error| error.to_string())
-    });
-    if let Some(group) = section.text("group", "a name", |text| Ok(text.to_owned())).or_else(|| register_as.clone()) {
-        settings.group = group;
+
+    /// A route without a problem, for what cannot be read.
+    fn stopgap() -> Self {
+        Self(RelayRoute::new("^unreadable/", "unreadable"), None)
     }
-    settings.advertise =
-        section.text("advertise", "HOST:PORT, where senders reach the broker", |text| Ok(text.to_owned()));
-    let filters = section.texts("filters", "a topic filter", |text| Ok(text.to_owned())).unwrap_or_default();
-    let stopgap = |(index, filter): (usize, Option<String>)| filter.unwrap_or_else(|| format!("{index}/unreadable"));
-    settings.filters = filters.into_iter().enumerate().map(stopgap).collect();
-    limits(&mut section, &mut settings);
-    settings.state = section.text("state", "a folder", |text| Ok(folder.path(text)));
-    if settings.state.is_some() && !section.has("code") {
+}
+
+fn check_route(section: &mut Section<'_>, Route(route, _): &mut Route, earlier: &[Route]) {
+    if section.has("match")
+        && let Some(index) = earlier.iter().position(|Route(other, _)| other.pattern == route.pattern)
+    {
+        section.warn("match", format!("never matches: mqtt.route.{index} has the same expression, and the first wins"));
+    }
+    if route.key_level.is_some() && route.algorithm != Algorithm::IpHash {
+        section.warn("key_level", "has no effect: only ip-hash asks for it");
+    }
+}
+
+/// The section.
+pub(super) fn section() -> Draft<Mqtt> {
+    values::section("mqtt", settings(), Reading::new, |section, reading, context| {
+        finish(section, reading, context.document)
+    })
+    .example("[mqtt]")
+    .help("The MQTT relay, and the embedded broker.")
+}
+
+impl Reading {
+    fn new() -> Self {
+        let (settings, registries) = (Settings::new(), SectionRegistries::default());
+        let mqtt = Mqtt { settings, registries, code: None, register_as: None, listen: None };
+        Self { mqtt, has_group: false, address: None, users: None, cert: None, key: None, routes: Vec::new() }
+    }
+}
+
+fn finish(section: &mut Section<'_>, mut reading: Reading, document: &Document<'_>) -> Mqtt {
+    let routes = std::mem::take(&mut reading.routes);
+    let listen = listen(section, &mut reading);
+    let Reading { mut mqtt, has_group, .. } = reading;
+    mqtt.listen = listen;
+    for Route(mut route, url) in routes {
+        route.registry = url.map(|url| mqtt.registries.name(url));
+        mqtt.settings.routes.push(route);
+    }
+    mqtt.settings.code = mqtt.code.clone().unwrap_or(mqtt.settings.code);
+    if let Some(name) = mqtt.register_as.clone().filter(|_| !has_group) {
+        mqtt.settings.group = name;
+    }
+    note_what_is_hardly_meant(section, &mqtt);
+    mqtt.registries.check(section);
+    check(section, document, &mqtt.settings);
+    mqtt
+}
+
+fn note_what_is_hardly_meant(section: &mut Section<'_>, mqtt: &Mqtt) {
+    if section.has("state") && !section.has("code") {
         section.warn(
             "state",
             "cannot be found again after a restart, since the relay's code is then another; give a code",
         );
     }
-    let everywhere = listen.as_ref().is_some_and(|listen| listen.address.ip().is_unspecified());
-    if everywhere && register_as.is_some() && settings.advertise.is_none() {
+    let everywhere = mqtt.listen.as_ref().is_some_and(|listen| listen.address.ip().is_unspecified());
+    if everywhere && mqtt.register_as.is_some() && mqtt.settings.advertise.is_none() {
         section.warn(
             "register_as",
-            "registers an address that nobody can call, since listen names none; say advertise = \"HOST:PORT\"",
+            "registers an address that no client can call, since listen names none; say advertise = \"HOST:PORT\"",
         );
     }
-    let mut registries = urls.of_section(&mut section);
-    routes(&mut section, &mut settings, urls, &mut registries);
-    check(&mut section, document, &settings);
-    faults.extend(section.finish());
-    Mqtt { settings, registries, code, register_as, listen }
 }
 
-fn broker(text: &str, folder: &Folder) -> Result<BrokerUrl, String> {
+fn broker(folder: &Folder, text: &str) -> Result<BrokerUrl, String> {
     let url = folder.url(text, &["auth_file", "ca", "cert", "key"]);
     url.parse().map_err(|error: pointsman::mqtt::InvalidUrl| error.to_string())
 }
 
-fn listen(section: &mut Section<'_>, folder: &Folder) -> Option<Listen> {
-    let address = section.address("listen", "127.0.0.1:7482");
-    let users = section.text("users_file", "a file of lines user:password", |text| users(&folder.readable(text)?));
-    let mut file = |key, what| section.text(key, what, |text| folder.readable(text));
-    let cert = file("tls_cert", "a PEM file");
-    let key = file("tls_key", "a PEM file");
+/// A folder that is there, or that can be made.
+fn state(folder: &Folder, text: &str) -> Result<PathBuf, String> {
+    Ok(folder.path(text))
+}
+
+/// The embedded broker, if there is to be one.
+fn listen(section: &mut Section<'_>, reading: &mut Reading) -> Option<Listen> {
     if section.has("ingress") {
-        for key in ["listen", "users_file", "tls_cert", "tls_key"] {
+        for key in EMBEDDED {
             if section.has(key) {
                 section
                     .wrong(key, "is about the embedded broker, but ingress names a broker of your own; leave out one");
@@ -138,11 +375,12 @@ fn listen(section: &mut Section<'_>, folder: &Folder) -> Option<Listen> {
             section.wrong(one, format!("goes together with {other}"));
         }
     }
+    let Reading { address, users, cert, key, .. } = reading;
     if address.is_some_and(|address| !is_loopback(address.ip())) {
         if !section.has("users_file") {
             section.wrong(
                 "listen",
-                "is not on loopback, where everybody could publish; name a users_file, or use 127.0.0.1",
+                "is not on loopback, where every client could publish; name a users_file, or use 127.0.0.1",
             );
         } else if !section.has("tls_cert") {
             section.warn(
@@ -151,7 +389,8 @@ fn listen(section: &mut Section<'_>, folder: &Folder) -> Option<Listen> {
             );
         }
     }
-    Some(Listen { address: address.unwrap_or(LISTEN), users, tls: cert.zip(key) })
+    let tls = cert.take().zip(key.take());
+    Some(Listen { address: address.unwrap_or(LISTEN), users: users.take(), tls })
 }
 
 /// Who may connect to the embedded broker.
@@ -160,74 +399,6 @@ fn users(path: &Path) -> Result<UsersFile, String> {
     let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
     let users = Users::parse(&text).map_err(|error| fail(&error))?;
     Ok(UsersFile { path: path.to_owned(), users })
-}
-
-fn limits(section: &mut Section<'_>, settings: &mut Settings) {
-    if let Some(limit) = section.count("max_in_flight") {
-        settings.max_in_flight = limit;
-    }
-    if let Some(limit) = section.size("max_packet", "1MiB") {
-        settings.max_packet = limit;
-        if limit > LARGEST_PACKET {
-            section.wrong("max_packet", format!("is more than MQTT can carry, {LARGEST_PACKET} bytes"));
-        }
-    }
-    if let Some(time) = section.positive_duration("response_timeout", "30s") {
-        settings.response_timeout = time;
-    }
-    if let Some(time) = section.duration("queue_timeout", "1s") {
-        settings.queue_timeout = time;
-    }
-    if let Some(time) = section.duration("drain_timeout", "10s") {
-        settings.drain_timeout = time;
-    }
-    if let Some(time) = section.duration("session_expiry", "1h") {
-        settings.session_expiry = time;
-    }
-}
-
-fn routes(section: &mut Section<'_>, settings: &mut Settings, urls: &mut Urls<'_>, registries: &mut SectionRegistries) {
-    for table in section.sections("route", ROUTES) {
-        // As above: without a problem.
-        let mut read = Route::new("^unreadable/", "unreadable");
-        if let Some(mut route) = table {
-            read.registry = urls.of_route(&mut route, &mut registries.named);
-            self::route(&mut route, &mut read, &settings.routes);
-            section.absorb(route.finish());
-        }
-        settings.routes.push(read);
-    }
-}
-
-fn route(route: &mut Section<'_>, read: &mut Route, earlier: &[Route]) {
-    route.require("match", "match = \"^/login(/|$)\"");
-    route.require("service", "service = \"cfgs\"");
-    if let Some(pattern) = route.text("match", "a regular expression over the topic", |text| Ok(text.to_owned())) {
-        if let Some(index) = earlier.iter().position(|other| other.pattern == pattern) {
-            route.warn(
-                "match",
-                format!("never matches: mqtt.route.{index} has the same expression, and the first wins"),
-            );
-        }
-        read.pattern = pattern;
-    }
-    if let Some(service) = route.text("service", "a service's name", |text| Ok(Arc::<str>::from(text))) {
-        read.service = service;
-    }
-    let algorithm = |text: &str| text.parse::<Algorithm>().map_err(|error| error.to_string());
-    if let Some(algorithm) = route.text("algorithm", "the name of an algorithm, such as \"round-robin\"", algorithm) {
-        read.algorithm = algorithm;
-    }
-    if let Some(role) = route.text("role", "\"normal\" or \"master\"", str::parse) {
-        read.role = role;
-    }
-    read.redispatch = route.flag("redispatch").unwrap_or_default();
-    read.sticky = route.flag("sticky").unwrap_or_default();
-    read.key_level = route.count("key_level");
-    if read.key_level.is_some() && read.algorithm != Algorithm::IpHash {
-        route.warn("key_level", "has no effect: only ip-hash asks for it");
-    }
-    read.response_timeout = route.positive_duration("response_timeout", "30s");
 }
 
 /// What the relay has to say of its settings.

@@ -41,6 +41,11 @@ impl Folder {
         Self(file.parent().unwrap_or(Path::new("/")).to_owned())
     }
 
+    /// The working directory, where there is no file.
+    pub(super) fn working() -> Self {
+        Self(std::env::current_dir().unwrap_or_default())
+    }
+
     /// A path of the file.
     pub(super) fn path(&self, text: &str) -> PathBuf {
         self.0.join(text)

@@ -16,6 +16,9 @@ pub(crate) struct Problem {
     pub(crate) severity: Severity,
     pub(crate) line: usize,
     pub(crate) column: usize,
+    /// The key of `--set` that it is about, if it is not about the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) set: Option<String>,
     /// `mqtt.route.0.match`; empty where it is not about a key.
     pub(crate) key: String,
     pub(crate) message: String,
@@ -43,7 +46,7 @@ pub(super) struct Excerpt {
 }
 
 /// Something wrong, before its place has been looked up.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fault {
     pub(super) severity: Severity,
     pub(super) key: String,
@@ -78,9 +81,12 @@ impl Problem {
 
     /// As compilers say it, with the line and the place in it.
     pub(crate) fn text(&self, file: &Path) -> String {
-        let Self { severity, line, column, message, excerpt, .. } = self;
-        let file = shown(&file.display().to_string());
-        let mut text = format!("{file}:{line}:{column}: {}: {}", severity.name(), shown(message));
+        let Self { severity, line, column, set, message, excerpt, .. } = self;
+        let place = match set {
+            Some(key) => format!("--set {}:{column}", shown(key)),
+            None => format!("{}:{line}:{column}", shown(&file.display().to_string())),
+        };
+        let mut text = format!("{place}: {}: {}", severity.name(), shown(message));
         let gutter = line.to_string().len().max(4);
         // Writing to a string cannot fail.
         let _ = match excerpt {
@@ -94,22 +100,22 @@ impl Problem {
 }
 
 /// Says all of them on stderr.
-pub(crate) fn tell(problems: &[Problem], file: &Path, global: &Global) {
+pub(crate) fn tell(problems: &[Problem], file: Option<&Path>, global: &Global) {
+    let file = file.unwrap_or(Path::new("the command line"));
     for problem in problems {
         match global.log_format {
             LogFormat::Text => output::note(&problem.text(file)),
-            LogFormat::Json => log(problem, file),
+            LogFormat::Json => log(problem, &file.display().to_string()),
         }
     }
 }
 
 /// Says one in the log.
-pub(crate) fn log(problem: &Problem, file: &Path) {
+pub(crate) fn log(problem: &Problem, file: &str) {
     let Problem { severity, line, column, key, message, .. } = problem;
-    let file = file.display();
     match severity {
-        Severity::Error => tracing::error!(%file, line, column, key, "{}", shown(message)),
-        Severity::Warning => tracing::warn!(%file, line, column, key, "{}", shown(message)),
+        Severity::Error => tracing::error!(file, line, column, key, "{}", shown(message)),
+        Severity::Warning => tracing::warn!(file, line, column, key, "{}", shown(message)),
     }
 }
 
@@ -123,6 +129,7 @@ mod tests {
             severity: Severity::Error,
             line: 12,
             column: 9,
+            set: None,
             key: "mqtt.listen".to_owned(),
             message: "is wrong".to_owned(),
             excerpt: Some(Excerpt { text: "listen = 3".to_owned(), indent: 9, carets: 1 }),

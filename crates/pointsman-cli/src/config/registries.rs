@@ -11,9 +11,10 @@ use std::sync::Arc;
 use pointsman::Registry;
 
 use super::document::Document;
-use super::paths::Folder;
 use super::problem::Fault;
 use super::section::Section;
+use super::setting::{Change, Setting};
+use super::values::registry;
 use super::{Config, Http, Mqtt};
 
 /// The registries of a section, by their URLs.
@@ -39,75 +40,47 @@ impl fmt::Debug for SectionRegistries {
     }
 }
 
-/// Reads registries' URLs, and notes each with its place, so that they can be checked against each other.
-#[derive(Debug)]
-pub(super) struct Urls<'f> {
-    folder: &'f Folder,
-    found: Vec<(String, String)>,
+/// `registry` and `register_in`, of a section whose registries are `at`.
+pub(super) fn settings<S: 'static>(at: fn(&mut S) -> &mut SectionRegistries) -> [Setting<S>; 2] {
+    [
+        registry("registry")
+            .default("the file's")
+            .help(
+                "URL of the registry in which the services of this section are found. \
+                 [Several registries](http.md#several-registries).",
+            )
+            .to(move |into, url| at(into).own = Some(url)),
+        registry("register_in")
+            .default("`registry`")
+            .changes(Change::RestartOfInherited)
+            .help("URL of the registry in which the section registers itself.")
+            .to(move |into, url| at(into).register_in = Some(url)),
+    ]
 }
 
-const EXAMPLE: &str = "a registry's url, such as \"zookeeper://127.0.0.1:2181/micro-service\"";
-
-impl<'f> Urls<'f> {
-    pub(super) fn new(folder: &'f Folder) -> Self {
-        Self { folder, found: Vec::new() }
-    }
-
-    /// The URL under a key.
-    pub(super) fn read(&mut self, section: &mut Section<'_>, key: &'static str) -> Option<String> {
-        let url = section.text(key, EXAMPLE, |text| {
-            let url = self.folder.url(text, &["auth_file", "ca", "cert", "key", "snapshots", "token_file"]);
-            Registry::builder(&url).check().map_err(|error| error.to_string()).map(|()| url)
-        });
-        self.found.extend(url.clone().map(|url| (section.path_of(key), url)));
-        url
-    }
-
-    /// The registries of a section that may register itself.
-    pub(super) fn of_section(&mut self, section: &mut Section<'_>) -> SectionRegistries {
-        let (own, register_in) = (self.read(section, "registry"), self.read(section, "register_in"));
-        if section.has("register_in") && !section.has("register_as") {
-            section.warn("register_in", "has no effect: without register_as nothing registers there");
-        }
-        SectionRegistries { own, register_in, named: BTreeMap::new() }
-    }
-
-    /// The registry of a route, as the route is to know it.
-    pub(super) fn of_route(
-        &mut self,
-        route: &mut Section<'_>,
-        named: &mut BTreeMap<Arc<str>, String>,
-    ) -> Option<Arc<str>> {
-        let url = self.read(route, "registry")?;
-        let name = Arc::<str>::from(shown(&url));
-        named.insert(name.clone(), url);
-        Some(name)
-    }
-
-    /// Returns the problems that URLs have because of the other URLs, and of `agent`, in the same file.
-    pub(super) fn faults(&self, document: &Document<'_>, agent: Option<SocketAddr>) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        for (index, (key, url)) in self.found.iter().enumerate() {
-            let fault = |reason: String| Fault::error(key.clone(), document.span(key), format!("{key} {reason}"));
-            if agent.is_some_and(|listen| leads_to(url, listen)) {
-                faults.push(fault(match key.as_str() {
-                    "registry" | "agent.registry" => {
-                        "is this agent itself; leave it out for an agent that keeps what is registered in \
+/// Returns the problems that URLs have because of the other URLs, and of `agent`, in the same file.
+pub(super) fn faults(urls: &[(String, String)], document: &Document<'_>, agent: Option<SocketAddr>) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (index, (key, url)) in urls.iter().enumerate() {
+        let fault = |reason: String| Fault::error(key.clone(), document.span(key), format!("{key} {reason}"));
+        if agent.is_some_and(|listen| leads_to(url, listen)) {
+            faults.push(fault(match key.as_str() {
+                "registry" | "agent.registry" => {
+                    "is this agent itself; leave it out for an agent that keeps what is registered in \
                                                       its memory"
-                            .to_owned()
-                    }
-                    _ => "is the agent of this file; name the registry that the agent has, or leave it out".to_owned(),
-                }));
-            } else if agent.is_none() && url.starts_with("memory:") {
-                let reason = "is within the process that serves: no service of another process can register there";
-                faults.push(Fault::warning(key.clone(), document.span(key), format!("{key} {reason}")));
-            }
-            if let Some((other, _)) = self.found[..index].iter().find(|(_, other)| are_alike(url, other)) {
-                faults.push(fault(format!("{LIKE} {other}, but has another password or token; {ADVICE}")));
-            }
+                        .to_owned()
+                }
+                _ => "is the agent of this file; name the registry that the agent has, or leave it out".to_owned(),
+            }));
+        } else if agent.is_none() && url.starts_with("memory:") {
+            let reason = "is within the process that serves: no service of another process can register there";
+            faults.push(Fault::warning(key.clone(), document.span(key), format!("{key} {reason}")));
         }
-        faults
+        if let Some((other, _)) = urls[..index].iter().find(|(_, other)| are_alike(url, other)) {
+            faults.push(fault(format!("{LIKE} {other}, but has another password or token; {ADVICE}")));
+        }
     }
+    faults
 }
 
 const LIKE: &str = "names the registry of";
@@ -193,6 +166,20 @@ impl Config {
 }
 
 impl SectionRegistries {
+    /// The name by which a route knows its registry.
+    pub(super) fn name(&mut self, url: String) -> Arc<str> {
+        let name = Arc::<str>::from(shown(&url));
+        self.named.insert(name.clone(), url);
+        name
+    }
+
+    /// Notes a registry that has no effect.
+    pub(super) fn check(&self, section: &mut Section<'_>) {
+        if section.has("register_in") && !section.has("register_as") {
+            section.warn("register_in", "has no effect: without register_as nothing registers there");
+        }
+    }
+
     fn resolve(&mut self, default: Option<&str>, registers: bool) {
         let own = self.own.take().or_else(|| default.map(str::to_owned));
         self.register_in = self.register_in.take().or_else(|| own.clone()).filter(|_| registers);

@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Fault, Severity};
+use super::setting::About;
 
 /// A table of the file, while it is read.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ impl<'d> Section<'d> {
     /// Whether the file has the key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// Notes that the file could say a key here.
+    pub(super) fn known(&mut self, key: &'static str) {
+        self.known.push(key);
     }
 
     /// The value of a key, read by `of`. `expected` completes "must be".
@@ -64,23 +70,22 @@ impl<'d> Section<'d> {
         None
     }
 
+    fn read_about<T>(&mut self, about: &About, of: impl FnOnce(&'d DeValue<'d>) -> Reading<T>) -> Option<T> {
+        self.read(about.key, &about.expected(), of)
+    }
+
     /// A string, and what it means.
-    pub(super) fn text<T>(
-        &mut self,
-        key: &'static str,
-        expected: &str,
-        of: impl FnOnce(&'d str) -> Result<T, String>,
-    ) -> Option<T> {
-        self.read(key, expected, |value| value.as_str().map(of))
+    pub(super) fn text<T>(&mut self, about: &About, of: impl FnOnce(&'d str) -> Result<T, String>) -> Option<T> {
+        self.read_about(about, |value| value.as_str().map(of))
     }
 
     /// A list of strings, or one string. What cannot be read stays in the list, so that the others keep their places.
     pub(super) fn texts<T>(
         &mut self,
-        key: &'static str,
-        expected: &str,
+        about: &About,
         of: impl Fn(&'d str) -> Result<T, String>,
     ) -> Option<Vec<Option<T>>> {
+        let (key, expected) = (about.key, about.expected());
         self.known.push(key);
         let value = self.table.get(key)?;
         let Some(items) = value.get_ref().as_array() else {
@@ -88,67 +93,47 @@ impl<'d> Section<'d> {
             return Some(vec![self.reading(key, value, &expected, |value| value.as_str().map(&of))]);
         };
         let read = |(index, item)| {
-            self.reading(&format!("{key}.{index}"), item, expected, |value: &'d DeValue<'d>| value.as_str().map(&of))
+            self.reading(&format!("{key}.{index}"), item, &expected, |value: &'d DeValue<'d>| value.as_str().map(&of))
         };
         Some(items.iter().enumerate().map(read).collect())
     }
 
     /// A length of time.
-    pub(super) fn duration(&mut self, key: &'static str, example: &str) -> Option<Duration> {
-        let read = |text| pointsman::parse_duration(text).map_err(|error| error.to_string());
-        self.text(key, &format!("a length of time in quotes, such as \"{example}\""), read)
-    }
-
-    /// A length of time that is not zero.
-    pub(super) fn positive_duration(&mut self, key: &'static str, example: &str) -> Option<Duration> {
-        let duration = self.duration(key, example)?;
-        if duration.is_zero() {
-            self.wrong(key, format!("must be above zero, such as \"{example}\""));
-            return None;
-        }
-        Some(duration)
-    }
-
-    /// A whole number from 0.
-    pub(super) fn count(&mut self, key: &'static str) -> Option<usize> {
-        self.read(key, "a whole number", |value| {
-            value.as_integer().map(|number| whole(number.as_str(), number.radix()))
-        })
+    pub(super) fn duration(&mut self, about: &About) -> Option<Duration> {
+        self.text(about, |text| pointsman::parse_duration(text).map_err(|error| error.to_string()))
     }
 
     /// A whole number that fits into what it is for.
-    pub(super) fn number<T: TryFrom<usize>>(&mut self, key: &'static str) -> Option<T> {
-        let of = |value: &DeValue<'_>| value.as_integer().map(|number| fitting(number.as_str(), number.radix()));
-        self.read(key, "a whole number", of)
+    pub(super) fn number<T: TryFrom<usize>>(&mut self, about: &About) -> Option<T> {
+        self.read_about(about, |value| value.as_integer().map(|number| fitting(number.as_str(), number.radix())))
     }
 
     /// A size, as people write it or in bytes.
-    pub(super) fn size(&mut self, key: &'static str, example: &str) -> Option<usize> {
-        let of = |value: &DeValue<'_>| match (value.as_str(), value.as_integer()) {
+    pub(super) fn size(&mut self, about: &About) -> Option<usize> {
+        self.read_about(about, |value| match (value.as_str(), value.as_integer()) {
             (Some(text), _) => Some(bytes(text)),
             (_, Some(number)) => Some(whole(number.as_str(), number.radix())),
             _ => None,
-        };
-        self.read(key, &format!("a size, such as \"{example}\", or a number of bytes"), of)
+        })
     }
 
     /// `true` or `false`.
-    pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
-        self.read(key, "true or false", |value| value.as_bool().map(Ok))
+    pub(super) fn flag(&mut self, about: &About) -> Option<bool> {
+        self.read_about(about, |value| value.as_bool().map(Ok))
     }
 
     /// Where to listen.
-    pub(super) fn address(&mut self, key: &'static str, example: &str) -> Option<SocketAddr> {
-        let expected = format!("an IP address with a port, such as \"{example}\"");
-        self.text(key, &expected, |text| {
-            text.parse().map_err(|_| format!("{text:?} is no IP address with a port; write for example {example:?}"))
+    pub(super) fn address(&mut self, about: &About) -> Option<SocketAddr> {
+        let example = about.example();
+        self.text(about, |text| {
+            text.parse().map_err(|_| format!("{text:?} is no IP address with a port; write for example {example}"))
         })
     }
 
     /// A table within this one.
-    pub(super) fn section(&mut self, key: &'static str, example: &str) -> Option<Section<'d>> {
-        let table = self.read(key, example, |value| value.as_table().map(Ok))?;
-        Some(Section::new(self.path_of(key), table, self.span_of(key)))
+    pub(super) fn section(&mut self, about: &About) -> Option<Section<'d>> {
+        let table = self.read_about(about, |value| value.as_table().map(Ok))?;
+        Some(Section::new(self.path_of(about.key), table, self.span_of(about.key)))
     }
 
     /// Whether the value of a key is a table.
@@ -175,10 +160,10 @@ impl<'d> Section<'d> {
     }
 
     /// The tables of a list; `None` for what is no table.
-    pub(super) fn sections(&mut self, key: &'static str, example: &str) -> Vec<Option<Section<'d>>> {
-        let items = self.read(key, example, |value| value.as_array().map(Ok)).map_or(&[][..], |items| items);
+    pub(super) fn sections(&mut self, about: &About) -> Vec<Option<Section<'d>>> {
+        let items = self.read_about(about, |value| value.as_array().map(Ok)).map_or(&[][..], |items| items);
         let read = |(index, item): (usize, &'d Spanned<DeValue<'d>>)| {
-            let key = format!("{key}.{index}");
+            let key = format!("{}.{index}", about.key);
             let table = self.reading(&key, item, "a table", |value| value.as_table().map(Ok))?;
             Some(Section::new(self.path_of(&key), table, item.span()))
         };

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use pointsman::Algorithm;
-use pointsman::mqtt::{Credentials, RouteRole, Topics};
+use pointsman::mqtt::{Credentials, RouteRole, Settings, Topics};
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn read(text: &str) -> Checked {
 }
 
 fn read_with(text: &str, tokens: &Tokens) -> Checked {
-    Checked::read(Path::new("/tmp/p.toml"), text.as_bytes(), tokens)
+    Checked::read(Some(Path::new("/tmp/p.toml")), text.as_bytes(), &[], tokens)
 }
 
 fn good(text: &str) -> Config {
@@ -211,7 +211,7 @@ fn a_value_that_cannot_be_is_told_with_what_would_be_right() {
         ("max_packet = 1000", 14, "1024"),
         ("max_packet = '1GiB'", 14, "268435460"),
         ("response_timeout = '30'", 20, "10s"),
-        ("response_timeout = '0s'", 20, "above zero"),
+        ("response_timeout = '0s'", 20, "is 0"),
         ("drain_timeout = '-1s'", 17, "10s"),
         ("session_expiry = 'never'", 18, "10s"),
         ("users_file = 'not/there'", 14, "/tmp/not/there cannot be read"),
@@ -378,7 +378,7 @@ fn what_is_wrong_with_an_agent_is_told_with_what_would_be_right() {
         ("client_ca = '/dev/null'".to_owned(), "2:13 agent.client_ca", "tls_cert and tls_key"),
         ("max_connections = 0".to_owned(), "2:19 agent.max_connections", "is 0"),
         ("max_watchers = -1".to_owned(), "2:16 agent.max_watchers", "below zero"),
-        ("max_registrations = 99999999".to_owned(), "2:21 agent.max_registrations", "is more than"),
+        ("max_registrations = 99999999".to_owned(), "2:21 agent.max_registrations", "1 to 10000000"),
         ("max_claims = '1'".to_owned(), "2:14 agent.max_claims", "a whole number"),
         ("go_micro_service = 1".to_owned(), "2:20 agent.go_micro_service", "true or false"),
         ("lisen = '127.0.0.1:7480'".to_owned(), "2:1 agent.lisen", "did you mean listen?"),
@@ -532,4 +532,56 @@ fn an_agent_is_not_its_own_registry() {
     let problem = error("registry = 'http://localhost:7480'\n[agent]");
     assert_eq!((problem.line, problem.column, &*problem.key), (1, 12, "registry"));
     good("registry = 'http://localhost:7480'\n[agent]\nlisten = '127.0.0.1:1'");
+}
+
+/// What is read of these settings of the command line, beside a file.
+fn set(file: &str, sets: &[&str]) -> Checked {
+    let sets: Vec<_> = sets.iter().map(|set| (*set).to_owned()).collect();
+    Checked::read(None, file.as_bytes(), &sets, &Tokens::default())
+}
+
+#[test]
+fn settings_of_the_command_line_beat_the_files() {
+    let Checked { config, problems, .. } = set(
+        &with_mqtt("listen = '127.0.0.1:1'"),
+        &[
+            "mqtt.listen=127.0.0.1:2",
+            "mqtt.max_packet=2048",
+            "mqtt.filters=['/a/#', '/b/#']",
+            "mqtt.route.0.service=other",
+            "mqtt.route.1.match=^/a/",
+            "mqtt.route.1.service = \"b-c\"",
+            "http.route.0.path_prefix=/",
+            "http.route.0.service=web",
+            "http.services.web.ejection=off",
+        ],
+    );
+    let config = config.unwrap_or_else(|| panic!("{problems:#?}"));
+    let (mqtt, http) = (config.mqtt.unwrap(), config.http.unwrap());
+    assert_eq!(mqtt.listen.unwrap().address, "127.0.0.1:2".parse().unwrap());
+    let Settings { max_packet, filters, routes, .. } = mqtt.settings;
+    assert_eq!((max_packet, filters), (2048, vec!["/a/#".to_owned(), "/b/#".to_owned()]));
+    let services: Vec<_> = routes.iter().map(|route| (&*route.pattern, &*route.service)).collect();
+    assert_eq!(services, [("^/login(/|$)", "other"), ("^/a/", "b-c")]);
+    assert_eq!((http.settings.routes.len(), http.settings.services["web"].ejection), (1, None));
+}
+
+#[test]
+fn what_is_wrong_on_the_command_line_is_told_with_its_key() {
+    for (sets, place, expected) in [
+        (&["http.listen=80"][..], "--set http.listen:13: ", "must be an IP address with a port"),
+        (&["http.lisen=127.0.0.1:80"], "--set http.lisen:1: ", "did you mean listen?"),
+        (&["agent"], "--set agent:1: ", "is not KEY=VALUE"),
+        (&["=x"], "--set :1: ", "is not KEY=VALUE"),
+        (&["http.route.1.service=x"], "--set http.route.1.service:1: ", "is not in the list, which has 0; write 0"),
+        (&["registry=memory://", "registry.x=1"], "--set registry.x:1: ", "registry is not a table"),
+        (&["http.listen=127.0.0.1:80"], "--set http.listen:1: ", "route: is missing"),
+    ] {
+        let problems = set("", sets).problems;
+        let told: Vec<_> = problems.iter().map(|problem| problem.text(Path::new("p"))).collect();
+        assert!(told.iter().any(|told| told.starts_with(place) && told.contains(expected)), "{sets:?}: {told:#?}");
+    }
+    // What is wrong with the file is told with the file's lines.
+    let problems = set("[http]\nlisten = 1", &["http.workers=0"]).problems;
+    assert_eq!(problems.iter().find(|problem| problem.key == "http.listen").map(|problem| problem.line), Some(2));
 }

@@ -19,10 +19,10 @@ const QUIET: Duration = Duration::from_millis(200);
 /// and, in a folder that never gets quiet, after so long.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// A file that is watched.
+/// A file that is watched. Where everything is said on the command line there is none: then what that names is watched.
 #[derive(Debug)]
 pub(super) struct ConfigFile {
-    path: PathBuf,
+    path: Option<PathBuf>,
     /// What was read last.
     last: Option<Vec<u8>>,
     /// What it names, and what is in force of that.
@@ -39,16 +39,17 @@ pub(super) struct ConfigFile {
 
 impl ConfigFile {
     /// Watches from now on. Where the system cannot, that is logged, and SIGHUP is left.
-    pub(super) fn watch(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn watch(path: Option<&Path>) -> Result<Self, Failure> {
         let (sender, events) = mpsc::channel(1);
-        let watcher = match watcher(sender).and_then(|mut watcher| watch(&mut watcher, path).map(|()| watcher)) {
+        let of_path = |watcher: &mut RecommendedWatcher| path.map_or(Ok(()), |path| watch(watcher, path));
+        let watcher = match watcher(sender).and_then(|mut watcher| of_path(&mut watcher).map(|()| watcher)) {
             Ok(watcher) => Some(watcher),
             Err(error) => {
                 tracing::warn!(%error, "the configuration file cannot be watched: send SIGHUP when it has changed");
                 None
             }
         };
-        let (path, hangups) = (path.to_owned(), Signals::catch(&[Signal::HUP])?);
+        let (path, hangups) = (path.map(Path::to_owned), Signals::catch(&[Signal::HUP])?);
         Ok(Self { path, last: None, named: Vec::new(), late: false, events, hangups, asked: false, watcher })
     }
 
@@ -66,13 +67,18 @@ impl ConfigFile {
         self.late = self.named.clone().iter_mut().any(NamedFile::look);
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// What it is called in messages.
+    pub(super) fn name(&self) -> String {
+        self.path().map_or_else(|| "the command line".to_owned(), |path| path.display().to_string())
     }
 
     /// Reads it.
     pub(super) fn read(&mut self) -> io::Result<Vec<u8>> {
-        let bytes = std::fs::read(&self.path)?;
+        let bytes = self.path().map_or(Ok(Vec::new()), std::fs::read)?;
         self.last = Some(bytes.clone());
         Ok(bytes)
     }
@@ -165,7 +171,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.toml");
         fs::write(&path, "a").unwrap();
-        let mut file = ConfigFile::watch(&path).unwrap();
+        let mut file = ConfigFile::watch(Some(&path)).unwrap();
         assert_eq!(file.read().unwrap(), b"a");
         fs::write(&path, "b").unwrap();
         assert_eq!(next(&mut file).await.unwrap(), Some(b"b".to_vec()));
@@ -192,7 +198,7 @@ mod tests {
         fs::create_dir(folder.path().join("secrets")).unwrap();
         fs::write(&path, "a").unwrap();
         fs::write(&token, "1").unwrap();
-        let mut file = ConfigFile::watch(&path).unwrap();
+        let mut file = ConfigFile::watch(Some(&path)).unwrap();
         file.read().unwrap();
         let named = [NamedFile::new(token.clone())];
         // Between reading and watching.
@@ -217,7 +223,7 @@ mod tests {
         }
         std::os::unix::fs::symlink("1", at("data")).unwrap();
         std::os::unix::fs::symlink("data/p.toml", at("p.toml")).unwrap();
-        let mut file = ConfigFile::watch(&at("p.toml")).unwrap();
+        let mut file = ConfigFile::watch(Some(&at("p.toml"))).unwrap();
         assert_eq!(file.read().unwrap(), b"a");
         std::os::unix::fs::symlink("2", at("next")).unwrap();
         fs::rename(at("next"), at("data")).unwrap();

@@ -11,10 +11,9 @@ use tokio::task::JoinSet;
 
 use super::access_log::LogFile;
 use super::hand_over::{self, HandOver};
-use super::plan::Plan;
 use super::questions::{Asking, Which};
 use super::registries::Registries;
-use crate::config::{Config, Http, Listen, Mqtt};
+use crate::config::{Config, Http, Listen, Mqtt, Plan};
 use crate::failure::{Failure, chain};
 
 /// What a configuration file has brought to life.
@@ -130,6 +129,11 @@ impl Served {
         Ok(())
     }
 
+    /// What is in force.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Makes sure that what is to run does.
     pub(super) async fn look(&self) -> Result<(), Failure> {
         match &self.relay {
@@ -141,8 +145,8 @@ impl Served {
     /// Applies what can be applied of a new configuration, and says what cannot.
     /// Registries that it names for the first time are connected, and closed again if nothing comes of it; those that nobody uses
     /// any more are closed.
-    pub(super) async fn reload(&mut self, new: Config, registries: &mut Registries) {
-        let Plan { config, restart } = Plan::new(&self.config, &new);
+    pub(super) async fn reload(&mut self, plan: Plan, registries: &mut Registries) {
+        let Plan { config, restart } = plan;
         let applied = match registries.add(&config.registries()).await {
             Ok(()) => self.apply(&config, registries).await,
             Err(error) => Err(error),

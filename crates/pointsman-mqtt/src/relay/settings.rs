@@ -111,6 +111,12 @@ pub struct Invalid {
 
 /// Maximum of `queue_timeout`: what waits takes the place of what could be delivered.
 const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Maximum of any other length of time: what is longer is a slip, and would not fit on every clock.
+const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Maximum of `max_in_flight`: more than any machine has memory for.
+const MOST_IN_FLIGHT: usize = 10_000_000;
+/// Maximum of `max_packet`: what MQTT can count, four bytes of seven bits, and the header.
+const LARGEST_PACKET: usize = 268_435_460;
 /// The memory that all expressions together may take when compiled.
 const PATTERNS_BYTES: usize = 16 << 20;
 /// The longest expression.
@@ -153,15 +159,6 @@ impl Settings {
         if let Err(error) = check_name("group", &self.group) {
             wrong("group".to_owned(), error.to_string());
         }
-        if self.max_in_flight == 0 {
-            wrong("max_in_flight".to_owned(), "is 0: nothing would ever be taken".to_owned());
-        }
-        if self.max_packet < 1024 {
-            wrong("max_packet".to_owned(), "is below 1024 bytes".to_owned());
-        }
-        if self.queue_timeout > LONGEST_QUEUE_TIMEOUT {
-            wrong("queue_timeout".to_owned(), "is longer than an hour".to_owned());
-        }
         if self.routes.is_empty() {
             wrong("route".to_owned(), "is missing: without a [[mqtt.route]] there is nothing to do".to_owned());
         }
@@ -178,12 +175,45 @@ impl Settings {
                 wrong(format!("egress.{index}"), format!("names the broker {url} a second time"));
             }
         }
+        problems.extend(self.limit_problems());
         problems.extend(self.filter_problems());
         if problems.is_empty() {
             problems.extend(compile(&self.routes).err());
         }
         if problems.is_empty() {
             problems.extend(self.loops());
+        }
+        problems
+    }
+
+    /// The numbers and times that are outside their bounds.
+    fn limit_problems(&self) -> Vec<Invalid> {
+        let mut problems = Vec::new();
+        let mut wrong = |key: &str, reason: String| problems.push(Invalid { key: key.to_owned(), reason });
+        if !(1..=MOST_IN_FLIGHT).contains(&self.max_in_flight) {
+            wrong("max_in_flight", format!("is {}; it can be 1 to {MOST_IN_FLIGHT}", self.max_in_flight));
+        }
+        if !(1024..=LARGEST_PACKET).contains(&self.max_packet) {
+            wrong("max_packet", format!("is {} bytes; it can be 1024 to {LARGEST_PACKET}", self.max_packet));
+        }
+        if self.queue_timeout > LONGEST_QUEUE_TIMEOUT {
+            wrong("queue_timeout", "is longer than an hour".to_owned());
+        }
+        let of_routes =
+            self.routes.iter().enumerate().filter_map(|(index, route)| {
+                Some((format!("route.{index}.response_timeout"), route.response_timeout?))
+            });
+        for (key, time) in std::iter::once(("response_timeout".to_owned(), self.response_timeout)).chain(of_routes) {
+            if time.is_zero() {
+                wrong(&key, "is 0: no answer is that fast; write for example \"30s\"".to_owned());
+            } else if time > LONGEST_TIME {
+                wrong(&key, "is longer than 365 days".to_owned());
+            }
+        }
+        for (key, time) in [("drain_timeout", self.drain_timeout), ("session_expiry", self.session_expiry)] {
+            if time > LONGEST_TIME {
+                wrong(key, "is longer than 365 days".to_owned());
+            }
         }
         problems
     }
@@ -394,7 +424,7 @@ mod tests {
         bad.code = "x+".into();
         bad.max_in_flight = 0;
         bad.queue_timeout = Duration::from_secs(3601);
-        assert_eq!(keys(&bad), ["code", "max_in_flight", "queue_timeout", "route.0.service"]);
+        assert_eq!(keys(&bad), ["code", "route.0.service", "max_in_flight", "queue_timeout"]);
         let mut bad = settings(&["^/a"]);
         bad.filters = ["a/#", "a#", "a/b", "$SYS/#"].map(str::to_owned).to_vec();
         assert_eq!(keys(&bad), ["filters.1", "filters.2", "filters.3"]);

@@ -1,115 +1,322 @@
 //! `[[http.route]]`: which requests go where.
 
-use std::sync::Arc;
+use pointsman::proxy::{self, Action, Answer, Key, Pass, Sticky, When};
 
-use pointsman::Algorithm;
-use pointsman::proxy::{Action, Answer, Pass, Route, Settings, Sticky, When};
-use toml::de::DeValue;
+use super::super::registries::SectionRegistries;
+use super::super::section::Section;
+use super::super::setting::{Draft, Setting, Value};
+use super::super::values::{
+    LONGEST, MOST, algorithm, count, duration, duration_within, list, parsed, percent, positive_duration, registry,
+    shares, table, text, text_or_table, texts_by_name, word,
+};
 
-use super::super::registries::{SectionRegistries, Urls};
-use super::super::section::{Section, fitting};
-use super::set;
+/// A route, while it is read.
+#[derive(Debug)]
+pub(in crate::config) struct Route {
+    name: Option<String>,
+    when: When,
+    answer: Option<Answer>,
+    pass: Pass,
+    /// The URL of its registry.
+    registry: Option<String>,
+}
 
-const ROUTES: &str = "a list of tables, each [[http.route]]";
-const STICKY: &str = "the name of a cookie, or a table such as { cookie = \"lb\", max_age = \"1h\" }";
-/// What is about requests that are passed on.
-const PASSING: [&str; 17] = [
-    "registry",
-    "algorithm",
-    "role",
-    "key",
-    "split",
-    "mirror",
-    "sticky",
-    "rewrite_prefix",
-    "connect_timeout",
-    "first_byte_timeout",
-    "idle_timeout",
-    "timeout",
-    "retries",
-    "retry_budget",
-    "max_in_flight",
-    "queue",
-    "queue_timeout",
-];
+pub(super) fn settings() -> Vec<Setting<Route>> {
+    let mut settings = Vec::from(matching());
+    settings.extend([
+        table("answer", answer(), || Answer { status: 200, headers: Vec::new(), body: String::new() })
+            .example("{ status = 404 }")
+            .help("The proxy answers itself, with `status` (200 to 599), `headers` and `body`.")
+            .to(|route: &mut Route, answer| route.answer = Some(answer)),
+        text("service", "a service's name")
+            .example("\"ress\"")
+            .help("Service that requests are for. A route has a `service` or an `answer`.")
+            .to(|route: &mut Route, name| route.pass.service = name.into()),
+    ]);
+    settings.extend(passing());
+    settings
+}
 
-/// Reads the routes.
-pub(super) fn read(
-    section: &mut Section<'_>,
-    settings: &mut Settings,
-    urls: &mut Urls<'_>,
-    registries: &mut SectionRegistries,
-) {
-    for (index, table) in section.sections("route", ROUTES).into_iter().enumerate() {
-        // What cannot be read is replaced by what has no problem, so that the others are checked too, and at their places.
-        let mut read = Route::new("^/unreadable", "unreadable");
-        read.name = format!("unreadable {index}");
-        if let Some(mut route) = table {
-            let registry = urls.of_route(&mut route, &mut registries.named);
-            self::route(&mut route, &mut read, &settings.routes);
-            if let Action::Pass(pass) = &mut read.action {
-                pass.registry = registry;
-            }
-            section.absorb(route.finish());
+/// Which requests a route is for.
+fn matching() -> [Setting<Route>; 6] {
+    let hosts = list("host", "a host", |_, text| Ok(text.to_owned())).example("\"a.example\"");
+    let methods = list("method", "a method", |_, text| Ok(text.to_owned())).example("\"GET\"");
+    let or = |stopgap: &'static str| {
+        move |texts: Vec<Option<String>>| {
+            texts.into_iter().map(|text| text.unwrap_or_else(|| stopgap.to_owned())).collect::<Vec<_>>()
         }
-        settings.routes.push(read);
+    };
+    [
+        text("name", "a name")
+            .default("what the route matches")
+            .help("Name of the route in metrics and logs, which no other route has.")
+            .to(|route: &mut Route, name| route.name = Some(name)),
+        text("match", "a regular expression over the path")
+            .example("\"^/picture\"")
+            .help("Regular expression over the path. See [Matching](http.md#matching).")
+            .to(|route: &mut Route, pattern| route.when.pattern = Some(pattern)),
+        text("path_prefix", "what paths begin with")
+            .example("\"/picture\"")
+            .help("What the path begins with, by whole segments.")
+            .to(|route: &mut Route, prefix| route.when.path_prefix = Some(prefix)),
+        hosts
+            .map(or("unreadable.invalid"))
+            .help("Hosts without a port; `*.example.org` stands for every name below one.")
+            .to(|route: &mut Route, hosts| route.when.hosts = hosts),
+        methods.map(or("GET")).help("Methods.").to(|route: &mut Route, methods| route.when.methods = methods),
+        texts_by_name("header", "a regular expression")
+            .example("{ x-canary = \"^1$\" }")
+            .help("Regular expressions, by the names of the headers that must match them.")
+            .to(|route: &mut Route, headers| {
+                route.when.headers = headers.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
+            }),
+    ]
+}
+
+fn answer() -> Vec<Setting<Answer>> {
+    vec![
+        count("status", 200, 599)
+            .example("404")
+            .required()
+            .help("Status of the answer.")
+            .to(|answer: &mut Answer, status| answer.status = status),
+        text("body", "a text").help("Body of the answer.").to(|answer: &mut Answer, body| answer.body = body),
+        texts_by_name("headers", "a text")
+            .example("{ location = \"https://a.example/\" }")
+            .help("Headers of the answer.")
+            .to(|answer: &mut Answer, headers| {
+                answer.headers = headers.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
+            }),
+    ]
+}
+
+/// What is about requests that are passed on.
+fn passing() -> Vec<Setting<Route>> {
+    let mut settings = vec![
+        registry("registry")
+            .default("the section's")
+            .help(
+                "URL of the registry in which `service`, and the services of `split` and `mirror`, are found. \
+                 [Several registries](http.md#several-registries).",
+            )
+            .to(|route: &mut Route, url| route.registry = Some(url)),
+    ];
+    settings.extend(choosing());
+    settings.extend(sharing());
+    settings.extend(timeouts());
+    settings.extend(budgets());
+    settings
+}
+
+fn choosing() -> [Setting<Route>; 4] {
+    [
+        algorithm()
+            .to(|route: &mut Route, algorithm| route.pass.algorithm = algorithm),
+        word("role", &["normal", "master"])
+            .default("\"normal\"")
+            .help(
+                "`\"normal\"`: the normal instances, and the master where none of them can serve; `\"master\"`: the \
+                 master. See [choosing.md](choosing.md).",
+            )
+            .to(|route: &mut Route, role| route.pass.role = role),
+        parsed("key", "\"client-address\", \"path\", \"header:NAME\" or \"cookie:NAME\"", str::parse::<Key>)
+            .default("`\"client-address\"` of `ip-hash`, `\"path\"` of `url-hash`")
+            .example("\"cookie:user\"")
+            .help("What the hashes go by: the client's address, path and query, a header, or a cookie.")
+            .to(|route: &mut Route, key| route.pass.key = Some(key)),
+        sticky()
+            .help(
+                "Name of a cookie by which a client stays with its instance as long as that one can serve, whatever its \
+                 role. Without `max_age` the cookie lasts until the browser is closed.",
+            )
+            .to(|route: &mut Route, sticky| route.pass.sticky = Some(sticky)),
+    ]
+}
+
+fn sticky() -> Draft<Sticky> {
+    let settings = vec![
+        text("cookie", "the name of a cookie")
+            .example("\"lb\"")
+            .required()
+            .help("Name of the cookie.")
+            .to(|sticky: &mut Sticky, name| sticky.cookie = name),
+        duration_within("max_age", 1_000_000_000, LONGEST)
+            .default("until the browser is closed")
+            .example("\"1h\"")
+            .help("Time that browsers keep the cookie.")
+            .to(|sticky: &mut Sticky, age| sticky.max_age = Some(age)),
+    ];
+    text_or_table(
+        Value::Text("the name of a cookie"),
+        |text| Ok(Sticky { cookie: text.to_owned(), max_age: None }),
+        table("sticky", settings, || Sticky { cookie: "unreadable".to_owned(), max_age: None }),
+    )
+    .example("{ cookie = \"lb\", max_age = \"1h\" }")
+}
+
+fn sharing() -> [Setting<Route>; 3] {
+    let mirror = vec![
+        text("service", "a service's name")
+            .example("\"shadow\"")
+            .required()
+            .help("Service that gets the copies.")
+            .to(|mirror: &mut (String, u8), name| mirror.0 = name),
+        percent("percent")
+            .default("100")
+            .help("Share of the requests that is copied, in percent.")
+            .to(|mirror: &mut (String, u8), share| mirror.1 = share),
+    ];
+    [
+        shares("split")
+            .example("{ ress-canary = 10 }")
+            .help(
+                "Shares of other services, in percent. The rest is `service`'s, and so are the requests of a share that no \
+                 instance there can serve; these are counted (`split_home_total`), and the log says when that begins and ends.",
+            )
+            .to(|route: &mut Route, shares| {
+                route.pass.split = shares.into_iter().map(|(name, share)| (name.into(), share)).collect();
+            }),
+        table("mirror", mirror, || ("unreadable".to_owned(), 100))
+            .example("{ service = \"shadow\", percent = 5 }")
+            .help("A copy of a share of the requests goes to another service. What that one answers is thrown away.")
+            .to(|route: &mut Route, (name, share)| route.pass.mirror = Some((name.into(), share))),
+        text("rewrite_prefix", "a path")
+            .example("\"/\"")
+            .help(
+                "Takes the place of what `path_prefix` has matched: with `path_prefix = \"/api\"` and `\"/\"`, `/api/x` \
+                 becomes `/x`.",
+            )
+            .to(|route: &mut Route, prefix| route.pass.rewrite_prefix = Some(prefix)),
+    ]
+}
+
+fn timeouts() -> [Setting<Route>; 4] {
+    [
+        positive_duration("connect_timeout")
+            .default("\"3s\"")
+            .help("Timeout of a connection to an instance.")
+            .to(|route: &mut Route, time| route.pass.timeouts.connect = time),
+        positive_duration("first_byte_timeout")
+            .default("\"60s\"")
+            .help("Timeout from the last byte of the request to the first of the answer.")
+            .to(|route: &mut Route, time| route.pass.timeouts.first_byte = time),
+        positive_duration("idle_timeout")
+            .default("\"60s\"")
+            .help("Timeout without a byte in either direction.")
+            .to(|route: &mut Route, time| route.pass.timeouts.idle = time),
+        positive_duration("timeout")
+            .example("\"5m\"")
+            .help("Timeout from the head of the request to the end of the answer, retries included; not for upgraded connections.")
+            .to(|route: &mut Route, time| route.pass.timeouts.whole = Some(time)),
+    ]
+}
+
+/// How often requests are tried, and how many there may be.
+fn budgets() -> [Setting<Route>; 5] {
+    [
+        count("retries", 0, 100)
+            .default("2")
+            .help(
+                "Maximum number of times that a request that may have reached an instance, or that one did not accept in time, \
+                 is sent to another one. Where instances refuse the connection each is asked once, unless this is 0.",
+            )
+            .to(|route: &mut Route, retries| route.pass.retries = retries),
+        count("retry_budget", 0, 100)
+            .default("20")
+            .help(
+                "Maximum share of the requests sent to an instance that is sent to another one, in percent; a few a \
+                 second are always allowed.",
+            )
+            .to(|route: &mut Route, percent| route.pass.retry_budget = percent),
+        count("max_in_flight", 1, MOST)
+            .example("1000")
+            .help("Maximum number of requests at a time by this route.")
+            .to(|route: &mut Route, limit| route.pass.max_in_flight = Some(limit)),
+        count("queue", 0, MOST)
+            .default("100")
+            .help("Maximum number of requests that wait: for a place where there are too many, or for a master.")
+            .to(|route: &mut Route, limit| route.pass.queue = limit),
+        duration("queue_timeout")
+            .default("\"1s\"")
+            .help("Time that a request waits at most.")
+            .to(|route: &mut Route, time| route.pass.queue_timeout = time),
+    ]
+}
+
+impl Route {
+    pub(super) fn new() -> Self {
+        Self { name: None, when: When::default(), answer: None, pass: Pass::new("unreadable"), registry: None }
+    }
+
+    /// A route without a problem, in the place of one that is not a table.
+    pub(super) fn stopgap(index: usize) -> Self {
+        let mut stopgap = Self { name: Some(format!("unreadable {index}")), ..Self::new() };
+        stopgap.when.pattern = Some("^/unreadable".to_owned());
+        stopgap
+    }
+
+    /// As the proxy takes it; its registry is named in `registries`.
+    pub(super) fn finish(self, registries: &mut SectionRegistries) -> proxy::Route {
+        let Self { name, when, answer, mut pass, registry } = self;
+        pass.registry = registry.map(|url| registries.name(url));
+        let mut route = proxy::Route::new("", "unreadable");
+        (route.name, route.when) = (name.unwrap_or_default(), when);
+        route.action = answer.map_or_else(|| Action::Pass(Box::new(pass)), Action::Answer);
+        route
     }
 }
 
-fn route(route: &mut Section<'_>, read: &mut Route, earlier: &[Route]) {
-    read.when = when(route);
-    read.name = route.text("name", "a name", |text| Ok(text.to_owned())).unwrap_or_else(|| name(&read.when, earlier));
-    let answer = answer(route);
-    // Read in any case, so that its keys are known.
-    let pass = pass(route);
-    if !route.has("answer") {
-        route.require("service", "service = \"ress\"; or an answer, such as answer = { status = 404 }");
-    } else if route.has("service") {
-        route.wrong("answer", "cannot go together with service; leave out one");
+/// Looks at a route as a whole.
+pub(super) fn check(section: &mut Section<'_>, route: &mut Route, earlier: &[Route]) {
+    if section.has("path_prefix") {
+        // Others ask whether there is one.
+        route.when.path_prefix.get_or_insert_with(|| "/unreadable".to_owned());
+    }
+    let when = &route.when;
+    if !section.has("name") {
+        route.name = Some(name(when, earlier));
+    }
+    if !section.has("answer") {
+        section.require("service", "service = \"ress\"; or an answer, such as answer = { status = 404 }");
+        note_what_has_no_effect(section, &route.pass);
+    } else if section.has("service") {
+        section.wrong("answer", "cannot go together with service; leave out one");
     } else {
-        for key in PASSING {
-            if route.has(key) {
-                route.warn(key, "has no effect: the route answers by itself");
+        for Setting { about, .. } in passing() {
+            if section.has(about.key) {
+                section.warn(about.key, "has no effect: the route answers by itself");
             }
         }
     }
-    read.action = answer.map_or_else(|| Action::Pass(Box::new(pass)), Action::Answer);
-    if let Some(index) = earlier.iter().position(|other| covers(&other.when, &read.when)) {
-        let key = ["match", "path_prefix", "host", "method", "header"].into_iter().find(|key| route.has(key));
-        route.warn(
+    if let Some(index) = earlier.iter().position(|other| covers(&other.when, when)) {
+        let key = ["match", "path_prefix", "host", "method", "header"].into_iter().find(|key| section.has(key));
+        section.warn(
             key.unwrap_or("name"),
             format!("never decides: http.route.{index} is for all that this route is for, and the first wins"),
         );
     }
 }
 
-fn when(route: &mut Section<'_>) -> When {
-    let mut when = When::default();
-    when.pattern = route.text("match", "a regular expression over the path", |text| Ok(text.to_owned()));
-    when.path_prefix =
-        route.text("path_prefix", "what paths begin with, such as \"/picture\"", |text| Ok(text.to_owned()));
-    if route.has("path_prefix") {
-        // Others ask whether there is one.
-        when.path_prefix.get_or_insert_with(|| "/unreadable".to_owned());
+fn note_what_has_no_effect(section: &mut Section<'_>, pass: &Pass) {
+    if pass.key.is_some() && !pass.algorithm.uses_key() {
+        section.warn("key", "has no effect: only ip-hash and url-hash ask for it");
     }
-    let mut texts = |key, expected, stopgap: &str| {
-        let texts = route.texts(key, expected, |text| Ok(text.to_owned())).unwrap_or_default();
-        texts.into_iter().map(|text| text.unwrap_or_else(|| stopgap.to_owned())).collect()
-    };
-    when.hosts = texts("host", "a host, such as \"a.example\"", "unreadable.invalid");
-    when.methods = texts("method", "a method, such as \"GET\"", "GET");
-    if let Some(mut headers) = route.section("header", "a table, such as { x-canary = \"^1$\" }") {
-        let read = headers.named("a regular expression", |value| value.as_str().map(Ok));
-        when.headers = read.into_iter().map(|(name, pattern)| (name.to_lowercase(), pattern.to_owned())).collect();
-        route.absorb(headers.finish());
+    if pass.retries == 0 && section.has("retry_budget") {
+        section.warn("retry_budget", "has no effect: requests are not sent again, since retries is 0");
     }
-    when
+    if pass.queue == 0 && section.has("queue_timeout") {
+        section.warn("queue_timeout", "has no effect: requests do not wait, since queue is 0");
+    }
 }
 
 /// A route's name where the file gives none: what it matches.
 fn name(when: &When, earlier: &[Route]) -> String {
     let name = conditions(when).replace(char::is_control, " ");
-    if earlier.iter().any(|other| other.name == name) { format!("{name} #{}", earlier.len()) } else { name }
+    if earlier.iter().any(|other| other.name.as_deref() == Some(&*name)) {
+        format!("{name} #{}", earlier.len())
+    } else {
+        name
+    }
 }
 
 /// What a route matches, in a line.
@@ -138,87 +345,4 @@ fn covers(one: &When, other: &When) -> bool {
         && all(&one.hosts, &other.hosts)
         && all(&one.methods, &other.methods)
         && one.headers.iter().all(|header| other.headers.contains(header))
-}
-
-fn answer(route: &mut Section<'_>) -> Option<Answer> {
-    let mut table = route.section("answer", "a table, such as { status = 404 }")?;
-    table.require("status", "status = 404");
-    let status = table.number("status").unwrap_or(200);
-    let body = table.text("body", "a text", |text| Ok(text.to_owned())).unwrap_or_default();
-    let mut headers = Vec::new();
-    if let Some(mut fields) = table.section("headers", "a table, such as { location = \"https://a.example/\" }") {
-        let read = fields.named("a text", |value| value.as_str().map(Ok));
-        headers = read.into_iter().map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
-        table.absorb(fields.finish());
-    }
-    route.absorb(table.finish());
-    Some(Answer { status, headers, body })
-}
-
-fn pass(route: &mut Section<'_>) -> Pass {
-    let service = route.text("service", "a service's name", |text| Ok(Arc::<str>::from(text)));
-    let mut pass = Pass::new(service.unwrap_or_else(|| "unreadable".into()));
-    let algorithm = |text: &str| text.parse::<Algorithm>().map_err(|error| error.to_string());
-    set(&mut pass.algorithm, route.text("algorithm", "the name of an algorithm, such as \"round-robin\"", algorithm));
-    set(&mut pass.role, route.text("role", "\"normal\" or \"master\"", str::parse));
-    let key = "\"client-address\", \"path\", \"header:NAME\" or \"cookie:NAME\"";
-    pass.key = route.text("key", key, str::parse);
-    if pass.key.is_some() && !pass.algorithm.uses_key() {
-        route.warn("key", "has no effect: only ip-hash and url-hash ask for it");
-    }
-    if let Some(mut split) = route.section("split", "a table, such as { ress-canary = 10 }") {
-        let shares = split.named("a share in percent, such as 10", percent);
-        pass.split = shares.into_iter().map(|(service, share)| (service.into(), share)).collect();
-        route.absorb(split.finish());
-    }
-    if let Some(mut mirror) = route.section("mirror", "a table, such as { service = \"shadow\", percent = 5 }") {
-        mirror.require("service", "service = \"shadow\"");
-        let service = mirror.text("service", "a service's name", |text| Ok(Arc::<str>::from(text)));
-        let share = mirror.read("percent", "a share in percent, such as 5", percent).unwrap_or(100);
-        pass.mirror = service.map(|service| (service, share));
-        route.absorb(mirror.finish());
-    }
-    pass.sticky = sticky(route);
-    let path = "a path, such as \"/\"";
-    pass.rewrite_prefix = route.text("rewrite_prefix", path, |text| Ok(text.to_owned()));
-    budgets(route, &mut pass);
-    pass
-}
-
-fn percent(value: &DeValue<'_>) -> Option<Result<u8, String>> {
-    let number = value.as_integer()?;
-    let share = fitting(number.as_str(), number.radix());
-    Some(share.map_err(|reason| format!("{reason}; a share is 0 to 100 percent")))
-}
-
-fn sticky(route: &mut Section<'_>) -> Option<Sticky> {
-    if !route.has_table("sticky") {
-        return route.text("sticky", STICKY, |text| Ok(Sticky { cookie: text.to_owned(), max_age: None }));
-    }
-    let mut table = route.section("sticky", STICKY)?;
-    table.require("cookie", "cookie = \"lb\"");
-    let cookie = table.text("cookie", "the name of a cookie", |text| Ok(text.to_owned()));
-    let max_age = table.duration("max_age", "1h");
-    route.absorb(table.finish());
-    cookie.map(|cookie| Sticky { cookie, max_age })
-}
-
-/// How long requests may take, how often they are tried, and how many there may be.
-fn budgets(route: &mut Section<'_>, pass: &mut Pass) {
-    let timeouts = &mut pass.timeouts;
-    set(&mut timeouts.connect, route.duration("connect_timeout", "1s"));
-    set(&mut timeouts.first_byte, route.duration("first_byte_timeout", "60s"));
-    set(&mut timeouts.idle, route.duration("idle_timeout", "60s"));
-    timeouts.whole = route.duration("timeout", "5m");
-    set(&mut pass.retries, route.number("retries"));
-    set(&mut pass.retry_budget, route.number("retry_budget"));
-    if pass.retries == 0 && route.has("retry_budget") {
-        route.warn("retry_budget", "has no effect: nothing is tried again, since retries is 0");
-    }
-    pass.max_in_flight = route.count("max_in_flight");
-    set(&mut pass.queue, route.count("queue"));
-    set(&mut pass.queue_timeout, route.duration("queue_timeout", "1s"));
-    if pass.queue == 0 && route.has("queue_timeout") {
-        route.warn("queue_timeout", "has no effect: nobody waits, since queue is 0");
-    }
 }

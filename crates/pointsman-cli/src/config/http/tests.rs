@@ -27,7 +27,7 @@ fn with_service(lines: &str) -> String {
 }
 
 fn read(text: &str) -> Checked {
-    Checked::read(Path::new("/tmp/p.toml"), text.as_bytes(), &Tokens::default())
+    Checked::read(Some(Path::new("/tmp/p.toml")), text.as_bytes(), &[], &Tokens::default())
 }
 
 fn good(text: &str) -> Http {
@@ -157,7 +157,8 @@ fn everything() -> (tempfile::TempDir, Http) {
         std::fs::write(folder.path().join(name), "").unwrap();
     }
     let path = folder.path().join("p.toml");
-    let Checked { config, problems, files } = Checked::read(&path, EVERYTHING.as_bytes(), &Tokens::default());
+    let Checked { config, problems, files } =
+        Checked::read(Some(&path), EVERYTHING.as_bytes(), &[], &Tokens::default());
     assert_eq!(problems, []);
     let names: Vec<_> = files.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["cert", "key", "clients", "ca"]);
@@ -335,7 +336,7 @@ fn what_is_wrong_with_a_route_is_told_with_what_would_be_right() {
         ("sticky = { cookie = 'lb', max_age = '0s' }", "5:37 http.route.0.sticky.max_age", "leave it out"),
         ("rewrite_prefix = '/'", "5:18 http.route.0.rewrite_prefix", "give a path_prefix"),
         ("path_prefix = '/a'\nrewrite_prefix = 'x'", "6:18 http.route.0.rewrite_prefix", "does not begin with /"),
-        ("connect_timeout = 1", "5:19 http.route.0.connect_timeout", "\"1s\""),
+        ("connect_timeout = 1", "5:19 http.route.0.connect_timeout", "\"3s\""),
         ("first_byte_timeout = '0s'", "5:22 http.route.0.first_byte_timeout", "is 0"),
         ("idle_timeout = '0s'", "5:16 http.route.0.idle_timeout", "is 0"),
         ("timeout = '0s'", "5:11 http.route.0.timeout", "is 0"),
@@ -387,7 +388,7 @@ fn what_is_wrong_with_a_service_is_told_with_what_would_be_right() {
         ("max_in_flight = 0", "8:17 http.services.ress.max_in_flight", "leave it out for no limit"),
         ("slow_start = 30", "8:14 http.services.ress.slow_start", "\"30s\""),
         ("ejection = 'on'", "8:12 http.services.ress.ejection", "\"off\""),
-        ("ejection = false", "8:12 http.services.ress.ejection", "\"off\" or a table"),
+        ("ejection = false", "8:12 http.services.ress.ejection", "\"off\", or a table"),
         ("ejection = { failures = 0 }", "8:25 http.services.ress.ejection.failures", "\"off\""),
         ("ejection = { interval = '0s' }", "8:25 http.services.ress.ejection.interval", "is 0"),
         ("ejection = { base_time = '10m' }", "8:12 http.services.ress.ejection.max_time", "shorter than base_time"),

@@ -1,82 +1,73 @@
-//! From the configuration that is in force and a new one to what can be done about it (pure).
+//! From the configuration that is in force and a new one to what of it can be in force now (pure).
+//!
+//! What takes a restart stays as the old file has it: both files are merged as TOML, key by key as the settings say, and the merged file is read
+//! as any other. So whatever is checked in a file is checked in what comes of two.
 
-use pointsman::agent;
-use pointsman::mqtt::Settings;
+use toml::{Table, Value as Toml};
 
-use crate::config::{Config, Http, Mqtt, SectionRegistries};
+use super::credentials::Tokens;
+use super::setting::{About, Change, Value};
+use super::{Checked, Config, SectionRegistries, settings_of_file};
 
 /// What to do about a new configuration.
 #[derive(Debug)]
-pub(super) struct Plan {
-    /// What is in force afterwards: the new configuration, but for what needs a restart.
-    pub(super) config: Config,
-    /// The keys of what is different and needs a restart.
-    pub(super) restart: Vec<&'static str>,
+pub(crate) struct Plan {
+    /// What is in force afterwards: the new configuration, but for what takes a restart.
+    pub(crate) config: Config,
+    /// The keys of what is different and takes a restart.
+    pub(crate) restart: Vec<String>,
 }
 
 impl Plan {
-    /// Compares them.
-    pub(super) fn new(old: &Config, new: &Config) -> Self {
-        let mut restart = Vec::new();
-        if old.agent.is_some() && new.agent.is_some() && old.agent_registry != new.agent_registry {
-            restart.push("agent.registry");
-        }
-        if old.metrics != new.metrics {
-            restart.push("metrics.listen");
-        }
-        let agent = match (&old.agent, &new.agent) {
-            (Some(old), Some(new)) => Some(agent(old, new, &mut restart)),
-            (None, None) => None,
-            (old, _) => {
-                restart.push("agent");
-                old.clone()
-            }
-        };
-        let http = match (&old.http, &new.http) {
-            (Some(old), Some(new)) => Some(http(old, new, &mut restart)),
-            (None, None) => None,
-            (old, _) => {
-                restart.push("http");
-                old.clone()
-            }
-        };
-        let mqtt = match (&old.mqtt, &new.mqtt) {
-            (Some(old), Some(new)) => Some(mqtt(old, new, &mut restart)),
-            (None, None) => None,
-            (old, _) => {
-                restart.push("mqtt");
-                old.clone()
-            }
-        };
-        let agent_registry = if agent.is_some() { old.agent_registry.clone() } else { None };
-        let (registry, metrics) = (new.registry.clone(), old.metrics);
-        Self { config: Config { registry, agent, agent_registry, http, mqtt, metrics }, restart }
+    /// Compares them. `complete` adds to what was read what comes from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// If what takes a restart, as it is, and what is new do not go together.
+    pub(crate) fn new(
+        old: &Config,
+        new: &Config,
+        tokens: &Tokens,
+        complete: impl FnOnce(Config) -> Result<Config, String>,
+    ) -> Result<Self, String> {
+        let Merged { table, restart } = Merged::new(&old.source.table, &new.source.table);
+        let path = new.source.path.as_deref();
+        let Checked { config, problems, .. } = Checked::read(path, table.to_string().as_bytes(), &[], tokens);
+        let config = config.ok_or_else(|| {
+            let errors = problems.iter().filter(|problem| problem.is_error()).map(|problem| &*problem.message);
+            let errors: Vec<_> = errors.collect();
+            format!("{} cannot change without a restart, and as it is: {}", restart.join(", "), errors.join("; "))
+        })?;
+        let mut plan = Self { config: complete(config)?, restart };
+        plan.keep_inherited(old, new);
+        Ok(plan)
     }
-}
 
-/// Tokens, names and certificates change at once.
-fn agent(before: &agent::Settings, after: &agent::Settings, restart: &mut Vec<&'static str>) -> agent::Settings {
-    let (limits, new_limits) = (before.limits, after.limits);
-    for (differs, key) in [
-        (before.listen != after.listen, "agent.listen"),
-        (before.tls.is_some() != after.tls.is_some(), "agent.tls_cert"),
-        (limits.connections != new_limits.connections, "agent.max_connections"),
-        (limits.watchers != new_limits.watchers, "agent.max_watchers"),
-        (limits.registrations != new_limits.registrations, "agent.max_registrations"),
-        (limits.claims != new_limits.claims, "agent.max_claims"),
-        (limits.write_time != new_limits.write_time, "agent.write_timeout"),
-        (before.go_micro_service != after.go_micro_service, "agent.go_micro_service"),
-    ] {
-        if differs {
-            restart.push(key);
+    /// Keeps the registries in which something is registered, and the generated code of the relay.
+    fn keep_inherited(&mut self, old: &Config, new: &Config) {
+        let Self { config, restart } = self;
+        if config.agent.is_some() {
+            if new.agent.is_some() && old.agent_registry != new.agent_registry {
+                restart.push("agent.registry".to_owned());
+            }
+            config.agent_registry.clone_from(&old.agent_registry);
+        }
+        let mut keep =
+            |key: &str, old: &SectionRegistries, new: Option<&SectionRegistries>, kept: &mut SectionRegistries| {
+                if new.is_some_and(|new| is_moved(old, new)) {
+                    restart.push(format!("{key}.register_in"));
+                }
+                kept.register_in.clone_from(&old.register_in);
+            };
+        if let (Some(old), Some(kept)) = (&old.http, &mut config.http) {
+            keep("http", &old.registries, new.http.as_ref().map(|new| &new.registries), &mut kept.registries);
+        }
+        if let (Some(old), Some(kept)) = (&old.mqtt, &mut config.mqtt) {
+            keep("mqtt", &old.registries, new.mqtt.as_ref().map(|new| &new.registries), &mut kept.registries);
+            // A generated code is another with each reading.
+            kept.settings.code = old.settings.code.clone();
         }
     }
-    let mut settings = after.clone();
-    (settings.listen, settings.limits, settings.go_micro_service) = (before.listen, limits, before.go_micro_service);
-    if before.tls.is_some() != after.tls.is_some() {
-        settings.tls.clone_from(&before.tls);
-    }
-    settings
 }
 
 /// Whether whoever registers would have to do it in another registry.
@@ -84,72 +75,57 @@ fn is_moved(old: &SectionRegistries, new: &SectionRegistries) -> bool {
     old.register_in.is_some() && new.register_in.is_some() && old.register_in != new.register_in
 }
 
-/// Where services are found changes at once; where the section itself is registered does not.
-fn registries(old: &SectionRegistries, new: &SectionRegistries) -> SectionRegistries {
-    SectionRegistries { register_in: old.register_in.clone(), ..new.clone() }
+/// Two files in one.
+#[derive(Debug)]
+struct Merged {
+    table: Table,
+    /// The paths of the keys that differ and take a restart.
+    restart: Vec<String>,
 }
 
-/// Routes, services, their registries, limits and certificates change at once.
-fn http(old: &Http, new: &Http, restart: &mut Vec<&'static str>) -> Http {
-    let (before, after) = (&old.settings, &new.settings);
-    for (differs, key) in [
-        (before.listen != after.listen, "http.listen"),
-        (before.workers != after.workers, "http.workers"),
-        (before.tls.is_some() != after.tls.is_some(), "http.tls_cert"),
-        (before.limits.connections != after.limits.connections, "http.max_connections"),
-        (old.code != new.code, "http.code"),
-        (old.register_as != new.register_as, "http.register_as"),
-        (is_moved(&old.registries, &new.registries), "http.register_in"),
-        (old.advertise != new.advertise, "http.advertise"),
-        (old.access_log_file != new.access_log_file, "http.access_log_file"),
-        (old.hand_over != new.hand_over, "http.hand_over"),
-    ] {
-        if differs {
-            restart.push(key);
+impl Merged {
+    /// Takes the new file, but for what takes a restart.
+    fn new(old: &Table, new: &Table) -> Self {
+        let (mut table, mut merged) = (new.clone(), Self { table: Table::new(), restart: Vec::new() });
+        merged.keep(&settings_of_file(), "", old, &mut table);
+        merged.table = table;
+        merged
+    }
+
+    fn keep(&mut self, settings: &[About], under: &str, old: &Table, new: &mut Table) {
+        let mut kept = Vec::new();
+        for about in settings {
+            let key = about.key;
+            let (before, after) = (old.get(key), new.get(key));
+            let is_kept = match about.change {
+                // What is inherited is compared once all of the file is known.
+                Change::AtOnce | Change::RestartOfInherited => false,
+                Change::Restart => !are_alike(about, before, after),
+                Change::RestartIfAdded => before.is_some() != after.is_some(),
+                Change::With(other) => kept.contains(&other),
+            };
+            if is_kept {
+                kept.push(key);
+                if matches!(about.change, Change::Restart | Change::RestartIfAdded) {
+                    self.restart.push(format!("{under}{key}"));
+                }
+                match before {
+                    Some(value) => drop(new.insert(key.to_owned(), value.clone())),
+                    None => drop(new.remove(key)),
+                }
+            } else if let (Value::Table(inner), Some(Toml::Table(old)), Some(Toml::Table(new))) =
+                (&about.value, before, new.get_mut(key))
+            {
+                self.keep(inner, &format!("{under}{key}."), old, new);
+            }
         }
     }
-    let mut settings = after.clone();
-    (settings.listen, settings.workers) = (before.listen, before.workers);
-    settings.limits.connections = before.limits.connections;
-    if before.tls.is_some() != after.tls.is_some() {
-        settings.tls.clone_from(&before.tls);
-    }
-    Http { settings, registries: registries(&old.registries, &new.registries), ..old.clone() }
 }
 
-fn mqtt(old: &Mqtt, new: &Mqtt, restart: &mut Vec<&'static str>) -> Mqtt {
-    let (before, after) = (&old.settings, &new.settings);
-    let mut note = |differs: bool, key| {
-        if differs {
-            restart.push(key);
-        }
-    };
-    note(old.listen != new.listen, "mqtt.listen");
-    note(before.ingress != after.ingress, "mqtt.ingress");
-    note(before.egress != after.egress, "mqtt.egress");
-    note(before.topics != after.topics, "mqtt.topics");
-    // A generated code is another with each reading.
-    note(old.code != new.code, "mqtt.code");
-    note(old.register_as != new.register_as, "mqtt.register_as");
-    note(is_moved(&old.registries, &new.registries), "mqtt.register_in");
-    note(before.advertise != after.advertise, "mqtt.advertise");
-    note(before.max_packet != after.max_packet, "mqtt.max_packet");
-    note(before.session_expiry != after.session_expiry, "mqtt.session_expiry");
-    note(before.state != after.state, "mqtt.state");
-    let mut settings: Settings = after.clone();
-    settings.ingress.clone_from(&before.ingress);
-    settings.egress.clone_from(&before.egress);
-    settings.topics = before.topics;
-    settings.code = before.code.clone();
-    settings.advertise.clone_from(&before.advertise);
-    settings.max_packet = before.max_packet;
-    settings.session_expiry = before.session_expiry;
-    settings.state.clone_from(&before.state);
-    if old.register_as != new.register_as {
-        // It may come from there.
-        settings.group.clone_from(&before.group);
-    }
-    Mqtt { settings, registries: registries(&old.registries, &new.registries), ..old.clone() }
+/// Whether two values mean the same; an absent one is the default.
+fn are_alike(about: &About, one: Option<&Toml>, other: Option<&Toml>) -> bool {
+    let default = format!("it = {}", about.default).parse::<Table>().ok().and_then(|mut table| table.remove("it"));
+    one.or(default.as_ref()) == other.or(default.as_ref())
 }
 
 #[cfg(test)]
@@ -157,14 +133,17 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Checked;
-    use crate::config::credentials::Tokens;
+    use pointsman::mqtt::Settings;
 
     fn config(lines: &str) -> Config {
         let text = format!("{lines}\n[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'");
         let Checked { config, problems, .. } =
-            Checked::read(Path::new("/tmp/p.toml"), text.as_bytes(), &Tokens::default());
+            Checked::read(Some(Path::new("/tmp/p.toml")), text.as_bytes(), &[], &Tokens::default());
         config.unwrap_or_else(|| panic!("{text}: {problems:#?}")).resolved(None).unwrap()
+    }
+
+    fn planned(old: &Config, new: &Config) -> Plan {
+        Plan::new(old, new, &Tokens::default(), |config| config.resolved(None)).unwrap()
     }
 
     fn settings(config: &Config) -> &Settings {
@@ -184,13 +163,13 @@ mod tests {
         let new = config(&format!(
             "[agent]\nhosts = 'a.example'\nread_token_file = {read}\nwrite_token_file = {write}\n[mqtt]"
         ));
-        let plan = Plan::new(&old, &new);
+        let plan = planned(&old, &new);
         assert_eq!((plan.restart, plan.config.agent), (vec![], new.agent));
         let other = config(&format!(
             "[agent]\nlisten = '127.0.0.1:1'\ntls_cert = {read}\ntls_key = {write}\nmax_connections = 9\nmax_watchers = 3\n\
              max_registrations = 4\nmax_claims = 5\nwrite_timeout = '5s'\ngo_micro_service = true\n[mqtt]"
         ));
-        let plan = Plan::new(&old, &other);
+        let plan = planned(&old, &other);
         let keys = [
             "listen",
             "tls_cert",
@@ -203,7 +182,7 @@ mod tests {
         ];
         assert_eq!(plan.restart, keys.map(|key| format!("agent.{key}")));
         assert_eq!(plan.config.agent, old.agent);
-        assert_eq!(Plan::new(&old, &config("[mqtt]")).restart, ["agent"]);
+        assert_eq!(planned(&old, &config("[mqtt]")).restart, ["agent"]);
     }
 
     #[test]
@@ -228,7 +207,7 @@ mod tests {
              allow_addresses = '169.254.0.0/16'\nmax_head = '8KiB'\nkeep_alive = '1s'\nservices.s.protocol = 'http2'\n\
              [[http.route]]\nmatch = '^/b'\nanswer.status = 404"
         ));
-        let plan = Plan::new(&old, &new);
+        let plan = planned(&old, &new);
         assert_eq!((plan.restart, plan.config.http), (vec![], new.http));
         for (lines, key) in [
             (format!("{keys}\nlisten = '127.0.0.1:1'"), "listen"),
@@ -242,13 +221,13 @@ mod tests {
             (format!("{keys}\nhand_over = 'proxy.sock'"), "hand_over"),
         ] {
             let new = http(&format!("{lines}\ndrain_timeout = '1s'"));
-            let plan = Plan::new(&old, &new);
+            let plan = planned(&old, &new);
             assert_eq!(plan.restart, [format!("http.{key}")]);
             let applied = plan.config.http.clone().unwrap();
             assert_eq!(applied.settings.drain_timeout.as_secs(), 1, "{key}: the rest is applied");
-            assert_eq!(Plan::new(&plan.config, &old).restart, [""; 0], "{key}: and back again there is nothing to say");
+            assert_eq!(planned(&plan.config, &old).restart, [""; 0], "{key}: and back again there is nothing to say");
         }
-        assert_eq!(Plan::new(&old, &config("registry = 'zookeeper://h/p'\n[mqtt]")).restart, ["http"]);
+        assert_eq!(planned(&old, &config("registry = 'zookeeper://h/p'\n[mqtt]")).restart, ["http"]);
     }
 
     #[test]
@@ -258,7 +237,7 @@ mod tests {
             "[mqtt]\nmax_in_flight = 7\nresponse_timeout = '1s'\ndrain_timeout = '2s'\ngroup = 'g'\nfilters = '/login/#'\n\
              [[mqtt.route]]\nmatch = '^/x/'\nservice = 'x'",
         );
-        let plan = Plan::new(&old, &new);
+        let plan = planned(&old, &new);
         assert_eq!(plan.restart, [""; 0]);
         let applied = settings(&plan.config);
         assert_eq!((applied.routes.len(), applied.max_in_flight, &*applied.group), (2, 7, "g"));
@@ -282,18 +261,18 @@ mod tests {
             let new = config(&format!(
                 "registry = 'zookeeper://h/p'\n[mqtt]\ncode = 'a'\nregister_as = 'x'\nmax_in_flight = 7\n{line}"
             ));
-            let plan = Plan::new(&old, &new);
+            let plan = planned(&old, &new);
             assert_eq!(plan.restart, [key]);
             assert_eq!(settings(&plan.config).max_in_flight, 7, "{line}: the rest is applied");
             // And back again there is nothing to say.
-            assert_eq!(Plan::new(&plan.config, &old).restart, [""; 0], "{line}");
+            assert_eq!(planned(&plan.config, &old).restart, [""; 0], "{line}");
         }
         let other = config(
             "registry = 'zookeeper://h/q'\nmetrics.listen = '127.0.0.1:1'\n[mqtt]\ningress = 'mqtt://h'\nregister_as = 'y'",
         );
-        let plan = Plan::new(&old, &other);
-        let of_mqtt = ["listen", "ingress", "code", "register_as", "register_in"].map(|key| format!("mqtt.{key}"));
-        assert_eq!(plan.restart, [&["metrics.listen".to_owned()][..], &of_mqtt].concat());
+        let plan = planned(&old, &other);
+        let keys = ["mqtt.ingress", "mqtt.register_as", "mqtt.code", "metrics", "mqtt.register_in"];
+        assert_eq!(plan.restart, keys);
         let mqtt = plan.config.mqtt.as_ref().unwrap();
         assert_eq!((mqtt.register_as.as_deref(), &*mqtt.settings.group, &*mqtt.settings.code), (Some("x"), "x", "a"));
         assert_eq!(plan.config.metrics, None);
@@ -312,15 +291,30 @@ mod tests {
         let old = text("", "", "");
         let new =
             text("", "registry = 'zookeeper://h/q'\nregister_in = 'zookeeper://h/p'", "registry = 'zookeeper://h/r'");
-        let plan = Plan::new(&old, &new);
+        let plan = planned(&old, &new);
         assert_eq!((plan.restart, plan.config.http), (vec![], new.http.clone()));
         let urls = |config: &Config| config.registries().into_iter().collect::<Vec<_>>();
         assert_eq!(urls(&new), ["zookeeper://h/p", "zookeeper://h/q", "zookeeper://h/r"]);
         // A route that names its section's registry names none.
         assert_eq!(text("", "", "registry = 'zookeeper://h/p'").http, old.http);
         let moved = text("registry = 'zookeeper://h/a'", "register_in = 'zookeeper://h/b'", "");
-        let plan = Plan::new(&old, &moved);
+        let plan = planned(&old, &moved);
         assert_eq!(plan.restart, ["agent.registry", "http.register_in"]);
         assert_eq!(urls(&plan.config), ["zookeeper://h/p"], "what is not in force is not connected");
+    }
+
+    #[test]
+    fn what_stays_and_what_is_new_must_go_together() {
+        let token = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(token.path(), "0123456789abcdef").unwrap();
+        let old =
+            config(&format!("[agent]\nlisten = '0.0.0.0:1'\nwrite_token_file = '{}'\n[mqtt]", token.path().display()));
+        // On loopback an agent needs no token; where it still listens it does.
+        let plan = Plan::new(&old, &config("[agent]\nlisten = '127.0.0.1:1'\n[mqtt]"), &Tokens::default(), Ok);
+        let reason = plan.unwrap_err();
+        assert!(
+            reason.starts_with("agent.listen cannot change without a restart") && reason.contains("is not on loopback"),
+            "{reason}"
+        );
     }
 }
