@@ -111,6 +111,11 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Say what is wrong with a configuration file, with line and column; or what it would run
     Check(Check),
+    /// Explain the settings of a configuration file
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Keep an instance registered, alone or for as long as a command runs
     Register(Register),
     /// List the services
@@ -180,6 +185,17 @@ pub(crate) struct Serve {
     /// variable: a line each)
     #[arg(long, value_name = "KEY=VALUE", env = "POINTSMAN_SET", hide_env_values = true, value_delimiter = '\n')]
     pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Write a configuration file with every setting as a comment
+    Sample,
+    /// Say what settings mean, their types, bounds and defaults
+    Explain {
+        /// A setting or a section, such as http.route; all when left out
+        key: Option<String>,
+    },
 }
 
 #[derive(Debug, clap::Args)]

@@ -11,6 +11,7 @@
 //! | what sections say of TLS towards clients | `config/tls.rs` |
 //! | how a setting is described, and which types of values there are | `config/setting.rs`, `config/values.rs` |
 //! | what the command line says besides | `config/overrides.rs` |
+//! | how the settings are told: `pointsman config`, documents | `config/reference.rs` |
 //! | what of a new file takes a restart | `config/reload.rs` |
 //! | how a table is read key by key | `config/section.rs` |
 //! | where in the file something is | `config/document.rs` |
@@ -27,6 +28,7 @@ mod mqtt;
 mod overrides;
 mod paths;
 pub(crate) mod problem;
+pub(crate) mod reference;
 mod registries;
 mod reload;
 mod section;
@@ -105,7 +107,11 @@ impl Checked {
             let document = Document::parse(&text)?;
             Ok(sections(&document, path, tokens))
         };
-        read().unwrap_or_else(|problem| Self { config: None, problems: vec![problem], files: Vec::new() })
+        read().unwrap_or_else(|problem: Box<Problem>| Self {
+            config: None,
+            problems: vec![*problem],
+            files: Vec::new(),
+        })
     }
 }
 
@@ -221,7 +227,8 @@ fn metrics() -> Draft<Option<SocketAddr>> {
             address
         },
     )
-    .help("Where metrics are served.")
+    .example("[metrics]")
+    .help("Where metrics are served without an agent.")
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

@@ -9,6 +9,7 @@
 //! | how a program is run beside its registration | `register.rs`, `child.rs` |
 //! | why no command has huge pages | `memory.rs` |
 //! | what a configuration file may say, and what is wrong with it | `config.rs`, `config/`, `check.rs` |
+//! | how a configuration file's settings are explained | `settings.rs` |
 //! | how what it says is run, and changed while it runs | `serve.rs`, `serve/` |
 //! | what `pointsman dev` shows, and how its tour checks itself | `dev.rs`, `dev/` |
 
@@ -28,6 +29,7 @@ mod pick;
 mod register;
 mod serve;
 mod session;
+mod settings;
 mod signals;
 mod table;
 mod term_base;
@@ -83,6 +85,7 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
     match command {
         Command::Dev(dev) => dev::run(&dev, global).await,
         Command::Serve(serve) => serve::run(&serve, global).await,
+        Command::Config { command } => settings::run(&command, global),
         Command::Check(check) => check::run(&check, global),
         Command::Register(register) => register::run(register, global).await,
         Command::Services => list::services(global).await,

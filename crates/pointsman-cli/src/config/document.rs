@@ -22,8 +22,8 @@ pub(super) struct Document<'d> {
 #[derive(Debug)]
 pub(super) struct Text {
     text: String,
-    /// Number of lines of the file; what is in a later one is of the command line.
-    lines: usize,
+    /// Where the file's part ends.
+    end: usize,
     overrides: Vec<Result<Override, Fault>>,
 }
 
@@ -34,16 +34,15 @@ const BEFORE: usize = 40;
 
 impl<'d> Document<'d> {
     /// Reads a text as TOML.
-    pub(super) fn parse(text: &'d Text) -> Result<Self, Problem> {
-        let file = text.file();
-        let root = DeTable::parse(file).map_err(|error| {
+    pub(super) fn parse(text: &'d Text) -> Result<Self, Box<Problem>> {
+        let root = DeTable::parse(&text.text[..text.end]).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
-            text.place(Fault::error("", span, format!("this is no TOML: {}", error.message())))
+            Box::new(text.place(Fault::error("", span, format!("this is no TOML: {}", error.message()))))
         })?;
         let mut root = root.into_inner();
         for one in &text.overrides {
             let put = one.as_ref().map_err(Fault::clone).and_then(|one| one.put(&mut root));
-            put.map_err(|fault| text.place(fault))?;
+            put.map_err(|fault| Box::new(text.place(fault)))?;
         }
         Ok(Self { text, root })
     }
@@ -85,10 +84,10 @@ impl<'d> Document<'d> {
 
 impl Text {
     /// The bytes of a file, and the settings of the command line. Fails where the file is not text.
-    pub(super) fn new(bytes: &[u8], sets: &[String]) -> Result<Self, Problem> {
-        let file = std::str::from_utf8(bytes).map_err(|error| not_text(bytes, error))?;
+    pub(super) fn new(bytes: &[u8], sets: &[String]) -> Result<Self, Box<Problem>> {
+        let file = std::str::from_utf8(bytes).map_err(|error| Box::new(not_text(bytes, error)))?;
         let mut text = file.strip_prefix('\u{feff}').unwrap_or(file).to_owned();
-        let (lines, mut overrides) = (text.matches('\n').count() + 1, Vec::new());
+        let (end, mut overrides) = (text.len(), Vec::new());
         for set in sets {
             text.push('\n');
             // A line's end would move what comes after it; a value has none that cannot be written as \n.
@@ -96,18 +95,13 @@ impl Text {
             overrides.push(Override::new(&set, text.len()));
             text.push_str(&set);
         }
-        Ok(Self { text, lines, overrides })
-    }
-
-    fn file(&self) -> &str {
-        let lines = self.text.match_indices('\n').map(|(at, _)| at);
-        let end = if self.overrides.is_empty() { None } else { lines.skip(self.lines - 1).next() };
-        &self.text[..end.unwrap_or(self.text.len())]
+        Ok(Self { text, end, overrides })
     }
 
     fn place(&self, fault: Fault) -> Problem {
+        let is_of_file = fault.span.start <= self.end;
         let mut problem = place(&self.text, fault);
-        if problem.line > self.lines {
+        if !is_of_file {
             let line = self.text.lines().nth(problem.line - 1).unwrap_or_default();
             problem.set = Some(line.split('=').next().unwrap_or_default().trim().to_owned());
             problem.line = 1;

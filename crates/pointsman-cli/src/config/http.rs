@@ -79,7 +79,7 @@ fn settings() -> Vec<Setting<Reading>> {
     settings.extend(logging());
     settings.extend(limits());
     settings.extend([
-        tables("route", route::settings(), (Route::new, Route::stopgap), route::check)
+        tables("route", route::settings(), Route::new, Route::stopgap, route::check)
             .example("[[http.route]]")
             .help("A rule: which requests go where. The first that matches decides. At least one.")
             .to(|it: &mut Reading, routes| it.routes = routes),

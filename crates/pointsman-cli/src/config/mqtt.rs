@@ -91,7 +91,7 @@ fn settings() -> Vec<Setting<Reading>> {
     settings.extend(identity());
     settings.extend(limits());
     settings.push(
-        tables("route", route_settings(), (Route::new, |_| Route::stopgap()), check_route)
+        tables("route", route_settings(), Route::new, |_| Route::new(), check_route)
             .example("[[mqtt.route]]")
             .help("A rule: which messages go to which service. The first that matches decides. At least one.")
             .to(|it: &mut Reading, routes| it.routes = routes),
@@ -276,12 +276,8 @@ fn route_settings() -> Vec<Setting<Route>> {
 }
 
 impl Route {
+    /// A route without a problem, in the place of what cannot be read.
     fn new() -> Self {
-        Self::stopgap()
-    }
-
-    /// A route without a problem, for what cannot be read.
-    fn stopgap() -> Self {
         Self(RelayRoute::new("^unreadable/", "unreadable"), None)
     }
 }

@@ -219,7 +219,8 @@ pub(super) fn text_or_table<U: 'static>(
 pub(super) fn tables<U: 'static>(
     key: &'static str,
     settings: Vec<Setting<U>>,
-    (new, stopgap): (fn() -> U, fn(usize) -> U),
+    new: fn() -> U,
+    stopgap: fn(usize) -> U,
     after: impl Fn(&mut Section<'_>, &mut U, &[U]) + 'static,
 ) -> Draft<Vec<U>> {
     Draft::new(key, Value::Tables(abouts(&settings)), move |section, context, about| {
