@@ -19,7 +19,7 @@ pub(super) struct Section<'d> {
     span: Range<usize>,
     /// What the file could say here.
     known: Vec<&'d str>,
-    missing: Vec<(&'static str, &'static str)>,
+    missing: Vec<(&'static str, String)>,
     faults: Vec<Fault>,
 }
 
@@ -171,9 +171,9 @@ impl<'d> Section<'d> {
     }
 
     /// Notes that a key must be given, where it is not. `example` completes "such as".
-    pub(super) fn require(&mut self, key: &'static str, example: &'static str) {
+    pub(super) fn require(&mut self, key: &'static str, example: impl Into<String>) {
         if !self.has(key) {
-            self.missing.push((key, example));
+            self.missing.push((key, example.into()));
         }
     }
 

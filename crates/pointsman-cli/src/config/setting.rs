@@ -185,7 +185,7 @@ impl<T: 'static> Draft<T> {
 pub(super) fn read<S>(settings: &[Setting<S>], section: &mut Section<'_>, context: &mut Context<'_>, into: &mut S) {
     for Setting { about, read } in settings {
         if about.is_required {
-            section.require(about.key, about.example);
+            section.require(about.key, format!("{} = {}", about.key, about.example));
         }
         read(section, context, about, into);
     }
