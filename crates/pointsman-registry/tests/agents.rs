@@ -1,5 +1,6 @@
 //! Registries behind agents, in bad weather: agents that end, freeze, and start again.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::net::SocketAddr;

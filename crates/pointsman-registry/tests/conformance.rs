@@ -1,5 +1,6 @@
 //! What every backend must do: a backend is done when this suite passes.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;

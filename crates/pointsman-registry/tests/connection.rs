@@ -1,5 +1,6 @@
 //! Connections that are cut, at the worst moments, between instances and a real ZooKeeper.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

@@ -1,5 +1,6 @@
 //! Defects of go-micro-service that no other test here covers; `docs/defects.md` says which test covers which.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;

@@ -1,5 +1,6 @@
 //! Three ZooKeeper servers: killed one by one, and parted by the network.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

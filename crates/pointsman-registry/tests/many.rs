@@ -1,5 +1,6 @@
 //! Many services that one process follows on ZooKeeper, each by a directory of its own.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

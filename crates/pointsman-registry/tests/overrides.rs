@@ -1,5 +1,6 @@
 //! What operators have set is not forgotten because a registry was emptied.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

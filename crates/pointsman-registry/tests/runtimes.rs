@@ -1,5 +1,6 @@
 //! A registry outlives the runtime in which it was connected: several `#[tokio::test]`s share a static one.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::time::Duration;

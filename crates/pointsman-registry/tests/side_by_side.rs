@@ -1,5 +1,6 @@
 //! Side by side with go-micro-service: a foreign participant that writes exactly its znodes, in its order.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

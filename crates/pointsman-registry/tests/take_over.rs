@@ -1,5 +1,6 @@
 //! The same holder registers anew, by another session, while the old one still stands.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

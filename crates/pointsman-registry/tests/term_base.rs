@@ -1,6 +1,7 @@
 //! The term base: by it terms rise across a change of registry, for everybody who uses the registry, and only for masterships that begin
 //! after it was raised.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

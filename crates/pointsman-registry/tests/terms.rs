@@ -1,5 +1,6 @@
 //! One truth about terms for all who ask a registry on ZooKeeper: whoever has granted them, whoever has been restarted since.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

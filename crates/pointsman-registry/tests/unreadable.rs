@@ -1,5 +1,6 @@
 //! Absent, unreadable, wrong: three different things, and each is told.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

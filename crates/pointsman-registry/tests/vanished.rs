@@ -1,5 +1,6 @@
 //! What is left in ZooKeeper of services that have vanished.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;

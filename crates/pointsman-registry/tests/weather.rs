@@ -1,5 +1,6 @@
 //! Bad weather on a real ZooKeeper: what goes wrong in production, from outside, one at a time.
 
+#![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
