@@ -216,6 +216,8 @@ code in POINTSMAN_SERVICE and POINTSMAN_CODE; it inherits neither the other vari
 SIGTERM and SIGQUIT deregister first, and are then handed on; SIGHUP, SIGUSR1, SIGUSR2 and SIGWINCH are only handed on. After a \
 `kill -9` of pointsman itself the command runs on; its registration ends with the session.
 
+Under systemd use Type=notify: it is told when the instance is registered, its role, and the end; WatchdogSec= works.
+
 Examples:
   pointsman register cfgs --code cfgs-1 -o json
   pointsman register ress --address 10.0.0.7:80 --weight 3 --tag zone=eu-1

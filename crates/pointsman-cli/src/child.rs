@@ -1,7 +1,9 @@
 //! The command that `register` runs.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::ErrorKind;
+use std::pin::pin;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use tokio::process::Command;
 
 use crate::failure::Failure;
 use crate::memory;
+use crate::signals::Signals;
 
 /// The variable that holds the code of the registration beside which a command runs. A registration that the command makes itself does not
 /// take the same value of `POINTSMAN_CODE` for its own code.
@@ -56,19 +59,26 @@ impl Child {
     }
 
     /// Hands a signal on (unless the terminal has done so), and waits for the end; after `patience`, or when `impatient` is done, it is killed.
+    /// Until then it is handed `others` as well.
     pub(crate) async fn stop(
         &mut self,
         signal: Signal,
         patience: Duration,
         impatient: impl Future,
+        others: &mut Signals,
     ) -> Result<ExitStatus, Failure> {
         self.hand_on(signal);
-        tokio::select! {
-            status = self.ended() => return status,
-            () = tokio::time::sleep(patience) => {
-                tracing::warn!("the command has not ended within {patience:?} of the signal; it is killed");
+        let (mut impatient, mut limit) = (pin!(impatient), pin!(tokio::time::sleep(patience)));
+        loop {
+            tokio::select! {
+                status = self.ended() => return status,
+                signal = others.next() => self.hand_on(signal),
+                () = &mut limit => {
+                    tracing::warn!("the command has not ended within {patience:?} of the signal; it is killed");
+                    break;
+                }
+                _ = &mut impatient => break,
             }
-            _ = impatient => {}
         }
         self.send(Signal::KILL);
         self.ended().await
@@ -78,6 +88,13 @@ impl Child {
     pub(crate) fn hand_on(&self, signal: Signal) {
         if !told_by_the_terminal(signal) {
             self.send(signal);
+        }
+    }
+
+    /// Hands on each signal that arrives.
+    pub(crate) async fn hand_all_on(&self, signals: &mut Signals) -> Infallible {
+        loop {
+            self.hand_on(signals.next().await);
         }
     }
 
@@ -140,12 +157,14 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_listen_is_killed() {
         let mut deaf = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), [], "s", "c").unwrap();
-        let status = deaf.stop(Signal::TERM, Duration::from_millis(100), std::future::pending::<()>()).await.unwrap();
+        let mut others = Signals::catch(&[]).unwrap();
+        let never = std::future::pending::<()>();
+        let status = deaf.stop(Signal::TERM, Duration::from_millis(100), never, &mut others).await.unwrap();
         // 143 when the signal came before the trap.
         assert!(matches!(exit_code(status), 137 | 143), "{status}");
         let mut slow = Child::start(&command(&["sh", "-c", "trap '' TERM; sleep 60 & wait"]), [], "s", "c").unwrap();
         let impatient = tokio::time::sleep(Duration::from_millis(50));
-        let status = slow.stop(Signal::TERM, Duration::from_secs(60), impatient).await.unwrap();
+        let status = slow.stop(Signal::TERM, Duration::from_secs(60), impatient, &mut others).await.unwrap();
         assert!(matches!(exit_code(status), 137 | 143), "{status}");
     }
 }

@@ -7,6 +7,7 @@
 //! | who may print; what a reader that went away means | `output.rs` |
 //! | how a failure is told, and with which exit code | `failure.rs` |
 //! | how a program is run beside its registration | `register.rs`, `child.rs` |
+//! | what the service manager is told | `supervisor.rs` |
 //! | why no command has huge pages | `memory.rs` |
 //! | what a configuration file may say, and what is wrong with it | `config.rs`, `config/`, `check.rs` |
 //! | how a configuration file's settings are explained | `settings.rs` |
@@ -31,6 +32,7 @@ mod serve;
 mod session;
 mod settings;
 mod signals;
+mod supervisor;
 mod table;
 mod term_base;
 mod watch;
@@ -82,6 +84,7 @@ fn runtime(serves: bool) -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 async fn carry_out(command: Command, global: &args::Global) -> Outcome {
+    supervisor::feed_watchdog();
     match command {
         Command::Dev(dev) => dev::run(&dev, global).await,
         Command::Serve(serve) => serve::run(&serve, global).await,

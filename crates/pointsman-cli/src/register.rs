@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::json::RoleJson;
 use crate::output::shown;
 use crate::signals::{self, Signals, or_hurry};
-use crate::{Outcome, output, session};
+use crate::{Outcome, output, session, supervisor};
 
 /// How long a deregistration may take before the process ends anyway; the session's end does the rest.
 const DEREGISTER: Duration = Duration::from_secs(2);
@@ -75,13 +75,13 @@ fn ending(has_command: bool) -> Vec<Signal> {
 }
 
 /// The variables that the command does not inherit: the settings of this registration, which another one that the command makes would take for its
-/// own; and secrets.
+/// own; those of the service manager, which is told by this process; and secrets.
 fn hidden() -> Vec<OsString> {
     let settings = Register::augment_args(clap::Command::new(""));
     let of_settings = settings.get_arguments().filter_map(|argument| argument.get_env().map(ToOwned::to_owned));
     let has_secrets = |url: OsString| url.to_str().is_none_or(|url| Registry::builder(url).shown_url() != url);
     let registry = std::env::var_os(REGISTRY).is_some_and(has_secrets).then_some(REGISTRY);
-    of_settings.chain(SECRETS.into_iter().chain(registry).map(OsString::from)).collect()
+    of_settings.chain(SECRETS.into_iter().chain(supervisor::VARIABLES).chain(registry).map(OsString::from)).collect()
 }
 
 fn instance(args: &Register) -> Instance {
@@ -129,7 +129,7 @@ async fn beside(
     let mut keeper = match Keeper::start(registration, teller) {
         Ok(keeper) => keeper,
         Err(failure) => {
-            child.stop(Signal::TERM, patience, signals.next()).await?;
+            child.stop(Signal::TERM, patience, signals.next(), &mut others).await?;
             return Err(failure);
         }
     };
@@ -144,22 +144,18 @@ async fn beside(
             }
         }
     };
-    let stopped = |status| Ok(ExitCode::from(child::exit_code(status)));
-    match event {
-        Event::Ended(status) => {
-            or_hurry(keeper.deregister(), signals).await?;
-            stopped(status)
-        }
-        Event::Signal(signal) => {
-            or_hurry(keeper.deregister(), signals).await?;
-            stopped(child.stop(signal, patience, signals.next()).await?)
-        }
-        Event::Failed(failure) => {
-            or_hurry(keeper.deregister(), signals).await?;
-            child.stop(Signal::TERM, patience, signals.next()).await?;
-            Err(failure)
-        }
+    tokio::select! {
+        left = or_hurry(keeper.deregister(), signals) => left?,
+        never = child.hand_all_on(&mut others) => match never {},
     }
+    let (status, failure) = match event {
+        Event::Ended(status) => (status, None),
+        Event::Signal(signal) => (child.stop(signal, patience, signals.next(), &mut others).await?, None),
+        Event::Failed(failure) => {
+            (child.stop(Signal::TERM, patience, signals.next(), &mut others).await?, Some(failure))
+        }
+    };
+    failure.map_or_else(|| Ok(ExitCode::from(child::exit_code(status))), Err)
 }
 
 /// The registration, and who is told of it.
@@ -186,7 +182,10 @@ impl Keeper {
         loop {
             tokio::select! {
                 entered = registration.registered(), if !is_registered => match entered {
-                    Ok(()) => is_registered = true,
+                    Ok(()) => {
+                        is_registered = true;
+                        supervisor::ready();
+                    }
                     Err(error) => return error.into(),
                 },
                 status = roles.status_changed() => match status {
@@ -213,6 +212,7 @@ impl Keeper {
     /// Tells first, then deregisters: whoever reads the roles stops before another becomes master.
     async fn deregister(self) {
         let Self { registration, mut teller } = self;
+        supervisor::stopping();
         if teller.told.is_some() {
             teller.tell(&registration.instance(), Role::Detached, None);
         }
@@ -235,8 +235,10 @@ struct Teller {
 impl Teller {
     /// Says why an instance is not registered yet.
     fn note(&self, instance: &Instance, trouble: &Trouble) {
-        let (Instance { service, code, .. }, trouble) = (instance, trouble.to_string());
-        output::note(&format!("note: {service}/{code} is not registered yet: {}", shown(&trouble)));
+        let Instance { service, code, .. } = instance;
+        let sentence = format!("{service}/{code} is not registered yet: {}", shown(&trouble.to_string()));
+        supervisor::status(&sentence);
+        output::note(&format!("note: {sentence}"));
     }
 
     fn tell(&mut self, instance: &Instance, role: Role, trouble: Option<&Trouble>) {
@@ -244,12 +246,13 @@ impl Teller {
             return;
         }
         let trouble = trouble.map(|why| format!(": {}", shown(&why.to_string()))).unwrap_or_default();
-        let sentence = || format!("{}/{} is {role}{trouble}", instance.service, instance.code);
+        let sentence = format!("{}/{} is {role}{trouble}", instance.service, instance.code);
+        supervisor::status(&sentence);
         let written = match (self.output, self.to_stderr) {
             (Output::Json, _) => output::json(&RoleJson::from(role)),
-            (Output::Table, false) => output::line(&sentence()),
+            (Output::Table, false) => output::line(&sentence),
             (Output::Table, true) => {
-                output::note(&sentence());
+                output::note(&sentence);
                 Ok(())
             }
         };

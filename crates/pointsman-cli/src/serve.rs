@@ -36,7 +36,7 @@ use crate::config::credentials::Tokens;
 use crate::config::{self, Checked, Config, Plan, credentials, problem};
 use crate::failure::Failure;
 use crate::signals::{Signals, or_hurry};
-use crate::{Outcome, session};
+use crate::{Outcome, session, supervisor};
 
 /// How often to make sure that what is to run does.
 const LOOK: Duration = Duration::from_secs(5);
@@ -171,6 +171,7 @@ async fn serve(
         Err(failure) => return (0, Err(failure)),
     };
     let result = until_signal(&mut served, registries, file, questions, signals, around).await;
+    supervisor::stopping();
     match or_hurry(served.close(), signals).await {
         Ok(left) => (left, result),
         Err(hurried) => (0, Err(hurried)),
@@ -205,7 +206,7 @@ async fn until_signal(
                 return Ok(());
             }
             progress = served.next() => match progress? {
-                Progress::Ready => {}
+                Progress::Ready => supervisor::ready(),
                 Progress::HandedOver => {
                     tracing::info!("another process serves now: ending");
                     return Ok(());
@@ -228,6 +229,7 @@ async fn until_signal(
 
 /// Reads the file again, and applies it. What is wrong with it is logged, and then everything stays as it is.
 async fn reload(served: &mut Served, registries: &mut Registries, file: &mut ConfigFile, around: &Surroundings<'_>) {
+    let _reloading = supervisor::reloading();
     match read_again(file, around) {
         Ok(None) => {}
         Ok(Some(config)) => match around.plan(served.config(), &config) {

@@ -383,6 +383,21 @@ async fn signals_by_which_programs_are_told_something_are_handed_on() {
     fleet.end().await;
 }
 
+/// Says SIGTERM, and ends by SIGHUP.
+const ENDS_SLOWLY: &str = "trap 'echo TERM' TERM; trap 'echo HUP; kill $!; exit 5' HUP; echo ready; while :; do sleep 1000 & wait $!; kill $!; done";
+
+#[tokio::test]
+async fn signals_are_handed_on_while_the_command_is_ending() {
+    let args = ["register", "s", "--registry", "memory://", "--stop-timeout", "60s", "--", "sh", "-c", ENDS_SLOWLY];
+    let mut process = Running::start(command(args));
+    assert_eq!(process.line().await, "ready");
+    process.signal(Signal::TERM);
+    assert_eq!(process.line().await, "TERM");
+    process.signal(Signal::HUP);
+    assert_eq!(process.line().await, "HUP");
+    assert_eq!(process.ended().await.code(), Some(5));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_command_the_end_of_the_terminal_deregisters_unless_it_is_ignored() {
     let fleet = Fleet::start(ZooKeeper::shared().await, &["a"]).await;
