@@ -1,7 +1,8 @@
 //! Why an agent cannot be.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+
+use pointsman_net::tls::TlsError;
 
 /// Why an agent cannot be started, or cannot take new settings.
 #[derive(Debug, thiserror::Error)]
@@ -16,13 +17,8 @@ pub enum Error {
         reason: String,
     },
     /// A file that a setting names cannot be used.
-    #[error("read {path}: {reason}", path = path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
+    #[error("agent.{setting}: {0}", setting = .0.file.setting())]
+    Tls(#[from] TlsError),
     /// The address is taken, or is none of this machine's.
     #[error("agent: listen on {address}: {source}")]
     Listen {

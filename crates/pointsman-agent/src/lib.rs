@@ -4,7 +4,7 @@
 //! |---|---|
 //! | what can be asked, and what is answered | `docs/agent.md`, `api.rs`, `api/` |
 //! | who is let in | `gate.rs` |
-//! | how connections come and go | `server.rs`, `http2.rs`, `tls.rs` |
+//! | how connections come and go | `server.rs`, `http2.rs` |
 //! | how events reach those who watch | `feed.rs`, `feed/`, `api/watch.rs` |
 //! | what is kept registered for clients | `registrations.rs`, `registrations/` |
 //! | what is picked for clients | `claims.rs` |
@@ -33,7 +33,6 @@ mod problem;
 mod registrations;
 mod server;
 mod settings;
-mod tls;
 #[cfg(test)]
 mod year;
 
@@ -42,14 +41,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use pointsman_net::tls;
 use pointsman_registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+pub use pointsman_net::tls::{ServerTls as Tls, TlsError, TlsFile};
+
 pub use self::error::Error;
-pub use self::settings::{InvalidToken, Limits, Settings, Tls, Token};
+pub use self::settings::{InvalidToken, Limits, Settings, Token};
 
 use self::claims::Claims;
 use self::feed::Feed;
@@ -132,7 +134,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`], [`Error::File`], [`Error::Listen`]; [`Error::Registry`] when there is no view within the registry's
+    /// [`Error::Setting`], [`Error::Tls`], [`Error::Listen`]; [`Error::Registry`] when there is no view within the registry's
     /// connect timeout.
     pub async fn start(registry: &Registry, settings: Settings) -> Result<Self, Error> {
         let registry = registry.clone();
@@ -193,7 +195,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`], [`Error::File`]: then everything stays as it was.
+    /// [`Error::Setting`], [`Error::Tls`]: then everything stays as it was.
     pub fn reload(&mut self, settings: Settings) -> Result<Vec<&'static str>, Error> {
         let was = &self.settings;
         let mut restart = Vec::new();
@@ -271,6 +273,7 @@ fn check(settings: &Settings) -> Result<(), Error> {
 }
 
 fn access(settings: &Settings) -> Result<Access, Error> {
-    let tls = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+    let tls = settings.tls.as_ref().map(|tls| tls.load(&[tls::HTTP_2, tls::HTTP_1_1])).transpose()?;
+    let tls = tls.map(TlsAcceptor::from);
     Ok(Access { gate: Gate::new(settings.clone()), tls })
 }

@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pointsman_net::tls;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,7 +29,6 @@ use crate::body::{self, Unread};
 use crate::go_micro_service;
 use crate::http2;
 use crate::problem::Problem;
-use crate::tls;
 
 /// A TLS handshake takes at most this long.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -127,7 +127,7 @@ async fn talk_in_secret(
         Ok(Ok(stream)) => serve(stream, peer, router, state).await,
         Ok(Err(error)) => {
             state.metrics.handshake_failures.inc();
-            tracing::debug!(%peer, %error, "tls handshake");
+            tracing::debug!(%peer, error = tls::describe_io(&error), "tls handshake");
         }
         Err(_) => {
             state.metrics.handshake_failures.inc();

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_net::tls::ServerTls;
 use subtle::ConstantTimeEq as _;
 
 /// The settings of an agent. Make them with [`Settings::new`], and change what is to be different.
@@ -22,22 +22,11 @@ pub struct Settings {
     /// Who has it may read and write.
     pub write_token: Option<Token>,
     /// TLS; `None` for plain HTTP.
-    pub tls: Option<Tls>,
+    pub tls: Option<ServerTls>,
     /// How much of everything.
     pub limits: Limits,
     /// Whether to serve go-micro-service's three URLs too.
     pub go_micro_service: bool,
-}
-
-/// The server's certificate, and whose clients' it accepts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tls {
-    /// A PEM file with the certificate and its chain.
-    pub cert: PathBuf,
-    /// A PEM file with its key.
-    pub key: PathBuf,
-    /// A PEM file with the authorities of clients: who has no certificate of theirs is not served.
-    pub client_ca: Option<PathBuf>,
 }
 
 /// What an agent takes at most. Beyond, it refuses, and says so.
@@ -232,7 +221,7 @@ mod tests {
         settings.write_token = token("0123456789abcdefg");
         assert_eq!(names(&settings), [""; 0]);
         (settings.read_token, settings.write_token) = (None, None);
-        settings.tls = Some(Tls { cert: "c".into(), key: "k".into(), client_ca: Some("a".into()) });
+        settings.tls = Some(ServerTls { cert: "c".into(), key: "k".into(), client_ca: Some("a".into()) });
         assert_eq!(names(&settings), [""; 0]);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+
+use pointsman_net::tls::TlsError;
 
 use crate::settings::Invalid;
 
@@ -13,13 +14,13 @@ pub enum Error {
     /// The settings are wrong.
     #[error("the proxy's settings: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Invalid>),
-    /// A file cannot be used.
-    #[error("{}: {reason}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
+    /// A file of certificates or a private key cannot be used.
+    #[error("{key}: {source}")]
+    Tls {
+        /// The setting that names the file, as in a configuration file: `tls_cert`, `services.ress.tls.ca`.
+        key: String,
+        /// What is wrong with the file.
+        source: TlsError,
     },
     /// The address cannot be listened on.
     #[error("listen on {address}: {source}")]

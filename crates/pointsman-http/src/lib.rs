@@ -6,7 +6,7 @@
 //! | question | file |
 //! |---|---|
 //! | what can be set, and what is wrong with it | `settings.rs`, `settings/` |
-//! | threads, listeners, connections | `proxy.rs`, `worker.rs`, `tls.rs` |
+//! | threads, listeners, connections | `proxy.rs`, `worker.rs` |
 //! | which route a request is for | `matching.rs`, `matching/` |
 //! | what routes and services are at work with | `table.rs` |
 //! | one request, from its head to the end of its answer | `exchange.rs`, `exchange/` |
@@ -52,13 +52,14 @@ mod service;
 mod settings;
 mod spare;
 mod table;
-mod tls;
 mod worker;
+
+pub use pointsman_net::tls::{ServerTls as Tls, TlsError, TlsFile};
 
 pub use self::error::Error;
 pub use self::proxy::{Options, Proxy, Views};
 pub use self::service::{Body, Requests};
 pub use self::settings::{
     AccessLog, Action, Answer, Check, Forwarded, Invalid, Key, Limits, Network, Pass, Protocol, Route, RouteRole,
-    Service, ServiceTls, Settings, Sticky, Timeouts, Tls, When,
+    Service, ServiceTls, Settings, Sticky, Timeouts, When,
 };

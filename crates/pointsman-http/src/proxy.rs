@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pointsman_core::{ServiceId, View};
+use pointsman_net::tls::{self, ServerTls};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -21,7 +22,6 @@ use crate::metrics::Metrics;
 use crate::service::Requests;
 use crate::settings::Settings;
 use crate::table::Table;
-use crate::tls;
 use crate::worker::{self, Acceptor, Listening, Shared, Worker};
 
 /// Where the instances of services are looked up: each service that a route names must be in it.
@@ -73,7 +73,7 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] with all problems of the settings, [`Error::File`], [`Error::Listen`], [`Error::Thread`].
+    /// [`Error::Invalid`] with all problems of the settings, [`Error::Tls`], [`Error::Listen`], [`Error::Thread`].
     pub fn start(settings: Settings, views: &Views, options: Options) -> Result<Self, Error> {
         let workers = settings.workers;
         let shared = shared(&settings, views, workers + 1, options.access_log)?;
@@ -112,7 +112,7 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], [`Error::File`]: everything stays as it was.
+    /// [`Error::Invalid`], [`Error::Tls`]: everything stays as it was.
     pub fn reload(&self, settings: Settings, views: &Views) -> Result<(), Error> {
         let mut current = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.reload(&settings, views, current.workers + 1)?;
@@ -249,12 +249,12 @@ pub(crate) fn shared(
     let checker = Checker::default();
     let table = Table::new(settings, views, None, slots, &checker)?;
     table.activate();
-    let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+    let acceptor = settings.tls.as_ref().map(acceptor).transpose()?;
     let metrics = Metrics::new(slots);
     let log = access_log.map(|to| Log::start(to, metrics.log_dropped.clone())).transpose().map_err(Error::Thread)?;
     Ok(Arc::new(Shared {
         table: ArcSwap::from_pointee(table),
-        acceptor: ArcSwapOption::new(acceptor.map(|acceptor| Arc::new(Acceptor(acceptor)))),
+        acceptor: ArcSwapOption::new(acceptor.map(Arc::new)),
         metrics,
         log,
         checker,
@@ -269,8 +269,8 @@ impl Shared {
         check(settings)?;
         let was = self.acceptor.load_full();
         // Also where it is of no use before a restart: what is wrong with it is told now.
-        let acceptor = settings.tls.as_ref().map(tls::acceptor).transpose()?;
-        let acceptor = acceptor.filter(|_| was.is_some()).map(|acceptor| Arc::new(Acceptor(acceptor))).or(was);
+        let acceptor = settings.tls.as_ref().map(acceptor).transpose()?;
+        let acceptor = acceptor.filter(|_| was.is_some()).map(Arc::new).or(was);
         let table = Table::new(settings, views, Some(&self.table.load()), slots, &self.checker)?;
         self.acceptor.store(acceptor);
         let table = Arc::new(table);
@@ -279,6 +279,13 @@ impl Shared {
         table.activate();
         Ok(())
     }
+}
+
+/// Reads the files. To be called again when they have changed: connections made after that use what is new.
+fn acceptor(tls: &ServerTls) -> Result<Acceptor, Error> {
+    let config = tls.load(&[tls::HTTP_2, tls::HTTP_1_1]);
+    let config = config.map_err(|source| Error::Tls { key: source.file.setting().to_owned(), source })?;
+    Ok(Acceptor(config.into()))
 }
 
 fn check(settings: &Settings) -> Result<(), Error> {

@@ -57,7 +57,7 @@ impl Requests {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] with all problems of the settings, [`Error::File`].
+    /// [`Error::Invalid`] with all problems of the settings, [`Error::Tls`].
     pub fn new(settings: &Settings, views: &Views) -> Result<Self, Error> {
         let shared = proxy::shared(settings, views, 1, None)?;
         Ok(Self::of(Worker::new(0, shared)))
@@ -72,7 +72,7 @@ impl Requests {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], [`Error::File`]: everything stays as it was.
+    /// [`Error::Invalid`], [`Error::Tls`]: everything stays as it was.
     pub fn reload(&self, settings: &Settings, views: &Views) -> Result<(), Error> {
         let worker = &self.inner.worker;
         worker.shared.reload(settings, views, worker.number + 1)

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use pointsman_balance::{Algorithm, Ejection};
 use pointsman_core::ServiceId;
+use pointsman_net::tls::ServerTls;
 
 pub use self::network::Network;
 
@@ -25,7 +26,7 @@ pub struct Settings {
     /// How many threads serve, each with connections of its own. Default: as many as there are cores.
     pub workers: usize,
     /// For TLS, with HTTP/2 and HTTP/1.1 by ALPN. Default: none; then HTTP/2 is understood with prior knowledge.
-    pub tls: Option<Tls>,
+    pub tls: Option<ServerTls>,
     /// The hops before this one whose `X-Forwarded-…` and `Forwarded` are believed. Default: none.
     pub trusted: Vec<Network>,
     /// How instances are told where a request comes from. Default [`Forwarded::XForwarded`].
@@ -45,17 +46,6 @@ pub struct Settings {
     pub routes: Vec<Route>,
     /// What holds for a service, whichever route leads to it; by its name, in whichever registry it is found.
     pub services: BTreeMap<Arc<str>, Service>,
-}
-
-/// Certificate and key, as PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tls {
-    /// The certificate, with its chain.
-    pub cert: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-    /// Whose certificates clients must have, if they must.
-    pub client_ca: Option<PathBuf>,
 }
 
 /// How instances are told where a request comes from.

@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 
 use pointsman_balance::{Balancer, Candidates, Claim, Endpoints, PickError, RetryBudget, Standing};
 use pointsman_core::{ObservedInstance, ServiceId, View};
+use pointsman_net::tls::{self, ClientTls, TlsError};
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -21,9 +22,8 @@ use crate::matching::Matcher;
 use crate::metrics::{Instances, RouteMetrics, ServiceMetrics};
 use crate::proxy::Views;
 use crate::settings::{
-    self, AccessLog, Action, Answer, Forwarded, Limits, Network, Pass, Protocol, RouteRole, Settings,
+    self, AccessLog, Action, Answer, Forwarded, Limits, Network, Pass, Protocol, RouteRole, ServiceTls, Settings,
 };
-use crate::tls;
 
 /// Everything that a reload can change.
 #[derive(Debug)]
@@ -221,6 +221,17 @@ impl Line {
     }
 }
 
+/// How the instances of a service are called with TLS.
+fn secret(id: &ServiceId, tls: &ServiceTls, protocol: Protocol) -> Result<Secret, Error> {
+    let alpn = match protocol {
+        Protocol::Http1 => tls::HTTP_1_1,
+        Protocol::Http2 => tls::HTTP_2,
+    };
+    let files = ClientTls { ca: tls.ca.clone(), identity: None };
+    let failed = |source: TlsError| Error::Tls { key: format!("services.{id}.tls.{}", source.file.setting()), source };
+    Ok(Secret::new(files.load(&[alpn]).map_err(failed)?, tls.name.clone()))
+}
+
 fn not_followed(id: &ServiceId) -> Error {
     let reason = format!("service {id} is not followed");
     Error::Invalid(vec![settings::Invalid { key: "route".to_owned(), reason }])
@@ -254,7 +265,7 @@ impl Service {
         let permits = old.map_or_else(|| Arc::new(Permits::new(settings.max_in_flight)), |old| old.permits.clone());
         let secret = match &settings.tls {
             None => Secret::default(),
-            Some(tls) => Secret::new(Some(tls::client(tls, settings.protocol)?), tls.name.clone()),
+            Some(tls) => secret(id, tls, settings.protocol)?,
         };
         let metrics = old.map_or_else(|| Arc::new(ServiceMetrics::new(workers)), |old| old.metrics.clone());
         let health = match (rule, same_health) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pin_project_lite::pin_project;
+use pointsman_net::tls;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, futures::Notified};
 use tokio::task::coop::has_budget_remaining;
@@ -237,7 +238,11 @@ async fn talk_in_secret(worker: &Arc<Worker>, acceptor: &Acceptor, stream: TcpSt
         Ok(Ok(stream)) => serve(worker, Io::Tls(Box::new(stream.into())), Peer::new(peer.ip(), true)).await,
         failed => {
             worker.shared.metrics.tls_failures.add(worker.number, 1);
-            tracing::debug!(%peer, ?failed, "tls handshake");
+            let error = failed.map_or_else(
+                |late| late.to_string(),
+                |failed| failed.err().as_ref().map(tls::describe_io).unwrap_or_default(),
+            );
+            tracing::debug!(%peer, error, "tls handshake");
         }
     }
 }

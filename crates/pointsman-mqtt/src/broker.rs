@@ -40,10 +40,10 @@ mod wake;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_net::tls::TlsError;
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -97,13 +97,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The certificate or its key cannot be used.
-    #[error("read {}: {source}", .path.display())]
-    Tls {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Broker {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use pointsman_core::parse_duration;
+use pointsman_net::tls::{ClientTls, Identity};
 
 use crate::packet::Version;
 
@@ -27,19 +28,11 @@ use crate::packet::Version;
 pub struct BrokerUrl {
     pub(crate) host: String,
     pub(crate) port: u16,
-    pub(crate) tls: Option<TlsPaths>,
+    pub(crate) tls: Option<ClientTls>,
     pub(crate) version: Version,
     pub(crate) keep_alive: Duration,
     credentials: Option<Credentials>,
     auth_file: Option<PathBuf>,
-}
-
-/// PEM files for TLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TlsPaths {
-    pub(crate) ca: PathBuf,
-    /// The own certificate and its key.
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// A user name and a password. Shown by nothing.
@@ -108,7 +101,8 @@ impl BrokerUrl {
     /// The same place with TLS: `ca` is a PEM file of trusted certificates, `identity` the own certificate and its key.
     #[must_use]
     pub fn with_tls(mut self, ca: impl Into<PathBuf>, identity: Option<(PathBuf, PathBuf)>) -> Self {
-        self.tls = Some(TlsPaths { ca: ca.into(), identity });
+        let identity = identity.map(|(cert, key)| Identity { cert, key });
+        self.tls = Some(ClientTls { ca: ca.into(), identity });
         self
     }
 
@@ -194,12 +188,12 @@ impl BrokerUrl {
         }
         if tls {
             let identity = match (cert, key) {
-                (Some(cert), Some(key)) => Some((cert, key)),
+                (Some(cert), Some(key)) => Some(Identity { cert, key }),
                 (None, None) => None,
                 _ => return Err("has only one of cert and key, which go together".to_owned()),
             };
             let ca = ca.ok_or("needs ca=PATH, a PEM file of trusted certificates")?;
-            it.tls = Some(TlsPaths { ca, identity });
+            it.tls = Some(ClientTls { ca, identity });
         }
         Ok(it)
     }

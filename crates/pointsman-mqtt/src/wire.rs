@@ -7,18 +7,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use pointsman_net::tls;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsConnector, rustls};
 
 use crate::broker::Handle;
 use crate::packet::{Connack, Connect, Decoder, Malformed, Packet, encode};
 use crate::reason::Reason;
-use crate::url::{BrokerUrl, TlsPaths};
+use crate::url::BrokerUrl;
 
 /// How much is read at once. A chunk holds some hundred small messages, and what is made of them is written at once as well.
 const CHUNK: usize = 64 << 10;
@@ -186,38 +186,13 @@ async fn open(url: &BrokerUrl) -> Result<Stream, ConnectError> {
     let host = url.host.trim_start_matches('[').trim_end_matches(']');
     let socket = TcpStream::connect((host, url.port)).await.map_err(io("connect"))?;
     socket.set_nodelay(true).map_err(io("set TCP_NODELAY"))?;
-    let Some(paths) = &url.tls else { return Ok(Stream::Tcp(socket)) };
-    let connector = connector(paths).map_err(io("set up TLS"))?;
+    let Some(files) = &url.tls else { return Ok(Stream::Tcp(socket)) };
+    // Read anew for each connection, so that a renewed certificate is taken up.
+    let config = files.load(&[]).map_err(|error| io("set up TLS")(io::Error::other(error)))?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| io("set up TLS")(io::Error::other(error)))?;
-    let stream = connector.connect(name, socket).await.map_err(io("TLS handshake"))?;
+    let failed = |error: io::Error| io("TLS handshake")(io::Error::new(error.kind(), tls::describe_io(&error)));
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, socket).await.map_err(failed)?;
     Ok(Stream::Tls(Box::new(stream)))
-}
-
-/// Reads the files anew for each connection, so that a renewed certificate is taken up.
-fn connector(paths: &TlsPaths) -> io::Result<TlsConnector> {
-    let named = |path: &std::path::Path| {
-        let path = path.display().to_string();
-        move |error: rustls_pki_types::pem::Error| io::Error::other(format!("{path}: {error}"))
-    };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(&paths.ca).map_err(named(&paths.ca))? {
-        roots.add(certificate.map_err(named(&paths.ca))?).map_err(io::Error::other)?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots);
-    let config = match &paths.identity {
-        None => builder.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let chain = CertificateDer::pem_file_iter(certificate).map_err(named(certificate))?;
-            let chain = chain.collect::<Result<Vec<_>, _>>().map_err(named(certificate))?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(named(key))?;
-            builder.with_client_auth_cert(chain, key).map_err(io::Error::other)?
-        }
-    };
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 impl AsyncRead for Stream {

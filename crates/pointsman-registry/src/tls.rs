@@ -2,17 +2,15 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use pointsman_net::tls::{self, ClientTls, Identity};
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::{
-    AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore, crypto,
-};
+use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error as TlsError};
 
 use crate::{Error, Result};
 
@@ -33,7 +31,7 @@ pub(crate) struct Connector {
 impl Connector {
     /// Reads the files.
     pub(crate) fn new(files: &Tls) -> Result<Self> {
-        Ok(Self { inner: connector(files)?, files: files.clone() })
+        Ok(Self { inner: Arc::new(load(files)?).into(), files: files.clone() })
     }
 
     /// Makes a connection to `address`, a `host:port`, secure.
@@ -53,33 +51,14 @@ pub(crate) fn is_certifiable(address: &str) -> bool {
     server_name(address).is_some()
 }
 
-fn connector(tls: &Tls) -> Result<TlsConnector> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(&tls.ca)? {
-        roots.add(certificate).map_err(|error| Error::file(&tls.ca, error))?;
-    }
-    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Refused {
-            step: "set up tls".to_owned(),
-            reason: error.to_string(),
-            source: Some(Arc::new(error)),
-        })?
-        .with_root_certificates(roots);
-    let config = match (&tls.cert, &tls.key) {
-        (Some(cert), Some(key)) => {
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| Error::file(key, error))?;
-            builder.with_client_auth_cert(certificates(cert)?, private).map_err(|error| Error::file(cert, error))?
-        }
-        _ => builder.with_no_client_auth(),
-    };
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    read.map_err(|error| Error::file(path, error))
+/// Reads the files, and says which of them cannot be used.
+pub(crate) fn load(tls: &Tls) -> Result<ClientConfig> {
+    let identity = tls.cert.clone().zip(tls.key.clone()).map(|(cert, key)| Identity { cert, key });
+    ClientTls { ca: tls.ca.clone(), identity }.load(&[]).map_err(|error| Error::File {
+        path: error.path.clone(),
+        reason: error.reason.clone(),
+        source: Some(Arc::new(error)),
+    })
 }
 
 /// The host of `host:port`, without brackets.
@@ -94,7 +73,7 @@ fn server_name(address: &str) -> Option<ServerName<'static>> {
 
 fn explain(error: &(dyn StdError + 'static), address: &str, tls: &Tls) -> Option<String> {
     let host = host(address);
-    Some(match tls_error(error)?.clone() {
+    Some(match tls::find(error)? {
         TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             let ca = tls.ca.display();
             format!(
@@ -107,16 +86,11 @@ fn explain(error: &(dyn StdError + 'static), address: &str, tls: &Tls) -> Option
                 presented.join(", ")
             )
         }
-        TlsError::InvalidCertificate(CertificateError::NotValidForName) => {
-            format!("the server's certificate is not for {host}: use one of its names")
-        }
-        TlsError::InvalidCertificate(reason) => format!("the server's certificate is refused: {reason}"),
-        TlsError::AlertReceived(alert) if is_about_our_certificate(alert) => match &tls.cert {
+        TlsError::AlertReceived(alert) if is_about_our_certificate(*alert) => match &tls.cert {
             None => format!("the server wants a client certificate, and none is given: set cert and key ({alert:?})"),
             Some(cert) => format!("the server refuses the client certificate {} ({alert:?})", cert.display()),
         },
-        TlsError::InvalidMessage(_) => "the server does not speak TLS on this port".to_owned(),
-        error => format!("TLS: {error}"),
+        error => tls::describe(error),
     })
 }
 
@@ -137,21 +111,6 @@ fn is_about_our_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// The error of TLS among an error and its sources.
-fn tls_error<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e TlsError> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // What an I/O error is made of is not its source.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner = inner.map(|inner| inner as &(dyn StdError + 'static));
-        if let Some(found) = [Some(error), inner].into_iter().flatten().find_map(<dyn StdError>::downcast_ref) {
-            return Some(found);
-        }
-        next = inner.or_else(|| error.source());
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +125,13 @@ mod tests {
         let alert = || TlsError::AlertReceived(AlertDescription::BadCertificate);
         let all = [
             says(TlsError::InvalidCertificate(CertificateError::UnknownIssuer), &tls),
-            says(TlsError::InvalidCertificate(CertificateError::NotValidForName), &tls),
+            says(
+                TlsError::InvalidCertificate(CertificateError::NotValidForNameContext {
+                    expected: ServerName::try_from("h").unwrap(),
+                    presented: vec!["x".to_owned()],
+                }),
+                &tls,
+            ),
             says(TlsError::InvalidCertificate(CertificateError::Expired), &tls),
             says(alert(), &tls),
             says(alert(), &with),

@@ -17,4 +17,4 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
 //! ```
 
-pub use pointsman_agent::{Agent, Error, InvalidToken, Limits, Settings, Tls, Token};
+pub use pointsman_agent::{Agent, Error, InvalidToken, Limits, Settings, Tls, TlsError, TlsFile, Token};

@@ -22,7 +22,8 @@ use crate::{Instance, Registration, Registries};
 
 pub use pointsman_http::{
     AccessLog, Action, Answer, Body, Check, Error as ProxyError, Forwarded, Invalid, Key, Limits, Network, Pass,
-    Protocol, Requests, Route, RouteRole, Service, ServiceTls, Settings, Sticky, Timeouts, Tls, When,
+    Protocol, Requests, Route, RouteRole, Service, ServiceTls, Settings, Sticky, Timeouts, Tls, TlsError, TlsFile,
+    When,
 };
 
 /// A running proxy: passes requests on to the instances of the service that a route says.

@@ -108,7 +108,7 @@ async fn new_certificates_count_for_new_connections() {
     // Files that cannot be used change nothing.
     std::fs::write(&files.server, "no certificate").unwrap();
     let error = server.agent.reload(with_tls(tls(&files))).unwrap_err();
-    assert!(matches!(&error, Error::File { path, .. } if *path == files.server), "{error}");
+    assert!(matches!(&error, Error::Tls(error) if error.path == files.server), "{error}");
     assert!(connect(&server, &before, true).await.is_ok());
     // The same names, with something else in them.
     copy(&new, &files);

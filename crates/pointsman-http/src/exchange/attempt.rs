@@ -263,6 +263,11 @@ impl<C: Client> Exchange<'_, C> {
                 tracing::warn!(service = %name, code = %endpoint.code(), reason, "instance is not called");
                 Err(unreachable(Kind::Unreachable, format!("an instance of {name} has an address that is not called")))
             }
+            // Nothing of an instance's certificate is told to a client.
+            Some(Err(NoConnection::Tls(error))) => {
+                tracing::warn!(service = %name, code = %endpoint.code(), error, "TLS handshake with an instance failed");
+                Err(unreachable(Kind::Unreachable, format!("the TLS handshake with an instance of {name} failed")))
+            }
             Some(Err(NoConnection::Failed(error))) if error.kind() == io::ErrorKind::TimedOut => {
                 Err(unreachable(Kind::GatewayTimeout, format!("an instance of {name} did not accept in time")))
             }

@@ -209,6 +209,7 @@ impl Copy {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(NoConnection::Refused(reason))) => reason,
             Ok(Err(NoConnection::Failed(error))) => error.to_string(),
+            Ok(Err(NoConnection::Tls(error))) => format!("TLS handshake: {error}"),
             Err(_) => "it did not accept in time".to_owned(),
         };
         tracing::debug!(service = %service.id, code = %self.endpoint.code(), reason = refused, "mirror");

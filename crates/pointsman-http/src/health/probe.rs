@@ -37,6 +37,7 @@ impl Means {
         let io = dial(address, &self.secret, &self.allowed).await.map_err(|failure| match failure {
             NoConnection::Refused(reason) => reason,
             NoConnection::Failed(error) => format!("connect: {error}"),
+            NoConnection::Tls(error) => format!("TLS handshake: {error}"),
         })?;
         let Some(path) = &self.check.path else { return Ok(()) };
         // They last as long as the check.

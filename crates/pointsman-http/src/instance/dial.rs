@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use pointsman_net::tls;
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
@@ -25,6 +26,8 @@ pub(crate) enum NoConnection {
     /// It is said what is wrong with the address.
     Refused(String),
     Failed(io::Error),
+    /// The TLS handshake failed: it is said why.
+    Tls(String),
 }
 
 /// Connects to `host:port`. Takes as long as it takes.
@@ -35,7 +38,8 @@ pub(crate) async fn dial(address: &str, secret: &Secret, allowed: &[Network]) ->
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
     let name = secret.name.as_deref().unwrap_or(host).to_owned();
     let name = ServerName::try_from(name).map_err(|_| NoConnection::Refused("its host is no name".to_owned()))?;
-    let stream = connector.connect(name, stream).await.map_err(NoConnection::Failed)?;
+    let failed = |error| NoConnection::Tls(tls::describe_io(&error));
+    let stream = connector.connect(name, stream).await.map_err(failed)?;
     Ok(Io::Tls(Box::new(stream.into())))
 }
 
@@ -82,8 +86,8 @@ pub(crate) fn check(address: IpAddr, allowed: &[Network]) -> Result<(), String> 
 
 impl Secret {
     /// The TLS that a service is called with.
-    pub(crate) fn new(connector: Option<rustls::ClientConfig>, name: Option<String>) -> Self {
-        Self { connector: connector.map(|config| TlsConnector::from(Arc::new(config))), name }
+    pub(crate) fn new(config: rustls::ClientConfig, name: Option<String>) -> Self {
+        Self { connector: Some(Arc::new(config).into()), name }
     }
 }
 

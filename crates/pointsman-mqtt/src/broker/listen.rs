@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use pointsman_net::tls::{self, ServerTls};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, rustls};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::shared::Broking;
 use super::{Error, Tls};
@@ -45,7 +45,7 @@ pub(super) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, brok
         let name: Arc<str> = peer.to_string().into();
         match tls.clone() {
             None => broking.serve(name, false, async move { Ok(socket) }),
-            Some(tls) => broking.serve(name, false, async move { tls.accept(socket).await }),
+            Some(tls) => broking.serve(name, false, handshake(tls, socket)),
         }
     }
 }
@@ -60,18 +60,11 @@ fn prepare(socket: &TcpStream) {
 
 /// Reads certificate and key.
 pub(super) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Error> {
-    let failed = |path: &std::path::Path| {
-        let path = path.to_owned();
-        move |source| Error::Tls { path, source }
-    };
-    let chain = CertificateDer::pem_file_iter(&tls.cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| failed(&tls.cert)(io::Error::other(error)))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| failed(&tls.key)(io::Error::other(error)))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| failed(&tls.cert)(io::Error::other(error)))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    let files = ServerTls { cert: tls.cert.clone(), key: tls.key.clone(), client_ca: None };
+    Ok(files.load(&[])?.into())
+}
+
+/// Secures a connection. The error is in plain English.
+async fn handshake(tls: TlsAcceptor, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    tls.accept(socket).await.map_err(|error| io::Error::new(error.kind(), tls::describe_io(&error)))
 }

@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// TLS as the client crate takes it.
 pub(super) fn options(settings: &ZooKeeperUrl, tls: &Tls) -> Result<TlsOptions> {
+    // The client crate does not say which of the files is at fault.
+    crate::tls::load(tls)?;
     let read = |path: &std::path::PathBuf| std::fs::read_to_string(path).map_err(|error| Error::file(path, error));
     let unusable = |what: &str, error: zookeeper_client::Error| Error::Url {
         url: format!("{settings:?}"),
