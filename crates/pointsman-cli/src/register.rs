@@ -25,8 +25,6 @@ use crate::{Outcome, output, session, supervisor};
 
 /// How long a deregistration may take before the process ends anyway; the session's end does the rest.
 const DEREGISTER: Duration = Duration::from_secs(2);
-/// How long a registration may take before it is said what it waits for.
-const SLOW: Duration = Duration::from_secs(1);
 
 /// `pointsman register SERVICE … [-- COMMAND…]`.
 pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
@@ -43,7 +41,7 @@ pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
     if args.observer {
         registration = registration.observer();
     }
-    let teller = Teller { output: global.output, to_stderr: !args.command.is_empty(), told: None };
+    let teller = Teller { global, to_stderr: !args.command.is_empty(), told: None };
     let result = match args.command.as_slice() {
         [] => alone(registration, teller, &mut signals).await,
         command => {
@@ -104,7 +102,7 @@ fn check(args: &CheckArgs, address: Option<&str>) -> Result<Option<Check>, Failu
 }
 
 /// Without a command: until a signal.
-async fn alone(registration: RegistrationBuilder, teller: Teller, signals: &mut Signals) -> Outcome {
+async fn alone(registration: RegistrationBuilder, teller: Teller<'_>, signals: &mut Signals) -> Outcome {
     let mut keeper = Keeper::start(registration, teller)?;
     let failed = tokio::select! {
         failure = keeper.keep() => Some(failure),
@@ -117,7 +115,7 @@ async fn alone(registration: RegistrationBuilder, teller: Teller, signals: &mut 
 /// With a command: until its end, which a signal brings about.
 async fn beside(
     registration: RegistrationBuilder,
-    teller: Teller,
+    teller: Teller<'_>,
     (mut child, patience): (Child, Duration),
     (signals, mut others): (&mut Signals, Signals),
 ) -> Outcome {
@@ -159,14 +157,14 @@ async fn beside(
 }
 
 /// The registration, and who is told of it.
-struct Keeper {
+struct Keeper<'g> {
     registration: Registration,
-    teller: Teller,
+    teller: Teller<'g>,
 }
 
-impl Keeper {
+impl<'g> Keeper<'g> {
     /// Starts to register the instance, while its check passes.
-    fn start(registration: RegistrationBuilder, teller: Teller) -> Result<Self, Failure> {
+    fn start(registration: RegistrationBuilder, teller: Teller<'g>) -> Result<Self, Failure> {
         Ok(Self { registration: registration.start()?, teller })
     }
 
@@ -176,7 +174,7 @@ impl Keeper {
         let mut roles = registration.roles();
         let mut is_registered = false;
         // A registration that takes no longer needs no explanation.
-        let slow = tokio::time::sleep(SLOW);
+        let slow = tokio::time::sleep(session::SLOW);
         tokio::pin!(slow);
         let mut is_slow = false;
         loop {
@@ -225,20 +223,20 @@ impl Keeper {
 }
 
 /// Tells roles.
-struct Teller {
-    output: Output,
+struct Teller<'g> {
+    global: &'g Global,
     /// Stdout is the command's: what is for people goes to stderr.
     to_stderr: bool,
     told: Option<Role>,
 }
 
-impl Teller {
+impl Teller<'_> {
     /// Says why an instance is not registered yet.
     fn note(&self, instance: &Instance, trouble: &Trouble) {
         let Instance { service, code, .. } = instance;
         let sentence = format!("{service}/{code} is not registered yet: {}", shown(&trouble.to_string()));
         supervisor::status(&sentence);
-        output::note(&format!("note: {sentence}"));
+        session::note(self.global, &sentence);
     }
 
     fn tell(&mut self, instance: &Instance, role: Role, trouble: Option<&Trouble>) {
@@ -248,7 +246,7 @@ impl Teller {
         let trouble = trouble.map(|why| format!(": {}", shown(&why.to_string()))).unwrap_or_default();
         let sentence = format!("{}/{} is {role}{trouble}", instance.service, instance.code);
         supervisor::status(&sentence);
-        let written = match (self.output, self.to_stderr) {
+        let written = match (self.global.output, self.to_stderr) {
             (Output::Json, _) => output::json(&RoleJson::from(role)),
             (Output::Table, false) => output::line(&sentence),
             (Output::Table, true) => {

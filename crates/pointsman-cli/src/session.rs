@@ -1,20 +1,19 @@
 //! The connection to the registry that the flags name.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
-use pointsman::{Error, Freshness, Registry, Service, Snapshot};
+use pointsman::{Error, Freshness, Registry, RegistryBuilder, Service, Snapshot};
+use tokio::sync::watch;
 
-use crate::args::{DEFAULT_REGISTRY, Global};
+use crate::args::{DEFAULT_REGISTRY, Global, LogFormat};
 use crate::failure::Failure;
 use crate::output::{self, shown};
 
 /// How long to wait for sessions to be closed before the process ends anyway: a registry that is away must not hold up
 /// whoever wants to leave.
 const CLOSE: Duration = Duration::from_secs(2);
-/// How long a connection may take before it is said that it is waited for, and before that is said again.
-const SLOW: Duration = Duration::from_secs(1);
-const REMIND: Duration = Duration::from_secs(30);
+/// How long something may take before it is said what is waited for.
+pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
 /// Connects as the flags say.
 pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
@@ -23,12 +22,9 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
     if let Some(timeout) = global.connect_timeout {
         builder = builder.connect_timeout(timeout);
     }
-    let shown = builder.shown_url();
-    let say = |text: &str| output::note(&format!("note: {text} at {shown}"));
-    let connected = tokio::select! {
-        connected = builder.connect() => connected,
-        never = remind(say), if global.wait => match never {},
-    };
+    let at = builder.shown_url();
+    let say = |answer: &str| note(global, &format!("waiting for the registry at {at}: {answer}"));
+    let connected = connect_and(builder, say).await;
     match connected {
         Ok(registry) => {
             if url.starts_with("memory:") {
@@ -50,10 +46,8 @@ pub(crate) async fn connect_for_good(url: Option<&str>) -> Result<Registry, Fail
     let url = url.ok_or_else(no_registry)?;
     let builder = Registry::builder(url).wait(true);
     let shown = builder.shown_url();
-    let registry = tokio::select! {
-        registry = builder.connect() => registry?,
-        never = remind(|text| tracing::warn!(registry = shown, "{text}")) => match never {},
-    };
+    let say = |answer: &str| tracing::warn!(registry = shown, answer, "waiting for the registry");
+    let registry = connect_and(builder, say).await?;
     if registry.has_answered() {
         tracing::info!(registry = shown, "registry connected");
     }
@@ -65,12 +59,37 @@ pub(crate) fn no_registry() -> Failure {
     Failure::new("no registry is named: say registry = \"zookeeper://HOST:PORT/PREFIX\" in the file, or --registry URL")
 }
 
-/// Says now and then what is waited for.
-async fn remind(say: impl Fn(&str)) -> Infallible {
-    tokio::time::sleep(SLOW).await;
-    loop {
-        say("waiting for the registry");
-        tokio::time::sleep(REMIND).await;
+/// Connects. Once that has taken a while, `say` is told what the last attempt has met with, and again whenever that is something else.
+async fn connect_and(builder: RegistryBuilder, say: impl Fn(&str)) -> Result<Registry, Error> {
+    let (sender, mut answers) = watch::channel("no answer yet".to_owned());
+    let builder = builder.on_failed_attempt(move |answer| {
+        sender.send_if_modified(|last| {
+            *last != answer && {
+                *last = answer.to_owned();
+                true
+            }
+        });
+    });
+    let saying = async {
+        tokio::time::sleep(SLOW).await;
+        loop {
+            say(&shown(&answers.borrow_and_update()));
+            // The sender lives in the builder: once it is gone, the connection is made.
+            let Ok(()) = answers.changed().await else { break };
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        connected = builder.connect() => connected,
+        never = saying => match never {},
+    }
+}
+
+/// Says what a command waits for: as a note, or, where the log is read by programs, as a line of it.
+pub(crate) fn note(global: &Global, text: &str) {
+    match global.log_format {
+        LogFormat::Text => output::note(&format!("note: {text}")),
+        LogFormat::Json => tracing::warn!("{text}"),
     }
 }
 

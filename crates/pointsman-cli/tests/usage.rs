@@ -144,6 +144,25 @@ async fn nobody_listening_is_told_within_the_connect_timeout() {
 }
 
 #[tokio::test]
+async fn whoever_waits_is_told_for_what_and_data_stays_clean() {
+    let told = |mut command: tokio::process::Command| async move {
+        command.env("POINTSMAN_WAIT", "1").stdout(Stdio::piped());
+        let mut waiting = Running::start_with_stderr(command);
+        let note = waiting.note().await;
+        waiting.signal(Signal::TERM);
+        assert!(waiting.runs() || waiting.ended().await.success());
+        note
+    };
+    let words = "waiting for the registry at zookeeper://127.0.0.1:1/p: 127.0.0.1:1: Connection refused";
+    let watch = ["watch", "--registry", "zookeeper://127.0.0.1:1/p", "-o", "json"];
+    let text = told(command(watch)).await;
+    assert!(text.starts_with(&format!("note: {words}")), "{text}");
+    let json = told(command(watch.iter().chain(&["--log-format", "json"]))).await;
+    let line: Value = serde_json::from_str(&json).unwrap();
+    assert!(line["message"].as_str().unwrap().starts_with(words), "{line}");
+}
+
+#[tokio::test]
 async fn flags_beat_variables() {
     let mut with_variable = command(["services"]);
     with_variable.env("POINTSMAN_REGISTRY", "consul://variable").env("POINTSMAN_LOG_FORMAT", "json");

@@ -28,10 +28,14 @@ use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::AgentUrl;
+use crate::wait::{Obstacle, Outlook, Wait};
 use crate::{Error, Result};
 
 /// Maximum time between two attempts to reach an agent.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What is asked to see whether an agent is there. Cheap, and unlike `/readyz` not without the token.
+const ASKED_FIRST: &str = "/v1/services/pointsman/instances";
 
 /// Agents, any of which will do.
 pub(crate) struct Agent {
@@ -48,28 +52,32 @@ impl Agent {
 
 #[async_trait]
 impl Backend for Agent {
-    async fn connected(&self, timeout: Option<Duration>) -> Result<()> {
+    async fn connected(&self, wait: Wait<'_>) -> Result<()> {
         let mut backoff = Backoff::new(LONGEST_PAUSE);
-        let mut trouble = "no answer".to_owned();
+        let mut last = Obstacle::untried();
+        let tried = || format!("ask the agent at {}", self.agents);
         let asking = async {
             loop {
-                // Cheap, and unlike `/readyz` not without the token.
-                match self.agents.call(Method::GET, "/v1/services/pointsman/instances", None).await {
-                    Ok(answer) if answer.status.is_success() => return Ok(()),
-                    Ok(answer) => match answer.refusal(|| format!("ask the agent at {}", self.agents)) {
-                        later if later.is_retryable() => trouble = later.to_string(),
+                last = match self.agents.call(Method::GET, ASKED_FIRST, None).await {
+                    Ok(answer) if answer.status.is_success() && wire::is_list(&answer.body) => return Ok(()),
+                    Ok(answer) if answer.status.is_success() => Obstacle::new(
+                        Outlook::NoServer,
+                        "another kind of server is there: it does not answer as an agent",
+                    ),
+                    Ok(answer) => match answer.refusal(tried) {
+                        Error::Unavailable { reason, .. } => Obstacle::new(Outlook::MayPass, reason),
                         refusal => return Err(refusal),
                     },
-                    Err(fault) => trouble = fault.to_string(),
-                }
+                    Err(Fault(obstacle)) => obstacle,
+                };
+                wait.failed(&last, tried)?;
                 tokio::time::sleep(backoff.next(Instant::now())).await;
             }
         };
-        match timeout {
+        match wait.limit {
             None => asking.await,
-            Some(timeout) => tokio::time::timeout(timeout, asking).await.unwrap_or_else(|_| {
-                let tried = format!("ask the agent at {}", self.agents);
-                Err(Error::Unreachable { tried, waited: timeout, reason: trouble })
+            Some(limit) => tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| {
+                Err(Error::Unreachable { tried: tried(), waited: limit, reason: last.to_string() })
             }),
         }
     }

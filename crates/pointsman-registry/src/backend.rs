@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use pointsman_core::{ObservedInstance, Problem, Term};
@@ -13,12 +12,13 @@ use crate::log::Log;
 use crate::overrides::{ClearedOverrides, Identity, Override, OverrideChange, OverrideOf, Overrides};
 use crate::peers::Part;
 use crate::registration::{End, Task};
+use crate::wait::Wait;
 
 /// Where registrations live. Behind the concrete [`Registry`](crate::Registry); chosen by the URL's scheme.
 #[async_trait]
 pub(crate) trait Backend: Send + Sync + 'static {
-    /// Returns once the registry has answered, or says within `timeout` why not.
-    async fn connected(&self, timeout: Option<Duration>) -> Result<()>;
+    /// Returns once the registry has answered, or says why it is waited for no longer.
+    async fn connected(&self, wait: Wait<'_>) -> Result<()>;
 
     /// Keeps one instance registered, whatever happens, until the task's commands end. Never gives up.
     async fn keep(&self, task: Box<Task>) -> End;

@@ -221,7 +221,14 @@ impl Check {
     /// ```
     #[must_use]
     pub fn start(self) -> Checking {
-        Checking { check: self, streak: Streak::default(), next: Instant::now(), pause: FIRST_PAUSE, probing: None }
+        Checking {
+            check: self,
+            streak: Streak::default(),
+            next: Instant::now(),
+            pause: FIRST_PAUSE,
+            told: None,
+            probing: None,
+        }
     }
 }
 
@@ -279,6 +286,8 @@ pub struct Checking {
     next: Instant,
     /// How long after the last one that is, while none has succeeded.
     pause: Duration,
+    /// Why the instance is not healthy, as it was told last.
+    told: Option<String>,
     /// The probe under way: it goes on where whoever waits for it does not.
     probing: Option<Probing>,
 }
@@ -292,8 +301,8 @@ impl fmt::Debug for Checking {
 }
 
 impl Checking {
-    /// Probes until the health changes, and tells the new one: `Ok` is healthy. Cancellation loses
-    /// nothing: the next call goes on with the probe under way.
+    /// Probes until the health changes, and tells the new one: `Ok` is healthy. While the instance is not, tells each other reason as well.
+    /// Cancellation loses nothing: the next call goes on with the probe under way.
     ///
     /// # Errors
     ///
@@ -327,7 +336,11 @@ impl Checking {
             let result = probing.await;
             self.probing = None;
             self.pause = if result.is_ok() { self.check.interval } else { self.pause.saturating_mul(2) };
-            if self.note(result.is_ok()) {
+            let has_changed = self.note(result.is_ok());
+            let reason = result.as_ref().err().map(ToString::to_string);
+            let is_unhealthy = self.streak.passes() == Some(false);
+            if has_changed || (is_unhealthy && reason.is_some() && reason != self.told) {
+                self.told = reason;
                 return result;
             }
         }
@@ -404,6 +417,24 @@ mod tests {
             checking.changed().await.unwrap();
             assert!(started.elapsed() >= SHORTEST * 2, "{:?}", started.elapsed());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_reason_is_told_as_well() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut checking = Check::new(format!("http://{address}/").parse().unwrap()).start();
+        let answering = tokio::spawn(async move {
+            for answer in ["503 Away", "503 Away", "500 Broken", "200 OK"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 1024]).await;
+                stream.write_all(format!("HTTP/1.1 {answer}\r\n\r\n").as_bytes()).await.unwrap();
+            }
+        });
+        assert!(matches!(checking.changed().await, Err(ProbeError::Status(503))));
+        assert!(matches!(checking.changed().await, Err(ProbeError::Status(500))), "the same reason is told once");
+        checking.changed().await.unwrap();
+        answering.await.unwrap();
     }
 
     async fn answering(answer: &'static str) -> String {

@@ -43,12 +43,12 @@ pub enum Error {
         /// Who has it: address, process, node.
         holder: String,
     },
-    /// No registry answered in time.
-    #[error("{tried}: no answer within {waited:?}: {reason}")]
+    /// No registry answered in time, or there is none at that address.
+    #[error("{tried}: {}{reason}", in_vain(*waited))]
     Unreachable {
         /// What was tried.
         tried: String,
-        /// For how long.
+        /// For how long. Zero if it was plain at once that there is no such server, as behind a closed port of this machine.
         waited: Duration,
         /// What was seen at the last try.
         reason: String,
@@ -195,6 +195,10 @@ impl Error {
         }
         matches!(self, Error::Unreachable { .. } | Error::Unavailable { .. } | Error::NoMaster { .. })
     }
+}
+
+fn in_vain(waited: Duration) -> String {
+    if waited.is_zero() { String::new() } else { format!("no answer within {waited:?}: ") }
 }
 
 impl From<InvalidName> for Error {

@@ -43,6 +43,11 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 mod url;
+#[cfg_attr(
+    not(any(feature = "agent-client", feature = "zookeeper")),
+    allow(dead_code, reason = "a registry in memory is always there")
+)]
+mod wait;
 pub mod wire;
 #[cfg(feature = "zookeeper")]
 mod zookeeper;

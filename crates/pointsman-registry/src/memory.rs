@@ -27,6 +27,7 @@ use crate::log::Log;
 use crate::overrides::{ClearedOverrides, Identity, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{Departure, End, RoleWriter, Task};
+use crate::wait::Wait;
 use crate::{Error, Result};
 
 /// A registry within one process. Those who connect by the same name share it; with the last of them it is gone.
@@ -185,7 +186,7 @@ impl Drop for Following<'_> {
 
 #[async_trait]
 impl Backend for Memory {
-    async fn connected(&self, _timeout: Option<Duration>) -> Result<()> {
+    async fn connected(&self, _wait: Wait<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -43,6 +43,7 @@ use crate::memory::{Line, Memory};
 use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{End, Task};
+use crate::wait::Wait;
 use crate::{Error, Registry, Result};
 
 /// A registry of one test, and two connections to it, of which one can be cut. See the [module](self).
@@ -253,7 +254,7 @@ impl Cuttable {
 
 #[async_trait]
 impl Backend for Cuttable {
-    async fn connected(&self, _timeout: Option<Duration>) -> Result<()> {
+    async fn connected(&self, _wait: Wait<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -34,13 +34,14 @@ use zookeeper_client::{Acl, Acls, CreateMode, CreateOptions, Permission};
 
 use self::layout::Layout;
 use self::logs::Logs;
-use self::session::{Session, Sessions};
+use self::session::{Link, Session, Sessions};
 use crate::backend::{Backend, Event, Scope};
 use crate::log::Log;
 use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::url::{Acl as AclSetting, ROOT, ZooKeeperUrl};
+use crate::wait::Wait;
 use crate::{Error, Result};
 
 /// One ensemble and one prefix.
@@ -143,21 +144,34 @@ fn stat(czxid: i64, mzxid: i64) -> zookeeper_client::Stat {
 
 #[async_trait]
 impl Backend for ZooKeeper {
-    async fn connected(&self, timeout: Option<Duration>) -> Result<()> {
-        let _ = self.patience.set(timeout);
+    async fn connected(&self, wait: Wait<'_>) -> Result<()> {
+        let _ = self.patience.set(wait.limit);
         let started = Instant::now();
         let first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let Some(sessions) = first else { return Ok(()) };
-        let up = sessions.up_to_read();
-        let reason = match timeout {
-            None => up.await,
-            Some(timeout) => tokio::time::timeout(timeout, up).await.unwrap_or_else(|_| Err(sessions.trouble())),
+        let tried = || format!("connect to {:?}", self.settings);
+        let unreachable = |waited, reason: String| Error::Unreachable { tried: tried(), waited, reason };
+        let mut link = sessions.readable();
+        let trying = async {
+            loop {
+                let state = link.borrow_and_update().clone();
+                match state {
+                    Link::Up(_) => return Ok(()),
+                    Link::Down(obstacle) => wait.failed(&obstacle, tried)?,
+                    Link::Closed => return Err(unreachable(started.elapsed(), "the registry is closed".to_owned())),
+                }
+                if link.changed().await.is_err() {
+                    return Err(unreachable(started.elapsed(), "the registry is closed".to_owned()));
+                }
+            }
         };
-        reason.map_err(|reason| Error::Unreachable {
-            tried: format!("connect to {:?}", self.settings),
-            waited: timeout.unwrap_or_else(|| started.elapsed()),
-            reason,
-        })
+        match wait.limit {
+            None => trying.await,
+            Some(limit) => {
+                let late = |_| Err(unreachable(limit, sessions.trouble()));
+                tokio::time::timeout(limit, trying).await.unwrap_or_else(late)
+            }
+        }
     }
 
     async fn keep(&self, task: Box<Task>) -> End {

@@ -300,9 +300,13 @@ async fn operators_settings_lie_where_they_may_be_written() {
     assert_eq!(raw.check_stat("/pointsman").await.unwrap(), None);
 }
 
+/// What is told at once, also to whoever would wait.
 async fn refusal(url: &str) -> String {
-    let error = Registry::connect(url).await.map(|_| ()).unwrap_err();
-    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    let [error, other] = [false, true].map(|wait| Registry::builder(url).wait(wait).connect());
+    let error = soon("an end", error).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    let other = soon("an end", other).await.map(|_| ()).unwrap_err();
+    assert_eq!(other.to_string(), error.to_string());
     error.to_string()
 }
 
@@ -312,7 +316,7 @@ async fn tells_mistakes_of_tls_apart(scheme: &str, tail: &str, port: u16, files:
     let with = |host: &str, ca: &Path, is_certified: bool| {
         let (cert, key) = (files.client_certificate.display(), files.client_key.display());
         let certified = if is_certified { format!("&cert={cert}&key={key}") } else { String::new() };
-        format!("{scheme}://{host}:{port}{tail}connect_timeout=2s&ca={}{certified}", ca.display())
+        format!("{scheme}://{host}:{port}{tail}connect_timeout=1h&ca={}{certified}", ca.display())
     };
     Registry::connect(&with("localhost", &files.ca, true)).await.unwrap().close().await;
     let told = [

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -19,6 +19,7 @@ use super::sse::{Event, Parser};
 use crate::Result;
 use crate::tls::Connector;
 use crate::url::AgentUrl;
+use crate::wait::{Obstacle, Outlook, outlook};
 
 /// The agents of a URL, and the connections to them.
 pub(super) struct Agents {
@@ -59,18 +60,23 @@ pub(super) struct Stream {
 
 /// Why there is no answer.
 #[derive(Debug, Clone)]
-pub(super) struct Fault(String);
+pub(super) struct Fault(pub(super) Obstacle);
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        self.0.fmt(f)
     }
 }
 
 impl Fault {
+    /// Another agent has failed as well, which says more of what is now. As long as one of them may come, an answer may.
+    fn then(self, outlook: Outlook, reason: impl Into<Arc<str>>) -> Self {
+        Fault(Obstacle::new(outlook.min(self.0.outlook), reason))
+    }
+
     /// Nothing has been said within `limit`.
     pub(super) fn late(address: &str, limit: Duration) -> Self {
-        Fault(format!("{address}: no answer within {limit:?}"))
+        Fault(Obstacle::new(Outlook::MayPass, format!("{address}: no answer within {limit:?}")))
     }
 }
 
@@ -123,18 +129,18 @@ impl Agents {
     /// Asks any of them: each at most once, the one that has answered last first.
     pub(super) async fn call(&self, method: Method, path: &str, body: Option<String>) -> Result<Answer, Fault> {
         let mut place = self.current();
-        let mut fault = Fault("no agent".to_owned());
+        let mut fault = Fault(Obstacle::new(Outlook::Refused, "no agent"));
         for _ in 0..self.servers.len() {
             match self.call_at(place, method.clone(), path, body.clone()).await {
                 // Another one may be there for longer.
                 Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE && self.len() > 1 => {
-                    fault = Fault(format!("{}: {}", self.address(place), answer.status));
+                    fault = fault.then(Outlook::MayPass, format!("{}: {}", self.address(place), answer.status));
                 }
                 Ok(answer) => {
                     self.current.store(place, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Err(error) => fault = error,
+                Err(Fault(Obstacle { reason, outlook })) => fault = fault.then(outlook, reason),
             }
             place = self.after(place);
         }
@@ -174,7 +180,9 @@ impl Agents {
         body: Option<String>,
         last_id: Option<&str>,
     ) -> Result<std::result::Result<Stream, Answer>, Fault> {
-        let fail = |error: &dyn fmt::Display| Fault(format!("{}: {error}", self.servers[place].address));
+        let fail = |error: &dyn fmt::Display| {
+            Fault(Obstacle::new(Outlook::MayPass, format!("{}: {error}", self.servers[place].address)))
+        };
         let mut connection = self.connect(place).await.map_err(|error| self.fault(place, &error))?;
         let mut request = self.request(place, &method, path, body);
         if let Some(id) = last_id.and_then(|id| HeaderValue::try_from(id).ok()) {
@@ -227,8 +235,18 @@ impl Agents {
     /// Why one of them cannot be asked.
     fn fault(&self, place: usize, error: &(dyn std::error::Error + 'static)) -> Fault {
         let address = self.address(place);
-        let tls = self.tls.as_ref().and_then(|tls| tls.explain(error, address));
-        Fault(format!("{address}: {}", tls.unwrap_or_else(|| error.to_string())))
+        let (outlook, reason) = match self.tls.as_ref().and_then(|tls| tls.explain(error, address)) {
+            Some(refusal) => (Outlook::Refused, refusal),
+            None => match (error.downcast_ref::<io::Error>(), error.downcast_ref::<hyper::Error>()) {
+                (Some(io), _) => (outlook(io, address), error.to_string()),
+                (_, Some(http)) if http.is_parse() => (
+                    Outlook::NoServer,
+                    format!("another kind of server is there: it does not answer in HTTP/1 ({http})"),
+                ),
+                _ => (Outlook::MayPass, error.to_string()),
+            },
+        };
+        Fault(Obstacle::new(outlook, format!("{address}: {reason}")))
     }
 
     /// Lets go of what is idle.

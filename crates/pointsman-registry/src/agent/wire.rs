@@ -133,6 +133,11 @@ pub(super) fn highest(body: &[u8]) -> Option<Term> {
     serde_json::from_slice::<HighestJson>(body).ok().map(|highest| Term(highest.highest))
 }
 
+/// Whether an answer is a list, as agents write it.
+pub(super) fn is_list(body: &[u8]) -> bool {
+    serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(body).is_ok()
+}
+
 /// Reads the term base out of an answer.
 pub(super) fn term_base(body: &[u8]) -> Option<Term> {
     #[derive(Deserialize)]

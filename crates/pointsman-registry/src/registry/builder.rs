@@ -1,5 +1,6 @@
 //! How a registry is connected.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use crate::guard::Guard;
 use crate::hold::Holds;
 use crate::memory::Memory;
 use crate::url::{Common, Url, redacted};
+use crate::wait::{Outlook, Wait};
 #[cfg(feature = "zookeeper")]
 use crate::zookeeper::ZooKeeper;
 
@@ -47,6 +49,17 @@ pub struct Builder {
     connect_timeout: Option<Duration>,
     snapshots: Option<PathBuf>,
     guard: Option<Option<Guard>>,
+    note: Option<Note>,
+}
+
+/// See [`Builder::on_failed_attempt`].
+#[derive(Clone)]
+struct Note(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl fmt::Debug for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Note")
+    }
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,11 +70,11 @@ pub(super) const DISK: Duration = Duration::from_millis(500);
 
 impl Builder {
     pub(super) fn new(url: &str) -> Self {
-        Self { url: url.to_owned(), wait: false, connect_timeout: None, snapshots: None, guard: None }
+        Self { url: url.to_owned(), wait: false, connect_timeout: None, snapshots: None, guard: None, note: None }
     }
 
     /// Goes on trying until the registry answers, instead of failing after the connect timeout: here, and where something is
-    /// registered or discovered. Where there are [snapshots on disk](Builder::snapshots), connecting waits for 2 s at most (less
+    /// registered or discovered. What time does not mend ends that at once: a certificate, a token or a password that is refused. Where there are [snapshots on disk](Builder::snapshots), connecting waits for 2 s at most (less
     /// if the connect timeout is shorter), and goes on in the background.
     ///
     /// # Examples
@@ -84,7 +97,9 @@ impl Builder {
         self
     }
 
-    /// How long to try before [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s.
+    /// How long to try before [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s. What is plain earlier is told earlier: that
+    /// nothing listens at a port of this machine, that another kind of server does, or that the registry refuses this client
+    /// ([`Error::Refused`](crate::Error::Refused)).
     ///
     /// # Examples
     ///
@@ -105,6 +120,36 @@ impl Builder {
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Calls `note` with the reason each time an attempt to [connect](Builder::connect) fails, while others follow. It is called by the task
+    /// that connects, and must not block.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "zookeeper"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "zookeeper")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # use pointsman_registry::Registry;
+    /// let (sender, mut reasons) = tokio::sync::mpsc::unbounded_channel();
+    /// let away = Registry::builder("zookeeper://127.0.0.1:1/micro-service") // nothing listens there
+    ///     .wait(true)
+    ///     .on_failed_attempt(move |reason| sender.send(reason.to_owned()).unwrap());
+    /// tokio::select! {
+    ///     _ = away.connect() => unreachable!(),
+    ///     reason = reasons.recv() => assert!(reason.unwrap().contains("127.0.0.1:1")),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_failed_attempt(mut self, note: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.note = Some(Note(Arc::new(note)));
         self
     }
 
@@ -277,10 +322,15 @@ impl Builder {
         let snapshots = folder.map(|folder| folder.join(backend.label()));
         let (shown, closed) = (redacted(&self.url), watch::Sender::new(false));
         let limit = (!self.wait).then_some(connect_timeout);
+        let ends_at = Some(if self.wait { Outlook::Refused } else { Outlook::NoServer });
+        let wait = Wait { limit, ends_at, note: self.note.as_ref().map(|note| &*note.0) };
         let answered = match &snapshots {
-            _ if !waits => backend.connected(None).now_or_never().transpose()?.is_some(),
-            None => backend.connected(limit).await.map(|()| true)?,
-            Some(folder) => reach(&*backend, limit, connect_timeout.min(PATIENCE), folder).await?,
+            _ if !waits => backend.connected(Wait::without_end()).now_or_never().transpose()?.is_some(),
+            None => backend.connected(wait).await.map(|()| true)?,
+            // What is on disk is better than nothing, whatever is in the way.
+            Some(folder) => {
+                reach(&*backend, Wait { ends_at: None, ..wait }, connect_timeout.min(PATIENCE), folder).await?
+            }
         };
         let answered = Arc::new(AtomicBool::new(answered));
         if !answered.load(Ordering::Relaxed) {
@@ -326,10 +376,11 @@ impl Registry {
     }
 }
 
-/// Waits until the registry answers: for `limit`, or, where there is none, for as long as there are no snapshots in `folder` that could
+/// Waits until the registry answers: for the limit, or, where there is none, for as long as there are no snapshots in `folder` that could
 /// be started from; once there are, for `patience`. Returns whether it has answered; otherwise snapshots are what there is.
-async fn reach(backend: &dyn Backend, limit: Option<Duration>, patience: Duration, folder: &Path) -> Result<bool> {
-    let mut connecting = backend.connected(limit);
+async fn reach(backend: &dyn Backend, wait: Wait<'_>, patience: Duration, folder: &Path) -> Result<bool> {
+    let limit = wait.limit;
+    let mut connecting = backend.connected(wait);
     // With a limit it ends by itself, and says what it has seen.
     let patience = limit.map_or(patience, |limit| limit + DISK);
     let reason = match tokio::time::timeout(patience, &mut connecting).await {
@@ -365,7 +416,7 @@ fn note_answer(
     mut closed: watch::Receiver<bool>,
     registry: String,
 ) {
-    let mut connecting = async move { backend.connected(None).await }.boxed();
+    let mut connecting = async move { backend.connected(Wait::without_end()).await }.boxed();
     // From now on, and not from when the task begins: by then a directory may have taken the session that is waited for.
     let first = (&mut connecting).now_or_never();
     tokio::spawn(async move {

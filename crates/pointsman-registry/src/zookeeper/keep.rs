@@ -248,7 +248,7 @@ impl ZooKeeperRegistrar {
                     return Ok(session);
                 }
                 Link::Closed => return Err(Out::Said(Said::Closed)),
-                Link::Down(reason) => control.say(Said::Unreachable(reason.to_string())),
+                Link::Down(obstacle) => control.say(Said::Unreachable(obstacle.to_string())),
             }
             tokio::select! {
                 changed = self.link.changed() => if changed.is_err() { return Err(Out::Said(Said::Closed)) },

@@ -18,6 +18,7 @@ use super::reads::Reads;
 use crate::Result;
 use crate::lease::Lease;
 use crate::url::{Folders, ZooKeeperUrl};
+use crate::wait::{Obstacle, Outlook};
 
 /// Keeps a session alive: connects, sends heartbeats, and when a session is lost makes the next one. Never gives up.
 pub(super) struct Sessions {
@@ -31,7 +32,7 @@ pub(super) struct Sessions {
 #[derive(Debug, Clone)]
 pub(super) enum Link {
     /// No connection, and why.
-    Down(Arc<str>),
+    Down(Obstacle),
     /// Connected.
     Up(Session),
     /// Closed by us, for good.
@@ -50,7 +51,7 @@ pub(super) struct Links {
 
 impl Links {
     fn new() -> Self {
-        let connecting = || watch::Sender::new(Link::Down("connecting".into()));
+        let connecting = || watch::Sender::new(Link::Down(Obstacle::untried()));
         Self { writable: connecting(), readable: connecting(), has_leases: watch::Sender::new(true) }
     }
 
@@ -70,14 +71,14 @@ impl Links {
         self.send(&Link::Up(session.clone()));
     }
 
-    fn down(&self, reason: &str) {
-        self.send(&Link::Down(reason.into()));
+    fn down(&self, obstacle: Obstacle) {
+        self.send(&Link::Down(obstacle));
     }
 
     /// There is a server without a quorum, which can be read, but not be written to.
     fn read_only(&self, session: Session) {
-        self.writable
-            .send_replace(Link::Down("only a server without a quorum answers: it can be read, not written to".into()));
+        let reason = "only a server without a quorum answers: it can be read, not written to";
+        self.writable.send_replace(Link::Down(Obstacle::new(Outlook::MayPass, reason)));
         self.readable.send_replace(Link::Up(session));
     }
 
@@ -204,7 +205,7 @@ impl Sessions {
         let mut task = self.task();
         let has_ended = task.as_ref().is_some_and(JoinHandle::is_finished);
         if has_ended && !*self.stop.borrow() {
-            self.links.down("connecting");
+            self.links.down(Obstacle::untried());
             *task = Some(self.spawn()?);
         }
         Ok(())
@@ -228,15 +229,10 @@ impl Sessions {
         up(&mut self.link()).await.ok_or_else(|| "the registry is closed".to_owned())
     }
 
-    /// Waits until there is something to read from. `Err` says why that will not be.
-    pub(super) async fn up_to_read(&self) -> Result<(), String> {
-        up(&mut self.readable()).await.map(drop).ok_or_else(|| "the registry is closed".to_owned())
-    }
-
     /// Why there is no connection.
     pub(super) fn trouble(&self) -> String {
         match &*self.links.writable.borrow() {
-            Link::Down(reason) => reason.to_string(),
+            Link::Down(obstacle) => obstacle.to_string(),
             Link::Up(_) => "connected".to_owned(),
             Link::Closed => "closed".to_owned(),
         }
@@ -308,14 +304,15 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
                 continue;
             }
             Err(error) => {
-                let reason = tokio::select! {
-                    reason = explain(&settings, &error) => reason,
+                let obstacle = tokio::select! {
+                    obstacle = explain(&settings, &error) => obstacle,
                     () = stopped(&mut stop) => break,
                 };
+                let reason = obstacle.reason.clone();
                 tracing::debug!(%reason, "not connected");
                 reading = reading.filter(|client| client.state() == SessionState::ConnectedReadOnly);
                 if reading.is_none() {
-                    links.down(&reason);
+                    links.down(obstacle);
                     tokio::select! {
                         client = connect_to_read(&settings, &connector, &links) => reading = client,
                         () = stopped(&mut stop) => break,
@@ -407,7 +404,7 @@ async fn serve(
                 // First of all: nobody holds a role by this connection any more.
                 session.lease.end();
                 *reading = None;
-                links.down("connection lost");
+                links.down(Obstacle::new(Outlook::MayPass, "connection lost"));
                 tracing::info!(session = %id, %state, "disconnected");
             }
             state if state.is_terminated() => {
