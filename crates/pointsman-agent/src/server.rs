@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pointsman_net::accept::AcceptPause;
 use pointsman_net::tls;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -36,8 +37,6 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 pub(crate) const UNTAKEN: Duration = Duration::from_secs(30);
 /// Whether a silent client's host is still there is asked after so long, and then so often.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
-/// Before a listener that cannot accept (too many open files) tries again.
-const PAUSE: Duration = Duration::from_millis(100);
 /// The longest request line with headers: a key to pick by has 8 KiB, three times that when it is escaped.
 pub(crate) const HEAD: usize = 32 << 10;
 /// The most headers.
@@ -56,7 +55,7 @@ pub(crate) async fn accept(
 ) {
     let places = Arc::new(Semaphore::new(state.limits.connections));
     let mut closed = pin!(async move { closing.wait_for(|closing| *closing).await.is_ok() });
-    let mut is_pausing = false;
+    let mut pause = AcceptPause::new("agent");
     loop {
         let accepting = async {
             // Who is not accepted waits in the system's queue.
@@ -68,32 +67,14 @@ pub(crate) async fn accept(
             _ = &mut closed => return,
             accepted = accepting => accepted,
         };
-        match accepted {
-            None => return,
-            Some((place, Ok((stream, peer)))) => {
-                if std::mem::take(&mut is_pausing) {
-                    tracing::info!("accepts again");
-                }
-                tokio::spawn(talk(stream, peer, router.clone(), state.clone(), place));
-            }
-            Some((_, Err(error))) => {
-                state.metrics.accept_failures.inc();
-                if is_of_one_connection(&error) {
-                    continue;
-                }
-                // Said once, however often it is tried.
-                if !std::mem::replace(&mut is_pausing, true) {
-                    tracing::warn!(%error, "accept: pausing");
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
+        let Some((place, accepted)) = accepted else { return };
+        let count = || {
+            state.metrics.accept_failures.inc();
+        };
+        if let Some((stream, peer)) = pause.take(accepted, count).await {
+            tokio::spawn(talk(stream, peer, router.clone(), state.clone(), place));
         }
     }
-}
-
-/// A client that has gone again before it was accepted is no reason to pause.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
 async fn talk(stream: TcpStream, peer: SocketAddr, router: Router, state: Arc<State>, place: OwnedSemaphorePermit) {

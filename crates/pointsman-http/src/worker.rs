@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pin_project_lite::pin_project;
+use pointsman_net::accept::AcceptPause;
 use pointsman_net::tls;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, futures::Notified};
@@ -24,8 +25,6 @@ use crate::io::{self, Buffer, Io};
 use crate::metrics::Metrics;
 use crate::table::Table;
 
-/// Before a listener that cannot accept (too many open files) tries again.
-const PAUSE: Duration = Duration::from_millis(100);
 /// Between two looks at the connections that wait.
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long somebody who has connected, and said nothing yet, is waited for when the proxy leaves.
@@ -151,7 +150,7 @@ impl Drop for Listening {
 pub(crate) async fn accept(listening: Listening, listener: TcpListener) {
     let worker = &listening.0;
     let mut leaving = pin!(worker.leaving());
-    let mut is_pausing = false;
+    let mut pause = AcceptPause::new("proxy");
     let mut last_ones = 0;
     loop {
         let accepting = async {
@@ -174,27 +173,15 @@ pub(crate) async fn accept(listening: Listening, listener: TcpListener) {
                 accepted => accepted,
             }
         });
-        match accepted.await {
-            None => return,
-            Some(Ok((stream, peer))) => {
-                if std::mem::take(&mut is_pausing) {
-                    tracing::info!("accepts again");
-                }
-                let place = Place::new(worker.clone());
-                tokio::spawn(talk(place, stream, peer));
-            }
-            Some(Err(error)) => {
-                worker.shared.places.add_permits(1);
-                if matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) {
-                    continue;
-                }
-                worker.shared.metrics.accept_failures.add(worker.number, 1);
-                // Said once, however often it is tried.
-                if !std::mem::replace(&mut is_pausing, true) {
-                    tracing::warn!(%error, "accept: pausing");
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
+        let Some(accepted) = accepted.await else { return };
+        if accepted.is_err() {
+            worker.shared.places.add_permits(1);
+        }
+        if let Some((stream, peer)) =
+            pause.take(accepted, || worker.shared.metrics.accept_failures.add(worker.number, 1)).await
+        {
+            let place = Place::new(worker.clone());
+            tokio::spawn(talk(place, stream, peer));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use pointsman_net::backoff::Backoff;
 use tokio::time::{Instant, Sleep};
 
 use crate::packet::{Connack, Connect, Packet, Publish, Qos, Version};
@@ -27,8 +28,8 @@ pub(crate) struct Connection {
     state: State,
     /// For the next attempt, or the next ping.
     timer: Pin<Box<Sleep>>,
-    /// Connections that have failed, or did not last, since one that did.
-    failures: u32,
+    /// Counts connections that have failed, or did not last, since one that did.
+    backoff: Backoff,
     /// When the last one came up.
     since: Option<Instant>,
     /// Why the broker has refused the last attempt, if it has.
@@ -89,7 +90,7 @@ impl Connection {
             keep_alive,
             state: State::Closed,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
-            failures: 0,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             since: None,
             refusal: None,
             heard: true,
@@ -224,7 +225,7 @@ impl Connection {
 
     /// Whether the last attempt was not the first to fail.
     pub(crate) fn has_failed_before(&self) -> bool {
-        self.failures > 1
+        self.backoff.failures() > 1
     }
 
     /// Ends it for good.
@@ -275,12 +276,9 @@ impl Connection {
     fn retry(&mut self) {
         // Two clients with one identifier throw each other out: neither is to come back faster and faster.
         if self.since.take().is_some_and(|since| since.elapsed() >= LASTING) {
-            self.failures = 0;
+            self.backoff.reset();
         }
-        let pause = (FIRST_PAUSE * 2_u32.pow(self.failures.min(10))).min(LONGEST_PAUSE);
-        self.failures += 1;
-        // With jitter, so that all who have lost a broker do not come back at once.
-        self.timer.as_mut().reset(Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+        self.timer.as_mut().reset(Instant::now() + self.backoff.delay());
         self.state = State::Waiting;
     }
 }

@@ -16,13 +16,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hyper::{Method, StatusCode};
 use pointsman_core::{StaleTerm, Term};
+use pointsman_net::backoff::Backoff;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::connect::{Agents, Answer, Fault};
-use crate::backend::{Backend, Event, Scope};
-use crate::backoff::Backoff;
+use crate::backend::{Backend, Event, FIRST_PAUSE, Scope};
 use crate::log::Log;
 use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
@@ -53,7 +53,7 @@ impl Agent {
 #[async_trait]
 impl Backend for Agent {
     async fn connected(&self, wait: Wait<'_>) -> Result<()> {
-        let mut backoff = Backoff::new(LONGEST_PAUSE);
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut last = Obstacle::untried();
         let tried = || format!("ask the agent at {}", self.agents);
         let asking = async {
@@ -71,7 +71,7 @@ impl Backend for Agent {
                     Err(Fault(obstacle)) => obstacle,
                 };
                 wait.failed(&last, tried)?;
-                tokio::time::sleep(backoff.next(Instant::now())).await;
+                tokio::time::sleep(backoff.delay_at(Instant::now().into_std())).await;
             }
         };
         match wait.limit {

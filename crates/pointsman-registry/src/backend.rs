@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pointsman_core::{ObservedInstance, Problem, Term};
@@ -13,6 +14,9 @@ use crate::overrides::{ClearedOverrides, Identity, Override, OverrideChange, Ove
 use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::wait::Wait;
+
+/// Time before the second attempt at whatever a registry does not answer.
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where registrations live. Behind the concrete [`Registry`](crate::Registry); chosen by the URL's scheme.
 #[async_trait]

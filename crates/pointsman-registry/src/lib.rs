@@ -18,7 +18,6 @@
 #[cfg(feature = "agent-client")]
 mod agent;
 mod backend;
-mod backoff;
 mod changes;
 pub mod check;
 mod directory;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_net::accept::AcceptPause;
 use pointsman_net::tls::{self, ServerTls};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -15,8 +16,6 @@ use super::{Error, Tls};
 
 /// A client that is silent, and has not promised to speak, is asked by the kernel whether it is still there.
 const PROBE: Duration = Duration::from_secs(60);
-/// After an error that more patience may help (no file descriptors left).
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds, before anything is served.
 pub(super) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
@@ -28,19 +27,9 @@ pub(super) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
 
 /// Accepts, for ever.
 pub(super) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, broking: Arc<Broking>) {
-    let mut failing = false;
+    let mut pause = AcceptPause::new("MQTT broker");
     loop {
-        let (socket, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "MQTT connections cannot be accepted");
-                }
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        failing = false;
+        let Some((socket, peer)) = pause.take(listener.accept().await, || ()).await else { continue };
         prepare(&socket);
         let name: Arc<str> = peer.to_string().into();
         match tls.clone() {

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytestring::ByteString;
+use pointsman_net::backoff::Backoff;
 use slab::Slab;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
@@ -67,8 +68,8 @@ pub(super) struct Driver {
     outlet: Outlet,
     status: watch::Sender<Status>,
     up_since: Option<Instant>,
-    /// How often another client has taken the session over, since a connection that lasted.
-    takeovers: u32,
+    /// Counts how often another client has taken the session over, since a connection that lasted.
+    takeovers: Backoff,
     leaving: Option<Leaving>,
     timer: Pin<Box<Sleep>>,
 }
@@ -123,7 +124,8 @@ impl Driver {
             outlet: Outlet::new(messages),
             status,
             up_since: None,
-            takeovers: 0,
+            // Both clients that have one name must not come back at the same time.
+            takeovers: Backoff::new(TAKEOVER_PAUSE, LONGEST_PAUSE).with_jitter(0.75..1.25),
             leaving: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         }
@@ -329,7 +331,7 @@ impl Driver {
     fn lost(&mut self, reason: String, taken_over: bool, now: Instant) {
         let since = self.up_since.take();
         if since.is_some_and(|since| now.duration_since(since) > LONGEST_PAUSE) {
-            self.takeovers = 0;
+            self.takeovers.reset();
         }
         if taken_over {
             self.put_off();
@@ -359,10 +361,7 @@ impl Driver {
 
     /// Puts the next attempt off, further with each time: where two clients have one name, nobody is served by a fight.
     fn put_off(&mut self) {
-        let pause = TAKEOVER_PAUSE.saturating_mul(1 << self.takeovers.min(10)).min(LONGEST_PAUSE);
-        self.takeovers = self.takeovers.saturating_add(1);
-        // With jitter, so that both do not come back at the same time.
-        self.connection.postpone(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
+        self.connection.postpone(self.takeovers.delay());
     }
 
     fn unsubscribe(&mut self, done: oneshot::Sender<()>) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hyper::Method;
 use pointsman_core::{ObservedInstance, Problem, Status};
+use pointsman_net::backoff::Backoff;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -13,8 +14,7 @@ use super::connect::{Agents, Stream};
 use super::segment;
 use super::sse;
 use super::wire::{ChangeJson, FreshnessJson, ResetJson, SnapshotJson};
-use crate::backend::{Event, Scope, ServiceState};
-use crate::backoff::Backoff;
+use crate::backend::{Event, FIRST_PAUSE, Scope, ServiceState};
 use crate::overrides::{Identity, Override, Overrides};
 
 /// Beyond so many services all are followed, and the others left out.
@@ -27,7 +27,7 @@ const LEFT: &str = "left";
 pub(super) async fn follow(agents: &Agents, scope: &Scope, events: &mpsc::Sender<Event>) {
     let path = path(scope);
     let mut mirror = Mirror::default();
-    let (mut place, mut backoff) = (agents.current(), Backoff::new(super::LONGEST_PAUSE));
+    let (mut place, mut backoff) = (agents.current(), Backoff::new(FIRST_PAUSE, super::LONGEST_PAUSE));
     let mut failures = 0;
     loop {
         let reason = tokio::select! {
@@ -42,7 +42,7 @@ pub(super) async fn follow(agents: &Agents, scope: &Scope, events: &mpsc::Sender
         failures += 1;
         // Each of them once, at once.
         if failures >= agents.len() {
-            tokio::time::sleep(backoff.next(Instant::now())).await;
+            tokio::time::sleep(backoff.delay_at(Instant::now().into_std())).await;
         }
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::Instance;
+use pointsman_net::backoff::Backoff;
 use tokio::time::Instant;
 
-use crate::backoff::Backoff;
+use crate::backend::FIRST_PAUSE;
 use crate::registration::{Departure, Trouble};
 use crate::{Error, Result};
 
@@ -169,7 +170,7 @@ impl<R> Lifecycle<R> {
             connected: false,
             failure: None,
             retry_at: None,
-            backoff: Backoff::new(longest),
+            backoff: Backoff::new(FIRST_PAUSE, longest),
             effects: Vec::new(),
         };
         if health.is_err() {
@@ -326,7 +327,7 @@ impl<R> Lifecycle<R> {
             }
             Said::Gone(why) => self.gone(why, now),
             Said::Failed(error) => {
-                let delay = self.backoff.next(now);
+                let delay = self.backoff.delay_at(now.into_std());
                 self.retry_at = Some(now + delay);
                 self.failed(&error, now);
             }
@@ -338,7 +339,7 @@ impl<R> Lifecycle<R> {
                 }
             }
             Said::NotRemoved(why) => {
-                let delay = self.backoff.next(now);
+                let delay = self.backoff.delay_at(now.into_std());
                 self.retry_at = Some(now + delay);
                 self.put_off(&why);
             }
@@ -405,7 +406,7 @@ impl<R> Lifecycle<R> {
     fn gone(&mut self, why: String, now: Instant) {
         let lasted = matches!(self.state, State::Registered { since } if since + SHORT <= now);
         if !lasted {
-            let delay = self.backoff.next(now);
+            let delay = self.backoff.delay_at(now.into_std());
             self.retry_at = Some(now + delay);
         }
         if self.is_entering() {

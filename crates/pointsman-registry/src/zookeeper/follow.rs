@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
+use pointsman_net::backoff::Backoff;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -75,7 +76,7 @@ async fn follow_connection(
     if session.is_read_only && events.send(Event::Stale).await.is_err() {
         return Ok(());
     }
-    let mut again = Again::default();
+    let mut again = Again::new();
     loop {
         again.plan(tree);
         let concerned = tokio::select! {
@@ -103,29 +104,32 @@ async fn follow_connection(
 }
 
 /// When to read again what exists and could not be read: no event of ZooKeeper's tells that an access control list was changed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Again {
     unread: Unread,
     next: Option<Instant>,
-    delay: Duration,
+    backoff: Backoff,
 }
 
 const FIRST_AGAIN: Duration = Duration::from_millis(500);
 const LONGEST_AGAIN: Duration = Duration::from_secs(30);
 
 impl Again {
+    fn new() -> Self {
+        Self { unread: Unread::default(), next: None, backoff: Backoff::new(FIRST_AGAIN, LONGEST_AGAIN) }
+    }
+
     /// Takes in what cannot be read now. Where that is other than before, it is read again sooner.
     fn plan(&mut self, tree: &Tree) {
         let unread = tree.unread();
         if *unread != self.unread {
-            (self.unread, self.next, self.delay) = (unread.clone(), None, FIRST_AGAIN);
+            (self.unread, self.next) = (unread.clone(), None);
+            self.backoff.reset();
         }
         if self.unread.is_empty() {
             self.next = None;
         } else if self.next.is_none() {
-            // Spread, so that a fleet does not ask all at once.
-            self.next = Some(Instant::now() + self.delay.mul_f64(0.5 + fastrand::f64() / 2.0));
-            self.delay = (self.delay * 2).min(LONGEST_AGAIN);
+            self.next = Some(Instant::now() + self.backoff.delay());
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pointsman_net::backoff::Backoff;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -277,7 +278,9 @@ fn connector(settings: &ZooKeeperUrl) -> Result<Connector> {
 
 async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mut stop: watch::Receiver<bool>) {
     let mut reading: Option<Client> = None;
-    let mut delay = FIRST_DELAY;
+    // A server that comes back gives the old session one more timeout: to be there in time keeps role and term.
+    let longest = LONGEST_DELAY.min(settings.session_timeout / 4);
+    let mut backoff = Backoff::new(FIRST_DELAY, longest).with_jitter(0.0..1.0);
     // Kept after the client has given a session up: the server may still have it, and with it what we registered.
     let mut last: Option<SessionInfo> = None;
     loop {
@@ -288,7 +291,7 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
         };
         match client {
             Ok(client) => {
-                delay = FIRST_DELAY;
+                backoff.reset();
                 last = Some(client.session().clone());
                 tokio::select! {
                     () = serve(&settings, &client, started, &links, &mut reading) => {}
@@ -324,12 +327,8 @@ async fn run(settings: Arc<ZooKeeperUrl>, connector: Connector, links: Links, mu
                 }
             }
         }
-        // Full jitter, so that a fleet does not come back all at once.
-        let pause = delay.mul_f64(fastrand::f64());
-        // A server that comes back gives the old session one more timeout: to be there in time keeps role and term.
-        delay = (delay * 2).min(LONGEST_DELAY).min(settings.session_timeout / 4);
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(backoff.delay()) => {}
             () = stopped(&mut stop) => break,
         }
     }
