@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use self::http::Http;
 pub(crate) use self::mqtt::{Listen, Mqtt};
-pub(crate) use self::paths::NamedFile;
+pub(crate) use self::paths::{NamedFile, check_socket};
 pub(crate) use self::problem::Problem;
 pub(crate) use self::registries::{SectionRegistries, leads_to, shown};
 pub(crate) use self::reload::Plan;

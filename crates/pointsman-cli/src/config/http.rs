@@ -152,13 +152,13 @@ fn logging() -> [Setting<Reading>; 3] {
             .default("\"off\"")
             .help("Form of the access log: `\"text\"` writes a line for people, `\"json\"` an object a line.")
             .to(|it: &mut Reading, form| it.http.settings.access_log = form),
-        located("access_log_file", Value::Path("a file"), in_a_folder)
+        located("access_log_file", Value::Path("a file"), Folder::writable_file)
             .default("the standard output")
             .example("\"access.log\"")
             .restart()
             .help("File that the access log is appended to.")
             .to(|it: &mut Reading, path| it.http.access_log_file = Some(path)),
-        located("hand_over", Value::Path("the path of a socket"), socket)
+        located("hand_over", Value::Path("the path of a socket"), Folder::socket)
             .example("\"proxy.sock\"")
             .restart()
             .help("Unix socket by which the next process takes over the listeners.")
@@ -199,9 +199,6 @@ fn limits() -> [Setting<Reading>; 7] {
             .to(|it: &mut Reading, time| it.http.settings.drain_timeout = time),
     ]
 }
-
-/// What the address of a Unix socket can hold on Linux, with the zero at its end (`unix(7)`).
-const SOCKET_PATH_BYTES: usize = 108;
 
 /// The section.
 pub(super) fn section() -> Draft<Http> {
@@ -250,27 +247,6 @@ fn note_what_has_no_effect(section: &mut Section<'_>, settings: &Settings) {
             "register_as",
             "registers an address that no client can call, since listen names none; say advertise = \"HOST:PORT\"",
         );
-    }
-}
-
-fn socket(folder: &Folder, text: &str) -> Result<PathBuf, String> {
-    let path = in_a_folder(folder, text)?;
-    let len = path.as_os_str().len();
-    if len >= SOCKET_PATH_BYTES {
-        return Err(format!("{} has {len} bytes; a socket's path has less than {SOCKET_PATH_BYTES}", path.display()));
-    }
-    Ok(path)
-}
-
-/// A path to something that is, or will be, in a folder that is there.
-fn in_a_folder(folder: &Folder, text: &str) -> Result<PathBuf, String> {
-    let path = folder.path(text);
-    if path.is_dir() {
-        return Err(format!("{} is a folder", path.display()));
-    }
-    match path.parent() {
-        Some(parent) if parent.is_dir() => Ok(path),
-        _ => Err(format!("{} cannot be: its folder is not there", path.display())),
     }
 }
 

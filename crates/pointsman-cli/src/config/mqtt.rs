@@ -224,7 +224,7 @@ fn limits() -> [Setting<Reading>; 7] {
             .restart()
             .help("Time that the brokers keep the relay's sessions while it is away.")
             .to(|it: &mut Reading, time| it.mqtt.settings.session_expiry = time),
-        located("state", Value::Path("a folder"), state)
+        located("state", Value::Path("a folder"), Folder::writable_folder)
             .example("\"state\"")
             .restart()
             .help("Folder of what must survive the process: messages of QoS 2, and requests under way. Give a `code` as well.")
@@ -348,11 +348,6 @@ fn note_what_is_hardly_meant(section: &mut Section<'_>, mqtt: &Mqtt) {
 fn broker(folder: &Folder, text: &str) -> Result<BrokerUrl, String> {
     let url = folder.url(text, &["auth_file", "ca", "cert", "key"]);
     url.parse().map_err(|error: pointsman::mqtt::InvalidUrl| error.to_string())
-}
-
-/// A folder that is there, or that can be made.
-fn state(folder: &Folder, text: &str) -> Result<PathBuf, String> {
-    Ok(folder.path(text))
 }
 
 /// The embedded broker, if there is to be one.

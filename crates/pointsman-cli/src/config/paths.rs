@@ -2,7 +2,12 @@
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hasher as _};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+
+/// What the address of a Unix socket can hold on Linux, with the zero at its end (`unix(7)`).
+const SOCKET_PATH_BYTES: usize = 108;
 
 /// The folder of a configuration file.
 #[derive(Debug)]
@@ -62,6 +67,43 @@ impl Folder {
         Ok(path)
     }
 
+    /// A path of the file to a file that is there and can be written, or that can be made.
+    pub(super) fn writable_file(&self, text: &str) -> Result<PathBuf, String> {
+        let path = self.path(text);
+        if path.is_dir() {
+            return Err(format!("{} is a folder", path.display()));
+        }
+        let place = if path.exists() { Some(path.as_path()) } else { path.parent().filter(|parent| parent.is_dir()) };
+        let Some(place) = place else {
+            return Err(format!("{} cannot be made: its folder is not there", path.display()));
+        };
+        check_writable(place).map(|()| path.clone())
+    }
+
+    /// A path of the file to a folder that is there and can be written in, or that can be made.
+    pub(super) fn writable_folder(&self, text: &str) -> Result<PathBuf, String> {
+        let path = self.path(text);
+        match path.ancestors().find(|ancestor| ancestor.exists()) {
+            Some(there) if !there.is_dir() => Err(format!("{} is not a folder", there.display())),
+            Some(there) => check_writable(there).map(|()| path.clone()),
+            None => Ok(path),
+        }
+    }
+
+    /// A path of the file to a Unix socket, which is there or can be made.
+    pub(super) fn socket(&self, text: &str) -> Result<PathBuf, String> {
+        let path = self.writable_file(text)?;
+        let len = path.as_os_str().len();
+        if len >= SOCKET_PATH_BYTES {
+            return Err(format!(
+                "{} has {len} bytes; a socket's path has less than {SOCKET_PATH_BYTES}",
+                path.display()
+            ));
+        }
+        check_socket(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(path)
+    }
+
     /// A URL of the file, in which some options are paths.
     pub(super) fn url(&self, url: &str, options: &[&str]) -> String {
         let Some((place, query)) = url.split_once('?') else { return url.to_owned() };
@@ -72,6 +114,23 @@ impl Folder {
             _ => pair.to_owned(),
         });
         format!("{place}?{}", pairs.collect::<Vec<_>>().join("&"))
+    }
+}
+
+fn check_writable(path: &Path) -> Result<(), String> {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK)
+        .map_err(|error| format!("{} cannot be written: {}", path.display(), std::io::Error::from(error)))
+}
+
+/// Checks that at a path there is a socket, or nothing.
+pub(crate) fn check_socket(path: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => Err(std::io::Error::new(
+            ErrorKind::AlreadyExists,
+            "what is there is not a socket; name another path, or remove it",
+        )),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+
+use crate::config::check_socket;
 
 /// What is said with the listeners.
 const GREETING: &[u8] = b"pointsman listeners 1\n";
@@ -54,7 +56,7 @@ pub(super) struct Predecessor {
 impl HandOver {
     /// Waits at `path` from now on, for whoever has the rights of this process's user.
     pub(super) fn listen(path: &Path) -> io::Result<Self> {
-        check(path)?;
+        check_socket(path)?;
         // Somebody else's socket there is a dead one, or that of the process that has handed over.
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -121,17 +123,6 @@ fn place(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|data| (data.dev(), data.ino()))
 }
 
-/// What is at `path` must be a socket, or nothing.
-fn check(path: &Path) -> io::Result<()> {
-    match fs::metadata(path) {
-        Ok(there) if !there.file_type().is_socket() => {
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, "what is there is no socket"))
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Whether the other end is a process of the same user.
 fn check_user(stream: &UnixStream) -> io::Result<()> {
     if socket_peercred(stream)?.uid == rustix::process::geteuid() {
@@ -160,7 +151,7 @@ async fn give(stream: &UnixStream, listeners: &impl Fn() -> io::Result<Vec<TcpLi
 
 /// Asks the process before this one for its listeners, if there is one at `path`.
 pub(super) async fn take(path: &Path) -> io::Result<Option<(Predecessor, Vec<TcpListener>)>> {
-    check(path)?;
+    check_socket(path)?;
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
         // Nobody is there, or nobody is there any more.
