@@ -12,6 +12,7 @@
 //! | how a setting is described, and which types of values there are | `config/setting.rs`, `config/values.rs` |
 //! | what the command line says besides | `config/overrides.rs` |
 //! | how the settings are told: `pointsman config`, documents | `config/reference.rs` |
+//! | why a line is not TOML | `config/syntax.rs` |
 //! | what of a new file takes a restart | `config/reload.rs` |
 //! | how a table is read key by key | `config/section.rs` |
 //! | where in the file something is | `config/document.rs` |
@@ -33,6 +34,7 @@ mod registries;
 mod reload;
 mod section;
 pub(crate) mod setting;
+mod syntax;
 mod tls;
 mod values;
 

@@ -48,7 +48,7 @@ fn summary(Entry { key, help, .. }: &Entry) -> String {
 }
 
 fn details(entry: &Entry) -> String {
-    let Entry { key, value, default, required, help, restart, secret } = entry;
+    let Entry { key, value, default, required, help, restart, secret, .. } = entry;
     let default = if *required { "none: it is required" } else { default.unwrap_or("none") };
     let change = if *restart { "takes a restart" } else { "takes effect at once" };
     let mut text = format!("{key}\n    {help}\n\n    value    {value}\n    default  {default}\n    change   {change}");

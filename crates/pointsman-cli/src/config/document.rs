@@ -9,6 +9,7 @@ use unicode_width::UnicodeWidthStr as _;
 
 use super::overrides::Override;
 use super::problem::{Excerpt, Fault, Problem};
+use super::syntax;
 use crate::output::shown;
 
 /// A file that has been read as TOML, with the settings of the command line.
@@ -37,7 +38,10 @@ impl<'d> Document<'d> {
     pub(super) fn parse(text: &'d Text) -> Result<Self, Box<Problem>> {
         let root = DeTable::parse(&text.text[..text.end]).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
-            Box::new(text.place(Fault::error("", span, format!("this is no TOML: {}", error.message()))))
+            let line = line_at(&text.text, span.start);
+            // What was meant would show the value.
+            let line = if has_secret(line) { "" } else { line };
+            Box::new(text.place(Fault::error("", span, syntax::explain(line, error.message()))))
         })?;
         let mut root = root.into_inner();
         for one in &text.overrides {
@@ -125,7 +129,7 @@ fn entry<'t, 'd, 'p>(table: &'t DeTable<'d>, path: &'p str) -> Option<(&'t Spann
 /// A file that is not even text.
 fn not_text(bytes: &[u8], error: std::str::Utf8Error) -> Problem {
     let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-    place(&good, Fault::error("", good.len()..good.len(), "this is no UTF-8".to_owned()))
+    place(&good, Fault::error("", good.len()..good.len(), "this is not UTF-8".to_owned()))
 }
 
 /// Lines and columns count from 1, columns in characters.
@@ -133,7 +137,7 @@ fn place(text: &str, fault: Fault) -> Problem {
     let Fault { severity, key, span, message } = fault;
     let start = text.floor_char_boundary(span.start);
     let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
-    let line = text[line_start..].lines().next().unwrap_or_default();
+    let line = line_at(text, start);
     let before = text[line_start..start].chars().count();
     let marked = text[start..text.floor_char_boundary(span.end.max(start))].lines().next().unwrap_or_default();
     Problem {
@@ -145,6 +149,12 @@ fn place(text: &str, fault: Fault) -> Problem {
         set: None,
         excerpt: excerpt(line, before, marked.chars().count()),
     }
+}
+
+/// The line in which a byte is.
+fn line_at(text: &str, at: usize) -> &str {
+    let start = text[..text.floor_char_boundary(at)].rfind('\n').map_or(0, |newline| newline + 1);
+    text[start..].lines().next().unwrap_or_default()
 }
 
 /// What of a line can be shown. A line that may hold a password is not.
@@ -165,7 +175,8 @@ fn excerpt(line: &str, before: usize, marked: usize) -> Option<Excerpt> {
 /// Whether a line looks as if it held user information of a URL, a password as an option of one, or a token instead of the name
 /// of its file.
 fn has_secret(line: &str) -> bool {
-    line.contains('@') || line.contains("auth=") || (line.contains("token") && !line.contains("token_file"))
+    let words = ["@", "auth=", "password", "secret"];
+    words.into_iter().any(|word| line.contains(word)) || (line.contains("token") && !line.contains("token_file"))
 }
 
 #[cfg(test)]
@@ -213,7 +224,7 @@ mod tests {
         ] {
             let problem = Document::parse(&Text::new(text.as_bytes(), &[]).unwrap()).unwrap_err();
             assert_eq!((problem.line, problem.column), expected, "{text:?} {problem:?}");
-            assert!(problem.message.starts_with("this is no TOML: "), "{problem:?}");
+            assert!(problem.message.starts_with("this is not TOML: "), "{problem:?}");
         }
         let bytes = [b"a = 1\nb = '", &[0xff][..]].concat();
         let problem = not_text(&bytes, std::str::from_utf8(&bytes).unwrap_err());

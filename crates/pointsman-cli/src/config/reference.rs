@@ -12,8 +12,20 @@ use super::settings_of_file;
 pub(crate) struct Entry {
     /// `http.route.algorithm`; names that the file chooses are in capitals.
     pub(crate) key: String,
-    /// The type of its value, with the bounds.
+    /// The type of its value, and that of each item of a list or a map.
     #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    items: Option<&'static str>,
+    /// Bounds of a number, of a size in bytes, of a duration in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    minimum: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    maximum: Option<f64>,
+    /// The words that the value can be.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    choices: &'static [&'static str],
+    /// The type with the bounds, in words.
     pub(crate) value: String,
     pub(crate) default: Option<&'static str>,
     pub(crate) required: bool,
@@ -45,8 +57,20 @@ fn walk<'a>(settings: &'a [About], under: &str, each: &mut impl FnMut(&str, &'a 
 
 impl Entry {
     fn new(path: &str, about: &About) -> Self {
+        let (minimum, maximum) = about.value.bounds().unzip();
         Self {
             key: path.to_owned(),
+            kind: about.value.kind(),
+            items: match &about.value {
+                Value::List(item) | Value::Map(item) => Some(item.kind()),
+                _ => None,
+            },
+            minimum,
+            maximum,
+            choices: match &about.value {
+                Value::Word(words) => words,
+                _ => &[],
+            },
             value: about.value.words(),
             default: Some(about.default).filter(|default| !default.is_empty()),
             required: about.is_required,
@@ -64,6 +88,35 @@ impl About {
 }
 
 impl Value {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Value::Address => "address",
+            Value::Duration(..) => "duration",
+            Value::Count(..) => "number",
+            Value::Size(..) => "size",
+            Value::Flag => "boolean",
+            Value::Word(_) => "word",
+            Value::Text(_) => "text",
+            Value::File(_) => "file",
+            Value::Path(_) => "path",
+            Value::List(_) => "list",
+            Value::Map(_) => "map",
+            Value::Table(_) | Value::Named(_) => "table",
+            Value::Tables(_) => "tables",
+            Value::Or(..) => "word-or-table",
+        }
+    }
+
+    /// The bounds of a number, of a size in bytes, or of a duration in seconds.
+    #[allow(clippy::cast_precision_loss, reason = "for people, and for bounds that are far below 2^53")]
+    fn bounds(&self) -> Option<(f64, f64)> {
+        match *self {
+            Value::Duration(least, most) => Some((least as f64 / 1e9, most as f64 / 1e9)),
+            Value::Count(least, most) | Value::Size(least, most) => Some((least as f64, most as f64)),
+            _ => None,
+        }
+    }
+
     /// The type in words, with the bounds.
     fn words(&self) -> String {
         match self {

@@ -254,7 +254,7 @@ fn what_is_no_section_is_told() {
         ("[mqtt]\n[[mqtt.routes]]\nmatch = 'x'", "2:8 mqtt.routes", "did you mean route?"),
         ("mqtt.lisen = 3\nmqtt.route = [{match='^/a/', service='s'}]", "1:6 mqtt.lisen", "did you mean listen?"),
         ("registry = 'consul://h'\n[mqtt]\nroute = [{match='^/a/', service='s'}]", "1:12 registry", "zookeeper"),
-        ("[mqtt\n", "1:6 ", "no TOML"),
+        ("[mqtt\n", "1:6 ", "not TOML"),
     ] {
         let problem = error(text);
         assert_eq!(format!("{}:{} {}", problem.line, problem.column, problem.key), place, "{problem:?}");

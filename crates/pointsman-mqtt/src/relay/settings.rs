@@ -115,6 +115,8 @@ const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(3600);
 const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Maximum of `max_in_flight`: more than any machine has memory for.
 const MOST_IN_FLIGHT: usize = 10_000_000;
+/// Maximum of `key_level`: a topic has at most 65,535 bytes.
+const MOST_LEVELS: usize = 65_535;
 /// Maximum of `max_packet`: what MQTT can count, four bytes of seven bits, and the header.
 const LARGEST_PACKET: usize = 268_435_460;
 /// The memory that all expressions together may take when compiled.
@@ -208,6 +210,11 @@ impl Settings {
                 wrong(&key, "is 0: no answer is that fast; write for example \"30s\"".to_owned());
             } else if time > LONGEST_TIME {
                 wrong(&key, "is longer than 365 days".to_owned());
+            }
+        }
+        for (index, route) in self.routes.iter().enumerate() {
+            if route.key_level.is_some_and(|level| level > MOST_LEVELS) {
+                wrong(&format!("route.{index}.key_level"), format!("is more than a topic can have, {MOST_LEVELS}"));
             }
         }
         for (key, time) in [("drain_timeout", self.drain_timeout), ("session_expiry", self.session_expiry)] {
