@@ -95,7 +95,7 @@ impl Settings {
         let mut problems = Vec::new();
         let has_clients = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         if !self.is_on_loopback() && !has_clients && self.write_token.is_none() {
-            let reason = "is not on loopback, where everybody could write: name a read_token_file and a write_token_file, or \
+            let reason = "is not on loopback, so that every client of the network could write: name a read_token_file and a write_token_file, or \
                           tls_cert, tls_key and client_ca (mutual TLS); or use 127.0.0.1";
             problems.push(("listen", reason.to_owned()));
         }

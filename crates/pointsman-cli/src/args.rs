@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;
-use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use pointsman::{Algorithm, Candidates, MAX_TERM_BASE, MAX_WEIGHT};
 
 use crate::child::PARENT_CODE;
@@ -177,9 +177,10 @@ Brokers whose url has no user name get POINTSMAN_MQTT_USER, with POINTSMAN_MQTT_
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_SERVE)]
+#[command(group = ArgGroup::new("what").args(["config", "set"]).required(true).multiple(true))]
 pub(crate) struct Serve {
     /// The configuration file, TOML; `pointsman check FILE` says what is wrong with it
-    #[arg(long, short, value_name = "FILE", env = "POINTSMAN_CONFIG", required_unless_present = "set")]
+    #[arg(long, short, value_name = "FILE", env = "POINTSMAN_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// A setting that beats the file's, such as http.listen=0.0.0.0:80 or http.route.0.service=ress; may be repeated (in the
     /// variable: a line each)
@@ -199,9 +200,9 @@ pub(crate) enum ConfigCommand {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("what").args(["file", "set"]).required(true).multiple(true))]
 pub(crate) struct Check {
     /// The file
-    #[arg(required_unless_present = "set")]
     pub(crate) file: Option<PathBuf>,
     /// A setting that beats the file's, as of `serve`
     #[arg(long, value_name = "KEY=VALUE", env = "POINTSMAN_SET", hide_env_values = true, value_delimiter = '\n')]
@@ -530,8 +531,8 @@ mod tests {
             ("pointsman watch a+b", "1 to 255 bytes"),
             ("pointsman services -o xml", "table, json"),
             ("pointsman", "Usage"),
-            ("pointsman serve", "--config <FILE>"),
-            ("pointsman check", "<FILE>"),
+            ("pointsman serve", "--config <FILE>|--set <KEY=VALUE>"),
+            ("pointsman check", "<FILE|--set <KEY=VALUE>>"),
         ] {
             let error = parse(line).map(|_| ()).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -9,9 +9,8 @@ use pointsman::{agent, proxy};
 use serde::Serialize;
 
 use crate::args::{Check, Global, Output};
-use crate::config::credentials::Tokens;
 use crate::config::http::conditions;
-use crate::config::{self, Checked, Config, Http, Mqtt, Problem, SectionRegistries, problem};
+use crate::config::{self, Checked, Config, Http, Mqtt, Problem, SectionRegistries, Surroundings, problem};
 use crate::failure::Failure;
 use crate::output::shown;
 use crate::{Outcome, output};
@@ -22,8 +21,9 @@ pub(crate) fn run(args: &Check, global: &Global) -> Outcome {
     let read =
         |file: &Path| std::fs::read(file).map_err(|error| Failure::new(format!("read {}: {error}", file.display())));
     let bytes = file.map_or(Ok(Vec::new()), read)?;
-    let Checked { config, problems, .. } = Checked::read(file, &bytes, &args.set, &Tokens::from_environment());
-    let config = config.map(|config| config.resolved(global.registry.as_deref())).transpose().map_err(Failure::new)?;
+    let around = Surroundings::new(&args.set, global);
+    let Checked { config, problems, .. } = around.check(file, &bytes);
+    let config = config.map(|config| around.complete(config)).transpose().map_err(Failure::new)?;
     let summary = config.as_ref().map(Summary::new);
     match global.output {
         Output::Json => output::json(&Report::new(summary.as_ref(), &problems))?,

@@ -18,6 +18,7 @@
 //! | where in the file something is | `config/document.rs` |
 //! | how a problem is told | `config/problem.rs` |
 //! | what a path is relative to | `config/paths.rs` |
+//! | what `check` and `serve` read a file with | `config/surroundings.rs` |
 //! | what the environment says beside the file | `config/credentials.rs` |
 
 mod agent;
@@ -34,6 +35,7 @@ mod registries;
 mod reload;
 mod section;
 pub(crate) mod setting;
+mod surroundings;
 mod syntax;
 mod tls;
 mod values;
@@ -48,11 +50,13 @@ pub(crate) use self::paths::{NamedFile, check_socket};
 pub(crate) use self::problem::Problem;
 pub(crate) use self::registries::{SectionRegistries, leads_to, shown};
 pub(crate) use self::reload::Plan;
+pub(crate) use self::surroundings::Surroundings;
 
 use self::context::Context;
 use self::credentials::Tokens;
 use self::document::{Document, Text};
 use self::paths::Folder;
+use self::problem::Fault;
 use self::section::Section;
 use self::setting::{About, Draft, Setting, abouts};
 use self::values::{address, registry, section};
@@ -156,8 +160,10 @@ fn sections(document: &Document<'_>, path: Option<&Path>, tokens: &Tokens) -> Ch
     let mut read = Reading::default();
     setting::read(&settings(), &mut file, &mut context, &mut read);
     let Reading { registry, agent, agent_registry, http, mqtt, metrics } = read;
-    if !["agent", "http"].into_iter().any(|key| file.has(key) || file.is_misspelt(key)) {
-        file.require("mqtt", "[mqtt] with a [[mqtt.route]]; and no agent, such as [agent]");
+    if !["agent", "http", "mqtt"].into_iter().any(|key| file.has(key) || file.is_misspelt(key)) {
+        let message =
+            "there is no section, so nothing would run; write for example [agent], or see `pointsman config sample`";
+        file.absorb(vec![Fault::error("", 0..0, message.to_owned())]);
     }
     let of_sections = [http.as_ref().map(|http| &http.registries), mqtt.as_ref().map(|mqtt| &mqtt.registries)];
     note_missing_registry(&mut file, &of_sections);

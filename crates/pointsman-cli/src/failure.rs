@@ -93,7 +93,7 @@ impl From<pointsman::PickError> for Failure {
 }
 
 /// The error and its sources, each said once.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -103,7 +103,20 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         }
         source = error.source();
     }
-    text
+    match advice(error) {
+        Some(advice) if !text.contains(advice) => format!("{text}; {advice}"),
+        _ => text,
+    }
+}
+
+/// What can be done about an address that cannot be listened at.
+fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let mut sources = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+    match sources.find_map(|error| error.downcast_ref::<io::Error>())?.kind() {
+        io::ErrorKind::AddrInUse => Some("another process listens there: choose another port, or end it"),
+        io::ErrorKind::AddrNotAvailable => Some("this machine does not have that address"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

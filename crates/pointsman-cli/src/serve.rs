@@ -32,8 +32,7 @@ use self::questions::Questions;
 use self::registries::Registries;
 use self::served::{Progress, Served};
 use crate::args::{Global, Serve};
-use crate::config::credentials::Tokens;
-use crate::config::{self, Checked, Config, Plan, credentials, problem};
+use crate::config::{Checked, Config, Surroundings, problem};
 use crate::failure::Failure;
 use crate::signals::{Signals, or_hurry};
 use crate::{Outcome, session, supervisor};
@@ -49,7 +48,7 @@ pub(crate) async fn run(args: &Serve, global: &Global) -> Outcome {
     let path = args.config.as_deref();
     let mut file = ConfigFile::watch(path)?;
     let bytes = file.read().map_err(|error| Failure::new(format!("read {}: {error}", file.name())))?;
-    let around = &Surroundings { sets: &args.set, registry: global.registry.as_deref() };
+    let around = &Surroundings::new(&args.set, global);
     let Checked { config, problems, files } = around.check(path, &bytes);
     problem::tell(&problems, path, global);
     file.follow(&files);
@@ -83,46 +82,6 @@ fn allow_many_files() {
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "as few files as before may be open");
-    }
-}
-
-/// What a configuration is read with, beside the file.
-#[derive(Clone, Copy)]
-struct Surroundings<'a> {
-    /// The settings of the command line.
-    sets: &'a [String],
-    /// The registry of the command line, or of the environment.
-    registry: Option<&'a str>,
-}
-
-impl Surroundings<'_> {
-    /// Reads the file. What it hardly means to say of the registry does not matter where a flag beats it.
-    fn check(&self, path: Option<&Path>, bytes: &[u8]) -> Checked {
-        let mut checked = Checked::read(path, bytes, self.sets, &Tokens::from_environment());
-        if self.registry.is_some() {
-            checked.problems.retain(|problem| problem.is_error() || problem.key != "registry");
-        }
-        checked
-    }
-
-    /// Adds what beats the file, or stands beside it.
-    fn complete(&self, config: Config) -> Result<Config, String> {
-        let config = config.resolved(self.registry)?;
-        if let Some(agent) = &config.agent
-            && let Some(url) = config.registries().iter().find(|url| config::leads_to(url, agent.listen))
-        {
-            let url = config::shown(url);
-            return Err(format!(
-                "the registry {url} is this agent itself; leave it out, and unset POINTSMAN_REGISTRY, for an agent that keeps what is \
-                 registered, or name another"
-            ));
-        }
-        Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
-    }
-
-    /// What of a new configuration can be in force now.
-    fn plan(&self, old: &Config, new: &Config) -> Result<Plan, String> {
-        Plan::new(old, new, &Tokens::from_environment(), |config| self.complete(config))
     }
 }
 

@@ -143,7 +143,10 @@ impl BrokerUrl {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let url = url::Url::parse(text).map_err(|error| format!("is no url: {error}"))?;
+        let url = url::Url::parse(text).map_err(|error| match error {
+            url::ParseError::RelativeUrlWithoutBase => "has no scheme".to_owned(),
+            error => format!("is not a url: {error}"),
+        })?;
         let tls = match url.scheme() {
             "mqtt" => false,
             "mqtts" => true,

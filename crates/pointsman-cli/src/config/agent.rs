@@ -146,7 +146,7 @@ fn host(text: &str) -> Result<String, String> {
     if is_name || text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
         return Ok(text.trim_matches(['[', ']']).to_owned());
     }
-    Err(format!("{text:?} is no host; write for example \"agent.example\", without a scheme and without a port"))
+    Err(format!("{text:?} is not a host; write for example \"agent.example\", without a scheme and without a port"))
 }
 
 /// The token of the file that the key names, or else of the environment.
@@ -170,11 +170,15 @@ fn token(key: &'static str, variable: &'static str, value: fn(&Tokens) -> Option
 fn token_of_file(section: &mut Section<'_>, context: &mut Context<'_>, about: &About) -> Option<Token> {
     let read = section.text(about, |text| {
         context.files.push(NamedFile::new(context.folder.path(text)));
-        let path = context.folder.readable(text)?;
-        let fail = |error: String| format!("{} cannot be used: {error}", path.display());
-        let token = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
-        Token::new(&token).map_err(|error| fail(error.to_string()))
+        let fail =
+            |error: std::io::Error| format!("the file that it names, not the token itself, cannot be read: {error}");
+        let token = std::fs::read_to_string(context.folder.path(text)).map_err(fail)?;
+        Token::new(&token).map_err(|error| format!("the file cannot be used: {error}"))
     });
+    if read.is_none() {
+        // It may be the token itself.
+        section.hide(about.key);
+    }
     // What cannot be read is replaced by what has no problem, so that the others are checked too.
     read.or_else(|| Token::new(&format!("{:032x}", fastrand::u128(..))).ok())
 }

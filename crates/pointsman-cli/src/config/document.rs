@@ -134,7 +134,7 @@ fn not_text(bytes: &[u8], error: std::str::Utf8Error) -> Problem {
 
 /// Lines and columns count from 1, columns in characters.
 fn place(text: &str, fault: Fault) -> Problem {
-    let Fault { severity, key, span, message } = fault;
+    let Fault { severity, key, span, message, is_hidden } = fault;
     let start = text.floor_char_boundary(span.start);
     let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
     let line = line_at(text, start);
@@ -147,7 +147,7 @@ fn place(text: &str, fault: Fault) -> Problem {
         key,
         message,
         set: None,
-        excerpt: excerpt(line, before, marked.chars().count()),
+        excerpt: if is_hidden { None } else { excerpt(line, before, marked.chars().count()) },
     }
 }
 

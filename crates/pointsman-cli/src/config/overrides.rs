@@ -80,8 +80,8 @@ impl<'t, 'd> Place<'t, 'd> {
             Place::Array(array) => {
                 let count = array.len();
                 let index = part.parse().ok().filter(|index| *index <= count);
-                let index: usize =
-                    index.ok_or_else(|| format!("is not in the list, which has {count}; write {count} to add one"))?;
+                let index: usize = index
+                    .ok_or_else(|| format!("is not in the list, which has {count} items; items are counted from 0"))?;
                 if index == count {
                     array.push(Spanned::new(span.clone(), empty(next)));
                 }

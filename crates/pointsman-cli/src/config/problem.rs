@@ -53,15 +53,17 @@ pub(super) struct Fault {
     /// In bytes.
     pub(super) span: Range<usize>,
     pub(super) message: String,
+    /// Whether the line is not to be shown.
+    pub(super) is_hidden: bool,
 }
 
 impl Fault {
     pub(super) fn error(key: impl Into<String>, span: Range<usize>, message: String) -> Self {
-        Self { severity: Severity::Error, key: key.into(), span, message }
+        Self { severity: Severity::Error, key: key.into(), span, message, is_hidden: false }
     }
 
     pub(super) fn warning(key: impl Into<String>, span: Range<usize>, message: String) -> Self {
-        Self { severity: Severity::Warning, key: key.into(), span, message }
+        Self { severity: Severity::Warning, ..Self::error(key, span, message) }
     }
 }
 
@@ -90,6 +92,7 @@ impl Problem {
         let gutter = line.to_string().len().max(4);
         // Writing to a string cannot fail.
         let _ = match excerpt {
+            Some(Excerpt { text: source, .. }) if source.is_empty() => Ok(()),
             Some(Excerpt { text: source, indent, carets }) => {
                 write!(text, "\n {line:>gutter$} | {source}\n {:gutter$} | {:indent$}{}", "", "", "^".repeat(*carets))
             }

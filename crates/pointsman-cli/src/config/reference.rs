@@ -55,6 +55,21 @@ fn walk<'a>(settings: &'a [About], under: &str, each: &mut impl FnMut(&str, &'a 
     }
 }
 
+/// The sections of which something is a key: `[http]`, `[[http.route]]`.
+pub(super) fn sections_with(key: &str) -> Vec<String> {
+    let mut sections = Vec::new();
+    walk(&settings_of_file(), "", &mut |path, about| {
+        if about.inner().iter().any(|inner| inner.key == key) {
+            sections.push(match about.value {
+                Value::Tables(_) => format!("[[{path}]]"),
+                Value::Named(_) => format!("[{path}.{NAME}]"),
+                _ => format!("[{path}]"),
+            });
+        }
+    });
+    sections
+}
+
 impl Entry {
     fn new(path: &str, about: &About) -> Self {
         let (minimum, maximum) = about.value.bounds().unzip();
@@ -320,7 +335,7 @@ mod tests {
         let table: toml::Table = uncommented.parse().unwrap_or_else(|error| panic!("{error}\n{uncommented}"));
         // Each value is of the type that its setting has.
         let wrong = |problem: &&crate::config::Problem| {
-            problem.message.contains(" must be ") || problem.message.contains(" is no key of ")
+            problem.message.contains(" must be ") || problem.message.contains(" has no key ")
         };
         let problems = read(&uncommented).problems;
         assert_eq!(problems.iter().filter(wrong).collect::<Vec<_>>(), [] as [&_; 0]);

@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Fault, Severity};
+use super::reference::sections_with;
 use super::setting::About;
 
 /// A table of the file, while it is read.
@@ -126,7 +127,7 @@ impl<'d> Section<'d> {
     pub(super) fn address(&mut self, about: &About) -> Option<SocketAddr> {
         let example = about.example();
         self.text(about, |text| {
-            text.parse().map_err(|_| format!("{text:?} is no IP address with a port; write for example {example}"))
+            text.parse().map_err(|_| format!("{text:?} is not an IP address with a port; write for example {example}"))
         })
     }
 
@@ -191,6 +192,12 @@ impl<'d> Section<'d> {
         self.faults.push(Fault::warning(path, span, message));
     }
 
+    /// Hides the lines of the faults of a key, whose value may be a secret.
+    pub(super) fn hide(&mut self, key: &str) {
+        let path = self.path_of(key);
+        self.faults.iter_mut().filter(|fault| fault.key == path).for_each(|fault| fault.is_hidden = true);
+    }
+
     /// Takes over what a section within this one has found.
     pub(super) fn absorb(&mut self, faults: Vec<Fault>) {
         self.faults.extend(faults);
@@ -213,12 +220,12 @@ impl<'d> Section<'d> {
         for (key, example) in std::mem::take(&mut self.missing) {
             // Who has misspelt it is told so, and once is enough.
             if !self.is_misspelt(key) {
-                let name = if self.path.is_empty() { "the file" } else { &self.path };
+                let name = if self.path.is_empty() { "the file".to_owned() } else { format!("[{}]", self.path) };
                 let message = format!("{name} has no {key}, such as {example}");
                 self.faults.push(Fault::error(self.path_of(key), self.span.clone(), message));
             }
         }
-        let name = if self.path.is_empty() { "the file" } else { &self.path };
+        let name = if self.path.is_empty() { "the file".to_owned() } else { format!("[{}]", self.path) };
         let mut known = self.known.clone();
         known.sort_unstable();
         let unknown: Vec<Fault> = self
@@ -226,9 +233,12 @@ impl<'d> Section<'d> {
             .map(|(key, span)| {
                 let advice = match nearest(key, &known) {
                     Some(near) => format!("did you mean {near}?"),
-                    None => format!("known are {}", known.join(", ")),
+                    None => match sections_with(key) {
+                        sections if sections.is_empty() => format!("known are {}", known.join(", ")),
+                        sections => format!("it is a key of {}", sections.join(", ")),
+                    },
                 };
-                Fault::error(self.path_of(key), span, format!("{key:?} is no key of {name}; {advice}"))
+                Fault::error(self.path_of(key), span, format!("{name} has no key {key:?}; {advice}"))
             })
             .collect();
         self.faults.extend(unknown);
@@ -275,7 +285,7 @@ fn bytes(text: &str) -> Result<usize, String> {
         _ => None,
     };
     let size = number.parse::<usize>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-    size.ok_or_else(|| format!("{text:?} is no size; write for example \"256KiB\" or \"1MiB\""))
+    size.ok_or_else(|| format!("{text:?} is not a size; write for example \"256KiB\" or \"1MiB\""))
 }
 
 /// A number as TOML writes it, in a type that may be too small for it.

@@ -249,7 +249,7 @@ fn what_is_no_section_is_told() {
     for (text, place, expected) in [
         ("[mqt]\nx = 1", "1:2 mqt", "did you mean mqtt?"),
         ("[agnet]\nx = 1", "1:2 agnet", "did you mean agent?"),
-        ("", "1:1 mqtt", "[[mqtt.route]]"),
+        ("", "1:1 ", "there is no section"),
         ("[mqtt]", "1:1 mqtt.route", "is missing"),
         ("[mqtt]\n[[mqtt.routes]]\nmatch = 'x'", "2:8 mqtt.routes", "did you mean route?"),
         ("mqtt.lisen = 3\nmqtt.route = [{match='^/a/', service='s'}]", "1:6 mqtt.lisen", "did you mean listen?"),
@@ -261,7 +261,7 @@ fn what_is_no_section_is_told() {
         assert!(problem.message.contains(expected), "{}", problem.message);
     }
     let text = format!("{}[metrics]\n", with_mqtt(""));
-    assert!(error(&text).message.contains("metrics has no listen"));
+    assert!(error(&text).message.contains("[metrics] has no listen"));
     assert!(error(&format!("{text}listen = '0.0.0.0:1'")).message.contains("loopback"));
     assert!(error(&format!("{text}listen = '127.0.0.1:7482'")).message.contains("another port"));
 }
@@ -366,12 +366,12 @@ fn what_is_wrong_with_an_agent_is_told_with_what_would_be_right() {
         (
             format!("read_token_file = 'not/there'\nwrite_token_file = {token}"),
             "2:19 agent.read_token_file",
-            "/tmp/not/there cannot be read",
+            "the file that it names, not the token itself, cannot be read",
         ),
         (format!("read_token_file = {token}"), "2:19 agent.read_token_file", "write_token_file: nobody could write"),
         (format!("read_token_file = {token}\nwrite_token_file = {token}"), "2:19 agent.read_token_file", "same token"),
         (format!("write_token_file = {short}"), "2:20 agent.write_token_file", "16 to 1024"),
-        ("write_token_file = '/tmp'".to_owned(), "2:20 agent.write_token_file", "is a folder"),
+        ("write_token_file = '/tmp'".to_owned(), "2:20 agent.write_token_file", "cannot be read: Is a directory"),
         ("tls_cert = '/dev/null'".to_owned(), "2:12 agent.tls_cert", "tls_key"),
         ("tls_key = '/dev/null'".to_owned(), "2:11 agent.tls_key", "tls_cert"),
         ("tls_key = '/dev/null'\ntls_cert = 'x/y'".to_owned(), "3:12 agent.tls_cert", "cannot be read"),
@@ -382,7 +382,7 @@ fn what_is_wrong_with_an_agent_is_told_with_what_would_be_right() {
         ("max_claims = '1'".to_owned(), "2:14 agent.max_claims", "a whole number"),
         ("go_micro_service = 1".to_owned(), "2:20 agent.go_micro_service", "true or false"),
         ("lisen = '127.0.0.1:7480'".to_owned(), "2:1 agent.lisen", "did you mean listen?"),
-        ("write_token = 'geheim'".to_owned(), "2:1 agent.write_token", "is no key of agent; "),
+        ("write_token = 'geheim'".to_owned(), "2:1 agent.write_token", "[agent] has no key \"write_token\"; "),
     ] {
         let problem = error(&format!("[agent]\n{lines}"));
         assert_eq!(format!("{}:{} {}", problem.line, problem.column, problem.key), place, "{problem:?}");
@@ -573,7 +573,7 @@ fn what_is_wrong_on_the_command_line_is_told_with_its_key() {
         (&["http.lisen=127.0.0.1:80"], "--set http.lisen:1: ", "did you mean listen?"),
         (&["agent"], "--set agent:1: ", "is not KEY=VALUE"),
         (&["=x"], "--set :1: ", "is not KEY=VALUE"),
-        (&["http.route.1.service=x"], "--set http.route.1.service:1: ", "is not in the list, which has 0; write 0"),
+        (&["http.route.1.service=x"], "--set http.route.1.service:1: ", "is not in the list, which has 0 items"),
         (&["registry=memory://", "registry.x=1"], "--set registry.x:1: ", "registry is not a table"),
         (&["http.listen=127.0.0.1:80"], "--set http.listen:1: ", "route: is missing"),
     ] {

@@ -122,7 +122,7 @@ async fn a_dead_socket_is_replaced_and_what_is_no_socket_is_left_alone() {
         assert!(told.contains("http.hand_over: ") && told.contains(words), "{words}: {told}");
     };
     std::fs::write(&path, "text").unwrap();
-    fails("is no socket").await;
+    fails("is not a socket").await;
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();

@@ -342,6 +342,6 @@ fn refused(error: httparse::Error) -> Problem {
         httparse::Error::HeaderValue => Problem::bad("a field's value has characters that it must not have"),
         httparse::Error::NewLine => Problem::bad("a line does not end with CR LF"),
         httparse::Error::Version => Problem::bad("the version is neither HTTP/1.1 nor HTTP/1.0"),
-        _ => Problem::bad("the first line is no method, target and version"),
+        _ => Problem::bad("the first line is not a method, target and version"),
     }
 }

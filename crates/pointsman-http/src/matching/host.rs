@@ -53,7 +53,7 @@ impl Host {
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
         if name.len() > 253 || !name.split('.').all(is_label) {
-            return fail("is no host");
+            return fail("is not a host");
         }
         let name = name.to_ascii_lowercase();
         Ok(if below {
@@ -131,15 +131,15 @@ mod tests {
         assert_eq!(Host::parse("::1"), exact("::1"));
         assert_eq!(Host::parse("*.Example.org"), Ok(Host::Below(b".example.org"[..].into())));
         for (text, expected) in [
-            ("", "is no host"),
+            ("", "is not a host"),
             ("*", "needs no host"),
             ("a.*.example", "has a *"),
             ("*a.example", "has a *"),
             ("a.example:80", "has a port"),
             ("http://a.example", "is a URL"),
             ("bücher.example", "xn--"),
-            ("a..example", "is no host"),
-            ("a b", "is no host"),
+            ("a..example", "is not a host"),
+            ("a b", "is not a host"),
         ] {
             let reason = Host::parse(text).unwrap_err();
             assert!(reason.contains(expected) && reason.contains("*.example.org"), "{text}: {reason}");

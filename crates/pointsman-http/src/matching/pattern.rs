@@ -37,7 +37,11 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(pattern).size_limit(PATTERNS_BYTES).dfa_size_limit(SCRATCH_BYTES).build();
     built.map_err(|error| match error {
         regex::Error::CompiledTooBig(limit) => format!("takes more than {limit} bytes when compiled; make it simpler"),
-        error => format!("is no regular expression: {}", error.to_string().lines().last().unwrap_or_default().trim()),
+        error => {
+            let error = error.to_string();
+            let reason = error.lines().last().unwrap_or_default().trim();
+            format!("is not a regular expression: {}", reason.strip_prefix("error: ").unwrap_or(reason))
+        }
     })
 }
 
@@ -102,7 +106,7 @@ mod tests {
     fn what_is_too_large_is_told() {
         assert!(check_pattern(&"x".repeat(70_000)).unwrap_err().contains("may have 65536"));
         assert!(check_pattern(r"^/(\w{1000}){1000}").unwrap_err().contains("make it simpler"));
-        assert!(check_pattern("^/(").unwrap_err().contains("is no regular expression: "));
+        assert!(check_pattern("^/(").unwrap_err().contains("is not a regular expression: "));
         let routes: Vec<Route> = (0..60).map(|n| Route::new(format!(r"^/{n}/\w{{20}}"), "s")).collect();
         assert_eq!(check_size(&routes).unwrap_err().key, "route");
         assert!(check_size(&routes[..10]).is_ok());

@@ -41,7 +41,7 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let fail =
-            || format!("{text:?} is no network; write for example \"10.0.0.0/8\", \"192.168.1.7\" or \"fd00::/8\"");
+            || format!("{text:?} is not a network; write for example \"10.0.0.0/8\", \"192.168.1.7\" or \"fd00::/8\"");
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits)),
             None => (text, None),

@@ -256,7 +256,10 @@ fn service(found: &mut Found, service: &Service) {
     if let Some(name) = service.tls.as_ref().and_then(|tls| tls.name.as_ref())
         && rustls_pki_types::ServerName::try_from(name.as_str()).is_err()
     {
-        found.wrong("tls.name", format!("{name:?} is no name of a certificate; write for example \"ress.internal\""));
+        found.wrong(
+            "tls.name",
+            format!("{name:?} cannot be the name of a certificate; write for example \"ress.internal\""),
+        );
     }
     if let Some(check) = &service.check {
         self::check(found, check);
@@ -308,7 +311,7 @@ fn check_path(path: &str) -> Result<(), String> {
 fn check_method(method: &str) -> Result<(), String> {
     let fail = |why: &str| Err(format!("{method:?} {why}; write for example \"GET\""));
     if !is_token(method) {
-        return fail("is no method");
+        return fail("is not a method");
     }
     if method.bytes().any(|byte| byte.is_ascii_lowercase()) {
         return fail("is not in capitals, as clients send it");
@@ -321,7 +324,7 @@ fn check_method(method: &str) -> Result<(), String> {
 
 fn check_field_name(name: &str) -> Result<(), String> {
     if !is_token(name) {
-        return Err(format!("{name:?} is no name of a header; write for example x-canary"));
+        return Err(format!("{name:?} cannot be the name of a header; write for example x-canary"));
     }
     if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err(format!("{name:?} has capitals in it; write {}", name.to_ascii_lowercase()));
@@ -330,7 +333,11 @@ fn check_field_name(name: &str) -> Result<(), String> {
 }
 
 fn check_cookie_name(name: &str) -> Result<(), String> {
-    if is_token(name) { Ok(()) } else { Err(format!("{name:?} is no name of a cookie; write for example \"lb\"")) }
+    if is_token(name) {
+        Ok(())
+    } else {
+        Err(format!("{name:?} cannot be the name of a cookie; write for example \"lb\""))
+    }
 }
 
 /// What names of methods, fields and cookies are (RFC 9110, 5.6.2; RFC 6265, 4.1.1).

@@ -24,7 +24,7 @@ macro_rules! words {
             fn from_str(text: &str) -> Result<Self, String> {
                 match text {
                     $($name => Ok($type::$value),)+
-                    _ => Err(format!(concat!("{:?} is no ", $what, "; known are ", $known), text)),
+                    _ => Err(format!(concat!("{:?} is not a ", $what, "; known are ", $known), text)),
                 }
             }
         }
@@ -53,7 +53,7 @@ impl FromStr for Key {
             ("path", _) => Ok(Key::Path),
             (_, Some(("header", name))) => Ok(Key::Header(name.to_ascii_lowercase())),
             (_, Some(("cookie", name))) => Ok(Key::Cookie(name.to_owned())),
-            _ => Err(format!("{text:?} is no key; known are client-address, path, header:NAME and cookie:NAME")),
+            _ => Err(format!("{text:?} is not a key; known are client-address, path, header:NAME and cookie:NAME")),
         }
     }
 }
@@ -85,7 +85,7 @@ mod tests {
             assert_eq!(word.parse::<Key>().unwrap().to_string(), word);
         }
         assert_eq!("header:X-User".parse::<Key>(), Ok(Key::Header("x-user".to_owned())));
-        assert_eq!("".parse::<RouteRole>().unwrap_err(), "\"\" is no role of a route; known are normal and master");
+        assert_eq!("".parse::<RouteRole>().unwrap_err(), "\"\" is not a role of a route; known are normal and master");
         assert!("http3".parse::<Protocol>().unwrap_err().ends_with("known are http1 and http2"));
         assert!("ip".parse::<Key>().unwrap_err().contains("header:NAME"));
     }

@@ -334,7 +334,11 @@ fn check_pattern(pattern: &str) -> Result<(), String> {
     let built = regex::RegexBuilder::new(pattern).size_limit(PATTERNS_BYTES).build();
     built.map(drop).map_err(|error| match error {
         regex::Error::CompiledTooBig(limit) => format!("takes more than {limit} bytes when compiled; make it simpler"),
-        error => format!("is no regular expression: {}", error.to_string().lines().last().unwrap_or_default().trim()),
+        error => {
+            let error = error.to_string();
+            let reason = error.lines().last().unwrap_or_default().trim();
+            format!("is not a regular expression: {}", reason.strip_prefix("error: ").unwrap_or(reason))
+        }
     })
 }
 
@@ -365,7 +369,7 @@ impl FromStr for Topics {
         match text {
             "code-last" => Ok(Topics::CodeLast),
             "go-envelope" => Ok(Topics::GoEnvelope),
-            _ => Err(format!("{text:?} is no form of topics; known are code-last and go-envelope")),
+            _ => Err(format!("{text:?} is not a form of topics; known are code-last and go-envelope")),
         }
     }
 }
@@ -393,7 +397,7 @@ impl FromStr for RouteRole {
         match text {
             "normal" => Ok(RouteRole::Normal),
             "master" => Ok(RouteRole::Master),
-            _ => Err(format!("{text:?} is no role of a route; known are normal and master")),
+            _ => Err(format!("{text:?} is not a role of a route; known are normal and master")),
         }
     }
 }

@@ -74,7 +74,7 @@ fn checks() -> [Setting<ServiceReading>; 5] {
     let check = |text: &str| match text {
         "tcp" => Ok(None),
         path if path.starts_with('/') => Ok(Some(path.to_owned())),
-        _ => Err(format!("{text:?} is no check; write \"tcp\" or a path, such as \"/health\"")),
+        _ => Err(format!("{text:?} is not a check; write \"tcp\" or a path, such as \"/health\"")),
     };
     [
         parsed("check", "\"tcp\" or a path", check)
@@ -129,7 +129,7 @@ fn ejection() -> Draft<Option<Ejection>> {
     ];
     let off = |text: &str| match text {
         "off" => Ok(None),
-        _ => Err(format!("{text:?} is no rule; write \"off\", or a table such as {{ failures = 5 }}")),
+        _ => Err(format!("{text:?} is not a rule; write \"off\", or a table such as {{ failures = 5 }}")),
     };
     text_or_table(Value::Word(&["off"]), off, table("ejection", settings, Ejection::default).map(Some))
 }
@@ -142,7 +142,7 @@ pub(super) fn check(section: &mut Section<'_>, it: &mut ServiceReading) {
     }
     for key in ["check_interval", "check_timeout", "check_rise", "check_fall"] {
         if section.has(key) {
-            section.warn(key, "has no effect: there is no check");
+            section.warn(key, "has no effect: there is not a check");
         }
     }
 }

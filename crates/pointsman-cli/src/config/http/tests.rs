@@ -320,7 +320,7 @@ fn what_is_wrong_with_a_route_is_told_with_what_would_be_right() {
         ("algorithm = 'best'", "5:13 http.route.0.algorithm", "peak-ewma"),
         ("role = 'slave'", "5:8 http.route.0.role", "normal and master"),
         ("algorithm = 'url-hash'\nkey = 'ip'", "6:7 http.route.0.key", "cookie:NAME"),
-        ("algorithm = 'url-hash'\nkey = 'header:a b'", "6:7 http.route.0.key", "no name of a header"),
+        ("algorithm = 'url-hash'\nkey = 'header:a b'", "6:7 http.route.0.key", "cannot be the name of a header"),
         ("split = { t = 101 }", "5:15 http.route.0.split.t", "0 to 100"),
         ("split = { t = 300 }", "5:15 http.route.0.split.t", "is too much; a share is 0 to 100 percent"),
         ("split = { t = '1%' }", "5:15 http.route.0.split.t", "a share in percent"),
@@ -415,7 +415,7 @@ fn what_has_no_effect_is_a_warning() {
             (route("queue = 0\nqueue_timeout = '1s'"), "6:17 http.route.0.queue_timeout", "queue is 0"),
             (answer("algorithm = 'random'"), "5:13 http.route.0.algorithm", "answers by itself"),
             (answer("max_in_flight = 1"), "5:17 http.route.0.max_in_flight", "answers by itself"),
-            (with_service("check_fall = 2"), "8:14 http.services.ress.check_fall", "there is no check"),
+            (with_service("check_fall = 2"), "8:14 http.services.ress.check_fall", "there is not a check"),
             (format!("{}[http.services.rss]", with("")), "7:1 http.services.rss", "no route leads to"),
         ],
     );

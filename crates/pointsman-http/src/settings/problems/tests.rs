@@ -123,7 +123,7 @@ fn what_is_wrong_with_the_conditions_of_a_route() {
         (of_when(|w| w.path_prefix = Some("/a b".into())), "route.0.path_prefix", "%20"),
         (of_when(|w| w.hosts = vec!["a".into(), "a:80".into()]), "route.0.host.1", "has a port"),
         (of_when(|w| w.methods = vec!["GET".into(), "put".into()]), "route.0.method.1", "in capitals"),
-        (of_when(|w| w.methods = vec!["A B".into()]), "route.0.method.0", "is no method"),
+        (of_when(|w| w.methods = vec!["A B".into()]), "route.0.method.0", "is not a method"),
         (of_when(|w| w.methods = vec!["CONNECT".into()]), "route.0.method.0", "is refused"),
         (of_when(|w| w.headers = vec![("X-A".into(), "1".into())]), "route.0.header.X-A", "write x-a"),
         (of_when(|w| w.headers = vec![("a b".into(), "1".into())]), "route.0.header.a b", "x-canary"),
