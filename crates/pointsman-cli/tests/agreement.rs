@@ -8,6 +8,7 @@ mod support;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
+use pointsman_testkit::TlsFiles;
 use serde_json::Value;
 use support::{DEADLINE, command, run, stdout};
 use tokio::time::timeout;
@@ -24,6 +25,7 @@ listen = '127.0.0.1:0'
 [[http.route]]
 service = 'ress'
 [http.services.ress]
+check = 'tcp'
 [mqtt]
 listen = '127.0.0.1:0'
 [[mqtt.route]]
@@ -166,5 +168,54 @@ async fn one_wrong_file_for_each_setting_is_refused_by_both() {
             let is_about_it = |told: &String| without_indexes(told).starts_with(&key);
             assert!(refusal.keys.iter().any(is_about_it), "{case}: {:?} {:?}", refusal.keys, refusal.messages);
         }
+    }
+}
+
+/// The files that `check` once took and `serve` refused, and their kin in every section.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_used_is_refused_by_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let _ = TlsFiles::create(folder.path());
+    let other = tempfile::tempdir().unwrap();
+    std::fs::copy(TlsFiles::create(other.path()).client_key, folder.path().join("other-key.pem")).unwrap();
+    std::fs::write(folder.path().join("plain"), "").unwrap();
+    let mut cases = Vec::new();
+    for section in ["agent", "http", "mqtt"] {
+        for (files, key) in [
+            ("tls_cert = 'client.pem'\ntls_key = 'other-key.pem'", "tls_key"),
+            ("tls_cert = 'plain'\ntls_key = 'client-key.pem'", "tls_cert"),
+            ("tls_cert = 'client-key.pem'\ntls_key = 'client.pem'", "tls_cert"),
+            ("tls_cert = 'client.pem'\ntls_key = 'plain'", "tls_key"),
+            ("tls_cert = 'client.pem'\ntls_key = 'client-key.pem'\nclient_ca = 'client-key.pem'", "client_ca"),
+        ] {
+            if section != "mqtt" || key != "client_ca" {
+                cases.push((format!("[{section}]\n"), format!("[{section}]\n{files}\n"), format!("{section}.{key}")));
+            }
+        }
+    }
+    let with = |header: &str, line: &str, key: &str| (header.to_owned(), format!("{header}{line}\n"), key.to_owned());
+    let listen = "[mqtt]\nlisten = '127.0.0.1:0'\n";
+    cases.extend([
+        with("[http]\n", "hand_over = 'plain'", "http.hand_over"),
+        with("[http.services.ress]\n", "tls.ca = 'client-key.pem'", "http.services.ress.tls.ca"),
+        with("[mqtt]\n", "state = 'plain'\ncode = 'relay'", "mqtt.state"),
+        with("[mqtt]\n", "users_file = 'client.pem'", "mqtt.users_file"),
+        with("[http]\n", "registry = 'zookeeper://h/p?tls=true&ca=plain'", "http.registry"),
+        with("[http]\n", "registry = 'zookeeper://h/p?acl=protected'", "http.registry"),
+        with("[http]\n", "registry = 'https://h?ca=plain'", "http.registry"),
+    ]);
+    let broker = |url: &str, key: &str| (listen.to_owned(), format!("[mqtt]\n{url}\n"), format!("mqtt.{key}"));
+    cases.extend([
+        broker("ingress = 'mqtts://h?ca=plain'", "ingress"),
+        broker("ingress = 'mqtts://h?ca=ca.pem&cert=client.pem&key=other-key.pem'", "ingress"),
+        broker("ingress = 'mqtt://h?auth_file=plain'", "ingress"),
+        broker("egress = 'mqtts://h?ca=not-there.pem'", "egress"),
+    ]);
+    for (from, to, key) in cases {
+        let text = BASE.replacen(&from, &to, 1);
+        assert_ne!(text, BASE, "{from}");
+        let Some(refusal) = refusal(folder.path(), &text, &to).await else { panic!("{to} is taken by both") };
+        let keys: Vec<_> = refusal.keys.iter().map(|key| without_indexes(key)).collect();
+        assert_eq!(keys, [key], "{:?}", refusal.messages);
     }
 }

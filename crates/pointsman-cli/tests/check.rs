@@ -98,7 +98,7 @@ async fn check_says_everything_that_is_wrong_and_where() {
     assert_eq!(
         told,
         "p.toml:1:12: error: registry: registry url \"zookeeper://***@h/p\": has user information before the host; give it as \
-         auth=digest:user:password\n    1 | (not shown: the line may hold a password)\n\
+         auth=digest:user:password\n    1 | (not shown: the line may hold a secret)\n\
          p.toml:3:1: error: [mqtt] has no key \"lisen\"; did you mean listen?\n    3 | lisen = '127.0.0.1:7482'\n      | ^^^^^\n\
          p.toml:4:1: error: [mqtt.route.0] has no service, such as service = \"cfgs\"\n    4 | [[mqtt.route]]\n      | ^^^^^^^^^^^^^^\n\
          p.toml:5:9: error: mqtt.route.0.match: is not a regular expression: unclosed group\n    5 | match = '^/('\n      |         ^^^^^\n"

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use pointsman_balance::{Algorithm, Ejection};
 use pointsman_core::ServiceId;
-use pointsman_net::tls::ServerTls;
+use pointsman_net::tls::{ClientTls, ServerTls, TlsError};
 
 pub use self::network::Network;
 
@@ -377,6 +377,21 @@ impl Pass {
     /// One of the services of this route, by its name.
     pub(crate) fn service_id(&self, name: &Arc<str>) -> ServiceId {
         ServiceId::new(self.registry.clone(), name.clone())
+    }
+}
+
+impl ServiceTls {
+    /// Reads the file, which is read again with each reload.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`] says what is wrong with it, and what would be right.
+    pub fn check_files(&self) -> Result<(), TlsError> {
+        self.files().load(&[]).map(drop)
+    }
+
+    pub(crate) fn files(&self) -> ClientTls {
+        ClientTls { ca: self.ca.clone(), identity: None }
     }
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 
 use pointsman_balance::{Balancer, Candidates, Claim, Endpoints, PickError, RetryBudget, Standing};
 use pointsman_core::{ObservedInstance, ServiceId, View};
-use pointsman_net::tls::{self, ClientTls, TlsError};
+use pointsman_net::tls::{self, TlsError};
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -227,7 +227,7 @@ fn secret(id: &ServiceId, tls: &ServiceTls, protocol: Protocol) -> Result<Secret
         Protocol::Http1 => tls::HTTP_1_1,
         Protocol::Http2 => tls::HTTP_2,
     };
-    let files = ClientTls { ca: tls.ca.clone(), identity: None };
+    let files = tls.files();
     let failed = |source: TlsError| Error::Tls { key: format!("services.{id}.tls.{}", source.file.setting()), source };
     Ok(Secret::new(files.load(&[alpn]).map_err(failed)?, tls.name.clone()))
 }

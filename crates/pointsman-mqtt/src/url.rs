@@ -134,6 +134,17 @@ impl BrokerUrl {
     }
 
     /// Reads the file that has them anew each time, so that a changed password is taken up with the next connection.
+    /// Reads the files that it names, if there are any: certificates, and that of user name and password. Each connection reads
+    /// them again.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with a file, and what would be right.
+    pub fn check_files(&self) -> Result<(), String> {
+        self.credentials().map_err(|error| error.to_string())?;
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.load(&[]).map(drop).map_err(|error| error.to_string()))
+    }
+
     pub(crate) fn credentials(&self) -> std::io::Result<Option<Credentials>> {
         let Some(path) = &self.auth_file else { return Ok(self.credentials.clone()) };
         let text = std::fs::read_to_string(path)

@@ -11,6 +11,10 @@ use crate::Result;
 #[derive(Debug, Clone)]
 pub(crate) enum Tls {}
 
+pub(crate) fn check(files: &Tls) -> Result<()> {
+    match *files {}
+}
+
 /// A stand-in for the connector.
 pub(crate) enum Connector {}
 

@@ -51,6 +51,11 @@ pub(crate) fn is_certifiable(address: &str) -> bool {
     server_name(address).is_some()
 }
 
+/// Checks that the files can be used.
+pub(crate) fn check(tls: &Tls) -> Result<()> {
+    load(tls).map(drop)
+}
+
 /// Reads the files, and says which of them cannot be used.
 pub(crate) fn load(tls: &Tls) -> Result<ClientConfig> {
     let identity = tls.cert.clone().zip(tls.key.clone()).map(|(cert, key)| Identity { cert, key });

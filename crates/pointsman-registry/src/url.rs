@@ -71,6 +71,21 @@ impl Url {
         Ok((url, common))
     }
 
+    /// Reads the files of TLS that it names, if there are any.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    pub(crate) fn check_files(&self) -> Result<()> {
+        match self {
+            Url::Memory(_) => Ok(()),
+            #[cfg(feature = "zookeeper")]
+            Url::ZooKeeper(url) => url.tls.as_ref().map_or(Ok(()), crate::tls::check),
+            #[cfg(feature = "agent-client")]
+            Url::Agent(url) => url.tls.as_ref().map_or(Ok(()), crate::tls::check),
+        }
+    }
+
     /// Whether what the registry tells is guarded against a mass loss already: an agent does that itself.
     pub(crate) fn is_guarded(&self) -> bool {
         match self {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use pointsman::agent::{Settings, Tls, Token};
+use pointsman::agent::{Settings, Token};
 
 use super::context::Context;
 use super::credentials::{READ_TOKEN, Tokens, WRITE_TOKEN};
@@ -113,7 +113,7 @@ pub(super) fn section() -> Draft<(Settings, Option<String>)> {
 
 fn finish(section: &mut Section<'_>, agent: Agent) -> (Settings, Option<String>) {
     let Agent { mut settings, registry, tls } = agent;
-    settings.tls = tls.checked(section).map(|(cert, key, client_ca)| Tls { cert, key, client_ca });
+    settings.tls = tls.checked(section);
     check_watchers(section, &mut settings);
     for (key, reason) in settings.problems() {
         section.wrong(key, reason);

@@ -12,7 +12,7 @@ mod service;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pointsman::proxy::{AccessLog, Network, Settings, Tls};
+use pointsman::proxy::{AccessLog, Network, Settings};
 use pointsman::{check_address, check_name};
 
 use super::document::Document;
@@ -224,7 +224,7 @@ impl Http {
 
 fn finish(section: &mut Section<'_>, reading: Reading, document: &Document<'_>) -> Http {
     let Reading { mut http, tls, routes } = reading;
-    http.settings.tls = tls.checked(section).map(|(cert, key, client_ca)| Tls { cert, key, client_ca });
+    http.settings.tls = tls.checked(section);
     http.settings.routes = routes.into_iter().map(|route| route.finish(&mut http.registries)).collect();
     note_what_has_no_effect(section, &http.settings);
     http.registries.check(section);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use pointsman::mqtt::broker::Users;
 use pointsman::mqtt::{BrokerUrl, Route as RelayRoute, Settings};
+use pointsman::proxy::Tls as ServerTls;
 use pointsman::{Algorithm, check_name};
 
 use super::document::Document;
@@ -15,6 +16,7 @@ use super::problem::Fault;
 use super::registries::{self, SectionRegistries};
 use super::section::Section;
 use super::setting::{Draft, Setting, Value};
+use super::tls::TlsFiles;
 use super::values::{
     self, MOST, address, algorithm, count, duration, duration_within, flag, list, located, parsed, positive_duration,
     registry, size, tables, text, word,
@@ -40,8 +42,7 @@ pub(crate) struct Mqtt {
 pub(crate) struct Listen {
     pub(crate) address: SocketAddr,
     pub(crate) users: Option<UsersFile>,
-    /// Certificate and key.
-    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) tls: Option<ServerTls>,
 }
 
 /// Who may connect to the embedded broker, by the file that says so.
@@ -75,8 +76,7 @@ struct Reading {
     has_group: bool,
     address: Option<SocketAddr>,
     users: Option<UsersFile>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
+    tls: TlsFiles,
     routes: Vec<Route>,
 }
 
@@ -159,11 +159,11 @@ fn embedded() -> [Setting<Reading>; 4] {
         file("tls_cert")
             .example("\"broker.pem\"")
             .help("Certificate of the embedded broker with its chain, a PEM file. `tls_key` goes with it.")
-            .to(|it: &mut Reading, path| it.cert = Some(path)),
+            .to(|it: &mut Reading, path| it.tls.cert = Some(path)),
         file("tls_key")
             .example("\"broker.key\"")
             .help("Private key of `tls_cert`, a PEM file.")
-            .to(|it: &mut Reading, path| it.key = Some(path)),
+            .to(|it: &mut Reading, path| it.tls.key = Some(path)),
     ]
 }
 
@@ -306,7 +306,7 @@ impl Reading {
     fn new() -> Self {
         let (settings, registries) = (Settings::new(), SectionRegistries::default());
         let mqtt = Mqtt { settings, registries, code: None, register_as: None, listen: None };
-        Self { mqtt, has_group: false, address: None, users: None, cert: None, key: None, routes: Vec::new() }
+        Self { mqtt, has_group: false, address: None, users: None, tls: TlsFiles::default(), routes: Vec::new() }
     }
 }
 
@@ -347,7 +347,8 @@ fn note_what_is_hardly_meant(section: &mut Section<'_>, mqtt: &Mqtt) {
 
 fn broker(folder: &Folder, text: &str) -> Result<BrokerUrl, String> {
     let url = folder.url(text, &["auth_file", "ca", "cert", "key"]);
-    url.parse().map_err(|error: pointsman::mqtt::InvalidUrl| error.to_string())
+    let url: BrokerUrl = url.parse().map_err(|error: pointsman::mqtt::InvalidUrl| error.to_string())?;
+    url.check_files().map(|()| url)
 }
 
 /// The embedded broker, if there is to be one.
@@ -361,12 +362,8 @@ fn listen(section: &mut Section<'_>, reading: &mut Reading) -> Option<Listen> {
         }
         return None;
     }
-    for (one, other) in [("tls_cert", "tls_key"), ("tls_key", "tls_cert")] {
-        if section.has(one) && !section.has(other) {
-            section.wrong(one, format!("goes together with {other}"));
-        }
-    }
-    let Reading { address, users, cert, key, .. } = reading;
+    let tls = std::mem::take(&mut reading.tls).checked(section);
+    let Reading { address, users, .. } = reading;
     if address.is_some_and(|address| !is_loopback(address.ip())) {
         if !section.has("users_file") {
             section.wrong(
@@ -380,7 +377,6 @@ fn listen(section: &mut Section<'_>, reading: &mut Reading) -> Option<Listen> {
             );
         }
     }
-    let tls = cert.take().zip(key.take());
     Some(Listen { address: address.unwrap_or(LISTEN), users: users.take(), tls })
 }
 

@@ -96,7 +96,7 @@ impl Problem {
             Some(Excerpt { text: source, indent, carets }) => {
                 write!(text, "\n {line:>gutter$} | {source}\n {:gutter$} | {:indent$}{}", "", "", "^".repeat(*carets))
             }
-            None => write!(text, "\n {line:>gutter$} | (not shown: the line may hold a password)"),
+            None => write!(text, "\n {line:>gutter$} | (not shown: the line may hold a secret)"),
         };
         text
     }

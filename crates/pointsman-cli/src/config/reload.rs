@@ -134,6 +134,7 @@ mod tests {
 
     use super::*;
     use pointsman::mqtt::Settings;
+    use pointsman_testkit::TlsFiles;
 
     fn config(lines: &str) -> Config {
         let text = format!("{lines}\n[[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'");
@@ -159,6 +160,7 @@ mod tests {
             format!("'{}'", path.display())
         };
         let (read, write) = (file("r", "0123456789abcdef"), file("w", "fedcba9876543210"));
+        let server = TlsFiles::create(folder.path()).server.display().to_string();
         let old = config("[agent]\n[mqtt]");
         let new = config(&format!(
             "[agent]\nhosts = 'a.example'\nread_token_file = {read}\nwrite_token_file = {write}\n[mqtt]"
@@ -166,7 +168,7 @@ mod tests {
         let plan = planned(&old, &new);
         assert_eq!((plan.restart, plan.config.agent), (vec![], new.agent));
         let other = config(&format!(
-            "[agent]\nlisten = '127.0.0.1:1'\ntls_cert = {read}\ntls_key = {write}\nmax_connections = 9\nmax_watchers = 3\n\
+            "[agent]\nlisten = '127.0.0.1:1'\ntls_cert = '{server}'\ntls_key = '{server}'\nmax_connections = 9\nmax_watchers = 3\n\
              max_registrations = 4\nmax_claims = 5\nwrite_timeout = '5s'\ngo_micro_service = true\n[mqtt]"
         ));
         let plan = planned(&old, &other);
@@ -188,9 +190,10 @@ mod tests {
     #[test]
     fn of_the_proxy_what_it_serves_changes_at_once() {
         let folder = tempfile::tempdir().unwrap();
+        let server = TlsFiles::create(folder.path()).server;
         let file = |name: &str| {
             let path = folder.path().join(name);
-            std::fs::write(&path, "").unwrap();
+            std::fs::copy(&server, &path).unwrap();
             format!("'{}'", path.display())
         };
         let (one, two) = (file("1"), file("2"));

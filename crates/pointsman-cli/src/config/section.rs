@@ -192,6 +192,12 @@ impl<'d> Section<'d> {
         self.faults.push(Fault::warning(path, span, message));
     }
 
+    /// Whether an error of a key has been noted.
+    pub(super) fn is_wrong(&self, key: &str) -> bool {
+        let path = self.path_of(key);
+        self.faults.iter().any(|fault| fault.key == path && fault.severity == Severity::Error)
+    }
+
     /// Hides the lines of the faults of a key, whose value may be a secret.
     pub(super) fn hide(&mut self, key: &str) {
         let path = self.path_of(key);

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use pointsman::Algorithm;
 use pointsman::mqtt::{Credentials, RouteRole, Settings, Topics};
+use pointsman_testkit::TlsFiles;
 
 use super::*;
 
@@ -80,7 +81,7 @@ registry = "zookeeper://h/p?snapshots=kept"
 [metrics]
 listen = "[::1]:7483"
 [mqtt]
-ingress = "mqtts://h:1?ca=ca.pem"
+ingress = "mqtt://h:1"
 egress = "mqtt://u:p@h:2"
 code = "relay-1"
 group = "g"
@@ -328,12 +329,16 @@ fn an_agent_needs_nothing_but_its_section() {
 
 #[test]
 fn everything_that_can_be_said_of_the_agent() {
-    let (_folder, file) = tokens();
+    let (folder, file) = tokens();
+    let tls = TlsFiles::create(folder.path());
     let (read, write) = (file("r", " 0123456789abcdef\n"), file("w", "fedcba9876543210"));
     let text = format!(
         "[agent]\nlisten = '0.0.0.0:1'\nhosts = ['agent.example', '10.0.0.1', '[::2]']\nread_token_file = {read}\n\
-         write_token_file = {write}\ntls_cert = {read}\ntls_key = {write}\nclient_ca = {read}\nmax_connections = 100\n\
-         max_registrations = 8\nmax_claims = 9\ngo_micro_service = true"
+         write_token_file = {write}\ntls_cert = '{}'\ntls_key = '{}'\nclient_ca = '{}'\nmax_connections = 100\n\
+         max_registrations = 8\nmax_claims = 9\ngo_micro_service = true",
+        tls.client_certificate.display(),
+        tls.client_key.display(),
+        tls.ca.display(),
     );
     let Checked { config, problems, files } = read_with(&text, &Tokens::default());
     let settings = config.unwrap_or_else(|| panic!("{problems:#?}")).agent.unwrap();
@@ -345,13 +350,16 @@ fn everything_that_can_be_said_of_the_agent() {
     assert_eq!(settings.read_token, pointsman::agent::Token::new("0123456789abcdef").ok());
     assert_eq!(settings.write_token, pointsman::agent::Token::new("fedcba9876543210").ok());
     let tls = settings.tls.unwrap();
-    assert_eq!((tls.cert.file_name(), tls.key.file_name()), (Some("r".as_ref()), Some("w".as_ref())));
+    assert_eq!(
+        (tls.cert.file_name(), tls.key.file_name()),
+        (Some("client.pem".as_ref()), Some("client-key.pem".as_ref()))
+    );
     assert!(tls.client_ca.is_some() && settings.go_micro_service);
     let limits = settings.limits;
     // Streams leave connections for everything else.
     assert_eq!((limits.connections, limits.watchers, limits.registrations, limits.claims), (100, 75, 8, 9));
     let names: Vec<_> = files.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["r", "w", "r", "w", "r"]);
+    assert_eq!(names, ["r", "w", "client.pem", "client-key.pem", "ca.pem"]);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use pointsman::proxy::Tls as ServerTls;
+
 use super::section::Section;
 use super::setting::{Change, Setting};
 use super::values::file;
@@ -9,8 +11,8 @@ use super::values::file;
 /// Certificate and key, and whose certificates clients must have, if they must.
 #[derive(Debug, Default)]
 pub(super) struct TlsFiles {
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
 }
 
@@ -36,19 +38,23 @@ pub(super) fn settings<S: 'static>(at: fn(&mut S) -> &mut TlsFiles) -> [Setting<
 }
 
 impl TlsFiles {
-    /// Certificate, key, and the authorities of clients; `None` without TLS. Notes what is missing beside what is there.
-    pub(super) fn checked(self, section: &mut Section<'_>) -> Option<(PathBuf, PathBuf, Option<PathBuf>)> {
+    /// What a server loads; `None` without TLS. Notes what is missing beside what is there, and what cannot be used.
+    pub(super) fn checked(self, section: &mut Section<'_>) -> Option<ServerTls> {
         let Self { cert, key, client_ca } = self;
         for (one, others, are_there) in [
-            ("tls_cert", "tls_key", key.is_some()),
-            ("tls_key", "tls_cert", cert.is_some()),
-            ("client_ca", "tls_cert and tls_key", cert.is_some() && key.is_some()),
+            ("tls_cert", "tls_key", section.has("tls_key")),
+            ("tls_key", "tls_cert", section.has("tls_cert")),
+            ("client_ca", "tls_cert and tls_key", section.has("tls_cert") && section.has("tls_key")),
         ] {
             if section.has(one) && !are_there {
                 section.wrong(one, format!("goes together with {others}"));
             }
         }
-        let (cert, key) = cert.zip(key)?;
-        Some((cert, key, client_ca))
+        let tls = ServerTls { cert: cert?, key: key?, client_ca };
+        let is_read = !["tls_cert", "tls_key", "client_ca"].into_iter().any(|key| section.is_wrong(key));
+        if is_read && let Err(error) = tls.load(&[]) {
+            section.wrong(error.file.setting(), format!("cannot be used: {error}"));
+        }
+        Some(tls)
     }
 }

@@ -342,7 +342,7 @@ async fn start_proxy(
 async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
     let mut options = Options::new(listen.address);
     options.users = listen.users.as_ref().map(|file| file.users.clone());
-    options.tls = listen.tls.clone().map(|(cert, key)| Tls { cert, key });
+    options.tls = listen.tls.clone().map(|tls| Tls { cert: tls.cert, key: tls.key });
     options.max_packet = mqtt.settings.max_packet;
     Broker::start(options).await.map_err(|error| Failure::new(format!("embedded broker: {}", chain(&error))))
 }

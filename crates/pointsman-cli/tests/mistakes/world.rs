@@ -77,9 +77,11 @@ impl World {
         self.places.iter().fold(text.to_owned(), |text, (name, place)| text.replace(name, place))
     }
 
-    /// Puts the names into a text that has the places.
+    /// Puts the names into a text that has the places, and leaves out what is logged as information.
     pub(crate) fn take_out(&self, text: &str, folder: &Path) -> String {
-        let text = text.replace(&folder.display().to_string(), "{folder}");
+        // What goes as it should is not a mistake.
+        let lines = text.split_inclusive('\n').filter(|line| !line.contains("  INFO "));
+        let text = lines.collect::<String>().replace(&folder.display().to_string(), "{folder}");
         self.places.iter().fold(text, |text, (name, place)| text.replace(place.as_str(), name))
     }
 }

@@ -220,7 +220,7 @@ impl Builder {
     /// assert!(matches!(error, Error::Url { .. }));
     /// ```
     pub fn check(&self) -> Result<()> {
-        Url::parse(&self.url).map(drop)
+        Url::parse(&self.url)?.0.check_files()
     }
 
     /// The URL without its secrets.

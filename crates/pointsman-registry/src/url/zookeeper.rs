@@ -63,14 +63,18 @@ impl ZooKeeperUrl {
         let servers = servers.split(',').map(|text| server(text, PORT)).collect::<Result<Vec<_>, _>>()?;
         let tls = options.tls(&servers)?;
         let prefix = check_prefix(prefix)?;
+        let (acl, digest) = (options.acl()?, options.digest()?);
+        if acl == Acl::Protected && digest.is_none() {
+            return Err("acl=protected needs auth=digest:user:password, or auth_file".to_owned());
+        }
         Ok(Self {
             servers,
             root: check_root(options.take("root").as_deref().unwrap_or(ROOT), &prefix)?,
             prefix,
             session_timeout: options.session_timeout()?,
-            acl: options.acl()?,
+            acl,
             folders: options.folders()?,
-            digest: options.digest()?,
+            digest,
             tls,
         })
     }

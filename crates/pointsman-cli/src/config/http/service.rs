@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use pointsman::Ejection;
 use pointsman::proxy::{Action, Check, Service, ServiceTls, Settings};
 
+use super::super::context::Context;
 use super::super::section::Section;
-use super::super::setting::{Draft, Setting, Value};
-use super::super::values::{MOST, count, duration, file, parsed, positive_duration, table, text, text_or_table, word};
+use super::super::setting::{Change, Draft, Setting, Value};
+use super::super::values::{
+    MOST, count, duration, file, parsed, positive_duration, section, table, text, text_or_table, word,
+};
 
 /// What is said of a service, while it is read.
 #[derive(Debug)]
@@ -67,7 +70,17 @@ fn tls() -> Draft<ServiceTls> {
             .help("Name that the certificates must have.")
             .to(|tls: &mut ServiceTls, name| tls.name = Some(name)),
     ];
-    table("tls", settings, || ServiceTls { ca: PathBuf::new(), name: None })
+    let new = || ServiceTls { ca: PathBuf::new(), name: None };
+    let finish = |section: &mut Section<'_>, tls: ServiceTls, _: &Context<'_>| {
+        if section.has("ca")
+            && !section.is_wrong("ca")
+            && let Err(error) = tls.check_files()
+        {
+            section.wrong("ca", format!("cannot be used: {error}"));
+        }
+        tls
+    };
+    section("tls", settings, new, finish).changes(Change::AtOnce)
 }
 
 fn checks() -> [Setting<ServiceReading>; 5] {

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use pointsman::Algorithm;
 use pointsman::proxy::{AccessLog, Action, Forwarded, Key, Pass, Protocol, Route, RouteRole, Sticky};
+use pointsman_testkit::TlsFiles;
 
 use super::super::credentials::Tokens;
 use super::super::{Checked, Problem};
@@ -153,8 +154,11 @@ ejection = "off"
 /// What comes of it, in a folder with the files that it names.
 fn everything() -> (tempfile::TempDir, Http) {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["cert", "key", "clients", "ca"] {
-        std::fs::write(folder.path().join(name), "").unwrap();
+    let tls = TlsFiles::create(folder.path());
+    for (name, file) in
+        [("cert", &tls.client_certificate), ("key", &tls.client_key), ("clients", &tls.ca), ("ca", &tls.ca)]
+    {
+        std::fs::copy(file, folder.path().join(name)).unwrap();
     }
     let path = folder.path().join("p.toml");
     let Checked { config, problems, files } =
@@ -377,7 +381,7 @@ fn what_is_wrong_with_a_service_is_told_with_what_would_be_right() {
         ("tls = true", "8:7 http.services.ress.tls", "ca.pem"),
         ("tls = {}", "8:7 http.services.ress.tls.ca", "has no ca"),
         ("tls = { ca = 'not/there' }", "8:14 http.services.ress.tls.ca", "/tmp/not/there cannot be read"),
-        ("tls = { ca = '/dev/null', name = 'a b' }", "8:34 http.services.ress.tls.name", "ress.internal"),
+        ("tls = { ca = '/dev/null' }", "8:14 http.services.ress.tls.ca", "no certificate"),
         ("check = 'health'", "8:9 http.services.ress.check", "\"tcp\" or a path"),
         ("check = '/a b'", "8:9 http.services.ress.check", "%20"),
         ("check = 1", "8:9 http.services.ress.check", "\"/health\""),
