@@ -55,7 +55,7 @@ pub(crate) const DEFAULT_REGISTRY: &str = "http://127.0.0.1:7480";
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Where registrations live: `zookeeper://HOST:PORT,HOST:PORT/PREFIX`, with `?session_timeout=10s` and the like; the
-    /// `http://HOST:PORT,HOST:PORT` for agents [default: an agent on this machine, http://127.0.0.1:7480]
+    /// `http://HOST:PORT,HOST:PORT` for agents [default: that of a `pointsman dev` that runs, else an agent on this machine, http://127.0.0.1:7480]
     // Whether it was given matters: then it beats a configuration file.
     #[arg(
         long,
@@ -157,11 +157,19 @@ pub(crate) enum Command {
     },
 }
 
-#[derive(Debug, clap::Args)]
+const AFTER_DEV: &str = "\
+While it runs, the other commands use its registry, unless --registry or POINTSMAN_REGISTRY names another. On a terminal it is a live \
+view; elsewhere, or with TERM=dumb, it writes lines. Colours are left out with NO_COLOR.";
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = AFTER_DEV)]
 pub(crate) struct Dev {
     /// Walk through the whole story, check each step, and end
     #[arg(long, env = "POINTSMAN_TOUR", value_parser = FalseyValueParser::new())]
     pub(crate) tour: bool,
+    /// How long the tour waits after each step, to be read along [default: 900ms on a terminal, else not at all]
+    #[arg(long, value_name = "TIME", env = "POINTSMAN_PACE", value_parser = duration)]
+    pub(crate) pace: Option<Duration>,
 }
 
 const AFTER_SERVE: &str = "\

@@ -1,5 +1,6 @@
 //! `dev`: everything on one machine, embedded, and shown live.
 
+pub(crate) mod beacon;
 mod board;
 mod fleet;
 mod lines;
@@ -19,6 +20,7 @@ use pointsman::Registry;
 use pointsman::agent::{self, Agent, Settings};
 
 use crate::args::{Command, Dev, Global, Output};
+use crate::dev::beacon::Beacon;
 use crate::dev::board::Board;
 use crate::dev::fleet::Fleet;
 use crate::dev::messages::{Messages, TOPIC};
@@ -33,14 +35,19 @@ const REGISTRY: &str = "memory://dev";
 
 /// Whether the command draws on the terminal, instead of writing lines.
 pub(crate) fn draws(command: &Command, output: Output) -> bool {
-    matches!(command, Command::Dev(Dev { tour: false })) && output == Output::Table && output::is_terminal()
+    matches!(command, Command::Dev(Dev { tour: false, .. })) && output == Output::Table && is_drawable()
+}
+
+/// Whether stdout is a terminal that can be drawn on.
+fn is_drawable() -> bool {
+    output::is_terminal() && std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
 }
 
 /// `pointsman dev [--tour]`.
 pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     let registry = Registry::connect(REGISTRY).await?;
     if args.tour {
-        let outcome = tour::run(&registry, global.output).await;
+        let outcome = tour::run(&registry, global.output, args.pace).await;
         session::close(registry).await;
         return outcome;
     }
@@ -49,6 +56,7 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     let requests = Arc::new(Requests::start(&registry, requests::usual_address()).await?);
     let messages = Arc::new(Messages::start(&registry, messages::usual_address()).await?);
     add_metrics(&agent, &requests, &messages);
+    let _beacon = Beacon::light(&dashboard);
     let mut fleet = Fleet::start(&registry, &messages).await?;
     let board = Arc::new(Mutex::new(Board::new()));
     let (proxy, broker) = (format!("http://{}", requests.address()), messages.address());
@@ -56,9 +64,21 @@ pub(crate) async fn run(args: &Dev, global: &Global) -> Outcome {
     lock(&board).add_event(format!("dashboard and HTTP API at {dashboard}/"));
     lock(&board).add_event(format!("HTTP proxy at {proxy}: any client can ask for {PATH}"));
     lock(&board).add_event(format!("MQTT broker with the relay in it at {broker}: any client can publish to {TOPIC}"));
+    let moved = [
+        ("dashboard and HTTP API", USUAL, agent.address()),
+        ("HTTP proxy", requests::usual_address(), requests.address()),
+        ("MQTT broker", messages::usual_address(), broker),
+    ];
+    let moved: Vec<_> = moved.into_iter().filter(|(_, usual, now)| usual != now).collect();
+    for (what, usual, now) in &moved {
+        lock(&board).add_event(format!("port {} is taken: the {what} has port {} instead", usual.port(), now.port()));
+    }
     let traffic = traffic::start(&fleet, &requests, &messages, &board);
-    let drawn = draws(&Command::Dev(Dev { tour: false }), global.output);
+    let drawn = draws(&Command::Dev(args.clone()), global.output);
     if !drawn {
+        for (what, usual, now) in &moved {
+            output::note(&format!("note: port {} is taken: the {what} has port {} instead", usual.port(), now.port()));
+        }
         output::note(&format!("note: dashboard at {dashboard}/, the agent's HTTP API beside it"));
         output::note(&format!("note: HTTP proxy at {proxy}/; requests for {PATH} are balanced over ress"));
         output::note(&format!("note: MQTT broker at {broker}; messages to {TOPIC} are balanced over cfgs"));

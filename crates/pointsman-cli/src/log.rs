@@ -32,10 +32,17 @@ pub(crate) fn start(global: &Global, drawn: bool, informs: bool) {
     let format = global.log_format;
     let layer = fmt::layer().with_writer(move || Lines { format, sink: io::stderr() });
     let layer = match format {
-        LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Text => layer.with_ansi(is_coloured()).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+}
+
+/// Whether stderr is a terminal that shows colours, and its user wants them (<https://no-color.org>).
+fn is_coloured() -> bool {
+    let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    io::stderr().is_terminal() && !is_unwanted && !is_dumb
 }
 
 /// Writes lines of the log, in which nothing hides: names in a registry are written by strangers. The subscriber itself escapes control

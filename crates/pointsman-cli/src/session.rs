@@ -6,6 +6,7 @@ use pointsman::{Error, Freshness, Registry, RegistryBuilder, Service, Snapshot};
 use tokio::sync::watch;
 
 use crate::args::{DEFAULT_REGISTRY, Global, LogFormat};
+use crate::dev::beacon;
 use crate::failure::Failure;
 use crate::output::{self, shown};
 
@@ -17,7 +18,11 @@ pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
 /// Connects as the flags say.
 pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
-    let url = global.registry.as_deref().unwrap_or(DEFAULT_REGISTRY);
+    let beside = global.registry.is_none().then(beacon::find).flatten();
+    if let Some(url) = &beside {
+        note(global, &format!("using the registry of `pointsman dev` at {}", shown(url)));
+    }
+    let url = global.registry.as_deref().or(beside.as_deref()).unwrap_or(DEFAULT_REGISTRY);
     let mut builder = Registry::builder(url).wait(global.wait);
     if let Some(timeout) = global.connect_timeout {
         builder = builder.connect_timeout(timeout);
@@ -32,10 +37,12 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
             }
             Ok(registry)
         }
-        Err(Error::Unreachable { reason, .. }) if global.registry.is_none() => Err(Failure::new(format!(
-            "no agent answers at {DEFAULT_REGISTRY} ({reason}): start one with `pointsman dev` or `pointsman serve`, or name a \
+        Err(Error::Unreachable { reason, .. }) if global.registry.is_none() && beside.is_none() => {
+            Err(Failure::new(format!(
+                "no agent answers at {DEFAULT_REGISTRY} ({reason}): start one with `pointsman dev` or `pointsman serve`, or name a \
              registry by --registry or POINTSMAN_REGISTRY, such as zookeeper://HOST:PORT/PREFIX"
-        ))),
+            )))
+        }
         Err(error) => Err(error.into()),
     }
 }

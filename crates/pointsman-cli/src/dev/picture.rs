@@ -86,27 +86,109 @@ impl Line {
     }
 }
 
+/// The instances of a service in the order in which they are shown: by their codes, numbers at their end as numbers.
+pub(super) fn sorted(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<ObservedInstance>> {
+    let key = |instance: &&Arc<ObservedInstance>| {
+        let name = instance.code.trim_end_matches(|c: char| c.is_ascii_digit());
+        (name.to_owned(), instance.code[name.len()..].parse::<u64>().unwrap_or(0), instance.code.clone())
+    };
+    let mut instances: Vec<_> = snapshot.instances().iter().collect();
+    instances.sort_by_cached_key(key);
+    instances.into_iter()
+}
+
 /// At most `height` lines of at most `width` columns.
 pub(super) fn draw(scene: &Scene<'_>, width: usize, height: usize) -> Vec<Line> {
-    let mut lines = vec![head(scene, width), Line::default().with(Look::Dim, format!(" {}", scene.doors))];
-    for service in &scene.services {
-        lines.push(title(service));
-        lines.push(Line::default().with(Look::Dim, COLUMNS));
-        let all: u64 = service.rows.iter().map(|row| row.picks).sum();
-        lines.extend(service.rows.iter().map(|row| instance(row, all, width)));
-        lines.push(Line::default());
+    let layout = Layout::fit(scene, height);
+    let mut lines = vec![head(scene, width)];
+    if layout.doors {
+        lines.push(Line::default().with(Look::Dim, format!(" {}", scene.doors)));
     }
-    lines.push(Line::default().with(Look::Bold, " events"));
-    // The last line is the keys'.
-    let room = height.saturating_sub(1);
-    lines.truncate(room);
-    let newest = scene.events.iter().rev().take(room - lines.len()).rev();
+    let is_narrow = width < FIXED;
+    for (service, room) in scene.services.iter().zip(&layout.rows) {
+        lines.push(title(service));
+        if layout.columns {
+            lines.push(Line::default().with(Look::Dim, if is_narrow { NARROW_COLUMNS } else { COLUMNS }));
+        }
+        lines.extend(rows(service, *room, width));
+        if layout.gaps {
+            lines.push(Line::default());
+        }
+    }
+    if layout.events > 0 {
+        lines.push(Line::default().with(Look::Bold, " events"));
+    }
+    let newest = scene.events.iter().rev().take(layout.events).rev();
     lines.extend(newest.map(|(when, event)| {
         Line::default().with(Look::Dim, format!(" {:>7.1}s  ", when.as_secs_f64())).with(Look::Plain, shown(event))
     }));
-    lines.resize_with(room, Line::default);
-    lines.push(foot(scene));
+    // The last line is the keys'.
+    lines.resize_with(height.saturating_sub(1), Line::default);
+    lines.push(foot(scene, width));
     lines.into_iter().map(|line| line.fitted(width)).collect()
+}
+
+/// What there is room for.
+struct Layout {
+    doors: bool,
+    columns: bool,
+    gaps: bool,
+    /// The lines of each service's instances.
+    rows: Vec<usize>,
+    /// Those of events, without their heading.
+    events: usize,
+}
+
+impl Layout {
+    /// Gives the lines to what matters most: some instances of each service, then what explains them, then some events, then the rest.
+    fn fit(scene: &Scene<'_>, height: usize) -> Self {
+        const SOME_ROWS: usize = 3;
+        const SOME_EVENTS: usize = 3;
+        let services = scene.services.len();
+        // Head, foot, titles.
+        let mut left = height.saturating_sub(2 + services);
+        let mut rows = vec![0; services];
+        let mut add_rows = |left: &mut usize, most: usize| {
+            for wanted in 1..=most {
+                for (rows, service) in rows.iter_mut().zip(&scene.services) {
+                    if *left > 0 && *rows < wanted.min(service.rows.len()) {
+                        *rows += 1;
+                        *left -= 1;
+                    }
+                }
+            }
+        };
+        let take = |left: &mut usize, lines: usize| {
+            let fits = *left >= lines;
+            *left -= if fits { lines } else { 0 };
+            fits
+        };
+        add_rows(&mut left, SOME_ROWS);
+        let doors = take(&mut left, 1);
+        let columns = take(&mut left, services);
+        let has_events = take(&mut left, 1 + SOME_EVENTS);
+        let gaps = take(&mut left, services);
+        let most = scene.services.iter().map(|service| service.rows.len()).max().unwrap_or(0);
+        add_rows(&mut left, most);
+        let events = if has_events { SOME_EVENTS + left } else { left.saturating_sub(1) };
+        Self { doors, columns, gaps, rows, events }
+    }
+}
+
+/// The instances of a service, in `room` lines: those around the selected one, and how many are hidden.
+fn rows(service: &ServiceScene, room: usize, width: usize) -> Vec<Line> {
+    let all: u64 = service.rows.iter().map(|row| row.picks).sum();
+    let is_whole = service.rows.len() <= room;
+    let count = if is_whole { service.rows.len() } else { room.saturating_sub(1) };
+    let selected = service.rows.iter().position(|row| row.selected).unwrap_or(0);
+    let first = selected.saturating_sub(count / 2).min(service.rows.len() - count);
+    let shown = service.rows.iter().skip(first).take(count);
+    let mut lines: Vec<_> = shown.map(|row| instance(row, all, width)).collect();
+    if !is_whole && room > 0 {
+        let hidden = service.rows.len() - count;
+        lines.push(Line::default().with(Look::Dim, format!("   {hidden} more are hidden: \u{2191}\u{2193} PgUp PgDn")));
+    }
+    lines
 }
 
 fn head(scene: &Scene<'_>, width: usize) -> Line {
@@ -141,6 +223,8 @@ fn title(service: &ServiceScene) -> Line {
 
 const COLUMNS: &str = "   CODE      ROLE    ADDRESS         WEIGHT  STATUS   FLIGHT  PICKS";
 
+const NARROW_COLUMNS: &str = "   CODE      ROLE    WT STATUS   PICKS";
+
 fn instance(row: &Row, all: u64, width: usize) -> Line {
     let instance = &row.instance;
     let marker = if row.selected { " > " } else { "   " };
@@ -150,11 +234,18 @@ fn instance(row: &Row, all: u64, width: usize) -> Line {
         (false, false) => Look::Plain,
     };
     let status = json::status(instance);
+    let status_look = if instance.takes_work() { Look::Good } else { Look::Warning };
+    let line =
+        Line::default().with(look, format!("{marker}{:<9.9} {:<7} ", shown(&instance.code), instance.role.name()));
+    if width < FIXED {
+        return line
+            .with(Look::Plain, format!("{:>2} ", instance.weight))
+            .with(status_look, format!("{status:<8}"))
+            .with(Look::Plain, format!("{:>6}", row.picks));
+    }
     let address = instance.address.as_deref().map_or_else(|| "-".to_owned(), shown);
-    Line::default()
-        .with(look, format!("{marker}{:<9.9} {:<7} ", shown(&instance.code), instance.role.name()))
-        .with(Look::Plain, format!("{address:<15.15} {:>6}  ", instance.weight))
-        .with(if instance.takes_work() { Look::Good } else { Look::Warning }, format!("{status:<8}"))
+    line.with(Look::Plain, format!("{address:<15.15} {:>6}  ", instance.weight))
+        .with(status_look, format!("{status:<8}"))
         .with(Look::Plain, format!(" {:>6} {:>6} ", row.in_flight, row.picks))
         .with(Look::Bar, bar(row.picks, all, width.saturating_sub(FIXED).min(40)))
 }
@@ -170,8 +261,12 @@ pub(super) fn bar(part: u64, all: u64, width: usize) -> String {
     format!("{}{}", "█".repeat(full.min(width)), EIGHTHS[rest])
 }
 
-fn foot(scene: &Scene<'_>) -> Line {
-    let keys: Vec<_> = scene.keys.iter().map(|(key, what)| format!("{key} {what}")).collect();
+fn foot(scene: &Scene<'_>, width: usize) -> Line {
+    let mut keys: Vec<_> = scene.keys.iter().map(|(key, what)| format!("{key} {what}")).collect();
+    if keys.iter().map(|key| key.chars().count() + 2).sum::<usize>() > width {
+        // The last one ends it: whoever sees nothing else has to see that.
+        keys.rotate_right(1);
+    }
     Line::default().with(Look::Frame, format!(" {}", keys.join("  ")))
 }
 
@@ -195,7 +290,7 @@ mod tests {
             picks: 40,
             selected: false,
         };
-        ServiceScene { rows: snapshot.instances().iter().map(row).collect(), snapshot }
+        ServiceScene { rows: sorted(&snapshot).map(row).collect(), snapshot }
     }
 
     fn scene(instances: u32, events: usize) -> Scene<'static> {
@@ -232,6 +327,27 @@ mod tests {
         assert!(lines[2].contains("ress-0 is master (term 123456)"), "{}", lines[2]);
         assert!(lines[22].contains("event 49"), "{}", lines[22]);
         assert!(lines[23].contains("q quit"), "{}", lines[23]);
+    }
+
+    #[test]
+    fn the_important_lines_stay_in_40_by_10() {
+        let mut scene = scene(30, 50);
+        scene.services[0].rows[17].selected = true;
+        scene.keys = &[("k", "kill the master and whoever else"), ("n", "new"), ("q", "quit")];
+        let lines = text(&draw(&scene, 40, 10));
+        assert_eq!(lines.len(), 10, "{lines:#?}");
+        assert!(lines[0].contains("http://127.0.0.1:47480"), "{lines:#?}");
+        assert!(lines[1].contains("ress-0 is master") && lines[5].contains("cfgs-0 is master"), "{lines:#?}");
+        assert!(lines[3].starts_with(" > ress-17") && lines[3].ends_with("passing     40"), "{lines:#?}");
+        assert_eq!(lines[4], "   28 more are hidden: \u{2191}\u{2193} PgUp PgDn");
+        assert!(lines[9].starts_with(" q quit"), "{lines:#?}");
+    }
+
+    #[test]
+    fn codes_are_sorted_with_their_numbers() {
+        let snapshot = service("ress", 12).snapshot;
+        let codes: Vec<_> = sorted(&snapshot).map(|instance| &*instance.code).collect();
+        assert_eq!((codes[2], codes[9], codes[10], codes[11]), ("ress-2", "ress-9", "ress-10", "ress-11"));
     }
 
     #[test]

@@ -168,7 +168,7 @@ mod tests {
     use crate::dev::sample::{Server, who};
 
     #[tokio::test]
-    async fn each_route_shows_something_else() {
+    async fn who_asks_for_nothing_finds_help_and_each_address_has_its_instance() {
         let registry = Registry::connect("memory://requests").await.unwrap();
         let requests = Requests::start(&registry, ([127, 0, 0, 1], 0).into()).await.unwrap();
         let (mut registrations, mut servers) = (Vec::new(), Vec::new());
@@ -185,13 +185,6 @@ mod tests {
         // The proxy hears of them a moment later than they are registered.
         let heard = async { while from(PATH, &[]).await != "ress-3" {} };
         tokio::time::timeout(PATIENCE, heard).await.unwrap();
-        assert_ne!(from(PATH, &[]).await, from(PATH, &[]).await);
-        assert_eq!(from(MASTER, &[]).await, "ress-1");
-        let first = requests.ask(STICKY, &[]).await.unwrap();
-        let cookie = first.field("set-cookie").unwrap().split(';').next().unwrap();
-        for _ in 0..4 {
-            assert_eq!(from(STICKY, &[("cookie", cookie)]).await, who(&first.body).unwrap());
-        }
         assert!(from("/", &[]).await.contains(MASTER));
         assert_eq!(requests.ask("/nowhere", &[]).await.unwrap().status, 404);
         // Where a client comes from is what it says: the hashes need more than one address.

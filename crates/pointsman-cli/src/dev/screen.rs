@@ -8,6 +8,7 @@ use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyM
 use crossterm::style::{PrintStyledContent, Stylize as _};
 use crossterm::{cursor, execute, queue, terminal};
 use futures_util::stream::{StreamExt as _, select_all};
+use rustix::process::{Signal, kill_current_process_group};
 
 use crate::dev::board::Board;
 use crate::dev::fleet::{Fleet, SERVICES};
@@ -17,8 +18,15 @@ use crate::failure::Failure;
 use crate::signals::Signals;
 use crate::watch;
 
+const CLEAR: terminal::Clear = terminal::Clear(terminal::ClearType::All);
+
 /// From one picture to the next.
 const FRAME: Duration = Duration::from_millis(100);
+
+/// How many instances a key goes on that turns the page.
+const PAGE: isize = 10;
+/// How long a shell may take to stop this process. One that has no shell is not stopped.
+const STOPPING: Duration = Duration::from_millis(200);
 
 const KEYS: &[(&str, &str)] =
     &[("k", "kill master"), ("n", "new"), ("d", "drain/undrain"), ("a", "algorithm"), ("↑↓", "select"), ("q", "quit")];
@@ -39,8 +47,9 @@ pub(super) async fn run(
     doors: &Doors,
 ) -> Result<(), Failure> {
     let broken = |error: io::Error| Failure::new(format!("draw on the terminal: {error}"));
-    let _terminal = Terminal::take().map_err(broken)?;
+    let terminal = Terminal::take().map_err(broken)?;
     let mut signals = Signals::listen()?;
+    let mut continued = Signals::catch(&[Signal::CONT])?;
     let mut changes = select_all(fleet.services().iter().map(|service| service.changes().from_nothing()));
     let mut keys = EventStream::new();
     let mut frames = tokio::time::interval(FRAME);
@@ -51,12 +60,19 @@ pub(super) async fn run(
             _ = frames.tick() => draw(&scene(fleet, traffic, board, &selected, doors)).map_err(broken)?,
             Some(change) = changes.next() => lock(board).add_event(watch::sentence(&change)),
             _ = signals.next() => return Ok(()),
+            // Stopped by somebody else: what is on the terminal is the shell's.
+            _ = continued.next() => terminal.enter().map_err(broken)?,
             key = keys.next() => match key {
+                Some(Ok(Event::Key(key))) if is_control(key, 'z') => {
+                    terminal.suspend(&mut continued).await.map_err(broken)?;
+                }
                 Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
                     if !obey(key, fleet, traffic, board, &mut selected).await? {
                         return Ok(());
                     }
                 }
+                // Terminals keep what they can of what was there, elsewhere.
+                Some(Ok(Event::Resize(..))) => execute!(io::stdout(), CLEAR).map_err(broken)?,
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(broken(error)),
                 None => return Ok(()),
@@ -73,9 +89,8 @@ async fn obey(
     board: &Arc<Mutex<Board>>,
     selected: &mut Selected,
 ) -> Result<bool, Failure> {
-    let control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
-        KeyCode::Char('c') if control => return Ok(false),
+        KeyCode::Char('c') if is_control(key, 'c') => return Ok(false),
         KeyCode::Char('q') | KeyCode::Esc => return Ok(false),
         KeyCode::Char('k') => match fleet.kill_master(selected.service) {
             Some(code) => {
@@ -94,9 +109,15 @@ async fn obey(
         }
         KeyCode::Up => selected.step(fleet, -1),
         KeyCode::Down | KeyCode::Tab => selected.step(fleet, 1),
+        KeyCode::PageUp => selected.step(fleet, -PAGE),
+        KeyCode::PageDown => selected.step(fleet, PAGE),
         _ => {}
     }
     Ok(true)
+}
+
+fn is_control(key: KeyEvent, letter: char) -> bool {
+    key.code == KeyCode::Char(letter) && key.modifiers.contains(KeyModifiers::CONTROL)
 }
 
 /// The instance that the keys are about.
@@ -116,17 +137,20 @@ impl Selected {
         }
     }
 
-    /// Goes to the next instance, or the one before.
+    /// Goes on by so many instances, in the order in which they are shown; by one also from the last to the first.
     fn step(&mut self, fleet: &Fleet, by: isize) {
         let mut all = Vec::new();
         for (index, service) in fleet.services().iter().enumerate() {
-            all.extend(service.snapshot().instances().iter().map(|instance| (index, instance.code.to_string())));
+            all.extend(picture::sorted(&service.snapshot()).map(|instance| (index, instance.code.to_string())));
         }
         if all.is_empty() {
             return;
         }
         let at = all.iter().position(|(service, code)| *service == self.service && *code == self.code).unwrap_or(0);
-        let next = (at + all.len()).saturating_add_signed(by) % all.len();
+        let next = match by {
+            -1 | 1 => (at + all.len()).saturating_add_signed(by) % all.len(),
+            _ => at.saturating_add_signed(by).min(all.len() - 1),
+        };
         (self.service, self.code) = all.swap_remove(next);
     }
 }
@@ -147,7 +171,7 @@ fn scene<'a>(
             selected: index == selected.service && *instance.code == *selected.code,
             instance: instance.clone(),
         };
-        ServiceScene { rows: snapshot.instances().iter().map(row).collect(), snapshot }
+        ServiceScene { rows: picture::sorted(&snapshot).map(row).collect(), snapshot }
     };
     Scene {
         dashboard: &doors.dashboard,
@@ -201,10 +225,22 @@ impl Terminal {
             give_back();
             report(panic);
         }));
-        terminal::enable_raw_mode()?;
         let taken = Self;
-        execute!(io::stdout(), terminal::EnterAlternateScreen, terminal::DisableLineWrap, cursor::Hide)?;
+        taken.enter()?;
         Ok(taken)
+    }
+
+    fn enter(&self) -> io::Result<()> {
+        terminal::enable_raw_mode()?;
+        execute!(io::stdout(), terminal::EnterAlternateScreen, terminal::DisableLineWrap, cursor::Hide, CLEAR)
+    }
+
+    /// Gives the terminal back to the shell, and stops this process as Ctrl-Z does elsewhere, until it is continued.
+    async fn suspend(&self, continued: &mut Signals) -> io::Result<()> {
+        give_back();
+        kill_current_process_group(Signal::TSTP)?;
+        let _ = tokio::time::timeout(STOPPING, continued.next()).await;
+        self.enter()
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{Outcome, output};
 /// How long what must follow may take: far longer than it does on a slow machine.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// For whoever reads along on a terminal: between two steps. Nothing depends on it.
+/// Pause after each step on a terminal, for whoever reads along. Nothing depends on it.
 const TO_READ: Duration = Duration::from_millis(900);
 
 /// One step of the tour.
@@ -58,7 +58,8 @@ impl Mismatch {
 }
 
 /// Plays all steps.
-pub(super) async fn run(registry: &Registry, output: Output) -> Outcome {
+pub(super) async fn run(registry: &Registry, output: Output, pace: Option<Duration>) -> Outcome {
+    let pace = pace.or((output == Output::Table && output::is_terminal()).then_some(TO_READ));
     let mut stage = Stage::set(registry, output).await?;
     let started = Instant::now();
     for (index, step) in steps::ALL.iter().enumerate() {
@@ -72,8 +73,8 @@ pub(super) async fn run(registry: &Registry, output: Output) -> Outcome {
             let title = step.title;
             return Err(Failure::new(format!("step {number}, \"{title}\": expected {expected}, saw {seen}")));
         }
-        if output == Output::Table && output::is_terminal() {
-            tokio::time::sleep(TO_READ).await;
+        if let Some(pace) = pace {
+            tokio::time::sleep(pace).await;
         }
     }
     stage.clear().await;

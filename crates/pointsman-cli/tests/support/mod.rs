@@ -26,6 +26,8 @@ pub(crate) fn command<I: IntoIterator<Item: AsRef<OsStr>>>(args: I) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("POINTSMAN_")) {
         command.env_remove(name);
     }
+    // A `pointsman dev` of another test is not to be found.
+    command.env("XDG_RUNTIME_DIR", "/nonexistent");
     command
 }
 
