@@ -63,6 +63,13 @@ async fn a_closed_port_of_this_machine_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn each_closed_port_of_several_is_told() {
+    let [one, other] = [closed_port().await, closed_port().await];
+    let text = error(&format!("zookeeper://{one},{other}/p?connect_timeout=1h")).await.to_string();
+    assert!([one, other].iter().all(|address| text.contains(&format!("{address}: Connection refused"))), "{text}");
+}
+
+#[tokio::test]
 async fn a_closed_port_is_waited_for_with_a_word_about_each_attempt() {
     for url in [ZOOKEEPER, AGENT] {
         let address = closed_port().await;

@@ -67,6 +67,12 @@ impl ZooKeeperOptions {
         self
     }
 
+    /// Lets sessions last for as long as this: by themselves they last for 20 ticks at most.
+    #[must_use]
+    pub fn longest_session(self, longest: Duration) -> ZooKeeperOptions {
+        self.set("maxSessionTimeout", &longest.as_millis().to_string())
+    }
+
     /// For measuring: the JVM's best compiler and a larger heap, at the price of a slower start.
     #[must_use]
     pub fn full_speed(mut self) -> ZooKeeperOptions {
