@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use pointsman_balance::{Algorithm, Outcome};
+use pointsman_net::percent;
 use tokio::time::Instant;
 
 use crate::alarm::Alarm;
@@ -258,7 +259,7 @@ impl<'a, C: Client> Exchange<'a, C> {
     /// The code of the instance that the client has had before.
     fn sticky(&self, passing: &Passing) -> Option<String> {
         let sticky = passing.pass.sticky.as_ref()?;
-        own::decode(self.request.cookie(&sticky.cookie)?)
+        percent::decode(self.request.cookie(&sticky.cookie)?).ok()
     }
 
     /// A cookie, if the client is to have another.
@@ -267,7 +268,8 @@ impl<'a, C: Client> Exchange<'a, C> {
         if had == Some(&**endpoint.code()) {
             return None;
         }
-        let mut cookie = format!("{}={}; Path=/; HttpOnly; SameSite=Lax", sticky.cookie, own::encode(endpoint.code()));
+        let code = percent::utf8_percent_encode(endpoint.code(), percent::PATH);
+        let mut cookie = format!("{}={code}; Path=/; HttpOnly; SameSite=Lax", sticky.cookie);
         if self.peer.secure {
             cookie.push_str("; Secure");
         }

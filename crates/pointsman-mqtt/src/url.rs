@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use pointsman_core::parse_duration;
+use pointsman_net::percent::percent_decode_str;
 use pointsman_net::tls::{ClientTls, Identity};
 
 use crate::packet::Version;
@@ -177,7 +178,7 @@ impl BrokerUrl {
             tls: None,
             version: Version::V5,
             keep_alive: KEEP_ALIVE,
-            credentials: credentials_of(&url)?,
+            credentials: credentials_of(&url),
             auth_file: None,
         };
         let (mut ca, mut cert, mut key) = (None, None, None);
@@ -213,16 +214,12 @@ impl BrokerUrl {
     }
 }
 
-fn credentials_of(url: &url::Url) -> Result<Option<Credentials>, String> {
+fn credentials_of(url: &url::Url) -> Option<Credentials> {
     if url.username().is_empty() && url.password().is_none() {
-        return Ok(None);
+        return None;
     }
-    let decoded = |text: &str| {
-        // The query's rules are those of forms, which decode percents too; a plus has to stay one.
-        let form = format!("x={}", text.replace('+', "%2B"));
-        url::form_urlencoded::parse(form.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
-    };
-    Ok(Some(Credentials::new(decoded(url.username()), decoded(url.password().unwrap_or_default()))))
+    let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    Some(Credentials::new(decoded(url.username()), decoded(url.password().unwrap_or_default())))
 }
 
 fn version(text: &str) -> Result<Version, String> {

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use hyper::{Method, StatusCode};
 use pointsman_core::{StaleTerm, Term};
 use pointsman_net::backoff::Backoff;
+use pointsman_net::percent::{PercentEncode, SEGMENT, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -243,15 +244,8 @@ impl Agent {
 }
 
 /// A name as a segment of a path, or a value of a query.
-fn segment(name: &str) -> String {
-    let mut path = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => path.push(char::from(byte)),
-            other => path.push_str(&format!("%{other:02X}")),
-        }
-    }
-    path
+fn segment(name: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(name, SEGMENT)
 }
 
 #[cfg(test)]

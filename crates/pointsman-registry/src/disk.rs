@@ -4,13 +4,13 @@
 //! one. What cannot be read is skipped with a warning: a stale view is a help, never a condition.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_core::{Instance, ObservedInstance, Role, Snapshot, Status, Term};
+use pointsman_net::percent::{FILE_NAME, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Scope;
@@ -180,14 +180,7 @@ fn load_one(path: &Path) -> Option<Saved> {
 
 /// The service's name, with everything but letters, digits, `-` and `_` as `%XX`: fit for any file system.
 pub(crate) fn escaped(name: &str) -> String {
-    name.bytes().fold(String::new(), |mut escaped, byte| {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
-            escaped.push(char::from(byte));
-        } else {
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-        escaped
-    })
+    utf8_percent_encode(name, FILE_NAME).to_string()
 }
 
 fn file_name(service: &str) -> String {

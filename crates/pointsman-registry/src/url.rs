@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pointsman_core::parse_duration;
+use pointsman_net::percent;
 
 #[cfg(feature = "agent-client")]
 pub(crate) use self::agent::AgentUrl;
@@ -121,7 +122,8 @@ impl Options {
         let mut options = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = percent_decoded(value).ok_or_else(|| format!("option {name} is not percent-encoded UTF-8"))?;
+            let value =
+                percent::decode(value.as_bytes()).map_err(|_| format!("option {name} is not percent-encoded UTF-8"))?;
             if options.iter().any(|(other, _)| other == name) {
                 return Err(format!("option {name} is given twice"));
             }
@@ -195,21 +197,6 @@ impl Options {
         };
         Err(format!("unknown option {name:?}; known for {scheme}:// are {known}"))
     }
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(rest.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            other => other,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// The URL without what follows `auth=`, and without user information, for messages and logs.

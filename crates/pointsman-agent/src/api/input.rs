@@ -9,6 +9,7 @@ use hyper::header::CONTENT_TYPE;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Uri};
 use pointsman_core::check_name;
+use pointsman_net::percent;
 use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -129,20 +130,8 @@ pub(super) fn duration(name: &str, text: &str, least: Duration, most: Duration) 
 }
 
 fn decoded(text: &str) -> Result<String, Problem> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let mut digit = || char::from(rest.next()?).to_digit(16);
-                let byte = (|| u8::try_from(digit()? * 16 + digit()?).ok())();
-                byte.ok_or_else(|| Problem::bad("query: % must be followed by two hexadecimal digits"))?
-            }
-            other => other,
-        });
-    }
-    String::from_utf8(bytes).map_err(|_| Problem::bad("query: it is no UTF-8"))
+    // A form sends a space as a plus.
+    percent::decode(text.replace('+', " ").as_bytes()).map_err(|error| Problem::bad(format!("query: {error}")))
 }
 
 /// What can be said of what somebody has sent.

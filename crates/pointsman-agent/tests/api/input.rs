@@ -36,7 +36,7 @@ async fn parameters_of_the_query() {
         (at("/v1/services/s/instances", "all=yes"), "true or false"),
         (at("/v1/services/s/instances", "all=1"), "true or false"),
         (at("/v1/services/s/instances", "all&all"), "all is given twice"),
-        (at("/v1/services/s/instances", "all=%ff"), "no UTF-8"),
+        (at("/v1/services/s/instances", "all=%ff"), "not UTF-8"),
         (at("/v1/services/s/instances", "%zz"), "two hexadecimal digits"),
         (at("/v1/services/s/instances", "all=%2"), "two hexadecimal digits"),
         (at(pick, "algorithm=best"), "round-robin"),

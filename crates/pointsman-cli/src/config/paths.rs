@@ -1,10 +1,11 @@
 //! What a path in a configuration file is relative to: the folder of the file, wherever the process was started.
 
-use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+
+use pointsman_net::percent::{PATH, utf8_percent_encode};
 
 /// What the address of a Unix socket can hold on Linux, with the zero at its end (`unix(7)`).
 const SOCKET_PATH_BYTES: usize = 108;
@@ -139,16 +140,7 @@ fn is_absolute(value: &str) -> bool {
 }
 
 fn encoded(folder: &Path) -> String {
-    let mut text = String::new();
-    for byte in folder.to_string_lossy().trim_end_matches('/').bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
+    utf8_percent_encode(folder.to_string_lossy().trim_end_matches('/'), PATH).to_string()
 }
 
 #[cfg(test)]

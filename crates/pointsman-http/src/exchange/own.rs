@@ -1,6 +1,5 @@
 //! What the proxy itself answers.
 
-use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::task::Poll;
 
@@ -98,53 +97,5 @@ impl<C: Client> Exchange<'_, C> {
             self.client.fail();
             self.record.broken = true;
         }
-    }
-}
-
-/// A code as a cookie's value: what such a value must not have is written in hexadecimal, as in a URL.
-pub(super) fn encode(code: &str) -> String {
-    let mut value = String::with_capacity(code.len());
-    for byte in code.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            value.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(value, "%{byte:02X}");
-        }
-    }
-    value
-}
-
-/// The code in a cookie's value, if it is one.
-pub(super) fn decode(value: &[u8]) -> Option<String> {
-    let mut code = Vec::with_capacity(value.len());
-    let mut rest = value;
-    while let Some((byte, after)) = rest.split_first() {
-        if *byte == b'%' {
-            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-            code.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &after[2..];
-        } else {
-            code.push(*byte);
-            rest = after;
-        }
-    }
-    String::from_utf8(code).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_code_goes_through_a_cookie() {
-        for code in ["cacd3aa4-4eb8", "a/b", "a;b=c, \"d\"", "%41", "码"] {
-            let value = encode(code);
-            assert!(value.bytes().all(|byte| byte.is_ascii_graphic() && !b";,\"\\".contains(&byte)), "{value}");
-            assert_eq!(decode(value.as_bytes()).as_deref(), Some(code));
-        }
-        assert_eq!(decode(b"%"), None);
-        assert_eq!(decode(b"%zz"), None);
-        assert_eq!(decode(b"%ff"), None);
     }
 }

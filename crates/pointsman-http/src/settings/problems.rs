@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pointsman_balance::Ejection;
 use pointsman_core::check_name;
+use pointsman_net::percent;
 
 use super::{Action, Answer, Check, Invalid, Key, Limits, Pass, Route, Service, Settings, Timeouts, When};
 use crate::http1::parse::MOST_FIELDS;
@@ -304,7 +305,7 @@ fn check_path(path: &str) -> Result<(), String> {
     }
     let Some(bad) = path.chars().find(|&c| !c.is_ascii_graphic() || matches!(c, '?' | '#')) else { return Ok(()) };
     let mut buffer = [0; 4];
-    let encoded: String = bad.encode_utf8(&mut buffer).bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let encoded = percent::utf8_percent_encode(bad.encode_utf8(&mut buffer), percent::SHOWN);
     Err(format!("{path:?} has {bad:?} in it, which clients send as {encoded}"))
 }
 
