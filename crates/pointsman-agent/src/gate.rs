@@ -79,7 +79,9 @@ impl Gate {
             (_, None) if given.is_some() => {
                 Err(Problem::new(Kind::Unauthorized, "the token is not one of this agent's"))
             }
-            (_, None) => Err(Problem::new(Kind::Unauthorized, "send a token: Authorization: Bearer TOKEN")),
+            (_, None) => {
+                Err(Problem::new(Kind::Unauthorized, "this agent requires a token: send Authorization: Bearer TOKEN"))
+            }
         }
     }
 

@@ -404,8 +404,8 @@ impl Registered {
         }
         let (service, code) = &self.key;
         let detail = format!(
-            "register {service}/{code}: the code is already registered through this agent, by another holder; if that is \
-             you, say the same holder again"
+            "register {service}/{code}: the code is already registered, by another client of this agent; choose another \
+             code, or name the holder that registered it"
         );
         Err(Problem::new(Kind::DuplicateCode, detail))
     }

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{FalseyValueParser, PossibleValuesParser, StyledStr, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgGroup, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use pointsman::{Algorithm, Candidates, MAX_TERM_BASE, MAX_WEIGHT};
@@ -28,7 +29,7 @@ impl Args {
     ///
     /// As clap says it; help and version as well.
     pub(crate) fn read() -> Result<Self, clap::Error> {
-        let matches = Self::command().try_get_matches()?;
+        let matches = Self::command().try_get_matches().map_err(with_tip)?;
         let mut args = Self::from_arg_matches(&matches)?;
         if let Command::Register(register) = &mut args.command {
             // In a command that runs beside a registration the variable holds the code of that one, which no other can have. A value that the
@@ -36,9 +37,28 @@ impl Args {
             let source = matches.subcommand_matches("register").and_then(|matches| matches.value_source("code"));
             let parent = std::env::var(PARENT_CODE).ok().filter(|_| source == Some(ValueSource::EnvVariable));
             register.code.take_if(|code| parent.as_ref() == Some(code));
+            // As of `register ress -- $COMMAND`, where the variable is empty.
+            if register.command.is_empty() && std::env::args_os().next_back().is_some_and(|last| last == "--") {
+                let message = "there is no command after --; without one, leave out -- as well";
+                return Err(Self::command().error(ErrorKind::MissingRequiredArgument, message));
+            }
         }
         Ok(args)
     }
+}
+
+/// Adds what was probably meant: a command that is run beside a registration goes after `--`.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let is_program = |context: Option<&ContextValue>| match context {
+        Some(ContextValue::String(argument)) => !argument.starts_with('-'),
+        _ => false,
+    };
+    let registers = std::env::args_os().nth(1).is_some_and(|command| command == "register");
+    if registers && error.kind() == ErrorKind::UnknownArgument && is_program(error.get(ContextKind::InvalidArg)) {
+        let tip = StyledStr::from("a command to run goes after --, as in: register SERVICE -- COMMAND");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    error
 }
 
 const AFTER_HELP: &str = "\
@@ -245,7 +265,7 @@ pub(crate) struct Register {
     #[arg(long, env = "POINTSMAN_CODE", value_parser = code_name)]
     pub(crate) code: Option<String>,
     /// Its share of the calls, relative to the others'; 0 means drained
-    #[arg(long, value_name = "N", env = "POINTSMAN_WEIGHT", default_value_t = 1, value_parser = weight(), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", env = "POINTSMAN_WEIGHT", default_value_t = 1, value_parser = weight, allow_negative_numbers = true)]
     pub(crate) weight: u32,
     /// Free metadata; may be repeated (in the variable: one a line)
     #[arg(long = "tag", value_name = "NAME=VALUE", env = "POINTSMAN_TAG", value_parser = tag, value_delimiter = '\n')]
@@ -378,7 +398,7 @@ pub(crate) struct Weight {
     #[command(flatten)]
     pub(crate) target: Target,
     /// The weight; 0 means drained
-    #[arg(value_name = "N", value_parser = weight(), allow_negative_numbers = true)]
+    #[arg(value_name = "N", value_parser = weight, allow_negative_numbers = true)]
     pub(crate) weight: Option<u32>,
     /// Let the registered weight count again
     #[arg(long, env = "POINTSMAN_RESET", value_parser = FalseyValueParser::new())]
@@ -437,8 +457,9 @@ fn tag(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn weight() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(0..=i64::from(MAX_WEIGHT))
+fn weight(text: &str) -> Result<u32, String> {
+    let weight = text.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
+    weight.ok_or_else(|| format!("a weight is a whole number from 0 to {MAX_WEIGHT}"))
 }
 
 /// Among which instances to pick, by the words of the table in `docs/choosing.md`.

@@ -193,6 +193,9 @@ impl Answer {
         let reason = wire::detail(&self.body).unwrap_or_else(|| format!("the agent answers {}", self.status));
         match self.status {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => Error::unavailable(step(), reason),
+            StatusCode::UNAUTHORIZED => {
+                Error::refused(step(), format!("{reason} (by token_file=PATH in the url of the agent)"))
+            }
             _ => Error::refused(step(), reason),
         }
     }

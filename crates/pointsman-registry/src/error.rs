@@ -34,7 +34,9 @@ pub enum Error {
         limit: usize,
     },
     /// Another living instance of the service has the code.
-    #[error("register {service}/{code}: the code is already registered, by {holder}")]
+    #[error(
+        "register {service}/{code}: the code is already registered, by {holder}; choose another code, or end that registration"
+    )]
     DuplicateCode {
         /// The service.
         service: Arc<str>,

@@ -35,7 +35,7 @@ impl Obstacle {
 
     /// No attempt has come to its end.
     pub(crate) fn untried() -> Self {
-        Self::new(Outlook::Untried, "no attempt has come to its end yet")
+        Self::new(Outlook::Untried, "is a registry there?")
     }
 }
 

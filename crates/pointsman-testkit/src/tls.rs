@@ -52,4 +52,20 @@ impl TlsFiles {
             server,
         }
     }
+
+    /// Makes a certificate for `localhost` and 127.0.0.1 that has signed itself, and is its own authority, as `openssl req -x509`
+    /// makes it: with its key in one file, `self-signed.pem`, in a folder.
+    ///
+    /// # Panics
+    /// When the folder cannot be written to.
+    #[must_use]
+    pub fn self_signed(folder: &Path) -> PathBuf {
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let path = folder.join("self-signed.pem");
+        fs::write(&path, format!("{}\n{}", key.serialize_pem(), certificate.pem())).unwrap();
+        path
+    }
 }

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 
-use pointsman_testkit::{Mosquitto, TlsFiles, ZooKeeper};
+use pointsman_testkit::{TlsFiles, ZooKeeper};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::served::{free_port, logged};
@@ -16,7 +16,6 @@ pub(crate) struct World {
     _taken: TcpListener,
     _servers: Vec<Running>,
     _zookeeper: ZooKeeper,
-    _mosquitto: Mosquitto,
 }
 
 const TOKEN: &str = "0123456789abcdef";
@@ -36,8 +35,8 @@ impl World {
         std::fs::write(tls.path().join("empty.pem"), "").unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = files.server.display();
-        let (agent, tls_agent, token_agent) = (free_port(), free_port(), free_port());
-        let servers = vec![
+        let [agent, tls_agent, token_agent, self_signed_agent] = std::array::from_fn(|_| free_port());
+        let mut servers = vec![
             serve(agent, &[]).await,
             serve(tls_agent, &[format!("agent.tls_cert={server}"), format!("agent.tls_key={server}")]).await,
             serve(
@@ -49,19 +48,22 @@ impl World {
             )
             .await,
         ];
+        let own = TlsFiles::self_signed(tls.path()).display().to_string();
+        servers
+            .push(serve(self_signed_agent, &[format!("agent.tls_cert={own}"), format!("agent.tls_key={own}")]).await);
+        servers.push(registered(agent).await);
         let zookeeper = ZooKeeper::start().await;
-        let mosquitto = Mosquitto::options().password("ann", "right").start().await;
         let places = vec![
             ("{closed}", format!("127.0.0.1:{}", free_port())),
             ("{taken}", taken.local_addr().unwrap().to_string()),
             ("{banner}", banner().await),
             ("{agent}", format!("127.0.0.1:{agent}")),
             ("{tls_agent}", format!("127.0.0.1:{tls_agent}")),
+            ("{self_signed_agent}", format!("127.0.0.1:{self_signed_agent}")),
             ("{token_agent}", format!("127.0.0.1:{token_agent}")),
             ("{zookeeper}", zookeeper.address()),
-            ("{mosquitto}", mosquitto.address()),
         ];
-        Self { places, tls, _taken: taken, _servers: servers, _zookeeper: zookeeper, _mosquitto: mosquitto }
+        Self { places, tls, _taken: taken, _servers: servers, _zookeeper: zookeeper }
     }
 
     /// Puts the files that every case has into a folder.
@@ -96,6 +98,14 @@ async fn serve(port: u16, sets: &[String]) -> Running {
     let mut running = Running::start_with_stderr(serve);
     logged(&mut running, "ready").await;
     running.ignore_notes();
+    running
+}
+
+/// An instance that is registered at an agent, `taken/one`.
+async fn registered(agent: u16) -> Running {
+    let url = format!("http://127.0.0.1:{agent}");
+    let mut running = Running::start(command(["register", "taken", "--code", "one", "--registry", &url]));
+    running.line().await;
     running
 }
 

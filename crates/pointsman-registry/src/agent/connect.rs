@@ -241,8 +241,17 @@ impl Agents {
                 (Some(io), _) => (outlook(io, address), error.to_string()),
                 (_, Some(http)) if http.is_parse() => (
                     Outlook::NoServer,
-                    format!("another kind of server is there: it does not answer in HTTP/1 ({http})"),
+                    format!(
+                        "another kind of server is there: it does not answer in HTTP ({http}); if it is an agent with TLS, its url begins with https://"
+                    ),
                 ),
+                // Whatever comes without having been asked for, or in the place of an answer.
+                (_, Some(http)) if http.is_incomplete_message() => {
+                    (Outlook::MayPass, "closes the connection without an answer (is it an agent?)".to_owned())
+                }
+                (_, Some(http)) if http.to_string().contains("unexpected message") || http.is_canceled() => {
+                    (Outlook::NoServer, "another kind of server is there: it speaks before it is asked".to_owned())
+                }
                 _ => (Outlook::MayPass, error.to_string()),
             },
         };

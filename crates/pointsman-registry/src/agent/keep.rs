@@ -404,7 +404,8 @@ fn refusal(control: &Control, what: &str, answer: &Answer) -> Error {
         let Instance { service, code, .. } = control.wanted().0;
         let holder = super::wire::detail(&answer.body).unwrap_or_else(|| "another".to_owned());
         // What the agent says begins as our own error does.
-        let holder = holder.rsplit_once("already registered, by ").map_or(holder.clone(), |(_, by)| by.to_owned());
+        let holder = holder.rsplit_once("already registered, by ").map_or(holder.as_str(), |(_, by)| by);
+        let holder = holder.split("; ").next().unwrap_or_default().to_owned();
         return Error::DuplicateCode { service: service.clone(), code: code.clone(), holder };
     }
     answer.refusal(|| control.name(what))

@@ -92,6 +92,10 @@ async fn explain_tls(connector: &Connector, server: &str, stream: TcpStream) -> 
                 Outlook::MayPass,
                 "speaks TLS, but no session could be made (is it ZooKeeper, and has it a quorum?)",
             ),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Obstacle::new(
+                Outlook::MayPass,
+                "ends the TLS handshake by closing the connection: it may not speak TLS at this port",
+            ),
             None => Obstacle::new(Outlook::MayPass, format!("accepts connections, but TLS fails: {error}")),
         },
         Ok(_) => Obstacle::new(Outlook::NoServer, "speaks TLS, but is not ZooKeeper"),
