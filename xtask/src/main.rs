@@ -3,12 +3,15 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod needs;
+mod progress;
 mod run;
+mod scratch;
 
 use std::hash::BuildHasher as _;
 use std::process::ExitCode;
 
 use run::{Failure, cargo, cargo_with};
+use scratch::Scratch;
 
 const USAGE: &str = "\
 The project's own tasks.
@@ -16,7 +19,8 @@ The project's own tasks.
 Usage: cargo xtask <TASK>
 
 Tasks:
-  test [ARGUMENTS]             install what the tests need and is missing (Debian packages), then run all tests;
+  test [ARGUMENTS]             install what the tests need and is missing (Debian packages; none of their services is started
+                               or enabled), then run all tests, which leave no files but below target;
                                the arguments go to `cargo test`, as in `cargo xtask test -p pointsman-core -- names`
   check                        formatting, lints, also with few features, documentation; builds all examples and benches
   ci                           check, then test: all that continuous integration does
@@ -109,7 +113,10 @@ fn test(arguments: &[&str]) -> Result<(), Failure> {
     // The benchmarks have no tests, and need a sixth of all packages for themselves.
     let all: &[&str] =
         if arguments.iter().any(chosen) { &[] } else { &["--workspace", "--exclude", "pointsman-bench"] };
-    cargo(&[&["test", "--all-features"], all, arguments].concat())
+    let scratch = Scratch::new()?;
+    let environment = scratch.environment();
+    let environment = environment.each_ref().map(|(name, value)| (*name, &**value));
+    progress::test(&environment, &[&["--all-features"], all, arguments].concat())
 }
 
 fn check() -> Result<(), Failure> {

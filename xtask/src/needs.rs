@@ -16,8 +16,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/paho/mqtt/client.py", "python3-paho-mqtt"),
     ("curl", "curl"),
-    // The proxy's origins, clients and load. The packages that have a service start it only where there is systemd; nothing
-    // here uses it.
+    // The proxy's origins, clients and load.
     ("/usr/sbin/nginx", "nginx"),
     ("h2load", "nghttp2-client"),
     ("varnishtest", "varnish"),
@@ -69,8 +68,7 @@ fn install(needs: &[(&'static str, &'static str)]) -> Result<(), Failure> {
     let packages: Vec<&str> = missing.iter().map(|&(_, package)| package).collect();
     let what: Vec<&str> = missing.iter().map(|&(need, _)| need).collect();
     println!("xtask: {} is needed; installing {}", what.join(", "), packages.join(" "));
-    apt_get(&["update"])?;
-    apt_get(&[&["install", "--yes", "--no-install-recommends"], &packages[..]].concat())?;
+    run_script(&packages)?;
     match self::missing(needs).first() {
         None => Ok(()),
         Some((need, package)) => Err(Failure::new(format!("{package} is installed, and yet there is no {need}"))),
@@ -89,18 +87,18 @@ fn is_there(need: &str) -> bool {
     folders.into_iter().any(|folder| folder.join(Path::new(need)).exists())
 }
 
-fn apt_get(arguments: &[&str]) -> Result<(), Failure> {
+/// Installs packages. Nothing of them is started.
+fn run_script(packages: &[&str]) -> Result<(), Failure> {
     if !is_there("apt-get") {
         return Err(Failure::new("there is no apt-get here: please install what is missing by hand"));
     }
-    let sudo = !is_root() && is_there("sudo");
-    let mut command = Command::new(if sudo { "sudo" } else { "apt-get" });
-    if sudo {
-        command.args(["-n", "--preserve-env=DEBIAN_FRONTEND", "apt-get"]);
-    }
-    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-    let sudo = if sudo { "sudo " } else { "" };
-    run(&format!("{sudo}apt-get {}", arguments.join(" ")), &mut command)
+    let sudo: &[&str] =
+        if !is_root() && is_there("sudo") { &["sudo", "-n", "--preserve-env=DEBIAN_FRONTEND"] } else { &[] };
+    let words = [sudo, &["sh", "-c", include_str!("install.sh"), "install"], packages].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive");
+    let sudo = sudo.first().map_or("", |_| "sudo ");
+    run(&format!("{sudo}sh install.sh {}", packages.join(" ")), &mut command)
 }
 
 fn is_root() -> bool {

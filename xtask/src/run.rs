@@ -22,13 +22,19 @@ pub(crate) fn cargo(arguments: &[&str]) -> Result<(), Failure> {
     cargo_with(&[], arguments)
 }
 
-/// Runs cargo with more environment.
-pub(crate) fn cargo_with(environment: &[(&str, &str)], arguments: &[&str]) -> Result<(), Failure> {
+/// Cargo at the root of the workspace, with more environment.
+pub(crate) fn cargo_command(environment: &[(&str, &str)], arguments: &[&str]) -> Result<Command, Failure> {
     let root =
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or_else(|| Failure::new("no workspace above xtask"))?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root).args(arguments).envs(environment.iter().copied());
+    Ok(command)
+}
+
+/// Runs cargo with more environment.
+pub(crate) fn cargo_with(environment: &[(&str, &str)], arguments: &[&str]) -> Result<(), Failure> {
+    let mut command = cargo_command(environment, arguments)?;
     let set: String = environment.iter().map(|(name, value)| format!("{name}='{value}' ")).collect();
     run(&format!("{set}cargo {}", arguments.join(" ")), &mut command)
 }

@@ -66,7 +66,11 @@ impl Browser {
     pub async fn start() -> Browser {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
-        let command = [CHROMEDRIVER.to_owned(), format!("--port={port}")];
+        // What it leaves in the temporary folder and in the user's stays in its own.
+        let own = |variable: &str| format!("{variable}={}", folder.path().display());
+        let variables = ["HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"].map(own);
+        let driver = [CHROMEDRIVER.to_owned(), format!("--port={port}")];
+        let command = [&["env".to_owned()][..], &variables, &driver].concat();
         let driver = Process::start(&command, folder.path(), &folder.path().join("chromedriver.log"));
         let mut browser = Browser { _driver: driver, folder, port, session: String::new(), kept: Mutex::default() };
         let start = Instant::now();

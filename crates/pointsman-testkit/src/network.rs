@@ -1,8 +1,10 @@
 //! Three servers in network namespaces, which can be parted from one another.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -166,7 +168,7 @@ fn unavailable() -> Option<String> {
 struct Network {
     number: u8,
     /// Locked while this process lives: the kernel gives the lock up with it, and others can see that the network is stale.
-    _lock: File,
+    _lock: UnixListener,
 }
 
 impl Network {
@@ -217,10 +219,10 @@ impl Drop for Network {
 }
 
 /// `None` while another ensemble has this number, in this process or another.
-fn lock(number: u8) -> Option<File> {
-    let path = std::env::temp_dir().join(format!("pointsman-network-{number}.lock"));
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap();
-    file.try_lock().ok().map(|()| file)
+fn lock(number: u8) -> Option<UnixListener> {
+    // A name that is not in the file system, and is free again when its process has ended.
+    let name = SocketAddr::from_abstract_name(format!("pointsman-network-{number}")).unwrap();
+    UnixListener::bind_addr(&name).ok()
 }
 
 /// Removes what there is of a network. The links go by name: a namespace lives on, with its link, while a thread or a socket

@@ -20,7 +20,7 @@ trap '' HUP
 exec 3<&0
 "$@" </dev/null >>"$log" 2>&1 3<&- &
 command=$!
-( cat <&3; kill -9 $command; rm -rf "$folder" ) >/dev/null 2>&1 &
+( cat <&3; kill -9 $command; while kill -0 $command; do sleep 0.01; done; rm -rf "$folder" ) >/dev/null 2>&1 &
 echo $command
 wait $command
 "#;

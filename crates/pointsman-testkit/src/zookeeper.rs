@@ -339,7 +339,7 @@ impl ServerConfig {
         let classpath: Vec<String> = CLASSPATH.iter().map(|jar| format!("{JARS}/{jar}")).collect();
         let speed: &[&str] =
             if self.full_speed { &["-Xmx1g"] } else { &["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"] };
-        let mut command = vec!["java".to_owned(), "-Xshare:auto".to_owned()];
+        let mut command = vec!["java".to_owned(), "-Xshare:auto".to_owned(), "-XX:-UsePerfData".to_owned()];
         command.extend(speed.iter().map(|&flag| flag.to_owned()));
         let properties = [
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
