@@ -218,7 +218,10 @@ mod tests {
                 described.insert((name.as_str().unwrap().to_owned(), status));
             }
         }
-        let there = Kind::ALL.iter().map(|kind| (kind.urn(), u64::from(kind.status().as_u16()))).collect();
+        let there = Kind::ALL
+            .iter()
+            .map(|kind| (pointsman_net::problem::urn(kind.name()), u64::from(kind.status().as_u16())))
+            .collect();
         assert_eq!(described, there);
     }
 

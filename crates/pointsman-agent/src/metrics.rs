@@ -1,12 +1,12 @@
 //! What an agent counts. Handles are kept, so that nothing is looked up for a usual request; no name of a service is a label of
 //! what clients ask for.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use hyper::StatusCode;
+use pointsman_net::metrics::{Kind, MetricsText};
 use pointsman_registry::Freshness;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::State;
-use crate::problem::Kind;
+use crate::problem;
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -129,7 +129,7 @@ impl Metrics {
         CallMetrics { call, ok, requests: self.requests.clone(), duration }
     }
 
-    pub(crate) fn refused(&self, kind: Kind) {
+    pub(crate) fn refused(&self, kind: problem::Kind) {
         self.refused.get_or_create(&Why { reason: kind.name() }).inc();
     }
 
@@ -169,10 +169,8 @@ fn write_levels(text: &mut String, state: &State) {
         Freshness::Stale { age } => (0, age.as_secs_f64()),
         _ => (1, 0.0),
     };
-    let mut gauge = |name: &str, help: &str, value: &dyn std::fmt::Display| {
-        let _ =
-            write!(text, "# HELP pointsman_{name} {help}\n# TYPE pointsman_{name} gauge\npointsman_{name} {value}\n");
-    };
+    let mut text = MetricsText::new(text, "pointsman");
+    let mut gauge = |name: &str, help: &str, value: &dyn std::fmt::Display| text.gauge(name, help, value);
     gauge("registrations", "Registrations that this agent keeps", &registrations);
     gauge("registrations_detached", "Of these, alive but not registered now", &detached);
     gauge("claims", "Claims that are out", &claims);
@@ -190,35 +188,18 @@ fn write_levels(text: &mut String, state: &State) {
     gauge("services_without_master", "Services that have instances, and no master", &sum(&masterless));
     gauge("services_guarded", "Services whose mass loss is not believed yet", &sum(&|s| usize::from(s.is_guarded())));
     gauge("registry_problems", "Nodes of the registry in which something is wrong", &sum(&|s| s.problems().len()));
-    let _ = write!(
-        text,
-        "# HELP pointsman_claims_expired Claims that nobody has released in time\n# TYPE pointsman_claims_expired counter\n\
-         pointsman_claims_expired_total {expired}\n"
-    );
-    let _ = text.write_str(
-        "# HELP pointsman_service_instances Instances of a service, by whether they take work\n\
-         # TYPE pointsman_service_instances gauge\n",
-    );
+    text.counter("claims_expired", "Claims that nobody has released in time", expired);
+    let help = "Instances of a service, by whether they take work";
+    let mut family = text.family("service_instances", Kind::Gauge, help);
     for snapshot in &snapshots {
-        let (service, all) = (escaped(snapshot.service()), snapshot.instances().len());
-        let idle = idle(snapshot);
-        let _ = write!(
-            text,
-            "pointsman_service_instances{{service=\"{service}\",status=\"passing\"}} {}\n\
-             pointsman_service_instances{{service=\"{service}\",status=\"drained\"}} {idle}\n",
-            all - idle
-        );
+        let (service, idle) = (&**snapshot.service(), idle(snapshot));
+        family.sample([("service", service), ("status", "passing")], snapshot.instances().len() - idle);
+        family.sample([("service", service), ("status", "drained")], idle);
     }
-    let _ = text
-        .write_str("# HELP pointsman_master_term The term of a service's master\n# TYPE pointsman_master_term gauge\n");
+    let mut family = text.family("master_term", Kind::Gauge, "The term of a service's master");
     for snapshot in &snapshots {
         if let Some(term) = snapshot.master().and_then(|master| master.role.term()) {
-            let _ = writeln!(text, "pointsman_master_term{{service=\"{}\"}} {term}", escaped(snapshot.service()));
+            family.sample([("service", &**snapshot.service())], term);
         }
     }
-}
-
-/// As a label's value.
-fn escaped(name: &str) -> String {
-    name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

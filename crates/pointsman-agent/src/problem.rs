@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use pointsman_core::Snapshot;
+use pointsman_net::problem::{self, ProblemBody};
 use pointsman_registry::{Error, Unanswered};
 use serde::{Deserialize, Serialize};
 
@@ -81,13 +82,6 @@ kinds! {
     Closing "closing" SERVICE_UNAVAILABLE "the agent is about to end"
 }
 
-impl Kind {
-    /// As the `type` of an answer.
-    pub(crate) fn urn(self) -> String {
-        format!("urn:pointsman:problem:{}", self.name())
-    }
-}
-
 impl From<Kind> for &'static str {
     fn from(kind: Kind) -> Self {
         kind.name()
@@ -137,26 +131,14 @@ impl Problem {
     }
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    r#type: String,
-    title: &'static str,
-    status: u16,
-    detail: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    highest: Option<u64>,
-}
-
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.kind.status();
-        let (title, detail, highest) = (self.kind.title(), &*self.detail, self.highest);
-        let body = Body { r#type: self.kind.urn(), title, status: status.as_u16(), detail, highest };
-        // Strings and a number: there is nothing in it that JSON cannot say.
-        let body = Bytes::from(serde_json::to_vec(&body).unwrap_or_default());
+        let body = ProblemBody::new(self.kind.name(), self.kind.title(), status.as_u16(), &self.detail);
+        let body = Bytes::from(body.with_highest(self.highest).json());
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(problem::MEDIA_TYPE));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }

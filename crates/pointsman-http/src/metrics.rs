@@ -2,12 +2,14 @@
 
 mod instances;
 
-use std::fmt::Write as _;
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pointsman_core::ServiceId;
+use pointsman_net::metrics::Kind::{Counter, Gauge, Histogram};
+use pointsman_net::metrics::MetricsText;
 
 use crate::problem::Kind;
 
@@ -144,28 +146,23 @@ impl Metrics {
         services: &[(ServiceId, Arc<ServiceMetrics>)],
         instances: &[Instances],
     ) -> String {
-        let mut text = Text(String::new());
-        text.family("connections", "gauge", "Connections of clients now");
-        text.line("connections", "", self.connections.get());
-        text.family("accept_failures", "counter", "Connections that could not be accepted");
-        text.line("accept_failures_total", "", self.accept_failures.get());
-        text.family("tls_failures", "counter", "TLS handshakes that have failed");
-        text.line("tls_failures_total", "", self.tls_failures.get());
-        text.family("problems", "counter", "Requests that the proxy itself has answered, by the type of the problem");
+        let mut written = String::new();
+        let mut text = MetricsText::new(&mut written, "pointsman_http");
+        text.gauge("connections", "Connections of clients now", self.connections.get());
+        text.counter("accept_failures", "Connections that could not be accepted", self.accept_failures.get());
+        text.counter("tls_failures", "TLS handshakes that have failed", self.tls_failures.get());
+        let help = "Requests that the proxy itself has answered, by the type of the problem";
+        let mut family = text.family("problems", Counter, help);
         for (kind, problems) in Kind::ALL.iter().zip(&self.problems) {
-            text.line("problems_total", &format!("type=\"{}\"", kind.name()), problems.load(Ordering::Relaxed));
+            family.sample([("type", kind.name())], problems.load(Ordering::Relaxed));
         }
-        text.family(
-            "access_log_dropped",
-            "counter",
-            "Lines of the access log that were not written because writing was too slow",
-        );
-        text.line("access_log_dropped_total", "", self.log_dropped.load(Ordering::Relaxed));
+        let help = "Lines of the access log that were not written because writing was too slow";
+        text.counter("access_log_dropped", help, self.log_dropped.load(Ordering::Relaxed));
         let all: Vec<&Arc<RouteMetrics>> = routes.iter().chain([&self.unrouted]).collect();
         write_routes(&mut text, &all);
         write_services(&mut text, services);
         instances::write(&mut text, instances);
-        text.0
+        written
     }
 }
 
@@ -186,8 +183,8 @@ impl RouteMetrics {
         self.shards.of(worker)
     }
 
-    fn labels(&self) -> String {
-        format!("route=\"{}\",{}", escaped(&self.name), service_labels(&self.service))
+    fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        iter::once(("route", &*self.name)).chain(service_labels(&self.service))
     }
 }
 
@@ -221,58 +218,40 @@ impl ServiceMetrics {
     }
 }
 
-struct Text(String);
-
-impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string cannot fail; so below.
-        let _ = write!(self.0, "# HELP pointsman_http_{name} {help}\n# TYPE pointsman_http_{name} {kind}\n");
-    }
-
-    fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
-        let _ = match labels {
-            "" => writeln!(self.0, "pointsman_http_{name} {value}"),
-            labels => writeln!(self.0, "pointsman_http_{name}{{{labels}}} {value}"),
-        };
-    }
-}
-
-fn write_routes(text: &mut Text, routes: &[&Arc<RouteMetrics>]) {
+fn write_routes(text: &mut MetricsText<'_>, routes: &[&Arc<RouteMetrics>]) {
     let read = |of: fn(&RouteShard) -> &AtomicU64| move |shard: &RouteShard| of(shard).load(Ordering::Relaxed);
-    text.family(
-        "requests",
-        "counter",
-        "Requests by route and class of the answer; gone: the client did not wait for one",
-    );
+    let help = "Requests by route and class of the answer; gone: the client did not wait for one";
+    let mut family = text.family("requests", Counter, help);
     for route in routes {
         for (class, name) in ["gone", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
             let count = route.shards.sum(|shard| shard.answers[class].load(Ordering::Relaxed));
             if count > 0 || name == "2xx" {
-                text.line("requests_total", &format!("{},code=\"{name}\"", route.labels()), count);
+                family.sample(route.labels().chain([("code", name)]), count);
             }
         }
     }
-    text.family("request_duration_seconds", "histogram", "From a request's head to the end of its answer, by route");
+    let help = "From a request's head to the end of its answer, by route";
+    let mut family = text.family("request_duration_seconds", Histogram, help);
     for route in routes {
-        let (labels, mut sum) = (route.labels(), 0);
+        let mut sum = 0;
         for (at, bound) in BOUNDS.iter().map(Some).chain([None]).enumerate() {
             sum += route.shards.sum(|shard| shard.buckets[at].load(Ordering::Relaxed));
             let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| seconds(*bound).to_string());
-            text.line("request_duration_seconds_bucket", &format!("{labels},le=\"{bound}\""), sum);
+            family.part("_bucket", route.labels().chain([("le", &*bound)]), sum);
         }
         let time = route.shards.sum(read(|shard| &shard.microseconds));
-        text.line("request_duration_seconds_sum", &labels, seconds(time));
-        text.line("request_duration_seconds_count", &labels, sum);
+        family.part("_sum", route.labels(), seconds(time));
+        family.part("_count", route.labels(), sum);
     }
-    text.family("in_flight", "gauge", "Requests under way, by route");
+    let mut family = text.family("in_flight", Gauge, "Requests under way, by route");
     for route in routes {
         let level: i64 = route.shards.0.iter().map(|shard| shard.0.in_flight.load(Ordering::Relaxed)).sum();
-        text.line("in_flight", &route.labels(), level);
+        family.sample(route.labels(), level);
     }
     let mut counter = |name: &str, help: &str, of: fn(&RouteShard) -> &AtomicU64| {
-        text.family(name, "counter", help);
+        let mut family = text.family(name, Counter, help);
         for route in routes {
-            text.line(&format!("{name}_total"), &route.labels(), route.shards.sum(read(of)));
+            family.sample(route.labels(), route.shards.sum(read(of)));
         }
     };
     counter("received_bytes", "Bytes of bodies received from clients, by route", |shard| &shard.received);
@@ -291,9 +270,9 @@ fn write_routes(text: &mut Text, routes: &[&Arc<RouteMetrics>]) {
     });
 }
 
-fn write_services(text: &mut Text, services: &[(ServiceId, Arc<ServiceMetrics>)]) {
+fn write_services(text: &mut MetricsText<'_>, services: &[(ServiceId, Arc<ServiceMetrics>)]) {
     type Of = fn(&ServiceShard) -> &AtomicU64;
-    text.family("attempts", "counter", "Requests sent to instances, by service and outcome");
+    let mut family = text.family("attempts", Counter, "Requests sent to instances, by service and outcome");
     for (service, metrics) in services {
         let outcomes: [(&str, Of); 4] = [
             ("answered", |shard| &shard.answered),
@@ -302,14 +281,14 @@ fn write_services(text: &mut Text, services: &[(ServiceId, Arc<ServiceMetrics>)]
             ("broken", |shard| &shard.broken),
         ];
         for (outcome, of) in outcomes {
-            let labels = format!("{},outcome=\"{outcome}\"", service_labels(service));
-            text.line("attempts_total", &labels, metrics.shards.sum(|shard| of(shard).load(Ordering::Relaxed)));
+            let count = metrics.shards.sum(|shard| of(shard).load(Ordering::Relaxed));
+            family.sample(service_labels(service).chain([("outcome", outcome)]), count);
         }
     }
-    text.family("connects", "counter", "Connections made to instances, by service");
+    let mut family = text.family("connects", Counter, "Connections made to instances, by service");
     for (service, metrics) in services {
-        let labels = service_labels(service);
-        text.line("connects_total", &labels, metrics.shards.sum(|shard| shard.connects.load(Ordering::Relaxed)));
+        let count = metrics.shards.sum(|shard| shard.connects.load(Ordering::Relaxed));
+        family.sample(service_labels(service), count);
     }
 }
 
@@ -318,15 +297,7 @@ fn seconds(microseconds: u64) -> f64 {
 }
 
 /// The labels by which a service is told: the registry is one of them only where it is not the proxy's own.
-fn service_labels(service: &ServiceId) -> String {
-    let name = escaped(&service.name);
-    match &service.registry {
-        None => format!("service=\"{name}\""),
-        Some(registry) => format!("service=\"{name}\",registry=\"{}\"", escaped(registry)),
-    }
-}
-
-/// As a label's value.
-pub(crate) fn escaped(name: &str) -> String {
-    name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+fn service_labels(service: &ServiceId) -> impl Iterator<Item = (&str, &str)> {
+    let registry = service.registry.as_deref().map(|registry| ("registry", registry));
+    iter::once(("service", &*service.name)).chain(registry)
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use pointsman_net::problem::ProblemBody;
 
 macro_rules! kinds {
     ($($kind:ident $name:literal $status:literal $title:literal)*) => {
@@ -54,14 +54,6 @@ pub(crate) struct Problem {
     pub(crate) detail: Cow<'static, str>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    r#type: String,
-    title: &'static str,
-    status: u16,
-    detail: &'a str,
-}
-
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, status: kind.status(), detail: detail.into() }
@@ -78,15 +70,7 @@ impl Problem {
 
     /// The body.
     pub(crate) fn json(&self) -> String {
-        let kind = self.kind;
-        let body = Body {
-            r#type: format!("urn:pointsman:problem:{}", kind.name()),
-            title: kind.title(),
-            status: self.status,
-            detail: &self.detail,
-        };
-        // Strings and a number: there is nothing in it that JSON cannot say.
-        serde_json::to_string(&body).unwrap_or_default()
+        ProblemBody::new(self.kind.name(), self.kind.title(), self.status, &self.detail).json()
     }
 
     /// Whether it is worth asking again soon.

@@ -16,10 +16,6 @@ use super::{body, has_already, tag};
 use crate::State;
 use crate::problem::Problem;
 
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-const OPEN_METRICS: HeaderValue =
-    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-
 /// `GET /livez`.
 pub(super) async fn livez(uri: Uri) -> Result<Response, Problem> {
     Query::read(&uri, &[], None)?;
@@ -44,12 +40,9 @@ pub(super) async fn metrics(Of(state): Of<Arc<State>>, headers: HeaderMap, uri: 
     if let Some(more) = more {
         text.push_str(&more.await);
     }
-    text.push_str("# EOF\n");
-    // The same text is both; OpenMetrics, the stricter, for those who know it.
-    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let kind = if accept.contains("application/openmetrics-text") { OPEN_METRICS } else { TEXT };
+    let kind = pointsman_net::metrics::finish(&mut text, headers.get(ACCEPT).map(HeaderValue::as_bytes));
     let mut response = text.into_response();
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
 }
 

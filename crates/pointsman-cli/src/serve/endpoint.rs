@@ -12,6 +12,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pointsman_net::accept::AcceptPause;
+use pointsman_net::metrics;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -23,12 +25,8 @@ use crate::failure::Failure;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// So many connections at a time; others wait.
 const CONNECTIONS: usize = 32;
-/// Before a listener that cannot accept (too many open files) tries again.
+/// Interval at which an address that another process still has is tried.
 const PAUSE: Duration = Duration::from_millis(100);
-
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-const OPEN_METRICS: HeaderValue =
-    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// A listener. Ends with this value.
 #[derive(Debug)]
@@ -80,21 +78,16 @@ async fn accept(listener: TcpListener, asking: Asking) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     // Ends the connections with the listener.
     let mut connections = JoinSet::new();
+    let mut pause = AcceptPause::new("metrics");
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let asking = asking.clone();
-                connections.spawn(async move {
-                    talk(stream, asking).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "metrics: accept");
-                tokio::time::sleep(PAUSE).await;
-            }
+        if let Some((stream, _)) = pause.take(listener.accept().await, || ()).await {
+            let asking = asking.clone();
+            connections.spawn(async move {
+                talk(stream, asking).await;
+                drop(place);
+            });
         }
     }
 }
@@ -124,12 +117,9 @@ async fn answer<B>(request: &Request<B>, asking: &Asking) -> Response<Full<Bytes
     }
     match asking.metrics(Which::All).await {
         Ok(mut text) => {
-            text.push_str("# EOF\n");
-            // The same text is both; OpenMetrics, the stricter, for those who know it.
-            let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-            let kind = if accept.contains("application/openmetrics-text") { OPEN_METRICS } else { TEXT };
+            let kind = metrics::finish(&mut text, request.headers().get(ACCEPT).map(HeaderValue::as_bytes));
             let mut response = say(StatusCode::OK, text);
-            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
             response
         }
         Err(reason) => say(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),

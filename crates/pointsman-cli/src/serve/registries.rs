@@ -2,12 +2,12 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use pointsman::Registry;
+use pointsman_net::metrics::{Kind, MetricsText};
 
 use crate::config::{SectionRegistries, shown};
 use crate::failure::{Failure, chain};
@@ -96,15 +96,11 @@ impl Registries {
 
     /// Which of them have answered, as Prometheus reads it.
     pub(super) fn write_metrics(&self, text: &mut String) {
-        text.push_str(
-            "# HELP pointsman_registry_answered Whether the registry has answered since this process uses it\n\
-             # TYPE pointsman_registry_answered gauge\n",
-        );
+        let help = "Whether the registry has answered since this process uses it";
+        let mut metrics = MetricsText::new(text, "pointsman");
+        let mut family = metrics.family("registry_answered", Kind::Gauge, help);
         for registry in self.0.values() {
-            let label = registry.url().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let answered = u8::from(registry.has_answered());
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "pointsman_registry_answered{{registry=\"{label}\"}} {answered}");
+            family.sample([("registry", registry.url())], u8::from(registry.has_answered()));
         }
     }
 

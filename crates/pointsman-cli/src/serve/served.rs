@@ -1,12 +1,11 @@
 //! What is running: the agent, the embedded broker, the relay, the proxy.
 
-use std::fmt::Write as _;
-
 use pointsman::Registry;
 use pointsman::agent::{self, Agent};
 use pointsman::mqtt::Relay;
 use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
 use pointsman::proxy::Proxy;
+use pointsman_net::metrics::{Kind, MetricsText};
 use tokio::task::JoinSet;
 
 use super::access_log::LogFile;
@@ -218,26 +217,15 @@ impl Served {
         }
         registries.write_metrics(&mut text);
         let Reloads { applied, failed, failing } = self.reloads;
-        let version = env!("CARGO_PKG_VERSION");
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "# HELP pointsman_ready Whether everything has been connected and registered once\n\
-             # TYPE pointsman_ready gauge\n\
-             pointsman_ready {}\n\
-             # HELP pointsman_config_reloads Configuration files read again\n\
-             # TYPE pointsman_config_reloads counter\n\
-             pointsman_config_reloads_total{{result=\"applied\"}} {applied}\n\
-             pointsman_config_reloads_total{{result=\"failed\"}} {failed}\n\
-             # HELP pointsman_config_stale Whether the file, as it is now, could not be applied\n\
-             # TYPE pointsman_config_stale gauge\n\
-             pointsman_config_stale {}\n\
-             # HELP pointsman_build_info The version\n\
-             # TYPE pointsman_build_info gauge\n\
-             pointsman_build_info{{version=\"{version}\"}} 1\n",
-            u8::from(self.ready),
-            u8::from(failing),
-        );
+        let mut metrics = MetricsText::new(&mut text, "pointsman");
+        let help = "Whether everything has been connected and registered once";
+        metrics.gauge("ready", help, u8::from(self.ready));
+        let mut family = metrics.family("config_reloads", Kind::Counter, "Configuration files read again");
+        family.sample([("result", "applied")], applied);
+        family.sample([("result", "failed")], failed);
+        let help = "Whether the file, as it is now, could not be applied";
+        metrics.gauge("config_stale", help, u8::from(failing));
+        metrics.family("build_info", Kind::Gauge, "The version").sample([("version", env!("CARGO_PKG_VERSION"))], 1);
         Ok(text)
     }
 
@@ -356,34 +344,23 @@ async fn start_relay(
 }
 
 fn write_broker(text: &mut String, figures: &Figures) {
-    let mut gauge = |name: &str, help: &str, value: usize| {
-        let name = format!("pointsman_broker_{name}");
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
-    };
-    gauge("connections", "Connections now", figures.connections);
-    gauge("sessions", "Sessions now, of clients that are connected or away", figures.sessions);
-    gauge("subscriptions", "Subscriptions now", figures.subscriptions);
-    gauge("retained", "Retained messages now", figures.retained);
-    let mut counter = |name: &str, help: &str, values: &[(&str, u64)]| {
-        let name = format!("pointsman_broker_{name}");
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n");
-        for (labels, value) in values {
-            let _ = writeln!(text, "{name}_total{labels} {value}");
-        }
-    };
-    counter("messages_received", "Messages that clients have published", &[("", figures.messages_in)]);
-    counter("messages_sent", "Messages given out to subscribers", &[("", figures.messages_out)]);
-    counter("connections_refused", "Connections that were refused", &[("", figures.refused)]);
-    counter("pauses", "How often a publisher had to wait for the relay", &[("", figures.paused)]);
-    counter(
-        "messages_dropped",
-        "Messages lost to a subscriber",
-        &[
-            ("{reason=\"slow\"}", figures.dropped_slow),
-            ("{reason=\"queue-full\"}", figures.dropped_queue_full),
-            ("{reason=\"too-large\"}", figures.dropped_too_large),
-            ("{reason=\"expired\"}", figures.dropped_expired),
-            ("{reason=\"retained\"}", figures.dropped_retained),
-        ],
-    );
+    let mut text = MetricsText::new(text, "pointsman_broker");
+    text.gauge("connections", "Connections now", figures.connections);
+    text.gauge("sessions", "Sessions now, of clients that are connected or away", figures.sessions);
+    text.gauge("subscriptions", "Subscriptions now", figures.subscriptions);
+    text.gauge("retained", "Retained messages now", figures.retained);
+    text.counter("messages_received", "Messages that clients have published", figures.messages_in);
+    text.counter("messages_sent", "Messages given out to subscribers", figures.messages_out);
+    text.counter("connections_refused", "Connections that were refused", figures.refused);
+    text.counter("pauses", "How often a publisher had to wait for the relay", figures.paused);
+    let mut family = text.family("messages_dropped", Kind::Counter, "Messages lost to a subscriber");
+    for (reason, count) in [
+        ("slow", figures.dropped_slow),
+        ("queue-full", figures.dropped_queue_full),
+        ("too-large", figures.dropped_too_large),
+        ("expired", figures.dropped_expired),
+        ("retained", figures.dropped_retained),
+    ] {
+        family.sample([("reason", reason)], count);
+    }
 }

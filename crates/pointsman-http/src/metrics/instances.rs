@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use pointsman_core::ServiceId;
+use pointsman_net::metrics::Kind::{Counter, Gauge};
+use pointsman_net::metrics::MetricsText;
 
-use super::{Text, escaped, service_labels};
+use super::service_labels;
 
 /// The instances of a service.
 #[derive(Debug)]
@@ -21,28 +23,31 @@ pub(crate) struct Instances {
     pub(crate) in_flight: Vec<(Arc<str>, usize)>,
 }
 
-pub(super) fn write(text: &mut Text, services: &[Instances]) {
-    let named = |service: &Instances| service_labels(&service.service);
-    text.family("health_checks", "counter", "Checks of instances, by service and result");
+pub(super) fn write(text: &mut MetricsText<'_>, services: &[Instances]) {
+    let mut family = text.family("health_checks", Counter, "Checks of instances, by service and result");
     for service in services {
         let Some((passed, failed)) = service.checks else { continue };
-        text.line("health_checks_total", &format!("{},result=\"passed\"", named(service)), passed);
-        text.line("health_checks_total", &format!("{},result=\"failed\"", named(service)), failed);
+        for (result, count) in [("passed", passed), ("failed", failed)] {
+            family.sample(service_labels(&service.service).chain([("result", result)]), count);
+        }
     }
-    text.family("instances", "gauge", "Instances, by service, and by whether they pass their checks, if there are any");
+    let help = "Instances, by service, and by whether they pass their checks, if there are any";
+    let mut family = text.family("instances", Gauge, help);
     for service in services {
-        text.line("instances", &format!("{},state=\"passing\"", named(service)), service.passing);
-        text.line("instances", &format!("{},state=\"failing\"", named(service)), service.failing);
-        text.line("instances", &format!("{},state=\"unknown\"", named(service)), service.unknown);
+        for (state, count) in [("passing", service.passing), ("failing", service.failing), ("unknown", service.unknown)]
+        {
+            family.sample(service_labels(&service.service).chain([("state", state)]), count);
+        }
     }
-    text.family("instances_ejected", "gauge", "Instances that get no requests for a while because theirs have failed");
+    let help = "Instances that get no requests for a while because theirs have failed";
+    let mut family = text.family("instances_ejected", Gauge, help);
     for service in services {
-        text.line("instances_ejected", &named(service), service.ejected);
+        family.sample(service_labels(&service.service), service.ejected);
     }
-    text.family("instance_in_flight", "gauge", "Requests under way, by service and instance");
+    let mut family = text.family("instance_in_flight", Gauge, "Requests under way, by service and instance");
     for service in services {
         for (code, in_flight) in &service.in_flight {
-            text.line("instance_in_flight", &format!("{},code=\"{}\"", named(service), escaped(code)), in_flight);
+            family.sample(service_labels(&service.service).chain([("code", &**code)]), in_flight);
         }
     }
 }
