@@ -104,7 +104,8 @@ impl Wire {
     }
 
     async fn greet(&mut self, connect: Connect) -> Result<Connack, ConnectError> {
-        let io = |step| move |source| ConnectError::Io { step, source };
+        // With TLS 1.3 the broker says only after the handshake that it refuses the certificate of this side.
+        let io = |step| move |source| ConnectError::Io { step, source: in_plain_english(source) };
         let mut out = BytesMut::new();
         let version = connect.version;
         let packet = Packet::Connect(Box::new(connect));
@@ -181,6 +182,14 @@ impl Stream {
     }
 }
 
+/// Puts an error of TLS in plain English, and leaves others as they are.
+fn in_plain_english(error: io::Error) -> io::Error {
+    match tls::find(&error) {
+        Some(reason) => io::Error::new(error.kind(), tls::describe(reason)),
+        None => error,
+    }
+}
+
 async fn open(url: &BrokerUrl) -> Result<Stream, ConnectError> {
     let io = |step| move |source| ConnectError::Io { step, source };
     let host = url.host.trim_start_matches('[').trim_end_matches(']');
@@ -228,5 +237,31 @@ impl AsyncWrite for Stream {
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Pipe(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pointsman_net::tls::ServerTls;
+    use pointsman_testkit::TlsFiles;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_missing_client_certificate_is_told_in_plain_english() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = TlsFiles::create(folder.path());
+        let server =
+            ServerTls { cert: files.server.clone(), key: files.server.clone(), client_ca: Some(files.ca.clone()) };
+        let acceptor = TlsAcceptor::from(server.load(&[]).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("mqtts://{}?ca={}", listener.local_addr().unwrap(), files.ca.display());
+        tokio::spawn(async move { acceptor.accept(listener.accept().await.unwrap().0).await.map(drop) });
+        let target = Target::Url(url.parse().unwrap());
+        let error = Wire::connect(target, Connect::default(), 1 << 20).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("the other side requires a certificate of this side"), "{text}");
     }
 }
