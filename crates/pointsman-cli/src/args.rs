@@ -112,8 +112,16 @@ pub(crate) struct Global {
 /// How data is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
+    /// For people; a table that is wider than the terminal shows codes as their shortest unique prefixes, and no tags
     Table,
+    /// A table with whole codes, whatever the terminal's width
+    Wide,
+    /// One line of JSON; `watch` and `register` write a line for each event
     Json,
+    /// YAML
+    Yaml,
+    /// Names alone, a line each: SERVICE, or SERVICE/CODE
+    Name,
 }
 
 /// How the log is written.
@@ -558,7 +566,7 @@ mod tests {
             ("pointsman term-base --above 4503599627370497", "4503599627370496"),
             ("pointsman instances a/b", "1 to 255 bytes"),
             ("pointsman watch a+b", "1 to 255 bytes"),
-            ("pointsman services -o xml", "table, json"),
+            ("pointsman services -o xml", "table, wide, json, yaml, name"),
             ("pointsman", "Usage"),
             ("pointsman serve", "--config <FILE>|--set <KEY=VALUE>"),
             ("pointsman check", "<FILE|--set <KEY=VALUE>>"),

@@ -26,8 +26,10 @@ pub(crate) fn run(args: &Check, global: &Global) -> Outcome {
     let config = config.map(|config| around.complete(config)).transpose().map_err(Failure::new)?;
     let summary = config.as_ref().map(Summary::new);
     match global.output {
-        Output::Json => output::json(&Report::new(summary.as_ref(), &problems))?,
-        Output::Table => {
+        Output::Json | Output::Yaml => {
+            output::show(global.output, &Report::new(summary.as_ref(), &problems), [], |_| String::new())?;
+        }
+        Output::Table | Output::Wide | Output::Name => {
             problem::tell(&problems, file, global);
             if let Some(summary) = &summary {
                 let name =

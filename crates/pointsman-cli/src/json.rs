@@ -12,33 +12,32 @@ pub(crate) struct ExplainedJson<'a> {
     pub(crate) explanation: ExplanationJson<'a>,
 }
 
-/// A line of `watch`.
+/// A line of `watch`: an event as the agent's streams have it (`docs/agent.md`), with its name in it. What a service appears or
+/// disappears with is an event of its instances.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum ChangeJson<'a> {
-    ServiceAppeared { service: &'a str },
-    Joined { service: &'a str, instance: InstanceJson<'a> },
-    Left { service: &'a str, instance: InstanceJson<'a> },
+    Put { service: &'a str, instance: InstanceJson<'a>, before: Option<InstanceJson<'a>> },
     Guarded { service: &'a str, instance: InstanceJson<'a> },
-    Returned { service: &'a str, instance: InstanceJson<'a> },
-    Updated { service: &'a str, instance: InstanceJson<'a>, before: InstanceJson<'a> },
+    Delete { service: &'a str, instance: InstanceJson<'a>, reason: &'static str },
     Master { service: &'a str, master: Option<InstanceJson<'a>>, before: Option<InstanceJson<'a>> },
-    ServiceDisappeared { service: &'a str },
 }
 
 impl<'a> ChangeJson<'a> {
-    /// A change; `None` for one that this version does not know.
-    pub(crate) fn new(change: &'a Change) -> Option<Self> {
+    /// A change; `None` for one that has no event of its own. `has_left` tells of a code that is gone whether it left cleanly.
+    pub(crate) fn new(change: &'a Change, has_left: impl Fn(&str) -> bool) -> Option<Self> {
         let service: &str = change.service();
         Some(match change {
-            Change::ServiceAppeared(_) => ChangeJson::ServiceAppeared { service },
-            Change::ServiceDisappeared(_) => ChangeJson::ServiceDisappeared { service },
-            Change::Joined(instance) => ChangeJson::Joined { service, instance: InstanceJson::new(instance) },
-            Change::Left(instance) => ChangeJson::Left { service, instance: InstanceJson::new(instance) },
-            Change::Guarded(instance) => ChangeJson::Guarded { service, instance: InstanceJson::new(instance) },
-            Change::Returned(instance) => ChangeJson::Returned { service, instance: InstanceJson::new(instance) },
+            Change::Joined(instance) | Change::Returned(instance) => {
+                ChangeJson::Put { service, instance: InstanceJson::new(instance), before: None }
+            }
             Change::Updated { old, new } => {
-                ChangeJson::Updated { service, instance: InstanceJson::new(new), before: InstanceJson::new(old) }
+                ChangeJson::Put { service, instance: InstanceJson::new(new), before: Some(InstanceJson::new(old)) }
+            }
+            Change::Guarded(instance) => ChangeJson::Guarded { service, instance: InstanceJson::new(instance) },
+            Change::Left(instance) => {
+                let reason = if has_left(&instance.code) { "left" } else { "lost" };
+                ChangeJson::Delete { service, instance: InstanceJson::new(instance), reason }
             }
             Change::MasterChanged { old, new, .. } => ChangeJson::Master {
                 service,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use pointsman::Snapshot;
+use pointsman::{ObservedInstance, Problem, Snapshot};
 
 use crate::args::{Global, Instances, Output};
 use crate::json::{InstanceJson, ServiceJson};
@@ -14,11 +14,11 @@ pub(crate) async fn services(global: &Global) -> Outcome {
     let directory = registry.discover_all().await?;
     session::tell_age(directory.freshness());
     let snapshots = directory.snapshots();
-    let snapshots = snapshots.iter().filter(|snapshot| !snapshot.is_empty()).map(|snapshot| &**snapshot);
-    match global.output {
-        Output::Json => output::json(&snapshots.map(ServiceJson::new).collect::<Vec<_>>())?,
-        Output::Table => output::line(&table::services(snapshots))?,
-    }
+    let snapshots: Vec<&Snapshot> =
+        snapshots.iter().map(|snapshot| &**snapshot).filter(|snapshot| !snapshot.is_empty()).collect();
+    let data: Vec<_> = snapshots.iter().map(|snapshot| ServiceJson::new(snapshot)).collect();
+    let names = snapshots.iter().map(|snapshot| snapshot.service().to_string());
+    output::show(global.output, &data, names, |width| table::services(&snapshots, width))?;
     for snapshot in directory.snapshots() {
         session::tell_unreadable(&snapshot);
     }
@@ -35,15 +35,10 @@ pub(crate) async fn instances(args: &Instances, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
     let service = session::discover(&registry, &args.service).await?;
     let snapshot = service.snapshot();
-    let listed = || snapshot.instances().iter().map(|instance| &**instance).filter(|i| args.all || i.takes_work());
-    let problems = || snapshot.problems().iter().filter(|_| args.all);
-    match global.output {
-        Output::Json => {
-            let problems = problems().map(|problem| InstanceJson::problem(&args.service, problem));
-            output::json(&listed().map(InstanceJson::new).chain(problems).collect::<Vec<_>>())?;
-        }
-        Output::Table => output::line(&table::instances(listed(), problems()))?,
-    }
+    let instances = snapshot.instances().iter().map(|instance| &**instance);
+    let listed: Vec<_> = instances.filter(|instance| args.all || instance.takes_work()).collect();
+    let problems: Vec<_> = snapshot.problems().iter().filter(|_| args.all).collect();
+    show(&listed, &problems, &snapshot, global.output)?;
     drop(service);
     session::close(registry).await;
     session::check_readable(&snapshot)?;
@@ -53,6 +48,13 @@ pub(crate) async fn instances(args: &Instances, global: &Global) -> Outcome {
         hint_at_the_rest(&snapshot);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(listed: &[&ObservedInstance], problems: &[&Problem], snapshot: &Snapshot, form: Output) -> std::io::Result<()> {
+    let of_problems = problems.iter().map(|problem| InstanceJson::problem(snapshot.service(), problem));
+    let data: Vec<_> = listed.iter().map(|instance| InstanceJson::new(instance)).chain(of_problems).collect();
+    let names = listed.iter().map(|instance| name(instance));
+    output::show(form, &data, names, |width| table::instances(listed, problems, snapshot, width))
 }
 
 /// Says on stderr how many more there are.
@@ -77,9 +79,12 @@ pub(crate) async fn master(service: &str, global: &Global) -> Outcome {
         session::check_readable(&snapshot)?;
     }
     let master = master?;
-    match global.output {
-        Output::Json => output::json(&InstanceJson::new(&master))?,
-        Output::Table => output::line(&table::instances([&*master].into_iter(), [].into_iter()))?,
-    }
+    let table = |width| table::instances(&[&*master], &[], &snapshot, width);
+    output::show(global.output, &InstanceJson::new(&master), [name(&master)], table)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `SERVICE/CODE`.
+pub(crate) fn name(instance: &ObservedInstance) -> String {
+    format!("{}/{}", instance.service, instance.code)
 }

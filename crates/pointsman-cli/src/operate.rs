@@ -7,7 +7,7 @@ use pointsman::{ClearedOverrides, OVERRIDES_KEPT, OverrideOf, Registry, Snapshot
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{Global, Output, Target, Weight};
+use crate::args::{Global, Target, Weight};
 use crate::failure::Failure;
 use crate::output::shown;
 use crate::{Outcome, output, session, table};
@@ -15,8 +15,8 @@ use crate::{Outcome, output, session, table};
 /// `pointsman drain SERVICE CODE` and `pointsman undrain SERVICE CODE`.
 pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
-    let snapshot = find(&registry, target).await?;
-    let Target { service, code, .. } = target;
+    let (snapshot, code) = find(&registry, target).await?;
+    let (service, code) = (&target.service, &*code);
     if drained {
         registry.drain(service, code).await?;
     } else {
@@ -24,26 +24,25 @@ pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Ou
     }
     session::close(registry).await;
     let effect = Effect::new(&snapshot, code, drained);
-    match global.output {
-        Output::Json => output::json(&effect)?,
-        Output::Table => output::line(&effect.sentence())?,
-    }
+    output::show(global.output, &effect, [format!("{service}/{code}")], |_| effect.sentence())?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// `pointsman weight SERVICE CODE N` and `pointsman weight SERVICE CODE --reset`.
 pub(crate) async fn weight(args: &Weight, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
-    find(&registry, &args.target).await?;
-    let Target { service, code, .. } = &args.target;
+    let (_, code) = find(&registry, &args.target).await?;
+    let (service, code) = (&args.target.service, &*code);
     registry.set_weight(service, code, args.weight).await?;
     session::close(registry).await;
-    match (global.output, args.weight) {
-        (Output::Json, weight) => output::json(&json!({"service": service, "code": code, "weight": weight}))?,
-        (Output::Table, Some(0)) => output::line(&format!("{service}/{code} has weight 0: it takes no new work"))?,
-        (Output::Table, Some(weight)) => output::line(&format!("{service}/{code} has weight {weight}"))?,
-        (Output::Table, None) => output::line(&format!("{service}/{code} has its registered weight"))?,
-    }
+    let name = format!("{service}/{code}");
+    let sentence = match args.weight {
+        Some(0) => format!("{name} has weight 0: it takes no new work"),
+        Some(weight) => format!("{name} has weight {weight}"),
+        None => format!("{name} has its registered weight"),
+    };
+    let data = json!({"service": service, "code": code, "weight": args.weight});
+    output::show(global.output, &data, [name], |_| sentence)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -87,30 +86,47 @@ pub(crate) async fn clear_overrides(service: Option<&str>, global: &Global) -> O
 }
 
 fn list(all: &[OverrideOf], global: &Global) -> Result<(), Failure> {
-    match global.output {
-        Output::Json => output::json(&all)?,
-        Output::Table => output::line(&table::overrides(all))?,
-    }
-    Ok(())
+    let names = all.iter().map(|set| format!("{}/{}", set.service, set.code));
+    Ok(output::show(global.output, &all, names, |_| table::overrides(all))?)
 }
 
-/// The service as it is before the change. A mistyped code would be drained in silence: whoever means one that is away says
-/// `--force`.
-async fn find(registry: &Registry, target: &Target) -> Result<Arc<Snapshot>, Failure> {
+/// The service as it is before the change, and the code that is meant: it may be given as a prefix that is unique in the service. A mistyped
+/// code would be drained in silence: with `--force` one that is not registered is taken as it is.
+async fn find(registry: &Registry, target: &Target) -> Result<(Arc<Snapshot>, Arc<str>), Failure> {
     let snapshot = session::discover(registry, &target.service).await?.snapshot();
     if target.force || snapshot.find(&target.code).is_some() {
-        return Ok(snapshot);
+        let code = target.code.as_str().into();
+        return Ok((snapshot, code));
     }
     session::check_readable(&snapshot)?;
-    let codes: Vec<_> = snapshot.instances().iter().map(|instance| &*instance.code).collect();
-    let there_are = match codes.as_slice() {
-        [] => "it has no instances now".to_owned(),
-        codes => format!("its codes are {}", codes.join(", ")),
-    };
-    let Target { service, code, .. } = target;
-    Err(Failure::new(format!(
-        "service {service} has no instance with code {code}: {there_are} (--force sets it anyway)"
-    )))
+    let code = meant(&snapshot, &target.code)?;
+    Ok((snapshot, code))
+}
+
+/// The only code that begins so.
+fn meant(snapshot: &Snapshot, prefix: &str) -> Result<Arc<str>, Failure> {
+    let codes = || snapshot.instances().iter().map(|instance| &instance.code);
+    let found: Vec<_> = codes().filter(|code| code.starts_with(prefix)).collect();
+    let (service, list) =
+        (snapshot.service(), |codes: &[&Arc<str>]| codes.iter().map(|code| &***code).collect::<Vec<_>>().join(", "));
+    match found.as_slice() {
+        [code] => Ok(Arc::clone(code)),
+        [] => {
+            let all: Vec<_> = codes().collect();
+            let there_are = if all.is_empty() {
+                "it has no instances now".to_owned()
+            } else {
+                format!("its codes are {}", list(&all))
+            };
+            Err(Failure::new(format!(
+                "service {service} has no instance with code {prefix}: {there_are} (--force sets it anyway)"
+            )))
+        }
+        several => Err(Failure::usage(format!(
+            "several codes of service {service} begin with {prefix}: {}; give more of the code",
+            list(several)
+        ))),
+    }
 }
 
 /// What comes of a drain or of its end, as far as the service's snapshot tells.
@@ -229,6 +245,17 @@ mod tests {
             says(&service([normal]), "b"),
             "ress/b drained: it takes no new work, and no other instance can take any"
         );
+    }
+
+    #[test]
+    fn a_code_may_be_given_by_a_unique_prefix() {
+        let there = service(["fcae5124-a", "fcae5124-b", "9e1c"].map(|code| instance(code, Role::Normal, 1)));
+        assert_eq!(&*meant(&there, "9").unwrap(), "9e1c");
+        assert_eq!(&*meant(&there, "fcae5124-b").unwrap(), "fcae5124-b");
+        let several = meant(&there, "fcae").unwrap_err();
+        assert!(several.message().contains("fcae5124-a, fcae5124-b; give more"), "{several:?}");
+        assert_eq!(several, Failure::usage(several.message()));
+        assert!(meant(&there, "x").unwrap_err().message().contains("its codes are "));
     }
 
     #[test]

@@ -11,11 +11,42 @@ use pointsman::is_invisible;
 pub(crate) use pointsman::shown;
 use serde::Serialize;
 
+use crate::args::Output;
+
 /// Writes one line, or several, of data.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}")?;
     stdout.flush()
+}
+
+/// Writes data in the form that is asked for: `names` for `-o name`, and `table`, which is given the width that it has, for people.
+pub(crate) fn show(
+    form: Output,
+    data: &impl Serialize,
+    names: impl IntoIterator<Item = String>,
+    table: impl FnOnce(Option<usize>) -> String,
+) -> io::Result<()> {
+    match form {
+        Output::Json => json(data),
+        Output::Yaml => yaml(data),
+        Output::Name => names.into_iter().try_for_each(|name| line(&shown(&name))),
+        Output::Wide => line(&table(None)),
+        Output::Table => line(&table(width())),
+    }
+}
+
+/// The width of the terminal that stdout is, in columns.
+fn width() -> Option<usize> {
+    let stdout = io::stdout();
+    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// Writes an object as a document of YAML.
+fn yaml(value: &impl Serialize) -> io::Result<()> {
+    let text = serde_norway::to_string(value).map_err(io::Error::other)?;
+    line(&format!("---\n{}", text.trim_end()))
 }
 
 /// Writes an object as one line of JSON. For whoever reads it on a terminal, what cannot be seen is escaped, as JSON does: programs read the

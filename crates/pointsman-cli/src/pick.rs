@@ -8,6 +8,7 @@ use pointsman::{Balancer, Claim, Explanation};
 use crate::args::{Global, Output, Pick};
 use crate::failure::Failure;
 use crate::json::{ExplainedJson, ExplanationJson, InstanceJson};
+use crate::list::name;
 use crate::output::shown;
 use crate::{Outcome, output, session, table};
 
@@ -28,8 +29,8 @@ pub(crate) async fn run(args: &Pick, global: &Global) -> Outcome {
         (Err(failure), Some(explanation)) => {
             // It says why there is nothing to pick.
             match global.output {
-                Output::Json => tell(&[], Some(&explanation), global.output)?,
-                Output::Table => output::note(&explanation.to_string()),
+                Output::Json | Output::Yaml => tell(&[], Some(&explanation), global.output)?,
+                Output::Table | Output::Wide | Output::Name => output::note(&explanation.to_string()),
             }
             return Err(failure);
         }
@@ -43,30 +44,28 @@ fn picks(balancer: &Balancer, args: &Pick) -> Result<Vec<Claim>, Failure> {
     (0..args.count).map(|_| balancer.pick(&args.key).map_err(Failure::from)).collect()
 }
 
-fn tell(claims: &[Claim], explanation: Option<&Explanation>, output: Output) -> std::io::Result<()> {
-    match output {
-        Output::Json => {
-            let picks: Vec<_> = claims.iter().map(|claim| InstanceJson::new(claim.instance())).collect();
-            match explanation.map(ExplanationJson::new) {
-                Some(explanation) => output::json(&ExplainedJson { picks, explanation }),
-                None => output::json(&picks),
-            }
+fn tell(claims: &[Claim], explanation: Option<&Explanation>, form: Output) -> std::io::Result<()> {
+    let picks: Vec<_> = claims.iter().map(|claim| InstanceJson::new(claim.instance())).collect();
+    let names = claims.iter().map(|claim| name(claim.instance()));
+    let table = |_| {
+        let row = |(index, claim): (usize, &Claim)| {
+            let address = claim.address().map_or_else(|| "-".to_owned(), shown);
+            vec![(index + 1).to_string(), shown(claim.code()), address]
+        };
+        let table = table::write(&["PICK", "CODE", "ADDRESS"], claims.iter().enumerate().map(row));
+        explanation.map_or(table.clone(), |explanation| format!("{table}\n\n{explanation}"))
+    };
+    match explanation {
+        Some(explanation) => {
+            let explanation = ExplanationJson::new(explanation);
+            output::show(form, &ExplainedJson { picks, explanation }, names, table)?;
         }
-        Output::Table => {
-            let row = |(index, claim): (usize, &Claim)| {
-                let address = claim.address().map_or_else(|| "-".to_owned(), shown);
-                vec![(index + 1).to_string(), shown(claim.code()), address]
-            };
-            output::line(&table::write(&["PICK", "CODE", "ADDRESS"], claims.iter().enumerate().map(row)))?;
-            if claims.len() > 1 {
-                output::note(&distribution(claims));
-            }
-            if let Some(explanation) = explanation {
-                output::line(&format!("\n{explanation}"))?;
-            }
-            Ok(())
-        }
+        None => output::show(form, &picks, names, table)?,
     }
+    if matches!(form, Output::Table | Output::Wide) && claims.len() > 1 {
+        output::note(&distribution(claims));
+    }
+    Ok(())
 }
 
 fn distribution(claims: &[Claim]) -> String {

@@ -247,11 +247,13 @@ impl Teller<'_> {
         let sentence = format!("{}/{} is {role}{trouble}", instance.service, instance.code);
         supervisor::status(&sentence);
         let written = match (self.global.output, self.to_stderr) {
-            (Output::Json, _) => output::json(&RoleJson::from(role)),
-            (Output::Table, false) => output::line(&sentence),
-            (Output::Table, true) => {
+            (Output::Table | Output::Wide | Output::Name, true) => {
                 output::note(&sentence);
                 Ok(())
+            }
+            (form, _) => {
+                let name = format!("{}/{}", instance.service, instance.code);
+                output::show(form, &RoleJson::from(role), [name], |_| sentence)
             }
         };
         if let Err(error) = written {

@@ -30,8 +30,10 @@ fn explain(key: Option<&str>, global: &Global) -> Result<(), Failure> {
         return Err(Failure::usage(format!("there is no setting {key:?}; `pointsman config explain` shows all")));
     }
     match global.output {
-        Output::Json => output::json(&found)?,
-        _ => {
+        Output::Json | Output::Yaml | Output::Name => {
+            output::show(global.output, &found, found.iter().map(|entry| entry.key.clone()), |_| String::new())?;
+        }
+        Output::Table | Output::Wide => {
             let is_list = found.len() > 1;
             let texts: Vec<_> =
                 found.iter().map(|entry| if is_list { summary(entry) } else { details(entry) }).collect();

@@ -2,46 +2,56 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use pointsman::{ObservedInstance, OverrideOf, Problem, Snapshot};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::json;
 use crate::output::shown;
 
-/// The services.
-pub(crate) fn services<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> String {
-    let rows = snapshots.map(|snapshot| {
-        let master = snapshot.master();
-        vec![
-            shown(snapshot.service()),
-            snapshot.instances().len().to_string(),
-            master.map_or_else(dash, |master| shown(&master.code)),
-            master.and_then(|master| master.role.term()).map_or_else(dash, |term| term.to_string()),
-            snapshot.problems().len().to_string(),
-        ]
-    });
-    write(&["SERVICE", "INSTANCES", "MASTER", "TERM", "PROBLEMS"], rows)
+/// The services. In a table that would be wider than `width`, codes are shown as their shortest unique prefixes.
+pub(crate) fn services(snapshots: &[&Snapshot], width: Option<usize>) -> String {
+    fitting(width, |codes| {
+        let rows = snapshots.iter().map(|snapshot| {
+            let master = snapshot.master();
+            vec![
+                shown(snapshot.service()),
+                snapshot.instances().len().to_string(),
+                master.map_or_else(dash, |master| codes.show(&master.code, snapshot)),
+                master.and_then(|master| master.role.term()).map_or_else(dash, |term| term.to_string()),
+                snapshot.problems().len().to_string(),
+            ]
+        });
+        write(&["SERVICE", "INSTANCES", "MASTER", "TERM", "PROBLEMS"], rows)
+    })
 }
 
-/// Instances, and below them what is none.
-pub(crate) fn instances<'a>(
-    instances: impl Iterator<Item = &'a ObservedInstance>,
-    problems: impl Iterator<Item = &'a Problem>,
+/// Instances of a service, and below them what is none. In a table that would be wider than `width`, codes are shown as their shortest
+/// prefixes that are unique in the service, and then tags are left out.
+pub(crate) fn instances(
+    instances: &[&ObservedInstance],
+    problems: &[&Problem],
+    snapshot: &Snapshot,
+    width: Option<usize>,
 ) -> String {
-    let problems: Vec<_> = problems.collect();
-    let with_note = !problems.is_empty();
-    let mut header = vec!["CODE", "ADDRESS", "WEIGHT", "ROLE", "TERM", "STATUS", "TAGS"];
-    let mut rows: Vec<_> = instances.map(row).collect();
-    if with_note {
-        header.push("NOTE");
-        rows.iter_mut().for_each(|row| row.push(String::new()));
-        rows.extend(problems.into_iter().map(problem_row));
-    }
-    write(&header, rows.into_iter())
+    fitting(width, |codes| {
+        let mut header = vec!["CODE", "ADDRESS", "WEIGHT", "ROLE", "TERM", "STATUS", "TAGS"];
+        let mut rows: Vec<_> = instances.iter().map(|instance| row(instance, codes, snapshot)).collect();
+        if !problems.is_empty() {
+            header.push("NOTE");
+            rows.iter_mut().for_each(|row| row.push(String::new()));
+            rows.extend(problems.iter().map(|problem| problem_row(problem)));
+        }
+        if codes == Codes::ShortWithoutTags {
+            header.retain(|column| *column != "TAGS");
+            rows.iter_mut().for_each(|row| drop(row.remove(TAGS)));
+        }
+        write(&header, rows.into_iter())
+    })
 }
 
-fn row(instance: &ObservedInstance) -> Vec<String> {
+fn row(instance: &ObservedInstance, codes: Codes, snapshot: &Snapshot) -> Vec<String> {
     let tags: Vec<_> = instance.tags.iter().map(|(name, value)| shown(&format!("{name}={value}"))).collect();
     vec![
-        shown(&instance.code),
+        codes.show(&instance.code, snapshot),
         instance.address.as_deref().map_or_else(dash, shown),
         instance.weight.to_string(),
         if instance.observer { "observer" } else { instance.role.name() }.to_owned(),
@@ -49,6 +59,42 @@ fn row(instance: &ObservedInstance) -> Vec<String> {
         json::status(instance).to_owned(),
         if tags.is_empty() { dash() } else { tags.join(",") },
     ]
+}
+
+/// The column of the tags.
+const TAGS: usize = 6;
+
+/// How codes are shown, and with them tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Codes {
+    Whole,
+    /// As their shortest unique prefixes.
+    Short,
+    ShortWithoutTags,
+}
+
+/// Minimum length of a prefix, in characters: a shorter one would hardly stay unique.
+const SHORTEST_PREFIX: usize = 8;
+
+impl Codes {
+    fn show(self, code: &str, snapshot: &Snapshot) -> String {
+        if self == Codes::Whole { shown(code) } else { shown(short(code, snapshot)) }
+    }
+}
+
+/// The shortest prefix of a code that no other code of the service begins with.
+fn short<'c>(code: &'c str, snapshot: &Snapshot) -> &'c str {
+    let others = || snapshot.instances().iter().filter(|other| *other.code != *code);
+    let ends = code.char_indices().map(|(start, c)| start + c.len_utf8()).skip(SHORTEST_PREFIX - 1);
+    let is_unique = |end: &usize| !others().any(|other| other.code.starts_with(&code[..*end]));
+    &code[..ends.into_iter().find(is_unique).unwrap_or(code.len())]
+}
+
+/// The widest of the tables that fits into the width, or else the narrowest.
+fn fitting(width: Option<usize>, table: impl Fn(Codes) -> String) -> String {
+    let fits = |table: &String| width.is_none_or(|width| table.lines().all(|line| line.width() <= width));
+    let wider = [Codes::Whole, Codes::Short].into_iter().map(&table).find(fits);
+    wider.unwrap_or_else(|| table(Codes::ShortWithoutTags))
 }
 
 fn problem_row(problem: &Problem) -> Vec<String> {
@@ -90,16 +136,23 @@ fn dash() -> String {
 
 #[cfg(test)]
 mod tests {
-    use pointsman::Instance;
+    use std::sync::Arc;
+
+    use pointsman::{Instance, Role, Term};
 
     use super::*;
+
+    fn table(listed: &ObservedInstance, problems: &[&Problem]) -> String {
+        let snapshot = Snapshot::new("s", 1, vec![Arc::new(listed.clone())]);
+        instances(&[listed], problems, &snapshot, None)
+    }
 
     #[test]
     fn a_table_is_plain_and_aligned() {
         let registered = Instance::new("s").code("a\u{1b}[2J").address("127.0.0.1:80").weight(12).tag("zone", "eu");
         let instance = ObservedInstance::from(registered);
         let problem = Problem { node: "normal1".to_owned(), reason: "is empty".to_owned(), skipped: true };
-        let table = instances([&instance].into_iter(), [&problem].into_iter());
+        let table = table(&instance, &[&problem]);
         let lines: Vec<_> = table.lines().collect();
         assert!(lines[0].starts_with("CODE"), "{table}");
         assert!(lines[1].starts_with("a\\u{1b}[2J"), "{table}");
@@ -113,7 +166,7 @@ mod tests {
     fn an_observer_is_listed_as_one() {
         let mut instance = ObservedInstance::from(Instance::new("s").code("a"));
         instance.observer = true;
-        let table = instances([&instance].into_iter(), [].into_iter());
+        let table = table(&instance, &[]);
         assert!(table.lines().nth(1).unwrap().contains("observer"), "{table}");
     }
 
@@ -121,7 +174,7 @@ mod tests {
     fn a_guarded_instance_is_listed_as_one() {
         let mut instance = ObservedInstance::from(Instance::new("s").code("a"));
         instance.guarded_since = Some(std::time::SystemTime::now());
-        let table = instances([&instance].into_iter(), [].into_iter());
+        let table = table(&instance, &[]);
         let lines: Vec<_> = table.lines().collect();
         let status = lines[0].find("STATUS").unwrap();
         assert_eq!(&lines[1][status..status + 7], "guarded", "{table}");
@@ -130,6 +183,29 @@ mod tests {
     #[test]
     fn without_problems_there_is_no_note() {
         let instance = ObservedInstance::from(Instance::new("s"));
-        assert!(!instances([&instance].into_iter(), [].into_iter()).contains("NOTE"));
+        assert!(!table(&instance, &[]).contains("NOTE"));
+    }
+
+    #[test]
+    fn on_a_terminal_of_80_columns_no_line_is_broken() {
+        let codes = ["fcae5124-f37e-4987-a6d7-3782f90c6288", "fcae5124-0000-4987-a6d7-3782f90c6288", "short", "fcae"];
+        let listed = codes.map(|code| {
+            let instance = Instance::with_code("ress", code).address("192.168.100.200:50000").tag("zone", "eu-1");
+            Arc::new(ObservedInstance::new(instance.tag("version", "2.1.7"), Role::Master(Term(1_795_418_027_019_215))))
+        });
+        let snapshot = Snapshot::new("ress", 1, listed.to_vec());
+        let listed: Vec<_> = listed.iter().map(|instance| &**instance).collect();
+        let table = |width| instances(&listed, &[], &snapshot, width);
+        for line in table(Some(80)).lines() {
+            assert!(line.len() <= 80, "{line}");
+        }
+        let first_words = |table: String| -> Vec<_> {
+            table.lines().skip(1).map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+        };
+        assert_eq!(first_words(table(Some(80))), ["fcae5124-f", "fcae5124-0", "short", "fcae"]);
+        assert_eq!(first_words(table(Some(300))), codes);
+        assert_eq!(first_words(table(None)), codes);
+        let services = services(&[&snapshot], Some(50));
+        assert!(services.contains(" fcae5124-f ") || services.contains("short"), "{services}");
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use pointsman::Term;
 use serde_json::json;
 
-use crate::args::{Global, Output, TermBase};
+use crate::args::{Global, TermBase};
 use crate::{Outcome, output, session};
 
 /// `pointsman term-base` and `pointsman term-base --above N`.
@@ -18,10 +18,8 @@ pub(crate) async fn run(args: &TermBase, global: &Global) -> Outcome {
     };
     session::close(registry).await;
     let is_raised = base > before;
-    match global.output {
-        Output::Json => output::json(&json!({ "term_base": base.0, "raised": is_raised }))?,
-        Output::Table => output::line(&sentence(base, is_raised, args.above))?,
-    }
+    let data = json!({ "term_base": base.0, "raised": is_raised });
+    output::show(global.output, &data, [base.0.to_string()], |_| sentence(base, is_raised, args.above))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,7 +11,7 @@ use crate::args::{Global, Output};
 use crate::json::ChangeJson;
 use crate::output::shown;
 use crate::signals::Signals;
-use crate::{Outcome, json, output, session};
+use crate::{Outcome, json, list, output, session};
 
 /// `pointsman watch [SERVICE]`: first what there is, then every change, until a signal.
 pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
@@ -41,7 +41,7 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
         });
     }
     tokio::select! {
-        told = tell_all(changes.from_nothing(), global.output) => told?,
+        told = tell_all(changes.from_nothing(), &directory, global.output) => told?,
         () = tell_absences(&directory) => {}
         () = tell_unreadable(&mut updates, &mut unreadable) => {}
         _ = signals.next() => {}
@@ -51,9 +51,9 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn tell_all(mut changes: Changes, output: Output) -> std::io::Result<()> {
+async fn tell_all(mut changes: Changes, directory: &Directory, form: Output) -> std::io::Result<()> {
     while let Some(change) = changes.next().await {
-        tell(&change, output)?;
+        tell(&change, directory, form)?;
     }
     Ok(())
 }
@@ -96,11 +96,25 @@ async fn tell_unreadable(updates: &mut Updates, unreadable: &mut HashSet<Arc<str
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Writes one change.
-pub(crate) fn tell(change: &Change, output: Output) -> std::io::Result<()> {
-    match (output, ChangeJson::new(change)) {
+pub(crate) fn tell(change: &Change, directory: &Directory, form: Output) -> std::io::Result<()> {
+    let service = change.service();
+    match (form, ChangeJson::new(change, |code| directory.has_left(service, code))) {
+        (Output::Table | Output::Wide, _) => output::line(&sentence(change)),
+        (_, Some(event)) => output::show(form, &event, [name(change)], |_| sentence(change)),
         (_, None) => Ok(()),
-        (Output::Json, Some(change)) => output::json(&change),
-        (Output::Table, Some(_)) => output::line(&sentence(change)),
+    }
+}
+
+/// `SERVICE/CODE` of the instance that a change is about, or `SERVICE`.
+fn name(change: &Change) -> String {
+    match change {
+        Change::Joined(instance)
+        | Change::Returned(instance)
+        | Change::Guarded(instance)
+        | Change::Left(instance)
+        | Change::Updated { new: instance, .. }
+        | Change::MasterChanged { new: Some(instance), .. } => list::name(instance),
+        _ => change.service().to_string(),
     }
 }
 

@@ -229,3 +229,44 @@ async fn it_waits_for_the_registry_and_says_what_it_cannot_do() {
     running.signal(Signal::TERM);
     assert_eq!(tokio::time::timeout(DEADLINE, running.ended()).await.unwrap().code(), Some(0));
 }
+
+/// One vocabulary: what `watch -o json` writes is what the agent's stream says, with the event's name in it.
+#[tokio::test]
+async fn the_events_of_watch_are_those_of_the_agents_stream() {
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut running =
+        Running::start_with_stderr(command(["serve", "--set", &format!("agent.listen=127.0.0.1:{port}")]));
+    logged(&mut running, " ready").await;
+    let mut stream = Stream::open(port, "GET", "/v1/services/ress/watch").await;
+    stream.until("event: snapshot").await;
+    let mut watch = Running::start(command(["watch", "ress", "-o", "json", "--registry", &url]));
+    let instance = |code: &str| command(["register", "ress", "--code", code, "-o", "json", "--registry", &url]);
+    let mut first = Running::start(instance("a"));
+    first.line().await;
+    let mut events = vec![watch.json_where(|line| line["event"] == "put").await];
+    events.push(watch.json_where(|line| line["event"] == "master").await);
+    assert_eq!(run(&["weight", "ress", "a", "5", "--registry", &url]).await.status.code(), Some(0));
+    events.push(watch.json_where(|line| line["event"] == "put" && !line["before"].is_null()).await);
+    first.signal(Signal::TERM);
+    events.push(watch.json_where(|line| line["event"] == "delete").await);
+    stream.until("event: delete").await;
+    stream.until("\"reason\":\"left\"").await;
+    let told = stream.seen();
+    for event in events {
+        let name = event["event"].as_str().unwrap();
+        let begins = format!("event: {name}\ndata: ");
+        let data = told.split(&begins).skip(1).filter_map(|rest| rest.lines().next());
+        // The last one may not be whole.
+        let data: Vec<serde_json::Value> = data.filter_map(|data| serde_json::from_str(data).ok()).collect();
+        let has_all_of = |data: &serde_json::Value| {
+            let fields = event.as_object().unwrap().iter().filter(|(field, _)| *field != "event");
+            fields.clone().all(|(field, value)| data.get(field).is_some_and(|other| other.is_null() == value.is_null()))
+                && data["reason"] == event["reason"]
+        };
+        assert!(data.iter().any(has_all_of), "{event} is none of {data:#?}");
+    }
+    watch.signal(Signal::TERM);
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+}

@@ -283,7 +283,7 @@ async fn whoever_waits_gets_an_answer_when_the_registry_is_there() {
     assert_eq!(picking.ended().await.code(), Some(1));
     let registry = Registry::connect(&url).await.unwrap();
     let _registration = registry.register(pointsman::Instance::new("s").code("a")).await.unwrap();
-    going.json_where(|line| line["event"] == "joined" && line["instance"]["code"] == "a").await;
+    going.json_where(|line| line["event"] == "put" && line["instance"]["code"] == "a").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,7 +303,7 @@ async fn a_watch_outlives_its_registry() {
     fleet.launch("b");
     // Of what has not changed nothing is told.
     let next = watch.json().await;
-    assert_eq!((&next["event"], &next["instance"]["code"]), (&json!("joined"), &json!("b")), "{next}");
+    assert_eq!((&next["event"], &next["instance"]["code"]), (&json!("put"), &json!("b")), "{next}");
     watch.signal(Signal::TERM);
     assert_eq!(watch.ended().await.code(), Some(0));
 }

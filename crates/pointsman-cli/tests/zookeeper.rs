@@ -220,14 +220,13 @@ async fn watch_tells_a_life() {
     let mut watch = registry.start("watch s -o json");
     let mut a = registry.start("register s --code a --weight 2 -o json");
     a.json().await;
-    let joined = watch.json_where(|line| line["event"] == "joined").await;
+    let joined = watch.json_where(|line| line["event"] == "put").await;
     assert_eq!((&joined["service"], &joined["instance"]["weight"]), (&json!("s"), &json!(2)), "{joined}");
     registry.succeed("weight s a 5").await;
-    let updated = watch.json_where(|line| line["event"] == "updated").await;
+    let updated = watch.json_where(|line| line["event"] == "put" && !line["before"].is_null()).await;
     assert_eq!((&updated["before"]["weight"], &updated["instance"]["weight"]), (&json!(2), &json!(5)), "{updated}");
     a.signal(Signal::TERM);
-    watch.json_where(|line| line["event"] == "left" && line["instance"]["code"] == "a").await;
-    watch.json_where(|line| line["event"] == "service-disappeared").await;
+    watch.json_where(|line| line["event"] == "delete" && line["instance"]["code"] == "a").await;
     watch.signal(Signal::INT);
     assert_eq!(watch.ended().await.code(), Some(0));
 }
@@ -252,10 +251,10 @@ async fn a_command_runs_beside_its_registration() {
     if pid.starts_with('{') {
         pid = victim.line().await;
     }
-    watch.json_where(|line| line["event"] == "joined" && line["instance"]["code"] == "v").await;
+    watch.json_where(|line| line["event"] == "put" && line["instance"]["code"] == "v").await;
     let killed = Instant::now();
     std::process::Command::new("kill").args(["-9", &pid]).status().unwrap();
-    watch.json_where(|line| line["event"] == "left" && line["instance"]["code"] == "v").await;
+    watch.json_where(|line| line["event"] == "delete" && line["instance"]["code"] == "v").await;
     // 100 ms, and something for the notice to come through two processes on a busy machine.
     assert!(killed.elapsed() < Duration::from_millis(600), "{:?}", killed.elapsed());
     assert_eq!(victim.ended().await.code(), Some(137));
@@ -268,10 +267,10 @@ async fn a_signal_deregisters_first_and_then_reaches_the_command() {
     let script = "trap \"echo stopping; sleep 1; exit 5\" TERM; echo ready; while :; do sleep 0.05; done";
     let mut polite = registry.start(&format!("register s --code p -- sh -c '{script}'"));
     assert_eq!(polite.line().await, "ready");
-    watch.json_where(|line| line["event"] == "joined").await;
+    watch.json_where(|line| line["event"] == "put").await;
     let signalled = Instant::now();
     polite.signal(Signal::TERM);
-    watch.json_where(|line| line["event"] == "left").await;
+    watch.json_where(|line| line["event"] == "delete").await;
     assert!(signalled.elapsed() < Duration::from_secs(1), "{:?}", signalled.elapsed());
     assert_eq!(polite.ended().await.code(), Some(5));
 
@@ -302,10 +301,10 @@ async fn registered_only_while_the_check_passes() {
     assert_eq!(registry.json("instances s").await, json!([]));
     answers.send_replace("200 OK");
     assert_eq!(checked.json().await["role"], "master");
-    watch.json_where(|line| line["event"] == "joined").await;
+    watch.json_where(|line| line["event"] == "put").await;
     answers.send_replace("503 Away");
     assert_eq!(checked.json().await, json!({"event": "role", "role": "detached"}));
-    watch.json_where(|line| line["event"] == "left").await;
+    watch.json_where(|line| line["event"] == "delete").await;
     answers.send_replace("204 No Content");
     assert_eq!(checked.json().await["role"], "master");
     checked.signal(Signal::TERM);

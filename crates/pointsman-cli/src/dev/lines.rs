@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use pointsman::Service;
 
 use crate::args::Output;
@@ -21,13 +22,16 @@ const SUMMARY: Duration = Duration::from_secs(5);
 pub(super) async fn run(fleet: &Fleet, board: &Arc<Mutex<Board>>, output: Output) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     output::note("note: sample services in a registry of their own, until SIGINT; on a terminal this is a live view");
-    let mut changes =
-        futures_util::stream::select_all(fleet.services().iter().map(|service| service.changes().from_nothing()));
+    let of_service = |service: &Service| {
+        let directory = service.directory().clone();
+        service.changes().from_nothing().map(move |change| (change, directory.clone()))
+    };
+    let mut changes = futures_util::stream::select_all(fleet.services().iter().map(of_service));
     let mut summaries = tokio::time::interval_at(tokio::time::Instant::now() + SUMMARY, SUMMARY);
     loop {
         tokio::select! {
             _ = signals.next() => return Ok(()),
-            Some(change) = futures_util::StreamExt::next(&mut changes) => watch::tell(&change, output)?,
+            Some((change, directory)) = changes.next() => watch::tell(&change, &directory, output)?,
             _ = summaries.tick(), if output == Output::Table => {
                 for service in fleet.services() {
                     output::line(&summary(service, &lock(board)))?;

@@ -121,6 +121,11 @@ impl Stream {
         read.unwrap_or_else(|_| panic!("no {words:?} in time"));
     }
 
+    /// What has come so far.
+    pub(crate) fn seen(&self) -> &str {
+        &self.seen
+    }
+
     /// Reads to the end, which must be a whole answer's.
     pub(crate) async fn ended(mut self) -> String {
         let reading = tokio::time::timeout(DEADLINE, self.stream.read_to_string(&mut self.seen));
