@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pointsman::is_invisible;
 use tracing::level_filters::LevelFilter;
@@ -13,9 +14,22 @@ use tracing_subscriber::{Layer as _, fmt};
 use crate::args::{Global, LogFormat};
 use crate::output;
 
+/// Whether the log is read by programs.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Says what a command waits for, to whoever looks at stderr: as a note, or, where programs read it, as a line of the log.
+pub(crate) fn note(text: &str) {
+    if IS_JSON.load(Ordering::Relaxed) {
+        tracing::warn!("{text}");
+    } else {
+        output::note(&format!("note: {text}"));
+    }
+}
+
 /// Starts the log. `drawn` says that the terminal is drawn on: then a log on the same terminal would destroy the picture.
 /// `informs` says that the log is what the command has to say: then it informs without being asked to.
 pub(crate) fn start(global: &Global, drawn: bool, informs: bool) {
+    IS_JSON.store(global.log_format == LogFormat::Json, Ordering::Relaxed);
     if drawn && io::stderr().is_terminal() {
         return;
     }

@@ -18,9 +18,9 @@ pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Ou
     let (snapshot, code) = find(&registry, target).await?;
     let (service, code) = (&target.service, &*code);
     if drained {
-        registry.drain(service, code).await?;
+        session::patiently(&registry, registry.drain(service, code)).await?;
     } else {
-        registry.undrain(service, code).await?;
+        session::patiently(&registry, registry.undrain(service, code)).await?;
     }
     session::close(registry).await;
     let effect = Effect::new(&snapshot, code, drained);
@@ -33,7 +33,7 @@ pub(crate) async fn weight(args: &Weight, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
     let (_, code) = find(&registry, &args.target).await?;
     let (service, code) = (&args.target.service, &*code);
-    registry.set_weight(service, code, args.weight).await?;
+    session::patiently(&registry, registry.set_weight(service, code, args.weight)).await?;
     session::close(registry).await;
     let name = format!("{service}/{code}");
     let sentence = match args.weight {
@@ -49,7 +49,7 @@ pub(crate) async fn weight(args: &Weight, global: &Global) -> Outcome {
 /// `pointsman overrides [SERVICE]`.
 pub(crate) async fn overrides(service: Option<&str>, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
-    let all = registry.overrides(service).await?;
+    let all = session::patiently(&registry, registry.overrides(service)).await?;
     session::close(registry).await;
     let gone = all.iter().filter(|set| !set.registered).count();
     list(&all, global)?;
@@ -70,7 +70,8 @@ pub(crate) async fn clear_overrides(service: Option<&str>, global: &Global) -> O
     let registry = session::connect(global).await?;
     let mut all = Vec::new();
     loop {
-        let ClearedOverrides { mut cleared, remaining, .. } = registry.clear_gone_overrides(service).await?;
+        let clearing = session::patiently(&registry, registry.clear_gone_overrides(service));
+        let ClearedOverrides { mut cleared, remaining, .. } = clearing.await?;
         let is_done = remaining == 0 || cleared.is_empty();
         all.append(&mut cleared);
         if is_done {

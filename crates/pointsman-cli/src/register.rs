@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::json::RoleJson;
 use crate::output::shown;
 use crate::signals::{self, Signals, or_hurry};
-use crate::{Outcome, output, session, supervisor};
+use crate::{Outcome, log, output, session, supervisor};
 
 /// How long a deregistration may take before the process ends anyway; the session's end does the rest.
 const DEREGISTER: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: Register, global: &Global) -> Outcome {
     if args.observer {
         registration = registration.observer();
     }
-    let teller = Teller { global, to_stderr: !args.command.is_empty(), told: None };
+    let teller = Teller { output: global.output, to_stderr: !args.command.is_empty(), told: None };
     let result = match args.command.as_slice() {
         [] => alone(registration, teller, &mut signals).await,
         command => {
@@ -102,7 +102,7 @@ fn check(args: &CheckArgs, address: Option<&str>) -> Result<Option<Check>, Failu
 }
 
 /// Without a command: until a signal.
-async fn alone(registration: RegistrationBuilder, teller: Teller<'_>, signals: &mut Signals) -> Outcome {
+async fn alone(registration: RegistrationBuilder, teller: Teller, signals: &mut Signals) -> Outcome {
     let mut keeper = Keeper::start(registration, teller)?;
     let failed = tokio::select! {
         failure = keeper.keep() => Some(failure),
@@ -115,7 +115,7 @@ async fn alone(registration: RegistrationBuilder, teller: Teller<'_>, signals: &
 /// With a command: until its end, which a signal brings about.
 async fn beside(
     registration: RegistrationBuilder,
-    teller: Teller<'_>,
+    teller: Teller,
     (mut child, patience): (Child, Duration),
     (signals, mut others): (&mut Signals, Signals),
 ) -> Outcome {
@@ -157,14 +157,14 @@ async fn beside(
 }
 
 /// The registration, and who is told of it.
-struct Keeper<'g> {
+struct Keeper {
     registration: Registration,
-    teller: Teller<'g>,
+    teller: Teller,
 }
 
-impl<'g> Keeper<'g> {
+impl Keeper {
     /// Starts to register the instance, while its check passes.
-    fn start(registration: RegistrationBuilder, teller: Teller<'g>) -> Result<Self, Failure> {
+    fn start(registration: RegistrationBuilder, teller: Teller) -> Result<Self, Failure> {
         Ok(Self { registration: registration.start()?, teller })
     }
 
@@ -223,20 +223,20 @@ impl<'g> Keeper<'g> {
 }
 
 /// Tells roles.
-struct Teller<'g> {
-    global: &'g Global,
+struct Teller {
+    output: Output,
     /// Stdout is the command's: what is for people goes to stderr.
     to_stderr: bool,
     told: Option<Role>,
 }
 
-impl Teller<'_> {
+impl Teller {
     /// Says why an instance is not registered yet.
     fn note(&self, instance: &Instance, trouble: &Trouble) {
         let Instance { service, code, .. } = instance;
         let sentence = format!("{service}/{code} is not registered yet: {}", shown(&trouble.to_string()));
         supervisor::status(&sentence);
-        session::note(self.global, &sentence);
+        log::note(&sentence);
     }
 
     fn tell(&mut self, instance: &Instance, role: Role, trouble: Option<&Trouble>) {
@@ -246,7 +246,7 @@ impl Teller<'_> {
         let trouble = trouble.map(|why| format!(": {}", shown(&why.to_string()))).unwrap_or_default();
         let sentence = format!("{}/{} is {role}{trouble}", instance.service, instance.code);
         supervisor::status(&sentence);
-        let written = match (self.global.output, self.to_stderr) {
+        let written = match (self.output, self.to_stderr) {
             (Output::Table | Output::Wide | Output::Name, true) => {
                 output::note(&sentence);
                 Ok(())

@@ -1,13 +1,15 @@
 //! The connection to the registry that the flags name.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use pointsman::{Error, Freshness, Registry, RegistryBuilder, Service, Snapshot};
 use tokio::sync::watch;
 
-use crate::args::{DEFAULT_REGISTRY, Global, LogFormat};
+use crate::args::{DEFAULT_REGISTRY, Global};
 use crate::dev::beacon;
 use crate::failure::Failure;
+use crate::log::note;
 use crate::output::{self, shown};
 
 /// How long to wait for sessions to be closed before the process ends anyway: a registry that is away must not hold up
@@ -20,7 +22,7 @@ pub(crate) const SLOW: Duration = Duration::from_secs(1);
 pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
     let beside = global.registry.is_none().then(beacon::find).flatten();
     if let Some(url) = &beside {
-        note(global, &format!("using the registry of `pointsman dev` at {}", shown(url)));
+        note(&format!("using the registry of `pointsman dev` at {}", shown(url)));
     }
     let url = global.registry.as_deref().or(beside.as_deref()).unwrap_or(DEFAULT_REGISTRY);
     let mut builder = Registry::builder(url).wait(global.wait);
@@ -28,7 +30,7 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
         builder = builder.connect_timeout(timeout);
     }
     let at = builder.shown_url();
-    let say = |answer: &str| note(global, &format!("waiting for the registry at {at}: {answer}"));
+    let say = |answer: &str| note(&format!("waiting for the registry at {at}: {answer}"));
     let connected = connect_and(builder, say).await;
     match connected {
         Ok(registry) => {
@@ -92,12 +94,15 @@ async fn connect_and(builder: RegistryBuilder, say: impl Fn(&str)) -> Result<Reg
     }
 }
 
-/// Says what a command waits for: as a note, or, where the log is read by programs, as a line of it.
-pub(crate) fn note(global: &Global, text: &str) {
-    match global.log_format {
-        LogFormat::Text => output::note(&format!("note: {text}")),
-        LogFormat::Json => tracing::warn!("{text}"),
+/// Does something that the registry has to answer. Once that has taken a while, it is said what is waited for.
+pub(crate) async fn patiently<T>(registry: &Registry, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = tokio::time::sleep(SLOW) => {}
     }
+    note(&format!("waiting for the registry at {}: no answer yet", shown(registry.url())));
+    work.await
 }
 
 /// Closes the sessions, so that nothing of this process stays in the registry until they expire.
@@ -110,7 +115,7 @@ pub(crate) async fn close(registry: Registry) {
 
 /// One service, as it is now.
 pub(crate) async fn discover(registry: &Registry, service: &str) -> Result<Service, Failure> {
-    let service = registry.discover(service).await?;
+    let service = patiently(registry, registry.discover(service)).await?;
     tell_age(service.freshness());
     Ok(service)
 }

@@ -11,9 +11,9 @@ use crate::{Outcome, output, session};
 /// `pointsman term-base` and `pointsman term-base --above N`.
 pub(crate) async fn run(args: &TermBase, global: &Global) -> Outcome {
     let registry = session::connect(global).await?;
-    let before = registry.term_base().await?;
+    let before = session::patiently(&registry, registry.term_base()).await?;
     let base = match args.above {
-        Some(above) => registry.raise_term_base(Term(above)).await?,
+        Some(above) => session::patiently(&registry, registry.raise_term_base(Term(above))).await?,
         None => before,
     };
     session::close(registry).await;

@@ -22,11 +22,11 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
     };
     let (changes, directory) = match service {
         Some(service) => {
-            let service = registry.discover(service).await?;
+            let service = session::patiently(&registry, registry.discover(service)).await?;
             (service.changes(), service.directory().clone())
         }
         None => {
-            let all = registry.discover_all().await?;
+            let all = session::patiently(&registry, registry.discover_all()).await?;
             (all.changes(), all)
         }
     };

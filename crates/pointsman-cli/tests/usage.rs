@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{DEADLINE, Running, command, run, served, stderr, stdout};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
 async fn help_names_every_command() {
@@ -160,6 +161,28 @@ async fn whoever_waits_is_told_for_what_and_data_stays_clean() {
     let json = told(command(watch.iter().chain(&["--log-format", "json"]))).await;
     let line: Value = serde_json::from_str(&json).unwrap();
     assert!(line["message"].as_str().unwrap().starts_with(words), "{line}");
+}
+
+#[tokio::test]
+async fn whoever_waits_after_the_first_answer_is_told_too() {
+    for line in ["overrides", "term-base", "watch s", "pick s", "drain s a --force"] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        // An agent that answers once, and hangs since.
+        let agent = tokio::spawn(async move {
+            let (mut first, _) = listener.accept().await.unwrap();
+            assert!(first.read(&mut [0; 4096]).await.unwrap() > 0);
+            first.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]").await.unwrap();
+            let mut held = vec![first];
+            loop {
+                held.push(listener.accept().await.unwrap().0);
+            }
+        });
+        let mut asking = Running::start_with_stderr(command(line.split(' ').chain(["--wait", "--registry", &url])));
+        assert_eq!(asking.note().await, format!("note: waiting for the registry at {url}: no answer yet"), "{line}");
+        asking.signal(Signal::KILL);
+        agent.abort();
+    }
 }
 
 #[tokio::test]
