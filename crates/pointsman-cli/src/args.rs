@@ -11,6 +11,7 @@ use clap::{ArgAction, ArgGroup, CommandFactory as _, FromArgMatches as _, Parser
 use pointsman::{Algorithm, Candidates, MAX_TERM_BASE, MAX_WEIGHT};
 
 use crate::child::PARENT_CODE;
+use crate::examples;
 
 /// Service registration, master election and load balancing.
 #[derive(Debug, Parser)]
@@ -29,7 +30,7 @@ impl Args {
     ///
     /// As clap says it; help and version as well.
     pub(crate) fn read() -> Result<Self, clap::Error> {
-        let matches = Self::command().try_get_matches().map_err(with_tip)?;
+        let matches = examples::add(Self::command()).try_get_matches().map_err(with_tip)?;
         let mut args = Self::from_arg_matches(&matches)?;
         if let Command::Register(register) = &mut args.command {
             // In a command that runs beside a registration the variable holds the code of that one, which no other can have. A value that the

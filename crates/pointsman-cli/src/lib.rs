@@ -19,6 +19,7 @@ mod check;
 mod child;
 mod config;
 mod dev;
+mod examples;
 mod failure;
 mod json;
 mod list;

@@ -107,7 +107,8 @@ fn goes_on(line: &str) -> Option<&'static str> {
     let starts = |start: &str| line.starts_with(start);
     match () {
         () if starts("pointsman serve") => Some("ready"),
-        () if starts("pointsman register") => Some("master"),
+        () if starts("pointsman register") && line.contains("-o json") => Some("\"role\""),
+        () if starts("pointsman register") => Some(" is "),
         () if starts("pointsman watch") => Some("ress"),
         () => None,
     }
@@ -219,4 +220,64 @@ async fn the_commands_of_the_readme() {
 #[tokio::test]
 async fn the_commands_of_the_chinese_readme() {
     assert_eq!(carry_out("README.zh-CN.md").await, 22);
+}
+
+/// Examples of `--help` that are not run here, and why.
+const NOT_RUN: [(&str, &str); 3] = [
+    ("pointsman dev", "tests/usage.rs runs dev and its tour"),
+    ("pointsman services --registry OLD -o json | jq", "jq need not be installed"),
+    ("pointsman --help", "it is where the examples come from"),
+];
+
+/// The names of the commands, as `--help` lists them.
+async fn command_names() -> Vec<String> {
+    let help = stdout(&run(&["--help"]).await);
+    let list = help.split_once("Commands:\n").unwrap().1.split("\n\n").next().unwrap().to_owned();
+    let names = list.lines().filter_map(|line| line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')));
+    names.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// The examples of a command.
+async fn examples_of(name: &str) -> Vec<String> {
+    let help = stdout(&run(&[name, "--help"]).await);
+    let Some((_, examples)) = help.split_once("Examples:\n") else { return Vec::new() };
+    let examples = examples.lines().map(|line| line.split("   #").next().unwrap().trim().to_owned());
+    examples.filter(|line| line.starts_with("pointsman ")).collect()
+}
+
+#[tokio::test]
+async fn every_command_has_examples_and_each_works() {
+    let mut world = World::start().await;
+    let folder = PathBuf::from(world.folder.path());
+    let registry = world.zookeeper.clone();
+    world.variables.push(("POINTSMAN_REGISTRY".to_owned(), registry.clone()));
+    world.replaced.push(("NEW", registry));
+    let agent = "[agent]\nlisten = '127.0.0.1:0'\n";
+    std::fs::write(folder.join("p.toml"), agent).unwrap();
+    let beside = world.shell("pointsman register ress --code ress-1", &folder);
+    let mut going_on = vec![GoesOn::start(beside, "register", "master").await];
+    for name in command_names().await {
+        let examples = examples_of(&name).await;
+        assert!(!examples.is_empty() || ["help", "clear-overrides"].contains(&&*name), "{name} has no example");
+        for line in examples {
+            if NOT_RUN.iter().any(|(start, _)| line.starts_with(start)) {
+                continue;
+            }
+            let line = world.put_in(&line);
+            let shell = world.shell(&line, &folder);
+            match goes_on(&line) {
+                Some(word) => going_on.push(GoesOn::start(shell, &line, word).await),
+                None => ends_well(shell, &line).await,
+            }
+        }
+    }
+    for command in going_on.into_iter().rev() {
+        command.end().await;
+    }
+}
+
+async fn ends_well(mut shell: Command, line: &str) {
+    let output = timeout(DEADLINE, shell.output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{line}: does not end")).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{line}: {output:?}");
 }
