@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use pointsman_agent::{Agent, Settings};
@@ -22,10 +23,15 @@ async fn until_drained(service: &Service, code: &str, wanted: bool) -> Arc<Snaps
     soon("drained, or not any more", service.wait_for(there)).await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registry_in_memory_takes_them_up_from_its_snapshots() {
+#[test]
+fn a_registry_in_memory_takes_them_up_from_its_snapshots() {
+    // Outlives the runtime, in which files are still written after the last word of the test.
     let folder = tempfile::tempdir().unwrap();
-    let url = format!("memory://overrides-on-disk?guard=off&snapshots={}", folder.path().display());
+    tokio::runtime::Runtime::new().unwrap().block_on(takes_them_up(folder.path()));
+}
+
+async fn takes_them_up(folder: &Path) {
+    let url = format!("memory://overrides-on-disk?guard=off&snapshots={}", folder.display());
     for round in 0..3 {
         let registry = Registry::connect(&url).await.unwrap();
         let a = registry.register(Instance::new("s").code("a")).await.unwrap();
@@ -48,7 +54,7 @@ async fn a_registry_in_memory_takes_them_up_from_its_snapshots() {
         drop(service);
         registry.close().await;
         // The directory's last word is written when nobody follows it any more.
-        let file = folder.path().join("memory-overrides-on-disk").join("s.json");
+        let file = folder.join("memory-overrides-on-disk").join("s.json");
         let saved = async {
             loop {
                 let text = std::fs::read_to_string(&file).unwrap_or_default();
