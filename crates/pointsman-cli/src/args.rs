@@ -125,6 +125,13 @@ pub(crate) enum Output {
     Name,
 }
 
+impl Output {
+    /// Whether programs read it as data.
+    pub(crate) fn is_data(self) -> bool {
+        matches!(self, Output::Json | Output::Yaml)
+    }
+}
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -179,6 +186,11 @@ pub(crate) enum Command {
     /// Clear what operators have set for codes that are not registered
     #[command(after_help = AFTER_CLEAR_OVERRIDES)]
     ClearOverrides(OfService),
+    /// Say whether the registry and its services are in order; exits with 1 where they are not
+    #[command(after_help = AFTER_STATUS)]
+    Status,
+    /// Say which build this is
+    Version,
     /// Write a completion script for a shell
     Completions {
         /// The shell
@@ -388,6 +400,10 @@ pub(crate) struct Target {
     #[arg(long, env = "POINTSMAN_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
 }
+
+const AFTER_STATUS: &str = "\
+Not in order: a registry that is away, a service without a master or of which no instance takes work, a sudden mass loss, what cannot be read, or \
+not as it is. Some drained instances among others are a note.";
 
 const AFTER_CLEAR_OVERRIDES: &str = "\
 What is set for a code that does not register again is cleared by itself, seven days after it was last registered. This \

@@ -4,7 +4,7 @@ use clap::Command;
 use clap::builder::StyledStr;
 
 /// Examples of each command that has none in its own text.
-const EXAMPLES: [(&str, &[&str]); 14] = [
+const EXAMPLES: [(&str, &[&str]); 16] = [
     ("dev", &["pointsman dev", "pointsman dev --tour"]),
     (
         "serve",
@@ -38,6 +38,8 @@ const EXAMPLES: [(&str, &[&str]); 14] = [
     ("undrain", &["pointsman undrain ress ress-1"]),
     ("weight", &["pointsman weight ress ress-1 5", "pointsman weight ress ress-1 --reset"]),
     ("overrides", &["pointsman overrides", "pointsman overrides ress -o yaml"]),
+    ("status", &["pointsman status", "pointsman status -o json"]),
+    ("version", &["pointsman version", "pointsman version -o json"]),
     ("completions", &["pointsman completions bash > pointsman.bash"]),
 ];
 

@@ -5,6 +5,8 @@
 //! | what can be typed | `args.rs` |
 //! | how an object looks in JSON, how in a table | `json.rs`, `table.rs` |
 //! | who may print; what a reader that went away means | `output.rs` |
+//! | how codes are shortened, and found by a prefix | `codes.rs` |
+//! | what is in order in a registry, and what is not | `status.rs` |
 //! | how a failure is told, and with which exit code | `failure.rs` |
 //! | how a program is run beside its registration | `register.rs`, `child.rs` |
 //! | what the service manager is told | `supervisor.rs` |
@@ -17,6 +19,7 @@
 mod args;
 mod check;
 mod child;
+mod codes;
 mod config;
 mod dev;
 mod examples;
@@ -33,9 +36,11 @@ mod serve;
 mod session;
 mod settings;
 mod signals;
+mod status;
 mod supervisor;
 mod table;
 mod term_base;
+mod version;
 mod watch;
 
 use std::process::ExitCode;
@@ -103,6 +108,8 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::TermBase(term_base) => term_base::run(&term_base, global).await,
         Command::Overrides(of) => operate::overrides(of.service.as_deref(), global).await,
         Command::ClearOverrides(of) => operate::clear_overrides(of.service.as_deref(), global).await,
+        Command::Status => status::run(global).await,
+        Command::Version => version::run(global),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::args::{Global, Target, Weight};
 use crate::failure::Failure;
 use crate::output::shown;
-use crate::{Outcome, output, session, table};
+use crate::{Outcome, codes, output, session, table};
 
 /// `pointsman drain SERVICE CODE` and `pointsman undrain SERVICE CODE`.
 pub(crate) async fn drain(target: &Target, drained: bool, global: &Global) -> Outcome {
@@ -100,34 +100,8 @@ async fn find(registry: &Registry, target: &Target) -> Result<(Arc<Snapshot>, Ar
         return Ok((snapshot, code));
     }
     session::check_readable(&snapshot)?;
-    let code = meant(&snapshot, &target.code)?;
+    let code = codes::resolve(&snapshot, &target.code, " (--force sets it anyway)")?.into();
     Ok((snapshot, code))
-}
-
-/// The only code that begins so.
-fn meant(snapshot: &Snapshot, prefix: &str) -> Result<Arc<str>, Failure> {
-    let codes = || snapshot.instances().iter().map(|instance| &instance.code);
-    let found: Vec<_> = codes().filter(|code| code.starts_with(prefix)).collect();
-    let (service, list) =
-        (snapshot.service(), |codes: &[&Arc<str>]| codes.iter().map(|code| &***code).collect::<Vec<_>>().join(", "));
-    match found.as_slice() {
-        [code] => Ok(Arc::clone(code)),
-        [] => {
-            let all: Vec<_> = codes().collect();
-            let there_are = if all.is_empty() {
-                "it has no instances now".to_owned()
-            } else {
-                format!("its codes are {}", list(&all))
-            };
-            Err(Failure::new(format!(
-                "service {service} has no instance with code {prefix}: {there_are} (--force sets it anyway)"
-            )))
-        }
-        several => Err(Failure::usage(format!(
-            "several codes of service {service} begin with {prefix}: {}; give more of the code",
-            list(several)
-        ))),
-    }
 }
 
 /// What comes of a drain or of its end, as far as the service's snapshot tells.
@@ -246,17 +220,6 @@ mod tests {
             says(&service([normal]), "b"),
             "ress/b drained: it takes no new work, and no other instance can take any"
         );
-    }
-
-    #[test]
-    fn a_code_may_be_given_by_a_unique_prefix() {
-        let there = service(["fcae5124-a", "fcae5124-b", "9e1c"].map(|code| instance(code, Role::Normal, 1)));
-        assert_eq!(&*meant(&there, "9").unwrap(), "9e1c");
-        assert_eq!(&*meant(&there, "fcae5124-b").unwrap(), "fcae5124-b");
-        let several = meant(&there, "fcae").unwrap_err();
-        assert!(several.message().contains("fcae5124-a, fcae5124-b; give more"), "{several:?}");
-        assert_eq!(several, Failure::usage(several.message()));
-        assert!(meant(&there, "x").unwrap_err().message().contains("its codes are "));
     }
 
     #[test]

@@ -45,8 +45,18 @@ fn width() -> Option<usize> {
 
 /// Writes an object as a document of YAML.
 fn yaml(value: &impl Serialize) -> io::Result<()> {
+    line(&format!("---\n{}", yaml_text(value)?))
+}
+
+/// YAML; where something would be hidden in it, JSON with that escaped, which is YAML as well.
+fn yaml_text(value: &impl Serialize) -> io::Result<String> {
     let text = serde_norway::to_string(value).map_err(io::Error::other)?;
-    line(&format!("---\n{}", text.trim_end()))
+    let is_hidden = |c: char| is_invisible(c) || (c.is_control() && c != '\n');
+    if !text.chars().any(is_hidden) {
+        return Ok(text.trim_end().to_owned());
+    }
+    let json = serde_json::to_string(value)?;
+    Ok(json.chars().map(|c| if is_hidden(c) { format!("\\U{:08x}", u32::from(c)) } else { c.to_string() }).collect())
 }
 
 /// Writes an object as one line of JSON. For whoever reads it on a terminal, what cannot be seen is escaped, as JSON does: programs read the
@@ -100,6 +110,7 @@ mod tests {
         let escaped = json_escaped(&json);
         assert_eq!(escaped, r#"["a\u202eb\udb40\udc41c"]"#);
         assert_eq!(serde_json::from_str::<Vec<String>>(&escaped).unwrap(), [text]);
+        assert_eq!(yaml_text(&[text]).unwrap(), r#"["a\U0000202eb\U000e0041c"]"#);
         assert!(matches!(json_escaped("[\"\u{7528}\"]"), Cow::Borrowed(_)));
     }
 }

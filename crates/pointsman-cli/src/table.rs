@@ -4,8 +4,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use pointsman::{ObservedInstance, OverrideOf, Problem, Snapshot};
 use unicode_width::UnicodeWidthStr as _;
 
-use crate::json;
 use crate::output::shown;
+use crate::{codes, json};
 
 /// The services. In a table that would be wider than `width`, codes are shown as their shortest unique prefixes.
 pub(crate) fn services(snapshots: &[&Snapshot], width: Option<usize>) -> String {
@@ -73,21 +73,14 @@ enum Codes {
     ShortWithoutTags,
 }
 
-/// Minimum length of a prefix, in characters: a shorter one would hardly stay unique.
-const SHORTEST_PREFIX: usize = 8;
-
 impl Codes {
     fn show(self, code: &str, snapshot: &Snapshot) -> String {
-        if self == Codes::Whole { shown(code) } else { shown(short(code, snapshot)) }
+        if self == Codes::Whole {
+            return shown(code);
+        }
+        let all: Vec<_> = snapshot.instances().iter().map(|instance| &*instance.code).collect();
+        shown(codes::shortest(code, &all))
     }
-}
-
-/// The shortest prefix of a code that no other code of the service begins with.
-fn short<'c>(code: &'c str, snapshot: &Snapshot) -> &'c str {
-    let others = || snapshot.instances().iter().filter(|other| *other.code != *code);
-    let ends = code.char_indices().map(|(start, c)| start + c.len_utf8()).skip(SHORTEST_PREFIX - 1);
-    let is_unique = |end: &usize| !others().any(|other| other.code.starts_with(&code[..*end]));
-    &code[..ends.into_iter().find(is_unique).unwrap_or(code.len())]
 }
 
 /// The widest of the tables that fits into the width, or else the narrowest.

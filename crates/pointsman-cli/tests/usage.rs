@@ -34,6 +34,8 @@ async fn help_names_every_command() {
         "serve",
         "check",
         "completions",
+        "status",
+        "version",
     ] {
         assert!(help.contains(&format!("\n  {word}")), "{word} is not in {help}");
         let output = run(&[word, "--help"]).await;
@@ -195,6 +197,30 @@ async fn flags_beat_variables() {
     let mut with_both = command(["services", "--registry", "consul://flag"]);
     let output = with_both.env("POINTSMAN_REGISTRY", "consul://variable").output().await.unwrap();
     assert!(stderr(&output).contains("consul://flag"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn version_says_which_build_it_is() {
+    let output = run(&["version", "-o", "json"]).await;
+    let version: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(stdout(&run(&["--version"]).await).trim().ends_with(version["version"].as_str().unwrap()), "{version}");
+    let (commit, date) = (version["commit"].as_str().unwrap(), version["commit_date"].as_str().unwrap());
+    assert!(commit == "unknown" || (commit.len() == 40 && date.starts_with("20")), "{version}");
+    assert!(version["target"].as_str().unwrap().contains('-'), "{version}");
+    assert!(stdout(&run(&["version"]).await).contains(commit));
+}
+
+#[tokio::test]
+async fn status_of_a_registry_that_is_away_is_not_in_order() {
+    let args = ["status", "--registry", "zookeeper://127.0.0.1:1/p", "--connect-timeout", "100ms", "-o", "json"];
+    let output = run(&args).await;
+    assert_eq!(output.status.code(), Some(1));
+    let status: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&status["ok"], &status["reachable"]), (&false.into(), &false.into()), "{status}");
+    assert!(status["error"].as_str().unwrap().contains("127.0.0.1:1"), "{status}");
+    let output = run(&["status", "--registry", "memory://x"]).await;
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stdout(&output).ends_with("in order\n"), "{}", stdout(&output));
 }
 
 #[tokio::test]

@@ -443,3 +443,33 @@ async fn what_is_no_instance_is_shown_on_demand() {
     assert!(stderr(&output).contains("1 drained, 3 with a problem"), "{}", stderr(&output));
     assert_eq!(registry.json("services").await[0]["problems"], 3);
 }
+
+#[tokio::test]
+async fn status_names_what_is_not_in_order() {
+    let registry = Registry::new().await;
+    let mut a = registry.start("register s --code a-1 -o json");
+    a.json().await;
+    let status = registry.json("status").await;
+    let wanted = json!({
+        "ok": true, "reachable": true, "registry": registry.url, "kind": "zookeeper", "age_ms": 0, "services": 1,
+        "instances": 1, "masters": 1, "problems": [], "notes": [],
+    });
+    assert_eq!(status, wanted);
+    let mut observer = registry.start("register t --code o --observer -o json");
+    observer.json().await;
+    registry.succeed("drain s a-").await;
+    let output = run(&registry.args("status -o json")).await;
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let status: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let found =
+        |index: usize| (status["problems"][index]["service"].clone(), status["problems"][index]["kind"].clone());
+    assert_eq!((found(0), found(1)), ((json!("s"), json!("no-work")), (json!("t"), json!("no-master"))), "{status}");
+    assert!(registry.fail(1, "status").await.is_empty());
+    // It may be the code of another instance that is gone.
+    let mut b = registry.start("register s --code a-10 -o json");
+    b.json().await;
+    a.signal(Signal::TERM);
+    a.ended().await;
+    let message = registry.fail(1, "drain s a-1").await;
+    assert!(message.contains("near ones are a-10; `pointsman instances s --all` lists all"), "{message}");
+}
