@@ -8,9 +8,11 @@ use clap::builder::{FalseyValueParser, PossibleValuesParser, StyledStr, TypedVal
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgGroup, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 use pointsman::{Algorithm, Candidates, MAX_TERM_BASE, MAX_WEIGHT};
 
 use crate::child::PARENT_CODE;
+use crate::completion;
 use crate::examples;
 
 /// Service registration, master election and load balancing.
@@ -162,13 +164,13 @@ pub(crate) enum Command {
     /// Show the master of a service
     Master {
         /// The service
-        #[arg(value_parser = service_name)]
+        #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
         service: String,
     },
     /// Follow what changes, of one service or of all
     Watch {
         /// The service; all when left out
-        #[arg(value_parser = service_name)]
+        #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
         service: Option<String>,
     },
     /// Pick instances as a balancer does
@@ -277,7 +279,7 @@ Examples:
 #[command(after_help = AFTER_REGISTER)]
 pub(crate) struct Register {
     /// The service to register under
-    #[arg(value_parser = service_name)]
+    #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
     pub(crate) service: String,
     /// Where the instance listens, HOST:PORT; a service behind a message broker has no address
     #[arg(long, value_name = "HOST:PORT", env = "POINTSMAN_ADDRESS", value_parser = address)]
@@ -352,7 +354,7 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Instances {
     /// The service
-    #[arg(value_parser = service_name)]
+    #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
     pub(crate) service: String,
     /// Also those that get no calls, and what is not, or not quite, an instance
     #[arg(long, short, env = "POINTSMAN_ALL", value_parser = FalseyValueParser::new())]
@@ -362,7 +364,7 @@ pub(crate) struct Instances {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Pick {
     /// The service
-    #[arg(value_parser = service_name)]
+    #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
     pub(crate) service: String,
     /// How to choose
     #[arg(long, short, env = "POINTSMAN_ALGORITHM", default_value = "round-robin", value_parser = algorithm())]
@@ -391,10 +393,10 @@ pub(crate) struct Pick {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
     /// The service
-    #[arg(value_parser = service_name)]
+    #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
     pub(crate) service: String,
     /// The instance's code
-    #[arg(value_parser = code_name)]
+    #[arg(value_parser = code_name, add = ArgValueCandidates::new(completion::codes))]
     pub(crate) code: String,
     /// Even if no instance has that code now
     #[arg(long, env = "POINTSMAN_FORCE", value_parser = FalseyValueParser::new())]
@@ -412,7 +414,7 @@ command does it at once: do not use it while instances are away that are to come
 #[derive(Debug, clap::Args)]
 pub(crate) struct OfService {
     /// The service; all when left out
-    #[arg(value_parser = service_name)]
+    #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
     pub(crate) service: Option<String>,
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | what can be typed | `args.rs` |
 //! | how an object looks in JSON, how in a table | `json.rs`, `table.rs` |
+//! | how a shell completes names from the registry | `completion.rs` |
 //! | who may print; what a reader that went away means | `output.rs` |
 //! | how codes are shortened, and found by a prefix | `codes.rs` |
 //! | what is in order in a registry, and what is not | `status.rs` |
@@ -20,6 +21,7 @@ mod args;
 mod check;
 mod child;
 mod codes;
+mod completion;
 mod config;
 mod dev;
 mod examples;
@@ -57,6 +59,7 @@ type Outcome = Result<ExitCode, Failure>;
 #[must_use]
 pub fn run() -> ExitCode {
     memory::stay_small();
+    completion::answer();
     let args = match Args::read() {
         Ok(args) => args,
         Err(error) => {
