@@ -114,6 +114,7 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::Status => status::run(global).await,
         Command::Version => version::run(global),
         Command::Completions { shell } => completions(shell),
+        Command::Man { folder } => manual(&folder),
     }
 }
 
@@ -121,5 +122,12 @@ fn completions(shell: clap_complete::Shell) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "pointsman", &mut script);
     output::raw(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a manual page of each command into a folder.
+fn manual(folder: &std::path::Path) -> Outcome {
+    let written = std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(Args::command(), folder));
+    written.map_err(|error| Failure::new(format!("write manual pages to {}: {error}", folder.display())))?;
     Ok(ExitCode::SUCCESS)
 }

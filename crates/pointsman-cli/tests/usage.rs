@@ -36,6 +36,7 @@ async fn help_names_every_command() {
         "completions",
         "status",
         "version",
+        "man",
     ] {
         assert!(help.contains(&format!("\n  {word}")), "{word} is not in {help}");
         let output = run(&[word, "--help"]).await;
@@ -231,6 +232,20 @@ async fn completions_for_every_shell() {
         let script = stdout(&output);
         assert!(script.contains("undrain"), "{shell}");
     }
+}
+
+#[tokio::test]
+async fn manual_pages_of_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let man = folder.path().join("man1");
+    assert_eq!(run(&["man", man.to_str().unwrap()]).await.status.code(), Some(0));
+    let page = std::fs::read_to_string(man.join("pointsman-drain.1")).unwrap();
+    assert!(page.contains("POINTSMAN_FORCE"), "{page}");
+    let page = std::fs::read_to_string(man.join("pointsman.1")).unwrap();
+    assert!(page.contains("POINTSMAN_REGISTRY"), "{page}");
+    let output = run(&["man", "/dev/null/x"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/dev/null/x"), "{}", stderr(&output));
 }
 
 #[tokio::test]
