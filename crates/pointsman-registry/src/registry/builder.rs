@@ -205,7 +205,7 @@ impl Builder {
         self
     }
 
-    /// Whether the URL can be used, as far as that can be told without connecting.
+    /// Checks whether the URL can be used, as far as that can be told without connecting: the files that it names are read too.
     ///
     /// # Errors
     ///
