@@ -188,6 +188,8 @@ pub(crate) enum Command {
     /// Clear what operators have set for codes that are not registered
     #[command(after_help = AFTER_CLEAR_OVERRIDES)]
     ClearOverrides(OfService),
+    /// List what operators have done through agents, the newest first
+    Audit(OfService),
     /// Say whether the registry and its services are in order; exits with 1 where they are not
     #[command(after_help = AFTER_STATUS)]
     Status,

@@ -4,7 +4,7 @@ use clap::Command;
 use clap::builder::StyledStr;
 
 /// Examples of each command that has none in its own text.
-const EXAMPLES: [(&str, &[&str]); 17] = [
+const EXAMPLES: [(&str, &[&str]); 18] = [
     ("dev", &["pointsman dev", "pointsman dev --tour"]),
     (
         "serve",
@@ -40,6 +40,7 @@ const EXAMPLES: [(&str, &[&str]); 17] = [
     ("overrides", &["pointsman overrides", "pointsman overrides ress -o yaml"]),
     ("status", &["pointsman status", "pointsman status -o json"]),
     ("version", &["pointsman version", "pointsman version -o json"]),
+    ("audit", &["pointsman audit", "pointsman audit ress -o json"]),
     ("man", &["pointsman man man1"]),
     ("completions", &["pointsman completions bash > pointsman.bash"]),
 ];

@@ -18,6 +18,7 @@
 //! | what `pointsman dev` shows, and how its tour checks itself | `dev.rs`, `dev/` |
 
 mod args;
+mod audit;
 mod check;
 mod child;
 mod codes;
@@ -111,6 +112,7 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::TermBase(term_base) => term_base::run(&term_base, global).await,
         Command::Overrides(of) => operate::overrides(of.service.as_deref(), global).await,
         Command::ClearOverrides(of) => operate::clear_overrides(of.service.as_deref(), global).await,
+        Command::Audit(of) => audit::run(of.service.as_deref(), global).await,
         Command::Status => status::run(global).await,
         Command::Version => version::run(global),
         Command::Completions { shell } => completions(shell),

@@ -1,9 +1,12 @@
 //! Tables for people: plain and aligned, with nothing drawn around them.
 
+use std::time::{Duration, SystemTime};
+
 use comfy_table::{CellAlignment, Table, presets};
 use pointsman::{ObservedInstance, OverrideOf, Problem, Snapshot};
 use unicode_width::UnicodeWidthStr as _;
 
+use crate::audit::Action;
 use crate::output::shown;
 use crate::{codes, json};
 
@@ -106,6 +109,29 @@ pub(crate) fn overrides(all: &[OverrideOf]) -> String {
     write(&["SERVICE", "CODE", "DRAINED", "WEIGHT", "REGISTERED"], rows)
 }
 
+/// What operators have done.
+pub(crate) fn actions(actions: &[Action]) -> String {
+    let rows = actions.iter().map(|action| {
+        let at = Duration::from_millis(action.at_ms);
+        let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(at);
+        let Action { actor, action, service, code, detail, .. } = action;
+        let or_dash = |text: &str| if text.is_empty() { dash() } else { shown(text) };
+        vec![age(ago), or_dash(service), or_dash(code), shown(action), shown(actor), shown(detail)]
+    });
+    write(&["AGE", "SERVICE", "CODE", "ACTION", "ACTOR", "DETAIL"], rows)
+}
+
+/// A time that has passed, in its largest unit.
+fn age(passed: Duration) -> String {
+    let seconds = passed.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
 /// Any rows; numbers stand on the right.
 pub(crate) fn write(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
@@ -156,6 +182,12 @@ mod tests {
     }
 
     #[test]
+    fn an_age_is_in_its_largest_unit() {
+        let told = [59, 60, 3_599, 3_600, 86_400].map(|seconds| age(Duration::from_secs(seconds)));
+        assert_eq!(told, ["59s", "1m", "59m", "1h", "1d"]);
+    }
+
+    #[test]
     fn an_observer_is_listed_as_one() {
         let mut instance = ObservedInstance::from(Instance::new("s").code("a"));
         instance.observer = true;
@@ -166,7 +198,7 @@ mod tests {
     #[test]
     fn a_guarded_instance_is_listed_as_one() {
         let mut instance = ObservedInstance::from(Instance::new("s").code("a"));
-        instance.guarded_since = Some(std::time::SystemTime::now());
+        instance.guarded_since = Some(SystemTime::now());
         let table = table(&instance, &[]);
         let lines: Vec<_> = table.lines().collect();
         let status = lines[0].find("STATUS").unwrap();

@@ -270,3 +270,26 @@ async fn the_events_of_watch_are_those_of_the_agents_stream() {
     running.signal(Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(0));
 }
+
+#[tokio::test]
+async fn audit_lists_what_operators_have_done() {
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut running =
+        Running::start_with_stderr(command(["serve", "--set", &format!("agent.listen=127.0.0.1:{port}")]));
+    logged(&mut running, " ready").await;
+    let mut instance = Running::start(command(["register", "ress", "--code", "a", "-o", "json", "--registry", &url]));
+    instance.line().await;
+    for args in [&["drain", "ress", "a"][..], &["weight", "ress", "a", "5"]] {
+        let args = [args, &["--registry", &url]].concat();
+        assert_eq!(run(&args).await.status.code(), Some(0), "{args:?}");
+    }
+    let output = run(&["audit", "ress", "-o", "json", "--registry", &url]).await;
+    let actions: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let done = |index: usize| (actions[index]["action"].as_str().unwrap(), actions[index]["code"].as_str().unwrap());
+    assert_eq!((done(0), done(1)), (("weight", "a"), ("drain", "a")), "{actions}");
+    let output = run(&["audit", "other", "--registry", &url]).await;
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("AGE"));
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+}

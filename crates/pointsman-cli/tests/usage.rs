@@ -36,6 +36,7 @@ async fn help_names_every_command() {
         "completions",
         "status",
         "version",
+        "audit",
         "man",
     ] {
         assert!(help.contains(&format!("\n  {word}")), "{word} is not in {help}");

@@ -675,7 +675,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// As [`Registry::append`].
+    /// As [`Registry::append`]; an agent's registry lets [`Log::Audit`] be read.
     ///
     /// # Examples
     ///
