@@ -63,7 +63,7 @@ struct World {
 impl World {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(".curlrc"), "silent\nshow-error\nmax-time = 2\n").unwrap();
+        std::fs::write(folder.path().join(".curlrc"), "silent\nshow-error\nmax-time = 5\n").unwrap();
         let zookeeper = format!("zookeeper://{}/{}", ZooKeeper::shared().await.address(), unique_prefix());
         let mosquitto = Mosquitto::start().await;
         let origin = EchoOrigin::start("ress").await;

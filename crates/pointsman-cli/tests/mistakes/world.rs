@@ -79,10 +79,11 @@ impl World {
         self.places.iter().fold(text.to_owned(), |text, (name, place)| text.replace(name, place))
     }
 
-    /// Puts the names into a text that has the places, and leaves out what is logged as information.
+    /// Puts the names into a text that has the places, and leaves out what is logged as information and what is said of a wait.
     pub(crate) fn take_out(&self, text: &str, folder: &Path) -> String {
-        // What goes as it should is not a mistake.
-        let lines = text.split_inclusive('\n').filter(|line| !line.contains("  INFO "));
+        // What goes as it should is not a mistake, and what is said of a wait depends on how fast the machine is.
+        let is_told = |line: &&str| !line.contains("  INFO ") && !line.starts_with("note: waiting for the registry");
+        let lines = text.split_inclusive('\n').filter(is_told);
         let text = lines.collect::<String>().replace(&folder.display().to_string(), "{folder}");
         self.places.iter().fold(text, |text, (name, place)| text.replace(place.as_str(), name))
     }
