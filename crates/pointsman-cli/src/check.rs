@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::args::{Check, Global, Output};
 use crate::config::http::conditions;
+use crate::config::problem::NO_FILE;
 use crate::config::{self, Checked, Config, Http, Mqtt, Problem, SectionRegistries, Surroundings, problem};
 use crate::failure::Failure;
 use crate::output::shown;
@@ -32,8 +33,7 @@ pub(crate) fn run(args: &Check, global: &Global) -> Outcome {
         Output::Table | Output::Wide | Output::Name => {
             problem::tell(&problems, file, global);
             if let Some(summary) = &summary {
-                let name =
-                    file.map_or_else(|| "the command line".to_owned(), |file| shown(&file.display().to_string()));
+                let name = file.map_or_else(|| NO_FILE.to_owned(), |file| shown(&file.display().to_string()));
                 output::line(&format!("{name} is in order\n{}", summary.text()))?;
             }
         }

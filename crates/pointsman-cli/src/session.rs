@@ -41,7 +41,7 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
         }
         Err(Error::Unreachable { reason, .. }) if global.registry.is_none() && beside.is_none() => {
             Err(Failure::new(format!(
-                "no agent answers at {DEFAULT_REGISTRY} ({reason}): start one with `pointsman dev` or `pointsman serve`, or name a \
+                "no agent answers at {DEFAULT_REGISTRY} ({reason}): start one with `pointsman dev` or `pointsman serve --set agent.listen=127.0.0.1:7480`, or name a \
              registry by --registry or POINTSMAN_REGISTRY, such as zookeeper://HOST:PORT/PREFIX"
             )))
         }

@@ -86,6 +86,7 @@ impl Problem {
         let Self { severity, line, column, set, message, excerpt, .. } = self;
         let place = match set {
             Some(key) => format!("--set {}:{column}", shown(key)),
+            None if file == Path::new(NO_FILE) => NO_FILE.to_owned(),
             None => format!("{}:{line}:{column}", shown(&file.display().to_string())),
         };
         let mut text = format!("{place}: {}: {}", severity.name(), shown(message));
@@ -102,9 +103,12 @@ impl Problem {
     }
 }
 
+/// Stands for a file where everything is said by `--set`.
+pub(crate) const NO_FILE: &str = "the command line";
+
 /// Says all of them on stderr.
 pub(crate) fn tell(problems: &[Problem], file: Option<&Path>, global: &Global) {
-    let file = file.unwrap_or(Path::new("the command line"));
+    let file = file.unwrap_or(Path::new(NO_FILE));
     for problem in problems {
         match global.log_format {
             LogFormat::Text => output::note(&problem.text(file)),

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::NamedFile;
+use crate::config::problem::NO_FILE;
 use crate::failure::Failure;
 use crate::signals::Signals;
 
@@ -73,7 +74,7 @@ impl ConfigFile {
 
     /// What it is called in messages.
     pub(super) fn name(&self) -> String {
-        self.path().map_or_else(|| "the command line".to_owned(), |path| path.display().to_string())
+        self.path().map_or_else(|| NO_FILE.to_owned(), |path| path.display().to_string())
     }
 
     /// Reads it.
