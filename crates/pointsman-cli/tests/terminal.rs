@@ -80,8 +80,9 @@ impl Shell {
         }
     }
 
-    /// Waits until the shell itself reads what is typed.
+    /// Waits until the shell itself reads what is typed. Before its prompt, what is typed may still be the program's, which throws it away.
     fn until_it_listens(&mut self) {
+        self.until("$ ");
         self.types("echo listening-$((1+1))\r");
         self.until("listening-2");
     }
