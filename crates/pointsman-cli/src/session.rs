@@ -25,7 +25,7 @@ pub(crate) async fn connect(global: &Global) -> Result<Registry, Failure> {
         note(&format!("using the registry of `pointsman dev` at {}", shown(url)));
     }
     let url = global.registry.as_deref().or(beside.as_deref()).unwrap_or(DEFAULT_REGISTRY);
-    let mut builder = Registry::builder(url).wait(global.wait);
+    let mut builder = Registry::builder(url).wait(global.wait).fail_fast(true);
     if let Some(timeout) = global.connect_timeout {
         builder = builder.connect_timeout(timeout);
     }

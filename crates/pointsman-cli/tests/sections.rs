@@ -223,6 +223,39 @@ async fn a_registry_that_is_away_does_not_keep_the_others_waiting() {
 }
 
 #[tokio::test]
+async fn a_registry_that_refuses_this_process_does_not_end_it_where_another_answers() {
+    let here = format!("zookeeper://{}{}", ZooKeeper::shared().await.address(), unique_prefix());
+    let (first, second) = (HyperOrigin::start("first").await, HyperOrigin::start("second").await);
+    let _first = ress(&here, "a", &first).await;
+    let (folder, agent, http) = (tempfile::tempdir().unwrap(), free_port(), free_port());
+    let token = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (right, wrong) = (token("right", "0123456789abcdef"), token("wrong", "fedcba9876543210"));
+    let below = File::new(&format!("[agent]\nlisten = '127.0.0.1:{agent}'\nwrite_token_file = '{right}'\n"));
+    let mut agent_process = serve(&below.path);
+    logged(&mut agent_process, " ready").await;
+    let _second = ress(&format!("http://127.0.0.1:{agent}?token_file={right}"), "b", &second).await;
+    let refused = format!("http://127.0.0.1:{agent}?token_file={wrong}");
+    let route = format!("path_prefix = '/refused'\nservice = 'ress'\nregistry = '{refused}'");
+    let text = proxy(http, &format!("registry = '{here}'"), &[&route, "path_prefix = '/'\nservice = 'ress'"]);
+    let file = File::new(&text);
+    let mut running = serve(&file.path);
+    let line = logged(&mut running, "the registry cannot be used").await;
+    assert!(line.contains("not one of this agent's"), "{line}");
+    answered_by(PROMPTLY, http, "/", "first").await;
+    assert_eq!(status(http, "/refused").await, "503");
+
+    // The token becomes one of the agent's.
+    token("right", "fedcba9876543210");
+    answered_by(DEADLINE, http, "/refused", "second").await;
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_a_registry_is_told_with_its_place() {
     let text = "registry = 'zookeeper://h/p'\n[agent]\nregistry = 'http://localhost:7480'\n[http]\nregistry = 'zookeeper://h'\n\
                 [[http.route]]\nmatch = '^/'\nservice = 'ress'\nregistry = 'zookeeper://h/q?auth=digest:u:geheim'\n\

@@ -26,7 +26,7 @@ async fn closed_port() -> SocketAddr {
 }
 
 async fn error(url: &str) -> Error {
-    soon("an end", Registry::connect(url)).await.map(|_| ()).unwrap_err()
+    soon("an end", Registry::builder(url).fail_fast(true).connect()).await.map(|_| ()).unwrap_err()
 }
 
 /// A server that says something to whoever connects: at once, or once it has been asked.
@@ -60,6 +60,42 @@ async fn a_closed_port_of_this_machine_is_told_at_once() {
         let text = error.to_string();
         assert!(text.contains(&format!("{address}: Connection refused")) && !text.contains("no answer"), "{text}");
     }
+}
+
+/// A service may start a moment before the agent beside it.
+#[tokio::test]
+async fn a_closed_port_of_this_machine_is_tried_again_by_default() {
+    let address = closed_port().await;
+    let (sender, mut reasons) = mpsc::unbounded_channel();
+    let builder =
+        Registry::builder(&AGENT(address)).on_failed_attempt(move |reason| drop(sender.send(reason.to_owned())));
+    let connecting = tokio::spawn(builder.connect());
+    soon("an attempt", reasons.recv()).await.unwrap();
+    let memory = Registry::connect("memory://").await.unwrap();
+    let _agent = Agent::start(&memory, Settings::new(address)).await.unwrap();
+    soon("an answer", connecting).await.unwrap().unwrap();
+}
+
+/// An agent that is about to end, or that has no descriptors left, closes what it has accepted.
+#[tokio::test]
+async fn a_connection_that_is_closed_at_once_is_not_another_kind_of_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(stream)
+        }
+    });
+    let (sender, mut reasons) = mpsc::unbounded_channel();
+    let builder = Registry::builder(&AGENT(address)).fail_fast(true);
+    let builder = builder.on_failed_attempt(move |reason| drop(sender.send(reason.to_owned())));
+    let connecting = tokio::spawn(builder.connect());
+    for _ in 0..5 {
+        let reason = soon("another attempt", reasons.recv()).await.unwrap();
+        assert!(!reason.contains("another kind of server"), "{reason}");
+    }
+    assert!(!connecting.is_finished());
+    connecting.abort();
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use pointsman::Registry;
 use pointsman_net::metrics::{Kind, MetricsText};
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::{SectionRegistries, shown};
 use crate::failure::{Failure, chain};
@@ -24,22 +25,37 @@ pub(super) struct Registries(BTreeMap<String, Registry>);
 
 impl Registries {
     /// Connects. Waits until one of them answers, or can be started from its snapshots on disk, however long that takes; then for the others,
-    /// but not for long: who needs those that are away goes on without them.
+    /// but not for long: what needs those that are away, or that refuse this process, goes on without them.
+    ///
+    /// # Errors
+    ///
+    /// If all of them refuse this process.
     pub(super) async fn connect(urls: BTreeSet<String>) -> Result<Self, Failure> {
         let mut connected = Self::default();
         let connect = async |url: String| (session::connect_for_good(Some(&url)).await, url);
         let mut connecting: FuturesUnordered<_> = urls.iter().cloned().map(connect).collect();
-        let mut next = connecting.next().await;
-        let patience = tokio::time::sleep(START_PATIENCE);
-        tokio::pin!(patience);
-        while let Some((registry, url)) = next {
-            connected.0.insert(url, registry?);
-            next = tokio::select! {
-                next = connecting.next() => next,
-                () = &mut patience => None,
+        let (mut refusal, mut deadline) = (None, None);
+        loop {
+            let next = match deadline {
+                None => connecting.next().await,
+                Some(deadline) => timeout_at(deadline, connecting.next()).await.ok().flatten(),
             };
+            let Some((registry, url)) = next else { break };
+            match registry {
+                Ok(registry) => {
+                    connected.0.insert(url, registry);
+                    deadline.get_or_insert_with(|| Instant::now() + START_PATIENCE);
+                }
+                Err(failure) => {
+                    tracing::error!(registry = shown(&url), error = failure.message(), "the registry cannot be used");
+                    refusal.get_or_insert(failure);
+                }
+            }
         }
         drop(connecting);
+        if let (true, Some(failure)) = (connected.0.is_empty(), refusal) {
+            return Err(failure);
+        }
         for url in urls {
             if let Entry::Vacant(entry) = connected.0.entry(url) {
                 let registry = in_background(entry.key()).await?;

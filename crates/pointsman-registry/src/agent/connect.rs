@@ -245,11 +245,12 @@ impl Agents {
                         "another kind of server is there: it does not answer in HTTP ({http}); if it is an agent with TLS, its url begins with https://"
                     ),
                 ),
-                // Whatever comes without having been asked for, or in the place of an answer.
-                (_, Some(http)) if http.is_incomplete_message() => {
+                // An agent that is about to end, or short of something, closes connections as well.
+                (_, Some(http)) if http.is_incomplete_message() || http.is_canceled() => {
                     (Outlook::MayPass, "closes the connection without an answer (is it an agent?)".to_owned())
                 }
-                (_, Some(http)) if http.to_string().contains("unexpected message") || http.is_canceled() => {
+                // hyper has no other sign of it.
+                (_, Some(http)) if http.to_string().contains("unexpected message") => {
                     (Outlook::NoServer, "another kind of server is there: it speaks before it is asked".to_owned())
                 }
                 _ => (Outlook::MayPass, error.to_string()),

@@ -46,6 +46,7 @@ use crate::zookeeper::ZooKeeper;
 pub struct Builder {
     url: String,
     wait: bool,
+    fail_fast: bool,
     connect_timeout: Option<Duration>,
     snapshots: Option<PathBuf>,
     guard: Option<Option<Guard>>,
@@ -65,12 +66,22 @@ impl fmt::Debug for Note {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a process that would wait for the registry without end waits for it where there are snapshots on disk to start from.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Interval at which a registry that refuses this client is asked again in the background.
+const REFUSED: Duration = Duration::from_secs(10);
 /// How long reading snapshots from disk may take.
 pub(super) const DISK: Duration = Duration::from_millis(500);
 
 impl Builder {
     pub(super) fn new(url: &str) -> Self {
-        Self { url: url.to_owned(), wait: false, connect_timeout: None, snapshots: None, guard: None, note: None }
+        Self {
+            url: url.to_owned(),
+            wait: false,
+            fail_fast: false,
+            connect_timeout: None,
+            snapshots: None,
+            guard: None,
+            note: None,
+        }
     }
 
     /// Goes on trying until the registry answers, instead of failing after the connect timeout: here, and where something is
@@ -97,9 +108,8 @@ impl Builder {
         self
     }
 
-    /// How long to try before [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s. What is plain earlier is told earlier: that
-    /// nothing listens at a port of this machine, that another kind of server does, or that the registry refuses this client
-    /// ([`Error::Refused`](crate::Error::Refused)).
+    /// How long to try before [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s. A registry that refuses this client
+    /// ([`Error::Refused`](crate::Error::Refused)) ends it earlier; see also [`fail_fast`](Builder::fail_fast).
     ///
     /// # Examples
     ///
@@ -120,6 +130,31 @@ impl Builder {
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Ends connecting with [`Error::Unreachable`](crate::Error::Unreachable) as soon as it is plain that the registry is not there: nothing
+    /// listens at a port of this machine, or another kind of server does. For commands, whose user waits. Default: no, since a service may
+    /// start a moment before the agent beside it. Without effect with [`wait`](Builder::wait).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "zookeeper"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "zookeeper")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use pointsman_registry::{Error, Registry};
+    /// // Nothing listens there. Without `fail_fast` this takes 5 s.
+    /// let away = Registry::builder("zookeeper://127.0.0.1:1/micro-service").fail_fast(true);
+    /// assert!(matches!(away.connect().await, Err(Error::Unreachable { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn fail_fast(mut self, fail_fast: bool) -> Self {
+        self.fail_fast = fail_fast;
         self
     }
 
@@ -322,7 +357,7 @@ impl Builder {
         let snapshots = folder.map(|folder| folder.join(backend.label()));
         let (shown, closed) = (redacted(&self.url), watch::Sender::new(false));
         let limit = (!self.wait).then_some(connect_timeout);
-        let ends_at = Some(if self.wait { Outlook::Refused } else { Outlook::NoServer });
+        let ends_at = Some(if self.fail_fast && !self.wait { Outlook::NoServer } else { Outlook::Refused });
         let wait = Wait { limit, ends_at, note: self.note.as_ref().map(|note| &*note.0) };
         let answered = match &snapshots {
             _ if !waits => backend.connected(Wait::without_end()).now_or_never().transpose()?.is_some(),
@@ -416,23 +451,23 @@ fn note_answer(
     mut closed: watch::Receiver<bool>,
     registry: String,
 ) {
-    let mut connecting = async move { backend.connected(Wait::without_end()).await }.boxed();
-    // From now on, and not from when the task begins: by then a directory may have taken the session that is waited for.
-    let first = (&mut connecting).now_or_never();
-    tokio::spawn(async move {
-        let result = match first {
-            Some(result) => result,
-            None => tokio::select! {
-                result = connecting => result,
-                _ = closed.changed() => return,
-            },
-        };
-        match result {
-            Ok(()) => {
-                answered.store(true, Ordering::Relaxed);
-                tracing::info!(registry, "registry connected");
-            }
-            Err(error) => tracing::warn!(registry, %error, "the registry gives no answer"),
+    let mut connecting = async move {
+        // One that refuses this client now may accept it once a token has been changed.
+        while let Err(error) = backend.connected(Wait::without_end()).await {
+            tracing::warn!(registry, %error, "the registry gives no answer");
+            tokio::time::sleep(REFUSED).await;
         }
-    });
+        answered.store(true, Ordering::Relaxed);
+        tracing::info!(registry, "registry connected");
+    }
+    .boxed();
+    // From now on, and not from when the task begins: by then a directory may have taken the session that is waited for.
+    if (&mut connecting).now_or_never().is_none() {
+        tokio::spawn(async move {
+            tokio::select! {
+                () = connecting => {}
+                _ = closed.changed() => {}
+            }
+        });
+    }
 }
