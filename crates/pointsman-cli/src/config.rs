@@ -177,15 +177,18 @@ fn sections(document: &Document<'_>, path: Option<&Path>, tokens: &Tokens) -> Ch
             ("metrics", "metrics", metrics),
         ],
     );
+    let table = document.table();
+    if let (true, Err(fault)) = (file.is_sound(), &table) {
+        file.absorb(vec![fault.clone()]);
+    }
     let mut problems: Vec<_> = file.finish().into_iter().map(|fault| document.place(fault)).collect();
     problems.sort_by_key(|problem| (problem.set.is_some(), problem.line, problem.column));
-    let source = || Source { path: path.map(Path::to_owned), table: document.table() };
-    let sound = !problems.iter().any(Problem::is_error);
-    Checked {
-        config: sound.then(|| Config { registry, agent, agent_registry, http, mqtt, metrics, source: source() }),
-        problems,
-        files: context.files,
-    }
+    let table = table.ok().filter(|_| !problems.iter().any(Problem::is_error));
+    let config = table.map(|table| {
+        let source = Source { path: path.map(Path::to_owned), table };
+        Config { registry, agent, agent_registry, http, mqtt, metrics, source }
+    });
+    Checked { config, problems, files: context.files }
 }
 
 /// No two may listen at one place.

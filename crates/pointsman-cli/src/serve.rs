@@ -192,7 +192,10 @@ async fn reload(served: &mut Served, registries: &mut Registries, file: &mut Con
     match read_again(file, around) {
         Ok(None) => {}
         Ok(Some(config)) => match around.plan(served.config(), &config) {
-            Ok(plan) => served.reload(plan, registries).await,
+            Ok(plan) => {
+                file.follow(&plan.files);
+                served.reload(plan, registries).await;
+            }
             Err(reason) => {
                 tracing::error!(reason, "the configuration cannot be applied: everything stays as it is");
                 served.reload_failed();

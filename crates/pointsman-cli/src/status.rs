@@ -95,6 +95,10 @@ impl Status {
                 let of = snapshot.instances().len();
                 status.notes.push(finding(("drained", format!("{drained} of {of} instances are drained"))));
             }
+            if snapshot.master().is_some_and(|master| !master.takes_work()) {
+                let detail = "its master is drained, as no other instance can be master".to_owned();
+                status.notes.push(finding(("drained-master", detail)));
+            }
         }
         status
     }
@@ -175,6 +179,9 @@ mod tests {
         let status = Status::of_services([&in_order].into_iter());
         assert_eq!((status.services, status.instances, status.masters), (1, 2, 1));
         assert_eq!(status.notes[0].detail, "1 of 2 instances are drained");
+        let drained_master = instance("a", Role::Master(Term(1)), 0);
+        let status = Status::of_services([&Snapshot::new("ress", 1, vec![drained_master, normal.clone()])].into_iter());
+        assert_eq!(status.notes.iter().map(|note| note.kind).collect::<Vec<_>>(), ["drained-master"]);
         assert_eq!(found(&Snapshot::new("ress", 1, vec![normal])), ["no-master", "no-work"]);
         let record = Problem { node: "normal1".to_owned(), reason: "is empty".to_owned(), skipped: true };
         assert_eq!(found(&Snapshot::new("ress", 1, vec![master]).with_problems(vec![record])), ["invalid"]);

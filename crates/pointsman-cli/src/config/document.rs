@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use unicode_width::UnicodeWidthStr as _;
 
-use super::overrides::Override;
+use super::overrides::{self, Override};
 use super::problem::{Excerpt, Fault, Problem};
 use super::syntax;
 use crate::output::shown;
@@ -52,9 +52,10 @@ impl<'d> Document<'d> {
     }
 
     /// As plain TOML, without places.
-    pub(super) fn table(&self) -> toml::Table {
+    pub(super) fn table(&self) -> Result<toml::Table, Fault> {
         let root = Spanned::new(0..0, self.root.clone());
-        toml::Table::deserialize(toml::de::Deserializer::from(root)).unwrap_or_default()
+        toml::Table::deserialize(toml::de::Deserializer::from(root))
+            .map_err(|error| Fault::error("", error.span().unwrap_or(0..0), error.message().to_owned()))
     }
 
     pub(super) fn root(&self) -> &DeTable<'d> {
@@ -107,7 +108,7 @@ impl Text {
         let mut problem = place(&self.text, fault);
         if !is_of_file {
             let line = self.text.lines().nth(problem.line - 1).unwrap_or_default();
-            problem.set = Some(line.split('=').next().unwrap_or_default().trim().to_owned());
+            problem.set = Some(overrides::name(line).to_owned());
             problem.line = 1;
         }
         problem

@@ -26,7 +26,8 @@ impl Override {
     /// `KEY=VALUE`, which begins at `from` in the text of the document.
     pub(super) fn new(set: &str, from: usize) -> Result<Self, Fault> {
         let Some((key, value)) = set.split_once('=').filter(|(key, _)| path(key).is_some()) else {
-            let message = format!("{set:?} is not KEY=VALUE; write for example http.listen=127.0.0.1:7481");
+            // The text is not repeated: it may be a value, with a secret in it.
+            let message = "it is not KEY=VALUE; write for example http.listen=127.0.0.1:7481".to_owned();
             return Err(Fault::error("", from..from + set.len(), message));
         };
         let before = (from + key.len() + 1).saturating_sub(BEFORE.len());
@@ -105,6 +106,12 @@ fn empty<'d>(next: Option<&String>) -> DeValue<'d> {
         Some(part) if part.bytes().all(|byte| byte.is_ascii_digit()) => DeValue::Array(DeArray::new()),
         _ => DeValue::Table(DeTable::new()),
     }
+}
+
+/// What a setting is called in messages: what could be a key, at its beginning. The rest may hold a secret.
+pub(super) fn name(set: &str) -> &str {
+    let end = set.find(|c: char| !c.is_alphanumeric() && !"._-".contains(c)).unwrap_or(set.len());
+    &set[..end]
 }
 
 /// The parts of a key.

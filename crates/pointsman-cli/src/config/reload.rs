@@ -3,11 +3,13 @@
 //! What takes a restart stays as the old file has it: both files are merged as TOML, key by key as the settings say, and the merged file is read
 //! as any other. So whatever is checked in a file is checked in what comes of two.
 
+use pointsman::parse_duration;
 use toml::{Table, Value as Toml};
 
 use super::credentials::Tokens;
+use super::section::bytes;
 use super::setting::{About, Change, Value};
-use super::{Checked, Config, SectionRegistries, settings_of_file};
+use super::{Checked, Config, NamedFile, SectionRegistries, settings_of_file};
 
 /// What to do about a new configuration.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub(crate) struct Plan {
     pub(crate) config: Config,
     /// The keys of what is different and takes a restart.
     pub(crate) restart: Vec<String>,
+    /// The files that are in force, and are to be read again when they change.
+    pub(crate) files: Vec<NamedFile>,
 }
 
 impl Plan {
@@ -32,20 +36,20 @@ impl Plan {
     ) -> Result<Self, String> {
         let Merged { table, restart } = Merged::new(&old.source.table, &new.source.table);
         let path = new.source.path.as_deref();
-        let Checked { config, problems, .. } = Checked::read(path, table.to_string().as_bytes(), &[], tokens);
+        let Checked { config, problems, files } = Checked::read(path, table.to_string().as_bytes(), &[], tokens);
         let config = config.ok_or_else(|| {
             let errors = problems.iter().filter(|problem| problem.is_error()).map(|problem| &*problem.message);
             let errors: Vec<_> = errors.collect();
             format!("{} cannot change without a restart, and as it is: {}", restart.join(", "), errors.join("; "))
         })?;
-        let mut plan = Self { config: complete(config)?, restart };
+        let mut plan = Self { config: complete(config)?, restart, files };
         plan.keep_inherited(old, new);
         Ok(plan)
     }
 
     /// Keeps the registries in which something is registered, and the generated code of the relay.
     fn keep_inherited(&mut self, old: &Config, new: &Config) {
-        let Self { config, restart } = self;
+        let Self { config, restart, .. } = self;
         if config.agent.is_some() {
             if new.agent.is_some() && old.agent_registry != new.agent_registry {
                 restart.push("agent.registry".to_owned());
@@ -122,10 +126,23 @@ impl Merged {
     }
 }
 
-/// Whether two values mean the same; an absent one is the default.
+/// Whether two values mean the same, however they are written; an absent one is the default.
 fn are_alike(about: &About, one: Option<&Toml>, other: Option<&Toml>) -> bool {
     let default = format!("it = {}", about.default).parse::<Table>().ok().and_then(|mut table| table.remove("it"));
-    one.or(default.as_ref()) == other.or(default.as_ref())
+    let meaning = |value: Option<&Toml>| value.or(default.as_ref()).map(|value| meaning(about, value));
+    meaning(one) == meaning(other)
+}
+
+/// A value in the one form that all its forms have in common.
+fn meaning(about: &About, value: &Toml) -> Toml {
+    let number = |number: Option<u128>| number.and_then(|number| i64::try_from(number).ok()).map(Toml::Integer);
+    let same = match (&about.value, value) {
+        (Value::Duration(..), Toml::String(text)) => number(parse_duration(text).ok().map(|time| time.as_nanos())),
+        (Value::Size(..), Toml::String(text)) => number(bytes(text).ok().map(|size| size as u128)),
+        (Value::List(_), Toml::String(_)) => Some(Toml::Array(vec![value.clone()])),
+        _ => None,
+    };
+    same.unwrap_or_else(|| value.clone())
 }
 
 #[cfg(test)]
@@ -304,6 +321,34 @@ mod tests {
         let plan = planned(&old, &moved);
         assert_eq!(plan.restart, ["agent.registry", "http.register_in"]);
         assert_eq!(urls(&plan.config), ["zookeeper://h/p"], "what is not in force is not connected");
+    }
+
+    #[test]
+    fn what_is_only_written_in_another_way_needs_no_restart() {
+        let text = |lines: &str| config(&format!("registry = 'zookeeper://h/p'\n[mqtt]\ncode = 'a'\n{lines}"));
+        let old = text("session_expiry = '60m'\nmax_packet = 1048576\negress = 'mqtt://h'");
+        for same in [
+            "session_expiry = '1h'\nmax_packet = '1MiB'\negress = ['mqtt://h']",
+            "max_packet = '1024KiB'\negress = 'mqtt://h'\n# a comment",
+        ] {
+            assert_eq!(planned(&old, &text(same)).restart, [""; 0], "{same}");
+        }
+        assert_eq!(
+            planned(&old, &text("session_expiry = '61m'\negress = 'mqtt://h'")).restart,
+            ["mqtt.session_expiry"]
+        );
+    }
+
+    #[test]
+    fn files_that_stay_in_force_are_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = TlsFiles::create(folder.path()).server;
+        let tls = format!("tls_cert = '{0}'\ntls_key = '{0}'", server.display());
+        let old = config(&format!("[agent]\n{tls}\n[mqtt]"));
+        // Its end takes a restart: until then the certificate is renewed.
+        let plan = planned(&old, &config("[agent]\n[mqtt]"));
+        assert_eq!(plan.restart, ["agent.tls_cert"]);
+        assert_eq!(plan.files.iter().map(|file| &file.path).collect::<Vec<_>>(), [&server, &server]);
     }
 
     #[test]

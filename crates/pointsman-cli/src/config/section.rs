@@ -280,7 +280,7 @@ fn type_of(value: &DeValue<'_>) -> &'static str {
 }
 
 /// A size as people write it.
-fn bytes(text: &str) -> Result<usize, String> {
+pub(super) fn bytes(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit.trim_start() {

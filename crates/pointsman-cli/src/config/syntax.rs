@@ -8,7 +8,7 @@ pub(super) fn explain(line: &str, message: &str) -> String {
     let reason = comment(line)
         .or_else(|| json(line))
         .or_else(|| duplicate(line, message))
-        .or_else(|| header(line))
+        .or_else(|| header(line, message))
         .or_else(|| pair(line))
         .unwrap_or_else(|| message.strip_suffix(", expected nothing").unwrap_or(message).to_owned());
     format!("this is not TOML: {reason}")
@@ -20,8 +20,9 @@ fn comment(line: &str) -> Option<String> {
 }
 
 fn json(line: &str) -> Option<String> {
-    line.starts_with('{')
-        .then(|| "it looks like JSON; write for example [http], and under it listen = \"127.0.0.1:7481\"".to_owned())
+    // A table within a list begins with a brace as well, but its keys have no colon.
+    let is_json = line.starts_with('{') && line.contains("\":");
+    is_json.then(|| "it looks like JSON; write for example [http], and under it listen = \"127.0.0.1:7481\"".to_owned())
 }
 
 fn duplicate(line: &str, message: &str) -> Option<String> {
@@ -29,8 +30,12 @@ fn duplicate(line: &str, message: &str) -> Option<String> {
     (message == "duplicate key").then(|| format!("{key} is there twice; leave out one"))
 }
 
-/// `[http`, `http]` or `[[http.route]`.
-fn header(line: &str) -> Option<String> {
+/// `[http`, `http]` or `[[http.route]`. The end of a list may look like that as well.
+fn header(line: &str, message: &str) -> Option<String> {
+    let is_about_it = ["unclosed table", "unclosed array table", "key with no value"];
+    if !is_about_it.iter().any(|words| message.starts_with(words)) {
+        return None;
+    }
     let name = line.trim_matches(['[', ']']);
     let is_name = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "._-\"' ".contains(c));
     if !is_name || (name == line && !line.ends_with(']')) {
@@ -109,9 +114,18 @@ fn is_toml(line: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// What is said of the line that the parser stops at.
+    fn told(text: &str) -> String {
+        let error = toml::de::DeTable::parse(text).unwrap_err();
+        let at = error.span().unwrap().start;
+        let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        let told = explain(text[start..].lines().next().unwrap_or_default(), error.message());
+        told.strip_prefix("this is not TOML: ").unwrap().to_owned()
+    }
+
     #[test]
     fn what_was_meant_is_told() {
-        for (line, expected) in [
+        for (text, expected) in [
             ("listen = 127.0.0.1:80", "a string needs quotes; write listen = \"127.0.0.1:80\""),
             ("keep_alive = 60s  # a minute", "a string needs quotes; write keep_alive = \"60s\""),
             ("reasons = True", "true and false are written in lower case; write reasons = true"),
@@ -126,19 +140,22 @@ mod tests {
             ("  listen: 127.0.0.1:80", "write listen = \"127.0.0.1:80\""),
             ("workers 4", "write workers = 4"),
             ("http:", "in brackets; write [http]"),
-            ("[http", "write [http]"),
+            ("[http", "the header of a table is incomplete; write [http]"),
             ("http]", "write [http]"),
             ("[[http.route]", "write [[http.route]]"),
             ("// comment", "a comment begins with #, not with //"),
             ("; comment", "a comment begins with #, not with ;"),
             ("{\"http\": {}}", "under it listen = \"127.0.0.1:7481\""),
             ("max_head = 1_000_", "write max_head = \"1_000_\""),
-            ("trusted = [\"a\" \"b\"]", "the parser's"),
+            ("workers = 4\nworkers = 5", "workers is there twice; leave out one"),
+            ("[http]\n[http]", "[http] is there twice; leave out one"),
+            // Within a list a line may look like something else.
+            ("trusted = [\"a\" \"b\"]", "missing comma between array elements, expected `,`"),
+            ("trusted = [\n\"a\"\n\"b\"]", "missing comma between array elements, expected `,`"),
+            ("route = [\n{ match = 'a' service = 'b' }]", "missing comma between key-value pairs, expected `,`"),
         ] {
-            let told = explain(line, "the parser's, expected nothing");
-            assert!(told.starts_with("this is not TOML: ") && told.ends_with(expected), "{line}: {told}");
+            let told = told(text);
+            assert!(told.ends_with(expected), "{text}: {told}");
         }
-        assert!(explain("workers = 5", "duplicate key").ends_with("workers is there twice; leave out one"));
-        assert!(explain("[http]", "duplicate key").ends_with("[http] is there twice; leave out one"));
     }
 }

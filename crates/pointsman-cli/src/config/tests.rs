@@ -579,8 +579,8 @@ fn what_is_wrong_on_the_command_line_is_told_with_its_key() {
     for (sets, place, expected) in [
         (&["http.listen=80"][..], "--set http.listen:13: ", "must be an IP address with a port"),
         (&["http.lisen=127.0.0.1:80"], "--set http.lisen:1: ", "did you mean listen?"),
-        (&["agent"], "--set agent:1: ", "is not KEY=VALUE"),
-        (&["=x"], "--set :1: ", "is not KEY=VALUE"),
+        (&["agent"], "--set agent:1: ", "it is not KEY=VALUE"),
+        (&["=x"], "--set :1: ", "it is not KEY=VALUE"),
         (&["http.route.1.service=x"], "--set http.route.1.service:1: ", "is not in the list, which has 0 items"),
         (&["registry=memory://", "registry.x=1"], "--set registry.x:1: ", "registry is not a table"),
         (&["http.listen=127.0.0.1:80"], "--set http.listen:1: ", "route: is missing"),
@@ -592,4 +592,22 @@ fn what_is_wrong_on_the_command_line_is_told_with_its_key() {
     // What is wrong with the file is told with the file's lines.
     let problems = set("[http]\nlisten = 1", &["http.workers=0"]).problems;
     assert_eq!(problems.iter().find(|problem| problem.key == "http.listen").map(|problem| problem.line), Some(2));
+}
+
+#[test]
+fn secrets_of_the_command_line_are_not_told() {
+    for sets in [
+        &["registry zookeeper://u:geheim@h/p"][..],
+        &["registry=zookeeper://u:geheim@h/p"],
+        &["mqtt.ingress=mqtt://u:geheim@h:x", "mqtt.route.0.match=^/a/"],
+        &["registry=zookeeper://h/p?auth=digest:u:geheim&x=1"],
+        &["registry.0=zookeeper://u:geheim@h/p"],
+    ] {
+        let problems = set("", sets).problems;
+        assert!(problems.iter().any(Problem::is_error), "{sets:?}");
+        for problem in problems {
+            let told = format!("{}{}", problem.text(Path::new("p")), serde_json::to_string(&problem).unwrap());
+            assert!(!told.contains("geheim"), "{told}");
+        }
+    }
 }

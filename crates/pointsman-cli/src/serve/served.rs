@@ -145,7 +145,7 @@ impl Served {
     /// Registries that it names for the first time are connected, and closed again if nothing comes of it; those that nobody uses
     /// any more are closed.
     pub(super) async fn reload(&mut self, plan: Plan, registries: &mut Registries) {
-        let Plan { config, restart } = plan;
+        let Plan { config, restart, .. } = plan;
         let applied = match registries.add(&config.registries()).await {
             Ok(()) => self.apply(&config, registries).await,
             Err(error) => Err(error),
