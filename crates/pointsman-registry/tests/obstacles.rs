@@ -83,7 +83,7 @@ async fn a_connection_that_is_closed_at_once_is_not_another_kind_of_server() {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            drop(stream)
+            drop(stream);
         }
     });
     let (sender, mut reasons) = mpsc::unbounded_channel();
