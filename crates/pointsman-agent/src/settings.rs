@@ -111,7 +111,7 @@ impl Settings {
 }
 
 impl Limits {
-    /// What is outside its bounds, of those limits that a configuration file can name.
+    /// Returns the limits that are outside their bounds, of those that a configuration file can set.
     fn problems(&self) -> impl Iterator<Item = (&'static str, String)> {
         let counts = [
             ("max_connections", self.connections),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::Global;
 use crate::{Outcome, output, session, table};
 
-/// What an operator has done, as the agent's API has it.
+/// An action of an operator, in the form of the agent's API.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Action {
     pub(crate) at_ms: u64,

@@ -102,7 +102,7 @@ mod tests {
                 "service-front-12-"
             ]
         );
-        // What is shown can be typed.
+        // Each shown prefix is accepted as input.
         let service = service(&codes);
         for (code, shown) in codes.into_iter().zip(shown) {
             assert_eq!(resolve(&service, shown, ""), Ok(code));

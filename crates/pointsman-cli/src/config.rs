@@ -76,12 +76,12 @@ pub(crate) struct Config {
     source: Source,
 }
 
-/// What a configuration was read from.
+/// Source of a configuration.
 #[derive(Clone)]
 pub(crate) struct Source {
     /// The file; `None` where everything is on the command line.
     path: Option<PathBuf>,
-    /// What it says, with the settings of the command line.
+    /// Its content, with the settings of the command line.
     table: toml::Table,
 }
 
@@ -148,7 +148,7 @@ fn settings() -> Vec<Setting<Reading>> {
     ]
 }
 
-/// What is known of each setting of a file.
+/// Returns the description of each setting of a file.
 pub(crate) fn settings_of_file() -> Vec<About> {
     abouts(&settings())
 }

@@ -109,7 +109,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// What can be done about an address that cannot be listened at.
+/// Returns advice for an address at which the process cannot listen.
 fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut sources = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
     match sources.find_map(|error| error.downcast_ref::<io::Error>())?.kind() {

@@ -15,7 +15,7 @@ use crate::output::{self, shown};
 /// How long to wait for sessions to be closed before the process ends anyway: a registry that is away must not hold up
 /// whoever wants to leave.
 const CLOSE: Duration = Duration::from_secs(2);
-/// How long something may take before it is said what is waited for.
+/// Time after which a command reports what it waits for.
 pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
 /// Connects as the flags say.

@@ -9,7 +9,7 @@ use crate::args::Global;
 use crate::output::shown;
 use crate::{Outcome, output, session};
 
-/// What is seen of a registry.
+/// State of a registry.
 #[derive(Debug, Default, Serialize)]
 struct Status {
     ok: bool,
@@ -22,15 +22,15 @@ struct Status {
     /// `agent`, `memory` or `zookeeper`.
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
-    /// How old the picture is; 0 while it follows the registry.
+    /// Age of the snapshots in milliseconds; 0 while they follow the registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     age_ms: Option<u128>,
     services: usize,
     instances: usize,
     masters: usize,
-    /// What is not in order.
+    /// Findings that are not in order.
     problems: Vec<Finding>,
-    /// What is as somebody wants it, but worth a look.
+    /// Findings that are intended by somebody, but worth a look.
     notes: Vec<Finding>,
 }
 
@@ -130,7 +130,7 @@ fn kind(scheme: &str) -> &str {
     if matches!(scheme, "http" | "https") { "agent" } else { scheme }
 }
 
-/// What is not in order in a service: a word for programs and a sentence.
+/// Returns the problems of a service, each as a word for programs and a sentence.
 fn problems(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
     let mut problems = Vec::new();
     if let Some(unreadable) = snapshot.unreadable() {

@@ -1,4 +1,4 @@
-//! What the service manager is told, where there is one that wants to know: systemd with `Type=notify` or `Type=notify-reload` (sd_notify(3)).
+//! Notifications to a service manager: systemd with `Type=notify` or `Type=notify-reload` (sd_notify(3)).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 /// The variables by which a service manager is found. They are for this process alone: a command that it starts does not inherit them.
 pub(crate) const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
-/// Whether this process has said that it is ready: the end of a reload says so only then.
+/// Whether this process has reported that it is ready. Only then does the end of a reload report it again.
 static IS_READY: AtomicBool = AtomicBool::new(false);
 
 /// Says that this process does what it was started for.

@@ -67,7 +67,7 @@ fn row(instance: &ObservedInstance, codes: Codes, snapshot: &Snapshot) -> Vec<St
 /// The column of the tags.
 const TAGS: usize = 6;
 
-/// How codes are shown, and with them tags.
+/// Form of codes and tags in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Codes {
     Whole,

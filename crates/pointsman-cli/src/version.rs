@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::args::Global;
 use crate::{Outcome, output};
 
-/// What the build knows of itself; `unknown` where it was not made from a repository.
+/// Description of the build; `unknown` where it was not made from a repository.
 #[derive(Debug, Serialize)]
 struct Version {
     version: &'static str,

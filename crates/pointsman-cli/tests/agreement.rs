@@ -33,14 +33,14 @@ match = '^/login/'
 service = 'cfgs'
 ";
 
-/// What is wrong with a file, as `check` has it.
+/// Errors of a file, as `check` reports them.
 struct Refusal {
     /// Keys of the errors.
     keys: Vec<String>,
     messages: Vec<String>,
 }
 
-/// What `check` and `serve` say of a file, which must be the same. `None`: both take it.
+/// Returns what both `check` and `serve` report about a file, or `None` if both accept it. Panics where they differ.
 async fn refusal(folder: &Path, text: &str, case: &str) -> Option<Refusal> {
     let file = folder.join("p.toml");
     std::fs::write(&file, text).unwrap();
@@ -70,7 +70,7 @@ async fn refusal(folder: &Path, text: &str, case: &str) -> Option<Refusal> {
     }
 }
 
-/// How `serve` ends by itself; `None` if it is ready first, and then it is ended.
+/// Runs `serve` until it ends by itself and returns its output, or ends it once it is ready and returns `None`.
 async fn serve(file: &Path) -> Option<Output> {
     let mut serve = command(["serve", "--log-format", "json", "--config", file.to_str().unwrap()]);
     let mut child = serve.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

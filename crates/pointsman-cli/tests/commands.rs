@@ -50,7 +50,7 @@ fn commands(block: &Block) -> Vec<String> {
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
 }
 
-/// What the documents speak of.
+/// The servers that stand for those of the documents.
 struct World {
     zookeeper: String,
     _mosquitto: Mosquitto,
@@ -102,7 +102,7 @@ impl World {
     }
 }
 
-/// What a command that goes on says once it does what it is for; `None`: it ends by itself.
+/// Returns the word that a long-running command prints once it works, or `None` for a command that ends by itself.
 fn goes_on(line: &str) -> Option<&'static str> {
     let starts = |start: &str| line.starts_with(start);
     match () {

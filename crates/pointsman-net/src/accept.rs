@@ -1,4 +1,4 @@
-//! What a listener does when it cannot accept.
+//! The pause of a listener that cannot accept.
 
 use std::io;
 use std::time::Duration;

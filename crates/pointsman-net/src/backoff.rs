@@ -1,4 +1,4 @@
-//! How long to wait after a failure.
+//! Delays between attempts after a failure.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

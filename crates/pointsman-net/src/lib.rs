@@ -1,4 +1,4 @@
-//! What every server and client of Pointsman does on a network, said once. The crate is a detail of the workspace: nothing
+//! Networking that all servers and clients of Pointsman share. The crate is a detail of the workspace: nothing
 //! outside of it should depend on it.
 //!
 //! | question | file |

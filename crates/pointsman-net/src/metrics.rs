@@ -16,11 +16,11 @@ pub fn finish(text: &mut String, accept: Option<&[u8]>) -> &'static str {
 /// Kind of a family of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// What only grows. Its samples end with `_total`.
+    /// A value that only grows. Its samples end with `_total`.
     Counter,
-    /// What goes up and down.
+    /// A value that goes up and down.
     Gauge,
-    /// What is counted by upper bounds.
+    /// Counts of values, by upper bounds.
     Histogram,
 }
 

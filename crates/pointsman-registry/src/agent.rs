@@ -35,7 +35,7 @@ use crate::{Error, Result};
 /// Maximum time between two attempts to reach an agent.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// What is asked to see whether an agent is there. Cheap, and unlike `/readyz` not without the token.
+/// Path of the first request to an agent. It is cheap, and unlike `/readyz` it requires the token.
 const ASKED_FIRST: &str = "/v1/services/pointsman/instances";
 
 /// Agents, any of which will do.

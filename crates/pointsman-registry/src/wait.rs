@@ -1,4 +1,4 @@
-//! How a registry that has not answered yet is waited for, and what stands in the way.
+//! Waits for a registry that has not answered yet, and classifies the obstacles.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// What time may do about an obstacle, the most hopeful first.
+/// Prospect of an obstacle passing by itself, the most hopeful first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outlook {
     /// Nothing has been tried yet.
@@ -45,7 +45,7 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// What an I/O error of `address`, a `host:port`, leaves to hope. A port of this machine that refuses connections is known at once to have no
+/// Classifies an I/O error of `address`, a `host:port`. A port of this machine that refuses connections is known at once to have no
 /// server. Elsewhere a machine may be starting, or an address may be about to move.
 pub(crate) fn outlook(error: &io::Error, address: &str) -> Outlook {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
@@ -53,7 +53,7 @@ pub(crate) fn outlook(error: &io::Error, address: &str) -> Outlook {
     if is_here && error.kind() == io::ErrorKind::ConnectionRefused { Outlook::NoServer } else { Outlook::MayPass }
 }
 
-/// How long to wait for the first answer, and which obstacles end the wait early.
+/// Limits of the wait for the first answer.
 pub(crate) struct Wait<'a> {
     /// `None`: without end.
     pub(crate) limit: Option<Duration>,

@@ -1,4 +1,4 @@
-//! What stands in the way of a connection: told at once where it is plain, and meanwhile where it is waited for.
+//! Obstacles to a connection: reported at once where waiting cannot help, and during the wait otherwise.
 
 #![cfg(all(feature = "agent-client", feature = "tls", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, reason = "tests")]

@@ -179,6 +179,6 @@ fn token_of_file(section: &mut Section<'_>, context: &mut Context<'_>, about: &A
         // It may be the token itself.
         section.hide(about.key);
     }
-    // What cannot be read is replaced by what has no problem, so that the others are checked too.
+    // A value without a problem takes its place, so that the other settings are checked too.
     read.or_else(|| Token::new(&format!("{:032x}", fastrand::u128(..))).ok())
 }

@@ -1,4 +1,4 @@
-//! What the reading of a file needs beside the file, and what it gathers.
+//! Inputs and results of reading a file, beside the file itself.
 
 use super::credentials::Tokens;
 use super::document::Document;
@@ -7,7 +7,7 @@ use super::paths::{Folder, NamedFile};
 /// The surroundings of a file that is read.
 pub(super) struct Context<'c> {
     pub(super) document: &'c Document<'c>,
-    /// What its paths are relative to.
+    /// Folder to which relative paths refer.
     pub(super) folder: &'c Folder,
     /// The agent's tokens of the environment.
     pub(super) tokens: &'c Tokens,

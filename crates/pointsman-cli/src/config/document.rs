@@ -23,7 +23,7 @@ pub(super) struct Document<'d> {
 #[derive(Debug)]
 pub(super) struct Text {
     text: String,
-    /// Where the file's part ends.
+    /// Byte at which the file's part ends.
     end: usize,
     overrides: Vec<Result<Override, Fault>>,
 }
@@ -39,7 +39,7 @@ impl<'d> Document<'d> {
         let root = DeTable::parse(&text.text[..text.end]).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
             let line = line_at(&text.text, span.start);
-            // What was meant would show the value.
+            // The suggestion would show the value.
             let line = if has_secret(line) { "" } else { line };
             Box::new(text.place(Fault::error("", span, syntax::explain(line, error.message()))))
         })?;

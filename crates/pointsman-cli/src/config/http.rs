@@ -94,7 +94,7 @@ fn settings() -> Vec<Setting<Reading>> {
     settings
 }
 
-/// As what the proxy registers itself.
+/// Settings of the proxy's own registration.
 fn registration() -> [Setting<Reading>; 3] {
     let name =
         |what| move |text: &str| check_name(what, text).map_err(|error| error.to_string()).map(|()| text.to_owned());
@@ -119,7 +119,7 @@ fn registration() -> [Setting<Reading>; 3] {
     ]
 }
 
-/// What is believed of clients, and told to instances.
+/// Settings of forwarding headers and of addresses.
 fn forwarding() -> [Setting<Reading>; 4] {
     [
         networks("trusted")

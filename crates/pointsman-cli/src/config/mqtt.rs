@@ -99,7 +99,7 @@ fn settings() -> Vec<Setting<Reading>> {
     settings
 }
 
-/// Where messages come from and go to.
+/// Settings of the brokers and topics.
 fn brokers() -> [Setting<Reading>; 4] {
     let url = "a broker's url";
     let example = "\"mqtt://127.0.0.1:1883\"";
@@ -167,7 +167,7 @@ fn embedded() -> [Setting<Reading>; 4] {
     ]
 }
 
-/// As what the relay is known.
+/// Settings of the relay's identity.
 fn identity() -> [Setting<Reading>; 4] {
     let service = |text: &str| check_name("service", text).map(|()| text.to_owned()).map_err(|error| error.to_string());
     [

@@ -14,7 +14,7 @@ use super::problem::Fault;
 #[derive(Debug)]
 pub(super) struct Override {
     key: String,
-    /// Where it begins in the text of the document.
+    /// Byte at which it begins in the text of the document.
     from: usize,
     /// The value with `it=` before it, where it is in the text of the document, so that spans are those of the document.
     padded: String,
@@ -63,7 +63,7 @@ impl Override {
     }
 }
 
-/// Where a part of a key leads.
+/// Place to which a part of a key leads.
 enum Place<'t, 'd> {
     Table(&'t mut DeTable<'d>),
     Array(&'t mut DeArray<'d>),
@@ -108,7 +108,7 @@ fn empty<'d>(next: Option<&String>) -> DeValue<'d> {
     }
 }
 
-/// What a setting is called in messages: what could be a key, at its beginning. The rest may hold a secret.
+/// Returns the part of a setting that messages may show: the characters of a key at its beginning. The rest may hold a secret.
 pub(super) fn name(set: &str) -> &str {
     let end = set.find(|c: char| !c.is_alphanumeric() && !"._-".contains(c)).unwrap_or(set.len());
     &set[..end]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use pointsman_net::percent::{PATH, utf8_percent_encode};
 
-/// What the address of a Unix socket can hold on Linux, with the zero at its end (`unix(7)`).
+/// Maximum length of the address of a Unix socket on Linux, with the zero at its end (`unix(7)`).
 const SOCKET_PATH_BYTES: usize = 108;
 
 /// The folder of a configuration file.

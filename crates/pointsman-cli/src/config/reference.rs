@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    /// What is said to be the default is it: with and without it a file means the same.
+    /// Each documented default is the real one: a file with it means the same as a file without it.
     #[test]
     fn the_defaults_are_what_they_are_said_to_be() {
         let base = "registry = 'zookeeper://h/p'\n[agent]\n[[http.route]]\nservice = 's'\n\

@@ -11,10 +11,10 @@ use super::section::bytes;
 use super::setting::{About, Change, Value};
 use super::{Checked, Config, NamedFile, SectionRegistries, settings_of_file};
 
-/// What to do about a new configuration.
+/// Steps from the configuration in force to a new one.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// What is in force afterwards: the new configuration, but for what takes a restart.
+    /// Configuration in force afterwards: the new one, except for values that take a restart.
     pub(crate) config: Config,
     /// The keys of what is different and takes a restart.
     pub(crate) restart: Vec<String>,
@@ -74,7 +74,7 @@ impl Plan {
     }
 }
 
-/// Whether whoever registers would have to do it in another registry.
+/// Whether a section would have to register itself in another registry.
 fn is_moved(old: &SectionRegistries, new: &SectionRegistries) -> bool {
     old.register_in.is_some() && new.register_in.is_some() && old.register_in != new.register_in
 }

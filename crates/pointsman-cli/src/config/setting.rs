@@ -7,7 +7,7 @@
 use super::context::Context;
 use super::section::Section;
 
-/// What is known of a setting, without its value.
+/// Description of a setting, without its value.
 #[derive(Debug, Clone)]
 pub(crate) struct About {
     pub(crate) key: &'static str,
@@ -191,7 +191,7 @@ pub(super) fn read<S>(settings: &[Setting<S>], section: &mut Section<'_>, contex
     }
 }
 
-/// What is known of each setting of a section.
+/// Returns the description of each setting of a section.
 pub(super) fn abouts<S>(settings: &[Setting<S>]) -> Vec<About> {
     settings.iter().map(|setting| setting.about.clone()).collect()
 }
@@ -202,7 +202,7 @@ impl About {
         if self.example.is_empty() { self.default } else { self.example }
     }
 
-    /// What completes "must be", where a value is of another type.
+    /// Returns the end of a message about a value of another type, after "must be".
     pub(super) fn expected(&self) -> String {
         self.value.expected(self.example())
     }

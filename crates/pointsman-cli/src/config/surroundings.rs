@@ -1,4 +1,4 @@
-//! How a configuration is read by whatever uses it: with the settings of the command line, and what the environment says.
+//! Reads a configuration for `check` and `serve`, with the settings of the command line and of the environment.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::credentials::{self, Tokens};
 use super::{Checked, Config, Plan, leads_to, shown};
 use crate::args::Global;
 
-/// What a configuration is read with, beside the file.
+/// Inputs of a configuration beside the file.
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'a> {
     /// The settings of the command line.
@@ -44,7 +44,7 @@ impl<'a> Surroundings<'a> {
         Ok(config.with_credentials(credentials::from_environment()?.as_ref()))
     }
 
-    /// What of a new configuration can be in force now.
+    /// Plans the change from the configuration in force to a new one.
     pub(crate) fn plan(&self, old: &Config, new: &Config) -> Result<Plan, String> {
         Plan::new(old, new, &Tokens::from_environment(), |config| self.complete(config))
     }

@@ -1,4 +1,4 @@
-//! What is wrong with a line that is not TOML, and what it was probably meant to be.
+//! Explains why a line is not TOML, and suggests the line that was probably meant.
 
 use toml::Table;
 
@@ -114,7 +114,7 @@ fn is_toml(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// What is said of the line that the parser stops at.
+    /// Returns the explanation of the line at which the parser stops.
     fn told(text: &str) -> String {
         let error = toml::de::DeTable::parse(text).unwrap_err();
         let at = error.span().unwrap().start;

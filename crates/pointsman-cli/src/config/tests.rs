@@ -542,7 +542,7 @@ fn an_agent_is_not_its_own_registry() {
     good("registry = 'http://localhost:7480'\n[agent]\nlisten = '127.0.0.1:1'");
 }
 
-/// What is read of these settings of the command line, beside a file.
+/// Reads a file with these settings of the command line.
 fn set(file: &str, sets: &[&str]) -> Checked {
     let sets: Vec<_> = sets.iter().map(|set| (*set).to_owned()).collect();
     Checked::read(None, file.as_bytes(), &sets, &Tokens::default())

@@ -38,7 +38,7 @@ pub(super) fn settings<S: 'static>(at: fn(&mut S) -> &mut TlsFiles) -> [Setting<
 }
 
 impl TlsFiles {
-    /// What a server loads; `None` without TLS. Notes what is missing beside what is there, and what cannot be used.
+    /// Returns the files of the server, or `None` without TLS. Notes missing keys and files that cannot be used.
     pub(super) fn checked(self, section: &mut Section<'_>) -> Option<ServerTls> {
         let Self { cert, key, client_ca } = self;
         for (one, others, are_there) in [

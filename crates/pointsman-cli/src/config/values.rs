@@ -85,7 +85,7 @@ pub(super) fn text(key: &'static str, what: &'static str) -> Draft<String> {
     parsed(key, what, |text| Ok(text.to_owned()))
 }
 
-/// What is read from a string.
+/// A value parsed from a string.
 pub(super) fn parsed<T: 'static>(
     key: &'static str,
     what: &'static str,
@@ -94,7 +94,7 @@ pub(super) fn parsed<T: 'static>(
     Draft::new(key, Value::Text(what), move |section, _, about| section.text(about, &parse))
 }
 
-/// What is read from a string in which paths are relative to the file's folder.
+/// A value parsed from a string in which paths are relative to the file's folder.
 pub(super) fn located<T: 'static>(
     key: &'static str,
     value: Value,

@@ -1,4 +1,4 @@
-//! How the commands beside a `pointsman dev` find it: a file of the user's that says its URL, locked for as long as it runs.
+//! The file by which other commands find a running `pointsman dev`: it holds the URL, belongs to the user, and is locked while `dev` runs.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};

@@ -72,7 +72,7 @@ impl ConfigFile {
         self.path.as_deref()
     }
 
-    /// What it is called in messages.
+    /// Returns its name in messages.
     pub(super) fn name(&self) -> String {
         self.path().map_or_else(|| NO_FILE.to_owned(), |path| path.display().to_string())
     }

@@ -1,4 +1,4 @@
-//! What is around a command that makes a mistake: agents, a ZooKeeper, servers that speak something else, ports without a server.
+//! The servers of the transcripts: agents, a ZooKeeper, a server of another protocol, ports without a server.
 
 use std::net::TcpListener;
 use std::path::Path;

@@ -54,7 +54,7 @@ pub fn find<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e Error> {
     None
 }
 
-/// What is wrong with a certificate.
+/// Describes the fault of a certificate.
 pub(super) fn certificate(error: &CertificateError) -> String {
     match error {
         CertificateError::BadEncoding => "it is damaged, or not a certificate".to_owned(),
@@ -99,7 +99,7 @@ fn of_webpki(name: &str) -> String {
     .to_owned()
 }
 
-/// What the other side says of this one.
+/// Describes an alert of the other side.
 fn alert(reason: AlertDescription) -> String {
     let text = match reason {
         AlertDescription::CertificateRequired => "requires a certificate of this side, which has presented none",

@@ -108,7 +108,7 @@ impl Builder {
         self
     }
 
-    /// How long to try before [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s. A registry that refuses this client
+    /// Sets the time after which connecting fails with [`Error::Unreachable`](crate::Error::Unreachable). Default 5 s. A registry that refuses this client
     /// ([`Error::Refused`](crate::Error::Refused)) ends it earlier; see also [`fail_fast`](Builder::fail_fast).
     ///
     /// # Examples

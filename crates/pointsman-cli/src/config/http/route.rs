@@ -90,7 +90,7 @@ fn answer() -> Vec<Setting<Answer>> {
     ]
 }
 
-/// What is about requests that are passed on.
+/// Settings of requests that are passed on.
 fn passing() -> Vec<Setting<Route>> {
     let mut settings = vec![
         registry("registry")
@@ -211,7 +211,7 @@ fn timeouts() -> [Setting<Route>; 4] {
     ]
 }
 
-/// How often requests are tried, and how many there may be.
+/// Settings of retries, of requests in flight and of the queue.
 fn budgets() -> [Setting<Route>; 5] {
     [
         count("retries", 0, 100)

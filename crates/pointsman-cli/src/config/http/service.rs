@@ -12,11 +12,11 @@ use super::super::values::{
     MOST, count, duration, file, parsed, positive_duration, section, table, text, text_or_table, word,
 };
 
-/// What is said of a service, while it is read.
+/// The settings of a service, while they are read.
 #[derive(Debug)]
 pub(in crate::config) struct ServiceReading {
     pub(super) service: Service,
-    /// What a check is like, if there is one.
+    /// Parameters of the check, if there is one.
     check: Check,
 }
 
