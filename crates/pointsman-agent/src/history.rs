@@ -1,7 +1,7 @@
 //! Who was master of each service, and what operators have done: in the registry, so that each agent tells the same, and in the memory of this one
 //! for as long as the registry is away.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,45 +9,16 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use pointsman_core::Snapshot;
+use pointsman_registry::masters::{self, Entry, Mastership};
 use pointsman_registry::{Log, Registry, Updates};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::feed::now_ms;
 
-/// So many masterships of a service are told.
-const MASTERS: usize = 64;
 /// So many entries are written at a time.
 const WRITES: usize = 16;
 /// How long the registry may take to answer before what this agent remembers is told.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// A mastership, as agents have seen it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Mastership {
-    pub(crate) code: Arc<str>,
-    pub(crate) address: Option<Arc<str>>,
-    pub(crate) term: u64,
-    pub(crate) since_ms: u64,
-    pub(crate) until_ms: Option<u64>,
-}
-
-/// An entry of a log of masters. Each agent writes what it sees; what another has written already is not written again.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Entry {
-    Began { code: Arc<str>, address: Option<Arc<str>>, term: u64, at_ms: u64 },
-    Ended { term: u64, at_ms: u64 },
-}
-
-impl Entry {
-    /// Keys are in the order of the terms, and the end comes after the beginning.
-    fn key(&self) -> String {
-        match self {
-            Entry::Began { term, .. } => format!("{term:020}-began"),
-            Entry::Ended { term, .. } => format!("{term:020}-ended"),
-        }
-    }
-}
 
 /// Who is master of each service that has one.
 #[derive(Debug, Default)]
@@ -110,37 +81,7 @@ pub(crate) async fn masters(registry: &Registry, service: &str, seen: Vec<Master
     let log = Log::Masters(service.into());
     let written =
         tokio::time::timeout(PATIENCE, registry.read_log(&log)).await.ok().and_then(Result::ok).unwrap_or_default();
-    let entries = written.iter().filter_map(|entry| serde_json::from_str(entry).ok());
-    merged(entries, seen)
-}
-
-fn merged(entries: impl Iterator<Item = Entry>, seen: Vec<Mastership>) -> Vec<Mastership> {
-    let mut by_term: BTreeMap<u64, Mastership> = BTreeMap::new();
-    for entry in entries {
-        match entry {
-            Entry::Began { code, address, term, at_ms } => {
-                by_term.insert(term, Mastership { code, address, term, since_ms: at_ms, until_ms: None });
-            }
-            Entry::Ended { term, at_ms } => {
-                if let Some(mastership) = by_term.get_mut(&term) {
-                    mastership.until_ms.get_or_insert(at_ms);
-                }
-            }
-        }
-    }
-    for own in seen {
-        let mastership = by_term.entry(own.term).or_insert_with(|| own.clone());
-        mastership.until_ms = mastership.until_ms.or(own.until_ms);
-    }
-    // Nobody is master while another is, also where no agent was there to see the end.
-    let mut next = None;
-    let mut newest_first: Vec<Mastership> = by_term.into_values().rev().collect();
-    for mastership in &mut newest_first {
-        mastership.until_ms = mastership.until_ms.or(next);
-        next = Some(mastership.since_ms);
-    }
-    newest_first.truncate(MASTERS);
-    newest_first
+    masters::history(&written, seen)
 }
 
 /// What operators have done.
@@ -200,37 +141,4 @@ fn at_ms(line: &str) -> u64 {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while it was held cannot have left the list half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn began(term: u64, at_ms: u64) -> Entry {
-        Entry::Began { code: format!("i{term}").into(), address: None, term, at_ms }
-    }
-
-    fn told(masterships: &[Mastership]) -> Vec<(u64, u64, Option<u64>)> {
-        masterships.iter().map(|one| (one.term, one.since_ms, one.until_ms)).collect()
-    }
-
-    #[test]
-    fn what_all_agents_have_seen_is_one_history() {
-        let entries = [began(1, 10), Entry::Ended { term: 1, at_ms: 15 }, began(2, 20), began(5, 50)];
-        let own = |term, since_ms, until_ms| Mastership { code: "x".into(), address: None, term, since_ms, until_ms };
-        // This agent has seen one that it could not write down, and when another ended.
-        let all = merged(entries.into_iter(), vec![own(5, 51, Some(60)), own(7, 70, None), own(1, 11, None)]);
-        assert_eq!(told(&all), [(7, 70, None), (5, 50, Some(60)), (2, 20, Some(50)), (1, 10, Some(15))]);
-    }
-
-    #[test]
-    fn ends_come_after_beginnings_and_before_the_next_term() {
-        let mut entries =
-            [began(10, 1), Entry::Ended { term: 9, at_ms: 1 }, Entry::Ended { term: 10, at_ms: 1 }, began(9, 1)];
-        entries.sort_by_key(Entry::key);
-        assert_eq!(
-            entries,
-            [began(9, 1), Entry::Ended { term: 9, at_ms: 1 }, began(10, 1), Entry::Ended { term: 10, at_ms: 1 }]
-        );
-    }
 }

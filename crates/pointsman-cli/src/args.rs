@@ -188,6 +188,17 @@ pub(crate) enum Command {
     /// Clear what operators have set for codes that are not registered
     #[command(after_help = AFTER_CLEAR_OVERRIDES)]
     ClearOverrides(OfService),
+    /// Let a master that is registered through an agent hand the mastership over to another instance
+    Resign(OfInstance),
+    /// End a registration that an agent keeps, such as one whose process is gone
+    #[command(after_help = AFTER_DEREGISTER)]
+    Deregister(OfInstance),
+    /// List the masters of a service, the newest first, as agents have seen them
+    History {
+        /// The service
+        #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
+        service: String,
+    },
     /// List what operators have done through agents, the newest first
     Audit(OfService),
     /// Say whether the registry and its services are in order; exits with 1 where they are not
@@ -409,6 +420,20 @@ pub(crate) struct Target {
     /// Even if no instance has that code now
     #[arg(long, env = "POINTSMAN_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
+}
+
+const AFTER_DEREGISTER: &str = "\
+A process that holds its registration registers again at once: to take its instance out of service, drain it. On ZooKeeper only the process that has \
+registered an instance can end that.";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct OfInstance {
+    /// The service
+    #[arg(value_parser = service_name, add = ArgValueCandidates::new(completion::services))]
+    pub(crate) service: String,
+    /// The instance's code, or a prefix of it that no other code of the service begins with
+    #[arg(value_parser = code_name, add = ArgValueCandidates::new(completion::codes))]
+    pub(crate) code: String,
 }
 
 const AFTER_STATUS: &str = "\

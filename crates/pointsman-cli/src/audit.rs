@@ -1,4 +1,4 @@
-//! `audit`: what operators have done.
+//! `audit` and `history`: actions of operators, and the masters of a service.
 
 use std::process::ExitCode;
 
@@ -31,6 +31,19 @@ pub(crate) async fn run(service: Option<&str>, global: &Global) -> Outcome {
     output::show(global.output, &actions, names, |_| table::actions(&actions))?;
     if actions.is_empty() {
         output::note("note: nothing is noted; only what is done through an agent is");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `pointsman history SERVICE`: the newest first.
+pub(crate) async fn history(service: &str, global: &Global) -> Outcome {
+    let registry = session::connect(global).await?;
+    let masters = registry.masters(service).await?;
+    session::close(registry).await;
+    let names = masters.iter().map(|mastership| format!("{service}/{}", mastership.code));
+    output::show(global.output, &masters, names, |_| table::masters(&masters))?;
+    if masters.is_empty() {
+        output::note(&format!("note: no agent has seen a master of {}", output::shown(service)));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use clap::Command;
 use clap::builder::StyledStr;
 
 /// Examples of each command that has none in its own text.
-const EXAMPLES: [(&str, &[&str]); 18] = [
+const EXAMPLES: [(&str, &[&str]); 21] = [
     ("dev", &["pointsman dev", "pointsman dev --tour"]),
     (
         "serve",
@@ -37,6 +37,9 @@ const EXAMPLES: [(&str, &[&str]); 18] = [
     ("drain", &["pointsman drain ress ress-1"]),
     ("undrain", &["pointsman undrain ress ress-1"]),
     ("weight", &["pointsman weight ress ress-1 5", "pointsman weight ress ress-1 --reset"]),
+    ("resign", &["pointsman resign ress ress-1"]),
+    ("deregister", &["pointsman deregister ress ress-1"]),
+    ("history", &["pointsman history ress", "pointsman history ress -o json"]),
     ("overrides", &["pointsman overrides", "pointsman overrides ress -o yaml"]),
     ("status", &["pointsman status", "pointsman status -o json"]),
     ("version", &["pointsman version", "pointsman version -o json"]),

@@ -7,7 +7,7 @@ use pointsman::{ClearedOverrides, OVERRIDES_KEPT, OverrideOf, Registry, Snapshot
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{Global, Target, Weight};
+use crate::args::{Global, OfInstance, Target, Weight};
 use crate::failure::Failure;
 use crate::output::shown;
 use crate::{Outcome, codes, output, session, table};
@@ -43,6 +43,39 @@ pub(crate) async fn weight(args: &Weight, global: &Global) -> Outcome {
     };
     let data = json!({"service": service, "code": code, "weight": args.weight});
     output::show(global.output, &data, [name], |_| sentence)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `pointsman resign SERVICE CODE`.
+pub(crate) async fn resign(of: &OfInstance, global: &Global) -> Outcome {
+    end(of, global, "has handed its mastership over", async |registry, service, code| {
+        registry.resign(service, code).await
+    })
+    .await
+}
+
+/// `pointsman deregister SERVICE CODE`.
+pub(crate) async fn deregister(of: &OfInstance, global: &Global) -> Outcome {
+    end(of, global, "is deregistered", async |registry, service, code| registry.deregister(service, code).await).await
+}
+
+/// Ends something of an instance of which an agent keeps the registration; `ended` says what has come of it.
+async fn end(
+    of: &OfInstance,
+    global: &Global,
+    ended: &str,
+    work: impl AsyncFn(&Registry, &str, &str) -> pointsman::Result<()>,
+) -> Outcome {
+    let registry = session::connect(global).await?;
+    let OfInstance { service, code } = of;
+    let snapshot = session::discover(&registry, service).await?.snapshot();
+    session::check_readable(&snapshot)?;
+    let code = codes::resolve(&snapshot, code, "")?;
+    session::patiently(&registry, work(&registry, service, code)).await?;
+    session::close(registry).await;
+    let name = format!("{service}/{code}");
+    let sentence = format!("{} {ended}", shown(&name));
+    output::show(global.output, &json!({"service": service, "code": code}), [name], |_| sentence)?;
     Ok(ExitCode::SUCCESS)
 }
 

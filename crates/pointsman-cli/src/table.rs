@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use comfy_table::{CellAlignment, Table, presets};
+use pointsman::masters::Mastership;
 use pointsman::{ObservedInstance, OverrideOf, Problem, Snapshot};
 use unicode_width::UnicodeWidthStr as _;
 
@@ -112,13 +113,27 @@ pub(crate) fn overrides(all: &[OverrideOf]) -> String {
 /// What operators have done.
 pub(crate) fn actions(actions: &[Action]) -> String {
     let rows = actions.iter().map(|action| {
-        let at = Duration::from_millis(action.at_ms);
-        let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(at);
-        let Action { actor, action, service, code, detail, .. } = action;
+        let Action { at_ms, actor, action, service, code, detail } = action;
         let or_dash = |text: &str| if text.is_empty() { dash() } else { shown(text) };
-        vec![age(ago), or_dash(service), or_dash(code), shown(action), shown(actor), shown(detail)]
+        vec![age(ago(*at_ms)), or_dash(service), or_dash(code), shown(action), shown(actor), shown(detail)]
     });
     write(&["AGE", "SERVICE", "CODE", "ACTION", "ACTOR", "DETAIL"], rows)
+}
+
+/// The masters of a service.
+pub(crate) fn masters(masters: &[Mastership]) -> String {
+    let rows = masters.iter().map(|mastership| {
+        let Mastership { code, address, term, since_ms, until_ms } = mastership;
+        let until = until_ms.map_or_else(|| "is master".to_owned(), |until| age(ago(until)));
+        vec![term.to_string(), shown(code), address.as_deref().map_or_else(dash, shown), age(ago(*since_ms)), until]
+    });
+    write(&["TERM", "CODE", "ADDRESS", "SINCE", "ENDED"], rows)
+}
+
+/// The time that has passed since a moment, in milliseconds since 1970.
+fn ago(at_ms: u64) -> Duration {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(at_ms))
 }
 
 /// A time that has passed, in its largest unit.

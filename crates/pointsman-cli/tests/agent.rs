@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use pointsman_testkit::{TlsFiles, ZooKeeper, unique_prefix};
 use rustix::process::Signal;
 use support::served::{File, Stream, check_metrics, free_port, get, logged, serve};
-use support::{DEADLINE, Running, command, run, stderr};
+use support::{DEADLINE, Running, command, run, stderr, stdout};
 use tokio::process::Command;
 
 /// What curl says; with its exit code where there is no answer.
@@ -292,4 +292,60 @@ async fn audit_lists_what_operators_have_done() {
     assert!(String::from_utf8(output.stdout).unwrap().starts_with("AGE"));
     running.signal(Signal::TERM);
     assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_registration_that_an_agent_keeps_is_resigned_and_deregistered_and_its_masters_are_told() {
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut running =
+        Running::start_with_stderr(command(["serve", "--set", &format!("agent.listen=127.0.0.1:{port}")]));
+    logged(&mut running, " ready").await;
+    for code in ["a-1", "b-1"] {
+        let registered =
+            curl(&["--json", "{}", "--request", "PUT", &format!("{url}/v1/services/ress/instances/{code}")]).await;
+        assert!(registered.contains("\"term\"") || registered.contains("\"role\""), "{registered}");
+    }
+    let asked = |args: &[&str]| {
+        let args: Vec<String> = args.iter().chain(&["--registry", &url]).map(ToString::to_string).collect();
+        async move { run(&args.iter().map(String::as_str).collect::<Vec<_>>()).await }
+    };
+    assert_eq!(stdout(&asked(&["resign", "ress", "a"]).await), "ress/a-1 has handed its mastership over\n");
+    let refused = asked(&["resign", "ress", "a-1"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("not master"), "{}", stderr(&refused));
+    assert_eq!(stdout(&asked(&["deregister", "ress", "b"]).await), "ress/b-1 is deregistered\n");
+    let refused = asked(&["deregister", "ress", "c"]).await;
+    assert!(stderr(&refused).contains("ress has no instance with code c"), "{}", stderr(&refused));
+    // The agent notes a master when it hears of it, which may be after the answer to whoever has made it one.
+    let whole = async {
+        loop {
+            let history = asked(&["history", "ress", "-o", "json"]).await;
+            let history: serde_json::Value = serde_json::from_slice(&history.stdout).unwrap();
+            if history[0]["code"] == "a-1" && history[0]["until_ms"].is_null() {
+                return history;
+            }
+        }
+    };
+    let history = tokio::time::timeout(DEADLINE, whole).await.unwrap();
+    let masters: Vec<&str> = history.as_array().unwrap().iter().map(|one| one["code"].as_str().unwrap()).collect();
+    assert_eq!(masters, ["a-1", "b-1", "a-1"], "{history}");
+    assert!(history[0]["until_ms"].is_null() && history[1]["until_ms"].is_u64(), "{history}");
+    let table = stdout(&asked(&["history", "ress"]).await);
+    assert_eq!((table.lines().count(), table.lines().nth(1).unwrap().ends_with("is master")), (4, true), "{table}");
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn only_an_agent_ends_a_registration_of_another_process() {
+    let registry = format!("zookeeper://{}/{}", ZooKeeper::shared().await.address(), unique_prefix());
+    let mut instance =
+        Running::start(command(["register", "ress", "--code", "a", "-o", "json", "--registry", &registry]));
+    instance.line().await;
+    for word in ["resign", "deregister"] {
+        let output = run(&[word, "ress", "a", "--registry", &registry]).await;
+        assert_eq!(output.status.code(), Some(1), "{word}");
+        assert!(stderr(&output).contains("only an agent can"), "{word}: {}", stderr(&output));
+    }
 }

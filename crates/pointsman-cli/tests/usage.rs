@@ -37,6 +37,9 @@ async fn help_names_every_command() {
         "status",
         "version",
         "audit",
+        "history",
+        "resign",
+        "deregister",
         "man",
     ] {
         assert!(help.contains(&format!("\n  {word}")), "{word} is not in {help}");

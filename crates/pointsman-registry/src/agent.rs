@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use self::connect::{Agents, Answer, Fault};
 use crate::backend::{Backend, Event, FIRST_PAUSE, Scope};
 use crate::log::Log;
+use crate::masters::Mastership;
 use crate::overrides::{ClearedOverrides, Override, OverrideChange, OverrideOf};
 use crate::peers::Part;
 use crate::registration::{End, Task};
@@ -101,12 +102,7 @@ impl Backend for Agent {
                 (Method::PUT, format!("{instance}/weight"), Some(body))
             }
         };
-        let step = || format!("set what operators want of {service}/{code}");
-        match self.agents.call(method, &path, body).await {
-            Ok(answer) if answer.status.is_success() => Ok(()),
-            Ok(answer) => Err(answer.refusal(step)),
-            Err(fault) => Err(fault.unavailable(step)),
-        }
+        self.change(method, &path, body, || format!("set what operators want of {service}/{code}")).await
     }
 
     async fn restore_override(&self, service: &str, code: &str, set: Override) -> Result<()> {
@@ -115,12 +111,7 @@ impl Backend for Agent {
             return Ok(());
         }
         let path = format!("{}/drain?if_unset", instance_path(service, code));
-        let step = || format!("set what operators want of {service}/{code}");
-        match self.agents.call(Method::POST, &path, None).await {
-            Ok(answer) if answer.status.is_success() => Ok(()),
-            Ok(answer) => Err(answer.refusal(step)),
-            Err(fault) => Err(fault.unavailable(step)),
-        }
+        self.change(Method::POST, &path, None, || format!("set what operators want of {service}/{code}")).await
     }
 
     async fn overrides(&self, service: Option<&str>) -> Result<Vec<OverrideOf>> {
@@ -178,6 +169,21 @@ impl Backend for Agent {
         Ok(newest_first.iter().rev().map(ToString::to_string).collect())
     }
 
+    async fn masters(&self, service: &str) -> Result<Vec<Mastership>> {
+        let path = format!("/v1/services/{}/history", segment(service));
+        read(self.agents.call(Method::GET, &path, None).await, || format!("read the masters of {service}"))
+    }
+
+    async fn resign(&self, service: &str, code: &str) -> Result<()> {
+        let path = format!("{}/resign", instance_path(service, code));
+        self.change(Method::POST, &path, None, || format!("resign {service}/{code}")).await
+    }
+
+    async fn deregister(&self, service: &str, code: &str) -> Result<()> {
+        self.change(Method::DELETE, &instance_path(service, code), None, || format!("deregister {service}/{code}"))
+            .await
+    }
+
     async fn close(&self) {
         self.agents.close();
     }
@@ -187,6 +193,17 @@ impl Backend for Agent {
         let mut agents: Vec<_> = self.agents.to_string().split(',').map(str::to_owned).collect();
         agents.sort_unstable();
         format!("http-{:016x}", crate::disk::fnv1a(agents.join(",").as_bytes()))
+    }
+}
+
+impl Agent {
+    /// Asks for a change that has no answer of its own. An agent asks the others for what it does not keep itself.
+    async fn change(&self, method: Method, path: &str, body: Option<String>, step: impl Fn() -> String) -> Result<()> {
+        match self.agents.call(method, path, body).await {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) => Err(answer.refusal(step)),
+            Err(fault) => Err(fault.unavailable(step)),
+        }
     }
 }
 

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use pointsman_core::{ObservedInstance, Problem, Term};
 use tokio::sync::mpsc;
 
-use crate::Result;
 use crate::log::Log;
+use crate::masters::{self, Mastership};
 use crate::overrides::{ClearedOverrides, Identity, Override, OverrideChange, OverrideOf, Overrides};
 use crate::peers::Part;
 use crate::registration::{End, Task};
 use crate::wait::Wait;
+use crate::{Error, Result};
 
 /// Time before the second attempt at whatever a registry does not answer.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -61,11 +62,32 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// The newest entries of a log, in the order of their keys.
     async fn read_log(&self, log: &Log) -> Result<Vec<String>>;
 
+    /// Who was master of a service, the newest first.
+    async fn masters(&self, service: &str) -> Result<Vec<Mastership>> {
+        Ok(masters::history(&self.read_log(&Log::Masters(service.into())).await?, Vec::new()))
+    }
+
+    /// Lets a registration of another process hand its mastership over.
+    async fn resign(&self, service: &str, code: &str) -> Result<()> {
+        Err(only_by_agents(format!("resign {service}/{code}")))
+    }
+
+    /// Ends a registration of another process.
+    async fn deregister(&self, service: &str, code: &str) -> Result<()> {
+        Err(only_by_agents(format!("deregister {service}/{code}")))
+    }
+
     /// Ends everything. What is still registered is gone afterwards.
     async fn close(&self);
 
     /// A name for this registry that is fit for a folder, the same in each process.
     fn label(&self) -> String;
+}
+
+fn only_by_agents(step: String) -> Error {
+    let reason = "only an agent can, for a registration that it keeps; name it by its url, such as http://127.0.0.1:7480 (to take an instance out \
+                  of service, drain it)";
+    Error::refused(step, reason)
 }
 
 /// What a directory follows.

@@ -28,6 +28,7 @@ mod hold;
 mod keep;
 mod lease;
 mod log;
+pub mod masters;
 mod memory;
 mod overrides;
 mod peers;

@@ -3,6 +3,7 @@
 mod builder;
 mod directories;
 mod follow;
+mod operate;
 mod register;
 
 use std::future::pending;

@@ -86,7 +86,7 @@ pub use pointsman_registry::testing;
 pub use pointsman_registry::{
     Answer, Builder as RegistryBuilder, Cause, Changes, ClearedOverrides, Departure, Directory, Error, Freshness,
     Guard, Log, MAX_TERM_BASE, OVERRIDES_KEPT, OverrideOf, Peers, Registration, RegistrationBuilder, Registry, Result,
-    Roles, Service, Trouble, Unanswered, Updates, check, parse_duration, wire,
+    Roles, Service, Trouble, Unanswered, Updates, check, masters, parse_duration, wire,
 };
 #[cfg(any(feature = "http", feature = "mqtt"))]
 pub use registries::Registries;

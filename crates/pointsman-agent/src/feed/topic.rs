@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pointsman_core::{Difference, Snapshot};
+use pointsman_registry::masters::Mastership;
 use pointsman_registry::wire::{InstanceJson, ProblemJson};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -12,7 +13,6 @@ use tokio::sync::watch;
 use super::budget::Kept;
 use super::group::{Group, Shown};
 use super::ring::Ring;
-use crate::history::Mastership;
 
 /// What there is to say of one service.
 #[derive(Debug)]
