@@ -10,6 +10,7 @@ pub mod envelope;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod link;
 pub mod packet;
 pub mod problem;
 pub mod reason;

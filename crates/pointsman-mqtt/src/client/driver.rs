@@ -4,34 +4,25 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytestring::ByteString;
-use pointsman_net::backoff::Backoff;
 use slab::Slab;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::outlet::Outlet;
 use super::{Incoming, PublishError, Settings, Status};
-use crate::connection::{Connection, Signal};
-use crate::packet::{
-    Connect, Disconnect, Options, Packet, Properties, Publish, Qos, Suback, Subscribe, Unsubscribe, Version,
-};
+use crate::connection::Signal;
+use crate::link::{Control, Link};
+use crate::packet::{Connect, Options, Packet, Properties, Publish, Qos, Version};
 use crate::reason::Reason;
 use crate::session::{Event, Peer, Session};
 use crate::wire::{Target, Wire};
 
-/// The identifiers of packets that are not about messages; sessions leave them alone.
-const SUBSCRIBE_ID: u16 = u16::MAX;
-const UNSUBSCRIBE_ID: u16 = u16::MAX - 1;
 /// So many passes are made before other tasks have their turn.
 const PASSES: u32 = 64;
 /// With more than this still to be written, nothing is read.
 const OUTPUT_BYTES: usize = 4 << 20;
 /// How long a client that was dropped goes on with what it still has.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// After another client has taken the session over; doubled with each time.
-const TAKEOVER_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What a [`Client`](super::Client) asks of its task.
 #[derive(Debug)]
@@ -53,13 +44,10 @@ pub(super) struct Driver {
     target: Target,
     connect: Connect,
     max_packet: usize,
-    /// For logs.
-    broker: String,
-    connection: Connection,
+    link: Link,
     session: Session<u32>,
     /// How often the broker has lost the session: identifiers from before are void.
     epoch: u32,
-    filters: Vec<ByteString>,
     unsubscribing: Vec<oneshot::Sender<()>>,
     pending: Slab<Pending>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -67,9 +55,6 @@ pub(super) struct Driver {
     acknowledge: mpsc::WeakUnboundedSender<Command>,
     outlet: Outlet,
     status: watch::Sender<Status>,
-    up_since: Option<Instant>,
-    /// Counts how often another client has taken the session over, since a connection that lasted.
-    takeovers: Backoff,
     leaving: Option<Leaving>,
     timer: Pin<Box<Sleep>>,
 }
@@ -107,25 +92,22 @@ impl Driver {
             },
             ..Connect::default()
         };
-        let (broker, target) = (settings.broker.to_string(), Target::Url(settings.broker));
+        let (name, target) = (settings.broker.to_string(), Target::Url(settings.broker));
+        let options = Options { retain_handling: 2, ..Options::up_to(Qos::ExactlyOnce) };
+        let filters = settings.filters.into_iter().map(|filter| (filter, options)).collect();
         Self {
-            connection: Connection::new(target.clone(), connect.clone(), settings.max_packet),
+            link: Link::new(name, target.clone(), connect.clone(), settings.max_packet, filters),
             target,
             connect,
             max_packet: settings.max_packet,
-            broker,
             session,
             epoch: 0,
-            filters: settings.filters,
             unsubscribing: Vec::new(),
             pending: Slab::new(),
             commands,
             acknowledge,
             outlet: Outlet::new(messages),
             status,
-            up_since: None,
-            // Both clients that have one name must not come back at the same time.
-            takeovers: Backoff::new(TAKEOVER_PAUSE, LONGEST_PAUSE).with_jitter(0.75..1.25),
             leaving: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         }
@@ -150,7 +132,7 @@ impl Driver {
             let now = Instant::now();
             let mut progress = self.poll_commands(now, context);
             progress |= self.poll_connection(now, context);
-            self.flush(context);
+            self.flush(now, context);
             if self.has_left(now, context) {
                 self.end();
                 return Poll::Ready(());
@@ -215,15 +197,22 @@ impl Driver {
 
     fn poll_connection(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
         let mut progress = false;
-        self.connection.begin_pass();
+        self.link.begin_pass();
         loop {
-            let may_read = self.session.output_len() < OUTPUT_BYTES && self.outlet.poll_room(context).is_ready();
-            match self.connection.poll(context, may_read) {
+            // The answer to SUBSCRIBE or UNSUBSCRIBE may come behind more messages than there is room for.
+            let has_room =
+                self.outlet.poll_room(context).is_ready() || (self.awaits_answer() && self.outlet.may_read_ahead());
+            let may_read = self.session.output_len() < OUTPUT_BYTES && has_room;
+            match self.link.poll(context, may_read) {
                 Poll::Pending => return progress,
                 Poll::Ready(signal) => self.handle(signal, now),
             }
             progress = true;
         }
+    }
+
+    fn awaits_answer(&self) -> bool {
+        !self.link.is_ready() || !self.unsubscribing.is_empty()
     }
 
     fn handle(&mut self, signal: Signal, now: Instant) {
@@ -238,7 +227,7 @@ impl Driver {
                         self.settle(token, Err(PublishError::Refused(reason)));
                     }
                     Ok(Event::Acknowledged { token, reason, .. }) => self.settle(token, Ok(reason)),
-                    Ok(Event::Other(packet)) => self.control(packet, now),
+                    Ok(Event::Other(packet)) => self.control(&packet, now),
                     Ok(Event::Released(_) | Event::Completed(_) | Event::Nothing) => {}
                     Err(error) => self.fail(error.to_string(), false, now),
                 }
@@ -250,7 +239,7 @@ impl Driver {
     /// A message of 3.1.1 that is too large: it is taken, or it would come for ever.
     fn pass_over(&mut self, publish: Publish, now: Instant) {
         tracing::warn!(
-            broker = self.broker,
+            broker = self.link.name(),
             topic = &*publish.topic,
             "a message is larger than max_packet: it is lost"
         );
@@ -265,56 +254,42 @@ impl Driver {
         let (id, qos, retained) = (publish.id, publish.qos, publish.retain);
         let incoming = Incoming { publish, epoch: self.epoch, commands: self.acknowledge.clone() };
         // A retained message was kept from before: it is no news.
-        if (retained || !self.outlet.put(incoming)) && qos != Qos::AtMostOnce {
+        if (retained || self.outlet.put(incoming).is_err()) && qos != Qos::AtMostOnce {
             self.session.acknowledge(id, Reason::SUCCESS);
         }
     }
 
     fn connected(&mut self, peer: Peer, now: Instant) {
-        tracing::info!(broker = self.broker, session_present = peer.session_present, "connected");
-        self.up_since = Some(now);
+        let packets = self.link.connected(&peer, now);
         if !peer.session_present {
             self.epoch += 1;
         }
         self.session.connected(peer, now.into_std());
         self.settle_waiting();
-        if self.filters.is_empty() {
-            return self.tell_up();
+        packets.iter().for_each(|packet| self.send(packet));
+        if self.link.is_ready() {
+            self.tell_up();
         }
-        // Also where the session is still there: mosquitto may have forgotten subscriptions in a restart.
-        let options = Options { retain_handling: 2, ..Options::up_to(Qos::ExactlyOnce) };
-        let filters = self.filters.iter().map(|filter| (filter.clone(), options)).collect();
-        let subscribe = Subscribe { id: SUBSCRIBE_ID, filters, properties: Properties::default() };
-        self.send(&Packet::Subscribe(Box::new(subscribe)));
     }
 
     /// A packet that is not about messages.
-    fn control(&mut self, packet: Packet, now: Instant) {
-        match packet {
-            Packet::Suback(suback) => self.subscribed(&suback, now),
-            Packet::Unsuback(_) => {
+    fn control(&mut self, packet: &Packet, now: Instant) {
+        match self.link.control(packet) {
+            Control::Subscribed => self.tell_up(),
+            Control::Unsubscribed => {
                 for done in self.unsubscribing.drain(..) {
                     // Who has asked may have given up.
                     let _ = done.send(());
                 }
             }
-            Packet::Disconnect(end) => {
-                let taken_over = end.reason == Reason::SESSION_TAKEN_OVER;
-                self.fail(format!("disconnected by the broker: {}", end.reason), taken_over, now);
+            Control::Refused(reason) => {
+                self.fail(reason, false, now);
+                self.status.send_modify(|status| status.refused = true);
             }
-            Packet::Pingresp => {}
-            _ => self.fail("the broker sends a packet that only clients send".to_owned(), false, now),
+            Control::Broken(reason) => self.fail(reason, false, now),
+            Control::TakenOver(reason) => self.fail(reason, true, now),
+            Control::Barrier | Control::Nothing => {}
         }
-    }
-
-    fn subscribed(&mut self, suback: &Suback, now: Instant) {
-        let mut answers = self.filters.iter().zip(&suback.reasons);
-        let Some((filter, reason)) = answers.find(|(_, reason)| reason.is_error()) else {
-            return self.tell_up();
-        };
-        let reason = format!("subscription to {filter} refused: {reason}");
-        self.fail(reason, false, now);
-        self.status.send_modify(|status| status.refused = true);
     }
 
     fn tell_up(&self) {
@@ -323,52 +298,28 @@ impl Driver {
     }
 
     fn fail(&mut self, reason: String, taken_over: bool, now: Instant) {
-        if let Signal::Down(reason) = self.connection.fail(reason) {
+        if let Signal::Down(reason) = self.link.fail(reason) {
             self.lost(reason, taken_over, now);
         }
     }
 
     fn lost(&mut self, reason: String, taken_over: bool, now: Instant) {
-        let since = self.up_since.take();
-        if since.is_some_and(|since| now.duration_since(since) > LONGEST_PAUSE) {
-            self.takeovers.reset();
-        }
-        if taken_over {
-            self.put_off();
-        }
-        let (broker, client_id) = (&self.broker, &*self.connect.client_id);
-        match since {
-            Some(_) if taken_over => {
-                tracing::error!(
-                    broker,
-                    client_id,
-                    "another client has taken the session over: is its code in use twice?"
-                );
-            }
-            Some(_) => tracing::warn!(broker, reason, "connection lost"),
-            None if !self.connection.has_failed_before() => tracing::warn!(broker, reason, "no connection"),
-            None => tracing::debug!(broker, reason, "still no connection"),
-        }
+        self.link.lost(&reason, taken_over, now);
         self.session.disconnected();
         // It cannot be confirmed any more, and nothing comes any more.
         self.unsubscribing.clear();
-        let refused = self.connection.refusal().is_some_and(is_final);
+        let refused = self.link.refusal().is_some_and(is_final);
         self.status.send_modify(|status| {
             let failures = status.failures.saturating_add(1);
             *status = Status { up: false, failures, reason: Some(reason), refused };
         });
     }
 
-    /// Puts the next attempt off, further with each time: where two clients have one name, nobody is served by a fight.
-    fn put_off(&mut self) {
-        self.connection.postpone(self.takeovers.delay());
-    }
-
     fn unsubscribe(&mut self, done: oneshot::Sender<()>) {
-        let filters = std::mem::take(&mut self.filters);
-        if self.session.is_up() && !filters.is_empty() {
-            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters, properties: Properties::default() };
-            self.send(&Packet::Unsubscribe(Box::new(unsubscribe)));
+        let is_subscribed = !self.link.filters().is_empty();
+        let packets = self.link.subscribe_to(Vec::new());
+        if self.session.is_up() && is_subscribed {
+            packets.iter().for_each(|packet| self.send(packet));
             self.unsubscribing.push(done);
         }
     }
@@ -380,18 +331,9 @@ impl Driver {
         }
     }
 
-    fn flush(&mut self, context: &mut Context<'_>) {
-        match self.connection.poll_flush(context, self.session.output()) {
-            Ok(()) => {
-                if self.session.output_len() == 0 {
-                    self.session.written();
-                }
-            }
-            Err(reason) => {
-                self.lost(reason, false, Instant::now());
-                // The connection's next attempt has to be polled for.
-                context.waker().wake_by_ref();
-            }
+    fn flush(&mut self, now: Instant, context: &mut Context<'_>) {
+        if let Err(reason) = self.link.poll_flush(context, &mut self.session) {
+            self.lost(reason, false, now);
         }
     }
 
@@ -412,11 +354,7 @@ impl Driver {
     /// Says goodbye.
     fn end(&mut self) {
         let forget = self.leaving.as_ref().is_some_and(|leaving| leaving.forget);
-        let properties = Properties { session_expiry: forget.then_some(0), ..Properties::default() };
-        self.send(&Packet::Disconnect(Box::new(Disconnect { properties, ..Disconnect::default() })));
-        // It fits into the socket's buffer, or the broker has not read for so long that it does not matter.
-        self.flush(&mut Context::from_waker(std::task::Waker::noop()));
-        self.connection.close();
+        self.link.close(&mut self.session, forget);
     }
 }
 

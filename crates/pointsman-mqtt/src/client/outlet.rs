@@ -1,5 +1,7 @@
-//! Where messages are handed out: there is room for a few, and room is made sure of before a message is read.
+//! Where messages are handed out. There is room for a few, and room is made sure of before a message is read; only while an answer of
+//! the broker is awaited, which may come behind messages, some more are held here.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -7,6 +9,9 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
 
 use super::Incoming;
+
+/// How much is held while an answer of the broker is awaited, in bytes.
+const AHEAD_BYTES: usize = 16 << 20;
 
 type Room = mpsc::OwnedPermit<Incoming>;
 type Waiting = Pin<Box<dyn Future<Output = Result<Room, SendError<()>>> + Send>>;
@@ -16,15 +21,34 @@ pub(super) struct Outlet {
     sender: Option<mpsc::Sender<Incoming>>,
     room: Option<Room>,
     waiting: Option<Waiting>,
+    /// What was read although there was no room.
+    ahead: VecDeque<Incoming>,
+    ahead_bytes: usize,
 }
 
 impl Outlet {
     pub(super) fn new(sender: mpsc::Sender<Incoming>) -> Self {
-        Self { sender: Some(sender), room: None, waiting: None }
+        Self { sender: Some(sender), room: None, waiting: None, ahead: VecDeque::new(), ahead_bytes: 0 }
     }
 
-    /// Ready when a message can be put.
+    /// Ready when a message can be put and be handed out at once.
     pub(super) fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.poll_permit(context));
+            let Some(next) = self.ahead.pop_front() else { return Poll::Ready(()) };
+            self.ahead_bytes -= size(&next);
+            if let Err(unwanted) = self.hand_out(next) {
+                unwanted.acknowledge();
+            }
+        }
+    }
+
+    /// Whether a message may be put although there is no room.
+    pub(super) fn may_read_ahead(&self) -> bool {
+        self.ahead_bytes < AHEAD_BYTES
+    }
+
+    fn poll_permit(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.room.is_some() {
             return Poll::Ready(());
         }
@@ -46,15 +70,29 @@ impl Outlet {
         Poll::Ready(())
     }
 
-    /// Hands a message out; `false` when nobody takes it.
-    pub(super) fn put(&mut self, incoming: Incoming) -> bool {
-        let taken = self.sender.as_ref().is_some_and(|sender| !sender.is_closed());
+    /// Hands a message out, or holds it; gives it back when nobody takes messages any more.
+    pub(super) fn put(&mut self, incoming: Incoming) -> Result<(), Incoming> {
+        let is_wanted = self.sender.as_ref().is_some_and(|sender| !sender.is_closed());
+        if is_wanted && (self.room.is_none() || !self.ahead.is_empty()) {
+            self.ahead_bytes += size(&incoming);
+            self.ahead.push_back(incoming);
+            return Ok(());
+        }
+        self.hand_out(incoming)
+    }
+
+    fn hand_out(&mut self, incoming: Incoming) -> Result<(), Incoming> {
+        let is_wanted = self.sender.as_ref().is_some_and(|sender| !sender.is_closed());
         match self.room.take() {
-            Some(room) if taken => {
+            Some(room) if is_wanted => {
                 room.send(incoming);
-                true
+                Ok(())
             }
-            _ => false,
+            _ => Err(incoming),
         }
     }
+}
+
+fn size(incoming: &Incoming) -> usize {
+    incoming.publish.payload.len() + incoming.publish.topic.len()
 }

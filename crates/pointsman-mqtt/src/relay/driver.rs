@@ -17,15 +17,12 @@ use super::pace::Pace;
 use super::routes::{Routes, Views};
 use super::settings::{Invalid, Settings, Topics};
 use super::{Figures, address};
-use crate::connection::{Connection, Signal};
-use crate::packet::{Connect, Disconnect, Options, Packet, Properties, Qos, Subscribe, Unsubscribe, Version};
+use crate::connection::Signal;
+use crate::link::{Control, Filter, Link};
+use crate::packet::{Connect, Options, Packet, Properties, Qos, Version};
 use crate::topic;
 use crate::wire::Target;
 
-/// The identifiers of packets that are not about messages; sessions leave them alone.
-const SUBSCRIBE_ID: u16 = u16::MAX;
-const UNSUBSCRIBE_ID: u16 = u16::MAX - 1;
-const BARRIER_ID: u16 = u16::MAX - 2;
 /// So many passes are made before other tasks have their turn.
 const PASSES: u32 = 64;
 
@@ -40,26 +37,13 @@ pub(super) enum Command {
 pub(super) struct Driver {
     engine: Engine,
     settings: Settings,
-    sides: Vec<Side>,
+    links: Vec<Link>,
     commands: mpsc::Receiver<Command>,
     changed: Pin<Box<dyn futures_util::Stream<Item = ()> + Send>>,
     ready: watch::Sender<bool>,
     timer: Pin<Box<Sleep>>,
     leaving: Option<Leaving>,
     pace: Pace,
-}
-
-struct Side {
-    /// `ingress`, or `egress` with its broker: for logs and metrics.
-    name: String,
-    connection: Connection,
-    up: bool,
-    /// What is to be subscribed to.
-    filters: Vec<(ByteString, Options)>,
-    /// Whether the broker has confirmed just that.
-    subscribed: bool,
-    /// What may still be subscribed to from before.
-    gone: Vec<ByteString>,
 }
 
 struct Leaving {
@@ -80,8 +64,7 @@ impl Driver {
         changed: watch::Receiver<()>,
     ) -> (Self, watch::Receiver<bool>) {
         let may_sleep = !targets.iter().any(|target| matches!(target, Target::Embedded(_)));
-        let sides =
-            targets.into_iter().enumerate().map(|(index, target)| Side::new(&settings, index, target)).collect();
+        let links = targets.into_iter().enumerate().map(|(index, target)| link(&settings, index, target)).collect();
         let (ready, is_ready) = watch::channel(false);
         let changed = futures_util::stream::unfold(changed, |mut changed| async move {
             if changed.changed().await.is_err() {
@@ -92,7 +75,7 @@ impl Driver {
         let driver = Self {
             engine,
             settings,
-            sides,
+            links,
             commands,
             changed: Box::pin(changed),
             ready,
@@ -117,12 +100,12 @@ impl Driver {
                 self.engine.instances_changed(now.into_std());
                 progress = true;
             }
-            let signals: u32 = (0..self.sides.len()).map(|side| self.poll_side(side, now, context)).sum();
+            let signals: u32 = (0..self.links.len()).map(|side| self.poll_side(side, now, context)).sum();
             progress |= signals > 0;
             progress |= self.poll_timer(now, context);
             let left = self.leave(now);
             self.engine.write_journal();
-            self.flush(context);
+            self.flush(now, context);
             if left {
                 self.end();
                 return Poll::Ready(());
@@ -175,10 +158,10 @@ impl Driver {
     /// Handles what has come on a side; how much that was.
     fn poll_side(&mut self, index: usize, now: Instant, context: &mut Context<'_>) -> u32 {
         let mut signals = 0;
-        self.sides[index].connection.begin_pass();
+        self.links[index].begin_pass();
         loop {
             let may_read = index != SENDERS || self.engine.has_room();
-            match self.sides[index].connection.poll(context, may_read) {
+            match self.links[index].poll(context, may_read) {
                 Poll::Pending => return signals,
                 Poll::Ready(signal) => {
                     signals += 1;
@@ -191,76 +174,54 @@ impl Driver {
     fn handle(&mut self, index: usize, signal: Signal, now: Instant) {
         match signal {
             Signal::Up(peer) => {
-                let side = &mut self.sides[index];
-                side.up = true;
-                tracing::info!(broker = side.name, session_present = peer.session_present, "connected");
-                self.engine.metrics.connected(&side.name, true);
-                if !peer.session_present {
-                    side.gone.clear();
-                }
-                // Also where the session is still there: mosquitto 2.0 loses shared subscriptions when it is restarted, and
-                // keeps the session.
-                let packets = side.subscribe();
+                let packets = self.links[index].connected(&peer, now);
+                self.engine.metrics.connected(self.links[index].name(), true);
                 self.engine.connected(index, peer, &packets, now.into_std());
                 self.tell_ready();
             }
-            Signal::Down(reason) => self.lost(index, &reason),
+            Signal::Down(reason) => self.lost(index, &reason, false, now),
             Signal::Packet(packet) => match self.engine.receive(index, packet, now.into_std()) {
                 Ok(None) => {}
-                Ok(Some(packet)) => self.control(index, packet),
-                Err(error) => self.fail(index, error.to_string()),
+                Ok(Some(packet)) => self.control(index, &packet, now),
+                Err(error) => self.fail(index, error.to_string(), false, now),
             },
             Signal::Cut(publish) => {
                 if let Err(error) = self.engine.receive_cut(index, publish, now.into_std()) {
-                    self.fail(index, error.to_string());
+                    self.fail(index, error.to_string(), false, now);
                 }
             }
         }
     }
 
     /// A packet that is not about messages.
-    fn control(&mut self, index: usize, packet: Packet) {
-        match packet {
-            Packet::Suback(suback) => {
-                let refused = suback.reasons.iter().position(|reason| reason.is_error());
-                let side = &mut self.sides[index];
-                if let Some((filter, reason)) =
-                    refused.and_then(|at| Some((&side.filters.get(at)?.0, suback.reasons[at])))
-                {
-                    let reason = format!("subscription to {filter} refused: {reason}");
-                    return self.fail(index, reason);
-                }
-                side.subscribed = true;
-                tracing::info!(broker = side.name, filters = side.filters.len(), "subscribed");
+    fn control(&mut self, index: usize, packet: &Packet, now: Instant) {
+        let link = &mut self.links[index];
+        match link.control(packet) {
+            Control::Subscribed => {
+                tracing::info!(broker = link.name(), filters = link.filters().len(), "subscribed");
                 self.tell_ready();
             }
-            Packet::Unsuback(unsuback) if unsuback.id == BARRIER_ID => {
+            Control::Barrier => {
                 if let Some(leaving) = &mut self.leaving {
                     leaving.dry = leaving.barrier.take() == Some(self.engine.arrivals);
                 }
             }
-            Packet::Disconnect(end) => self.fail(index, format!("disconnected by the broker: {}", end.reason)),
-            Packet::Unsuback(_) | Packet::Pingresp => {}
-            _ => self.fail(index, "the broker sends a packet that only clients send".to_owned()),
+            Control::Refused(reason) | Control::Broken(reason) => self.fail(index, reason, false, now),
+            Control::TakenOver(reason) => self.fail(index, reason, true, now),
+            Control::Unsubscribed | Control::Nothing => {}
         }
     }
 
-    fn fail(&mut self, index: usize, reason: String) {
-        if let Signal::Down(reason) = self.sides[index].connection.fail(reason) {
-            self.lost(index, &reason);
+    fn fail(&mut self, index: usize, reason: String, taken_over: bool, now: Instant) {
+        if let Signal::Down(reason) = self.links[index].fail(reason) {
+            self.lost(index, &reason, taken_over, now);
         }
     }
 
-    /// Told once, not with each attempt.
-    fn lost(&mut self, index: usize, reason: &str) {
-        let side = &mut self.sides[index];
-        if side.up || !side.connection.has_failed_before() {
-            tracing::warn!(broker = side.name, reason, "{}", if side.up { "connection lost" } else { "no connection" });
-        } else {
-            tracing::debug!(broker = side.name, reason, "still no connection");
-        }
-        side.up = false;
-        self.engine.metrics.connected(&side.name, false);
+    fn lost(&mut self, index: usize, reason: &str, taken_over: bool, now: Instant) {
+        let link = &mut self.links[index];
+        link.lost(reason, taken_over, now);
+        self.engine.metrics.connected(link.name(), false);
         self.engine.disconnected(index);
         if let Some(leaving) = &mut self.leaving {
             leaving.barrier = None;
@@ -269,7 +230,7 @@ impl Driver {
     }
 
     fn tell_ready(&self) {
-        let ready = self.sides.iter().all(|side| side.up && side.subscribed);
+        let ready = self.links.iter().all(Link::is_ready);
         self.ready.send_if_modified(|before| std::mem::replace(before, ready) != ready);
     }
 
@@ -284,20 +245,10 @@ impl Driver {
         self.timer.as_mut().poll(context).is_ready() && deadline > now
     }
 
-    fn flush(&mut self, context: &mut Context<'_>) {
-        for index in 0..self.sides.len() {
-            let session = &mut self.engine.sessions[index];
-            match self.sides[index].connection.poll_flush(context, session.output()) {
-                Ok(()) => {
-                    if session.output_len() == 0 {
-                        session.written();
-                    }
-                }
-                Err(reason) => {
-                    self.lost(index, &reason);
-                    // The next attempt has to be polled for.
-                    context.waker().wake_by_ref();
-                }
+    fn flush(&mut self, now: Instant, context: &mut Context<'_>) {
+        for index in 0..self.links.len() {
+            if let Err(reason) = self.links[index].poll_flush(context, &mut self.engine.sessions[index]) {
+                self.lost(index, &reason, false, now);
             }
         }
     }
@@ -305,30 +256,25 @@ impl Driver {
     fn reload(&mut self, settings: Settings, views: Views) -> Result<(), Invalid> {
         let routes = Routes::new(&settings, views, &self.engine.metrics, Some(&self.engine.routes))?;
         self.engine.reload(&settings, routes, Instant::now().into_std());
-        let side = &mut self.sides[SENDERS];
         let filters = filters_of(&settings, SENDERS);
         self.settings = settings;
-        if side.filters == filters || self.leaving.is_some() {
-            return Ok(());
+        if self.links[SENDERS].filters() != filters && self.leaving.is_none() {
+            self.subscribe_to(filters);
+            self.tell_ready();
         }
-        let before = std::mem::replace(&mut side.filters, filters);
-        side.gone.extend(before.into_iter().map(|(filter, _)| filter));
-        let filters = &side.filters;
-        side.gone.retain(|filter| !filters.iter().any(|(kept, _)| kept == filter));
-        let packets = side.subscribe();
-        packets.iter().for_each(|packet| self.engine.control(SENDERS, packet));
-        self.tell_ready();
         Ok(())
+    }
+
+    fn subscribe_to(&mut self, filters: Vec<Filter>) {
+        let packets = self.links[SENDERS].subscribe_to(filters);
+        packets.iter().for_each(|packet| self.engine.control(SENDERS, packet));
     }
 
     fn begin_leaving(&mut self, done: Option<oneshot::Sender<()>>) {
         let deadline = Instant::now() + self.settings.drain_timeout;
         self.leaving = Some(Leaving { done, deadline, barrier: None, dry: false });
         tracing::info!("leaving: nothing new is taken, what is under way is seen through");
-        let side = &mut self.sides[SENDERS];
-        side.gone.extend(std::mem::take(&mut side.filters).into_iter().map(|(filter, _)| filter));
-        let packets = side.subscribe();
-        packets.iter().for_each(|packet| self.engine.control(SENDERS, packet));
+        self.subscribe_to(Vec::new());
     }
 
     /// Whether everything is seen through, or the time for it is over. That the broker has nothing left shows by a question
@@ -336,7 +282,7 @@ impl Driver {
     fn leave(&mut self, now: Instant) -> bool {
         let under_way = self.engine.under_way();
         let arrivals = self.engine.arrivals;
-        let up = self.sides[SENDERS].up;
+        let up = self.links[SENDERS].is_up();
         let Some(leaving) = &mut self.leaving else { return false };
         let idle = under_way == (0, 0);
         if now >= leaving.deadline || (idle && (leaving.dry || !up)) {
@@ -344,9 +290,7 @@ impl Driver {
         }
         if idle && leaving.barrier.is_none() && !leaving.dry {
             leaving.barrier = Some(arrivals);
-            let filters = vec![ByteString::from_static("pointsman/barrier")];
-            let barrier = Unsubscribe { id: BARRIER_ID, filters, properties: Properties::default() };
-            self.engine.control(SENDERS, &Packet::Unsubscribe(Box::new(barrier)));
+            self.engine.control(SENDERS, &Link::barrier());
         }
         false
     }
@@ -358,16 +302,8 @@ impl Driver {
         if flights + requests > 0 {
             tracing::warn!(flights, requests, "left before everything was seen through");
         }
-        let session_expiry = clean.then_some(0);
-        let goodbye =
-            Disconnect { properties: Properties { session_expiry, ..Properties::default() }, ..Disconnect::default() };
-        for index in 0..self.sides.len() {
-            self.engine.control(index, &Packet::Disconnect(Box::new(goodbye.clone())));
-        }
-        // It fits into the socket's buffer, or the broker has not read for so long that it does not matter.
-        self.flush(&mut Context::from_waker(std::task::Waker::noop()));
-        for side in &mut self.sides {
-            side.connection.close();
+        for (link, session) in self.links.iter_mut().zip(&mut self.engine.sessions) {
+            link.close(session, clean);
         }
         if let Some(done) = self.leaving.take().and_then(|leaving| leaving.done) {
             let _ = done.send(());
@@ -375,56 +311,30 @@ impl Driver {
     }
 }
 
-impl Side {
-    fn new(settings: &Settings, index: usize, target: Target) -> Self {
-        let (name, version) = match &target {
-            Target::Url(url) => {
-                let side = if index == SENDERS { "ingress" } else { "egress" };
-                (format!("{side} {url}"), url.version())
-            }
-            Target::Embedded(_) => {
-                (if index == SENDERS { "ingress embedded" } else { "egress embedded" }.to_owned(), Version::V5)
-            }
-        };
-        let expiry = u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX);
-        let end = if index == SENDERS { "in".to_owned() } else { format!("out{index}") };
-        let connect = Connect {
-            version,
-            clean_start: false,
-            client_id: format!("pointsman-{}-{end}", settings.code).into(),
-            properties: Properties {
-                session_expiry: Some(expiry),
-                receive_maximum: Some(engine::window(settings, index)),
-                maximum_packet: u32::try_from(settings.max_packet).ok(),
-                ..Properties::default()
-            },
-            ..Connect::default()
-        };
-        let connection = Connection::new(target, connect, settings.max_packet);
-        let filters = filters_of(settings, index);
-        Self { name, connection, up: false, filters, subscribed: false, gone: Vec::new() }
-    }
-
-    /// Tells the broker what is subscribed to, and what no longer. First what is new: a message in between comes twice rather
-    /// than never.
-    fn subscribe(&mut self) -> Vec<Packet> {
-        let (filters, gone) = (self.filters.clone(), self.gone.clone());
-        self.subscribed = filters.is_empty();
-        let mut packets = Vec::new();
-        if !filters.is_empty() {
-            let subscribe = Subscribe { id: SUBSCRIBE_ID, filters, properties: Properties::default() };
-            packets.push(Packet::Subscribe(Box::new(subscribe)));
-        }
-        if !gone.is_empty() {
-            let unsubscribe = Unsubscribe { id: UNSUBSCRIBE_ID, filters: gone, properties: Properties::default() };
-            packets.push(Packet::Unsubscribe(Box::new(unsubscribe)));
-        }
-        packets
-    }
+fn link(settings: &Settings, index: usize, target: Target) -> Link {
+    let side = if index == SENDERS { "ingress" } else { "egress" };
+    let (name, version) = match &target {
+        Target::Url(url) => (format!("{side} {url}"), url.version()),
+        Target::Embedded(_) => (format!("{side} embedded"), Version::V5),
+    };
+    let end = if index == SENDERS { "in".to_owned() } else { format!("out{index}") };
+    let connect = Connect {
+        version,
+        clean_start: false,
+        client_id: format!("pointsman-{}-{end}", settings.code).into(),
+        properties: Properties {
+            session_expiry: Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)),
+            receive_maximum: Some(engine::window(settings, index)),
+            maximum_packet: u32::try_from(settings.max_packet).ok(),
+            ..Properties::default()
+        },
+        ..Connect::default()
+    };
+    Link::new(name, target, connect, settings.max_packet, filters_of(settings, index))
 }
 
 /// What is subscribed to on a side, each filter once.
-fn filters_of(settings: &Settings, side: usize) -> Vec<(ByteString, Options)> {
+fn filters_of(settings: &Settings, side: usize) -> Vec<Filter> {
     let options = Options { retain_handling: 2, ..Options::up_to(Qos::ExactlyOnce) };
     let filters: BTreeSet<String> = match (side, settings.topics) {
         (SENDERS, Topics::CodeLast) => {

@@ -235,8 +235,9 @@ impl ServiceBuilder {
     /// Connects, subscribes, registers; returns when all that is done. The registered instance gets the tag `broker`
     /// (`host:port`), by which a relay with several brokers finds it.
     ///
-    /// The client id is derived from the code. Where the code has been registered before the start, it is registered again
-    /// first (with weight 0), so that a service that lives is not turned out of its session by mistake.
+    /// The client id is derived from the code. An instance whose code was given is registered first, with weight 0, so that a service
+    /// that has the code already is not turned out of its session. Messages that wait for the code in the broker are handled from
+    /// the first moment on, also before this returns; while they come the connect timeout begins anew.
     ///
     /// Cancelled, nothing stays behind but, in the broker, a session that expires.
     ///
@@ -253,55 +254,62 @@ impl ServiceBuilder {
         }
         self.instance.check()?;
         let filters = self.handlers.filters(self.topics, &self.instance.code)?;
-        let early = self.register_early().await?;
+        let claim = self.claim().await?;
         let code = self.instance.code.clone();
-        let mut settings = client::Settings::new(broker, format!("pointsman-service-{code}"));
+        let mut settings = client::Settings::new(broker.clone(), format!("pointsman-service-{code}"));
         settings.filters = filters.into_iter().map(Into::into).collect();
         settings.receive_maximum = self.concurrency;
         // As many as there are messages that are not acknowledged; those are bounded already.
         settings.max_outstanding = usize::from(u16::MAX);
         settings.session_expiry = self.session_expiry;
         settings.max_packet = self.max_packet;
-        let (client, inbox) = connect(settings, self.connect_timeout).await?;
-        let registration = match self.register(early).await {
+        let forget = self.instance.has_generated_code();
+        let (client, inbox) = client::Client::start(settings);
+        let status = client.status();
+        let counters = Arc::<Counters>::default();
+        let topics = (self.topics, code.clone());
+        let mut serving = Serving::new((client, inbox), self.handlers, topics, self.concurrency, counters.clone());
+        let ready = match serving.until_connected(&broker, self.connect_timeout).await {
+            Ok(()) => open(&self.registry, claim, self.instance).await.map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        let registration = match ready {
             Ok(registration) => registration,
             Err(error) => {
-                // Somebody else's session, perhaps: only one that can be nobody else's is ended.
-                let forget = self.instance.has_generated_code();
-                client.close(Duration::from_secs(1), forget).await;
-                return Err(error.into());
+                // Messages that wait for a code of the service's own stay for its next start.
+                serving.abandon(forget).await;
+                return Err(error);
             }
         };
-        let counters = Arc::<Counters>::default();
         let (commands, received) = mpsc::channel(1);
-        let (roles, status) = (registration.roles(), client.status());
-        let topics = (self.topics, code.clone());
-        let serving = Serving::new((client, inbox), self.handlers, topics, self.concurrency, counters.clone());
+        let roles = registration.roles();
         let worker = Worker { serving, registration, drain_timeout: self.drain_timeout, commands: received };
         tokio::spawn(worker.run());
         Ok(Service { code, commands, roles, status, counters })
     }
 
-    /// Where somebody else may have the code, the registry is asked before the broker.
-    async fn register_early(&self) -> Result<Option<Registration>, crate::Error> {
+    /// Registers the instance, without work for it yet, where another may have its code: two sessions of one client id would turn each
+    /// other out, and take each other's messages.
+    async fn claim(&self) -> Result<Option<Registration>, crate::Error> {
         if self.instance.has_generated_code() {
             return Ok(None);
         }
-        let service = self.registry.discover(&self.instance.service).await?;
-        if service.snapshot().find(&self.instance.code).is_none() {
-            return Ok(None);
-        }
-        let mut drained = self.instance.clone();
-        drained.weight = 0;
-        self.registry.register(drained).await.map(Some)
+        let mut claim = self.instance.clone();
+        claim.weight = 0;
+        self.registry.register(claim).await.map(Some)
     }
+}
 
-    async fn register(&self, early: Option<Registration>) -> Result<Registration, crate::Error> {
-        let Some(registration) = early else { return self.registry.register(self.instance.clone()).await };
-        let weight = self.instance.weight;
-        registration.update(move |instance| instance.weight = weight).await?;
-        Ok(registration)
-    }
+/// Registers an instance that is ready for work.
+async fn open(
+    registry: &Registry,
+    claim: Option<Registration>,
+    instance: Instance,
+) -> Result<Registration, crate::Error> {
+    let Some(registration) = claim else { return registry.register(instance).await };
+    let weight = instance.weight;
+    registration.update(move |claimed| claimed.weight = weight).await?;
+    Ok(registration)
 }
 
 /// Starts a client, and waits until it is connected and subscribed.

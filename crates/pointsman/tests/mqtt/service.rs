@@ -338,3 +338,53 @@ async fn the_broker_is_restarted_in_the_middle() {
     assert_eq!(service.figures().handled, 2);
     within(service.close()).await.unwrap();
 }
+
+/// The broker's answer to SUBSCRIBE comes behind what has waited in the session.
+#[tokio::test]
+async fn a_service_with_a_backlog_starts_and_handles_it() {
+    for (version, handlers_wait) in [("5", false), ("5", true), ("3.1.1", true)] {
+        let (broker, registry) = (Mosquitto::start().await, registry().await);
+        let options = PahoOptions::new(&broker.address()).client_id("pointsman-service-svc-a").clean(false);
+        let before = Paho::start().await;
+        before.connect(options.session_expiry(Duration::from_secs(600))).await;
+        before.subscribe("svc-a/login/user", 1).await;
+        before.disconnect().await;
+        let sender = paho(&broker).await;
+        for number in 0..300_u32 {
+            sender.publish(PahoMessage::new("svc-a/login/user", number.to_string()).qos(1)).await;
+        }
+        // Either handlers work at once, or none ends before the service has started.
+        let (gate, handled) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        if !handlers_wait {
+            gate.close();
+        }
+        let (until, done) = (gate.clone(), handled.clone());
+        let service = Service::builder(&registry, Instance::new("cfgs").code("svc-a"))
+            .broker(format!("{}?version={version}", broker.url()).parse().unwrap())
+            .on("/login/user", move |_| {
+                let (until, done) = (until.clone(), done.clone());
+                async move {
+                    let _ = until.acquire().await;
+                    done.add_permits(1);
+                    Ok(Reply::new(""))
+                }
+            });
+        let service = start(service).await;
+        gate.close();
+        drop(within(handled.acquire_many(300)).await.unwrap());
+        within(service.close()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_second_service_with_the_code_does_not_touch_the_session() {
+    let (broker, registry) = (Mosquitto::start().await, registry().await);
+    let service = start(echo(cfgs(&registry, &broker, "svc-a"), "/login/user", "first")).await;
+    for _ in 0..3 {
+        let second = within(echo(cfgs(&registry, &broker, "svc-a"), "/login/user", "second").start()).await;
+        assert!(matches!(second, Err(Error::Registry(pointsman::Error::DuplicateCode { .. }))), "{second:?}");
+    }
+    assert_eq!(service.trouble(), None);
+    assert_eq!(broker.log().matches("already connected").count(), 0);
+    within(service.close()).await.unwrap();
+}

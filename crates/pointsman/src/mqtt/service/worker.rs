@@ -14,8 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::connected;
 use super::handlers::{Counters, Handlers};
-use crate::mqtt::Request;
+use crate::mqtt::{self, BrokerUrl, Request};
 use crate::{Error, Registration};
 
 /// How long telling the registry may take, when the service leaves.
@@ -138,6 +139,25 @@ impl Serving {
     ) -> Self {
         let shared = Arc::new(Shared { client, handlers, topics, code, counters });
         Self { inbox, running: JoinSet::new(), shared, slots: Arc::new(Semaphore::new(limit.into())) }
+    }
+
+    /// Serves until the broker has confirmed the subscriptions. It may do so only after messages that have waited.
+    pub(super) async fn until_connected(&mut self, broker: &BrokerUrl, within: Duration) -> Result<(), mqtt::Error> {
+        let (client, broker) = (self.shared.client.clone(), broker.to_string());
+        loop {
+            let received = self.shared.counters.figures().received;
+            let connected = self.until(connected(&client, &broker, within)).await;
+            match connected.unwrap_or(Err(mqtt::Error::Closed)) {
+                Err(mqtt::Error::Unreachable { .. }) if self.shared.counters.figures().received > received => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Ends without having been registered for work.
+    pub(super) async fn abandon(mut self, forget: bool) {
+        self.running.shutdown().await;
+        self.shared.client.clone().close(FAREWELL, forget).await;
     }
 
     /// Serves until that is ready; `None` when the client has ended before.
