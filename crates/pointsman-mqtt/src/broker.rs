@@ -30,6 +30,7 @@ mod settle;
 mod shared;
 mod slots;
 mod subscribe;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod timers;

@@ -1,7 +1,8 @@
 //! The broker without its sockets: packets go in, bytes come out. Synchronous; the time is an argument.
 //!
 //! Its parts: `greet.rs` (CONNECT, and how sessions begin and end), `subscribe.rs`, `route.rs` (from a publisher to the
-//! subscribers), `settle.rs` (what comes back), `pressure.rs` (who has to wait), and what they share here. Whatever follows from a step and could lead to the next (a will, a message for
+//! subscribers), `settle.rs` (what comes back), `pressure.rs` (who has to wait), `takeover.rs` (a client with two connections), and what they
+//! share here. Whatever follows from a step and could lead to the next (a will, a message for
 //! another member of a group) is put into `work`, so that no step calls itself.
 
 use std::collections::{HashMap, VecDeque};
@@ -20,6 +21,7 @@ use super::pressure::Gate;
 use super::retained::Retained;
 use super::route::Target;
 use super::slots::{Key, Slots};
+use super::takeover::{Parked, Successors};
 use super::timers::{Timer, Timers};
 use super::tree::Tree;
 use super::users::Users;
@@ -69,6 +71,10 @@ pub(super) struct Connection {
     pub(super) closing: bool,
     /// The local client that has to catch up before this connection is read on.
     pub(super) paused_on: Option<Key>,
+    /// Those that wait for its session.
+    pub(super) successors: Successors,
+    /// What has come, while it waits itself for a session.
+    pub(super) parked: Option<Parked>,
     /// Whether its task knows that there is something to do.
     awake: bool,
 }
@@ -82,6 +88,8 @@ pub(super) enum Work {
     Again { shared: Arc<Shared>, duty: Option<Key>, owed: bool },
     /// An acknowledgement that somebody may wait for.
     Answer { duty: Key, answer: Answer },
+    /// The session that a connection has waited for is free.
+    Enter(Key),
 }
 
 /// What the task of a connection is to do.
@@ -90,10 +98,19 @@ pub(super) struct Status {
     pub(super) gate: Gate,
     /// End once everything is written.
     pub(super) closing: bool,
+    /// Another connection waits for the session, and for what there is to be read here.
+    pub(super) yields: bool,
     /// Whether CONNECT has been answered.
     pub(super) greeted: bool,
     /// How long it may be silent.
     pub(super) keep_alive: Option<Duration>,
+}
+
+impl Connection {
+    /// Whether another connection waits for what there is to be read here.
+    pub(super) fn yields(&self) -> bool {
+        !self.closing && !self.successors.is_empty()
+    }
 }
 
 impl Core {
@@ -129,6 +146,8 @@ impl Core {
             out: BytesMut::new(),
             closing: self.closed,
             paused_on: None,
+            successors: Successors::new(),
+            parked: None,
             awake: false,
         })
     }
@@ -136,21 +155,24 @@ impl Core {
     /// Packets have come on a connection.
     pub(super) fn receive(&mut self, connection: Key, packets: impl Iterator<Item = Packet>, now: Instant) {
         for packet in packets {
-            let Some(state) = self.connections.get(connection) else { return };
-            if state.closing {
-                return;
-            }
-            let done = match state.client {
-                None => self.greet(connection, packet, now),
-                Some(client) => self.packet(connection, client, packet, now),
-            };
-            if let Err(malformed) = done {
+            if let Err(malformed) = self.take(connection, packet, now) {
                 self.fail(connection, malformed, now);
             }
             if !self.work.is_empty() {
                 self.work(now);
             }
         }
+    }
+
+    /// Takes one packet in.
+    pub(super) fn take(&mut self, connection: Key, packet: Packet, now: Instant) -> Result<(), Malformed> {
+        let Some(state) = self.connections.get_mut(connection).filter(|state| !state.closing) else { return Ok(()) };
+        match (&mut state.parked, state.client) {
+            (Some(parked), _) => parked.rest.push(packet),
+            (None, None) => self.greet(connection, packet, now)?,
+            (None, Some(client)) => self.packet(connection, client, packet, now)?,
+        }
+        Ok(())
     }
 
     fn packet(&mut self, connection: Key, key: Key, packet: Packet, now: Instant) -> Result<(), Malformed> {
@@ -207,6 +229,12 @@ impl Core {
 
     /// What has been read makes no sense, or the client has been silent for too long.
     pub(super) fn fail(&mut self, connection: Key, why: Malformed, now: Instant) {
+        self.expel(connection, why, now);
+        self.work(now);
+    }
+
+    /// The same, with what follows from it left to be done.
+    pub(super) fn expel(&mut self, connection: Key, why: Malformed, now: Instant) {
         let Some(state) = self.connections.get(connection) else { return };
         if state.closing {
             return;
@@ -228,12 +256,11 @@ impl Core {
                 self.detach(client, true, now);
             }
         }
-        self.work(now);
     }
 
     /// The bytes of a connection have come to their end.
     pub(super) fn lost(&mut self, connection: Key, why: &str, now: Instant) {
-        let Some(state) = self.connections.remove(connection) else { return };
+        let Some(state) = self.connections.get(connection) else { return };
         if let Some(on) = state.paused_on.and_then(|on| self.clients.get_mut(on)) {
             on.waiters.retain(|&waiter| waiter != connection);
         }
@@ -244,6 +271,8 @@ impl Core {
             tracing::info!(client = %client.id, peer = %state.name, reason = why, "MQTT client lost");
             self.detach(key, true, now);
         }
+        self.make_way(connection);
+        self.connections.remove(connection);
         self.work(now);
     }
 
@@ -306,10 +335,10 @@ impl Core {
     }
 
     pub(super) fn status(&self, connection: Key) -> Status {
-        let closed = Status { gate: Gate::Shut, closing: true, greeted: true, keep_alive: None };
+        let closed = Status { gate: Gate::Shut, closing: true, yields: false, greeted: true, keep_alive: None };
         let Some(state) = self.connections.get(connection) else { return closed };
         let (closing, greeted, keep_alive) = (state.closing, state.client.is_some(), state.keep_alive);
-        Status { gate: self.gate(connection), closing, greeted, keep_alive }
+        Status { gate: self.gate(connection), closing, yields: state.yields(), greeted, keep_alive }
     }
 
     /// There is something to do for the task of a client's connection.

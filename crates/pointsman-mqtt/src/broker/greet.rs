@@ -27,14 +27,29 @@ impl Core {
         let Packet::Connect(connect) = packet else {
             return Err(Malformed::protocol("the first packet is not CONNECT"));
         };
-        let version = connect.version;
-        if let Err(Refused { reason, why }) = self.connect(connection, *connect, now) {
-            let name = self.connections.get(connection).map(|state| state.name.clone()).unwrap_or_default();
-            tracing::warn!(peer = %name, %reason, why, "MQTT connection refused");
-            self.figures.refused += 1;
-            self.refuse(connection, version, reason, Some(why));
+        match self.admit(&connect, connection) {
+            Ok(()) => self.admitted(connection, connect, now),
+            Err(refused) => self.turn_away(connection, connect.version, &refused),
         }
         Ok(())
+    }
+
+    /// A client may connect. While another connection has its session, it waits.
+    pub(super) fn admitted(&mut self, connection: Key, connect: Box<Connect>, now: Instant) {
+        if let Some(predecessor) = self.predecessor(&connect.client_id) {
+            return self.park(connection, predecessor, connect);
+        }
+        let version = connect.version;
+        if let Err(refused) = self.connect(connection, *connect, now) {
+            self.turn_away(connection, version, &refused);
+        }
+    }
+
+    fn turn_away(&mut self, connection: Key, version: Version, &Refused { reason, why }: &Refused) {
+        let name = self.connections.get(connection).map(|state| state.name.clone()).unwrap_or_default();
+        tracing::warn!(peer = %name, %reason, why, "MQTT connection refused");
+        self.figures.refused += 1;
+        self.refuse(connection, version, reason, Some(why));
     }
 
     pub(super) fn refuse(&mut self, connection: Key, version: Version, reason: Reason, why: Option<&'static str>) {
@@ -47,7 +62,6 @@ impl Core {
     fn connect(&mut self, connection: Key, mut connect: Connect, now: Instant) -> Result<(), Refused> {
         let Some(state) = self.connections.get(connection) else { return Ok(()) };
         let (local, name) = (state.local, state.name.clone());
-        self.admit(&connect, local)?;
         let assigned = if connect.client_id.is_empty() {
             if connect.version == Version::V311 && !connect.clean_start {
                 let why = "an empty client id needs a clean session";
@@ -59,7 +73,7 @@ impl Core {
         };
         // In memory of its own, as everything that outlives the packet.
         let id = assigned.clone().unwrap_or_else(|| ByteString::from(connect.client_id.to_string()));
-        let (key, present) = self.take_up(&id, connect.clean_start, local, now)?;
+        let (key, present) = self.take_up(&id, connect.clean_start, local)?;
         let (expiry, capped) = self.expiry(&connect);
         let will = connect.will.take().map(own);
         if let Some(state) = self.connections.get_mut(connection) {
@@ -97,7 +111,8 @@ impl Core {
         Ok(())
     }
 
-    fn admit(&self, connect: &Connect, local: bool) -> Result<(), Refused> {
+    fn admit(&self, connect: &Connect, connection: Key) -> Result<(), Refused> {
+        let local = self.connections.get(connection).is_some_and(|state| state.local);
         if self.closed {
             return Err(Refused { reason: Reason::SERVER_SHUTTING_DOWN, why: "the broker is shutting down" });
         }
@@ -105,35 +120,26 @@ impl Core {
             let why = "there is no extended authentication here";
             return Err(Refused { reason: Reason::BAD_AUTHENTICATION_METHOD, why });
         }
-        let Some(users) = self.users.as_ref().filter(|_| !local) else { return Ok(()) };
-        let password = connect.password.as_deref().unwrap_or_default();
-        match &connect.user {
-            Some(user) if users.admits(user, password) => Ok(()),
-            Some(_) => Err(Refused { reason: Reason::BAD_CREDENTIALS, why: "wrong user name or password" }),
-            None => Err(Refused { reason: Reason::BAD_CREDENTIALS, why: "a user name and password are needed" }),
+        if let Some(users) = self.users.as_ref().filter(|_| !local) {
+            let password = connect.password.as_deref().unwrap_or_default();
+            let bad = |why| Refused { reason: Reason::BAD_CREDENTIALS, why };
+            let user = connect.user.as_ref().ok_or(bad("a user name and password are needed"))?;
+            users.admits(user, password).then_some(()).ok_or(bad("wrong user name or password"))?;
         }
+        let known = self.by_id.get(&connect.client_id).and_then(|&client| self.clients.get(client));
+        if !local && known.is_some_and(|client| client.local) {
+            let why = "this client id belongs to the broker's process";
+            return Err(Refused { reason: Reason::NOT_AUTHORIZED, why });
+        }
+        Ok(())
     }
 
-    /// The client of that id, and whether its session is an earlier one. Whoever had it before is told.
-    fn take_up(&mut self, id: &ByteString, clean: bool, local: bool, now: Instant) -> Result<(Key, bool), Refused> {
+    /// The client of that id, and whether its session is an earlier one. No other connection has it.
+    fn take_up(&mut self, id: &ByteString, clean: bool, local: bool) -> Result<(Key, bool), Refused> {
         if let Some(&old) = self.by_id.get(id)
-            && let Some(client) = self.clients.get(old)
+            && self.clients.get(old).is_some_and(|client| clean || client.local != local)
         {
-            if client.local && !local {
-                return Err(Refused {
-                    reason: Reason::NOT_AUTHORIZED,
-                    why: "this client id belongs to the broker's process",
-                });
-            }
-            let keep = !clean && client.local == local;
-            if let Some(connection) = client.connection {
-                tracing::info!(client = %id, "MQTT session taken over by another connection");
-                self.close(connection, Some(Reason::SESSION_TAKEN_OVER));
-                self.detach(old, true, now);
-            }
-            if !keep {
-                self.end(old);
-            }
+            self.end(old);
         }
         if let Some(&key) = self.by_id.get(id)
             && let Some(client) = self.clients.get_mut(key)
@@ -181,14 +187,18 @@ impl Core {
     pub(super) fn detach(&mut self, key: Key, lost: bool, now: Instant) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.session.disconnected();
-        client.connection = None;
+        let connection = client.connection.take();
         if !lost {
             client.will = None;
         }
         if client.expiry.is_zero() {
-            return self.end(key);
+            self.end(key);
+        } else {
+            self.keep_session(key, now);
         }
-        self.keep_session(key, now);
+        if let Some(connection) = connection {
+            self.make_way(connection);
+        }
     }
 
     /// Keeps the session of a client that is away for its time.

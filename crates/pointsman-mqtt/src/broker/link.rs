@@ -11,7 +11,7 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::core::Status;
+use super::core::{Core, Status};
 use super::pressure::Gate;
 use super::shared::Broking;
 use super::slots::Key;
@@ -33,6 +33,11 @@ const CONNECT: u8 = 0x10;
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Buffers larger than that, in bytes, are not kept.
 const SPARE: usize = 64 << 10;
+/// How long a connection is read while another waits for its session, and how much of it, in bytes: more than the system's buffers
+/// hold for a socket. It is over earlier when nothing has come for a while: what is in the buffers of both ends arrives in less.
+const LAST_READS: Duration = Duration::from_millis(500);
+const LAST_BYTES: usize = 8 << 20;
+const QUIET: Duration = Duration::from_millis(20);
 
 /// A connection, from its first byte to its last.
 pub(super) struct Link<S> {
@@ -53,6 +58,8 @@ pub(super) struct Link<S> {
     /// When the client was last heard, or could not be.
     heard: Instant,
     timer: Pin<Box<Sleep>>,
+    /// Set while another connection waits for the session.
+    last_reads: Option<LastReads>,
     /// Kept for their memory.
     packets: Vec<Packet>,
     woken: Vec<Arc<Wake>>,
@@ -60,9 +67,18 @@ pub(super) struct Link<S> {
     open: bool,
 }
 
+/// What may still be read from a connection whose session another one waits for.
+#[derive(Debug, Clone, Copy)]
+struct LastReads {
+    until: Instant,
+    bytes: usize,
+}
+
 /// What happens to a connection.
 enum Happening {
     Read,
+    /// There is nothing more to be read, and another connection waits for that.
+    Dry,
     Written,
     Woken,
     Timer,
@@ -93,6 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             unflushed: false,
             status,
             heard: since,
+            last_reads: None,
             packets: Vec::new(),
             woken: Vec::new(),
             open: true,
@@ -108,7 +125,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             let Ok(happening) = happening else { break };
             match happening {
                 Happening::Read => self.take_in(),
-                Happening::Written | Happening::Woken => self.exchange(None),
+                Happening::Written | Happening::Woken => self.exchange(|_, _, _| ()),
+                Happening::Dry => self.exchange(Core::drained),
                 Happening::Timer => self.overdue(),
                 Happening::End(why) => return self.over(why),
                 Happening::Broken(error) => return self.over(&error.to_string()),
@@ -133,6 +151,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             Ok(true) => return Poll::Ready(Happening::Written),
             Ok(false) => {}
         }
+        if let Some(last) = self.last_reads {
+            return self.poll_last(last, context);
+        }
         let trickle = self.status.gate == Gate::Trickle;
         let due = !trickle || self.heard + TRICKLE <= Instant::now();
         let may_read = matches!(self.status.gate, Gate::Open | Gate::Trickle) && due && self.output.len() < UNWRITTEN;
@@ -151,6 +172,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             return self.timer.as_mut().poll(context).map(|()| Happening::Timer);
         }
         Poll::Pending
+    }
+
+    /// Reads what the client had sent when it connected anew. Whether its own end reads does not matter any more; but where a local
+    /// client has to catch up, that is waited for.
+    fn poll_last(&mut self, last: LastReads, context: &mut Context<'_>) -> Poll<Happening> {
+        if last.bytes == 0 || Instant::now() >= last.until {
+            return Poll::Ready(Happening::Dry);
+        }
+        if self.status.gate != Gate::Shut {
+            match self.poll_read(context) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Happening::End("closed by the client")),
+                Poll::Ready(Ok(count)) => {
+                    self.last_reads = Some(LastReads { bytes: last.bytes.saturating_sub(count), ..last });
+                    return Poll::Ready(Happening::Read);
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Happening::Broken(error)),
+                Poll::Pending => {}
+            }
+        }
+        if self.wake.poll(context).is_ready() {
+            return Poll::Ready(Happening::Woken);
+        }
+        self.timer.as_mut().poll(context).map(|()| Happening::Dry)
     }
 
     /// Writes as much as goes; whether that was the last of it.
@@ -197,6 +241,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     fn take_in(&mut self) {
         self.heard = Instant::now();
+        if self.last_reads.is_some() {
+            self.set_timer();
+        }
         // Who speaks another protocol is told so by its first byte, not by the connect timeout.
         let stranger = !self.status.greeted && self.input.first().is_some_and(|&first| first != CONNECT);
         let mut malformed = stranger.then_some(Malformed::protocol("the first packet is not CONNECT"));
@@ -210,22 +257,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 }
             }
         }
-        if malformed.is_some() || !self.packets.is_empty() {
-            self.exchange(malformed);
+        match malformed {
+            Some(malformed) => self.fail(malformed),
+            None if self.packets.is_empty() => {}
+            None => self.exchange(|_, _, _| ()),
         }
     }
 
-    /// Gives the core what has come, and takes what it has. The lock is taken once.
-    fn exchange(&mut self, malformed: Option<Malformed>) {
+    fn fail(&mut self, malformed: Malformed) {
+        self.exchange(|core, key, now| core.fail(key, malformed, now));
+    }
+
+    /// Gives the core what has come, does one step more, and takes what it has. The lock is taken once.
+    fn exchange(&mut self, step: impl FnOnce(&mut Core, Key, std::time::Instant)) {
         let now = Instant::now().into_std();
         let before = self.status;
         {
             let mut core = self.broking.core();
             core.begin(self.key);
             core.receive(self.key, self.packets.drain(..), now);
-            if let Some(malformed) = malformed {
-                core.fail(self.key, malformed, now);
-            }
+            step(&mut core, self.key, now);
             if self.output.is_empty() {
                 if self.taken > SPARE {
                     self.output = BytesMut::new();
@@ -238,16 +289,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             core.take_woken(&mut self.woken);
             self.broking.keep_time(&core);
         }
-        if self.status.greeted != before.greeted || self.status.gate != before.gate {
+        if self.status.yields && self.last_reads.is_none() {
+            self.last_reads = Some(LastReads { until: Instant::now() + LAST_READS, bytes: LAST_BYTES });
+            self.set_timer();
+        } else if self.status.greeted != before.greeted || self.status.gate != before.gate {
             self.set_timer();
         }
         self.woken.drain(..).for_each(|wake| wake.wake());
     }
 
     fn set_timer(&mut self) {
-        let due = match (self.status.gate, self.status.keep_alive) {
-            (Gate::Trickle, _) => self.heard + TRICKLE,
-            (_, Some(limit)) => self.heard + limit,
+        let due = match (self.last_reads, self.status.gate, self.status.keep_alive) {
+            (Some(last), Gate::Shut, _) => last.until,
+            (Some(last), ..) => last.until.min(Instant::now() + QUIET),
+            (None, Gate::Trickle, _) => self.heard + TRICKLE,
+            (None, _, Some(limit)) => self.heard + limit,
             _ => return,
         };
         self.timer.as_mut().reset(due);
@@ -259,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         match (self.status.greeted, self.status.gate, self.status.keep_alive) {
             (false, ..) => {
                 let what = "no CONNECT in time";
-                self.exchange(Some(Malformed { what, reason: Reason::KEEP_ALIVE_TIMEOUT }));
+                self.fail(Malformed { what, reason: Reason::KEEP_ALIVE_TIMEOUT });
             }
             (_, Gate::Trickle, _) => {
                 // Looks again, and reads.
@@ -272,7 +328,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             }
             (_, _, Some(limit)) if now >= self.heard + limit => {
                 let what = "silent for one and a half of its keep alive";
-                self.exchange(Some(Malformed { what, reason: Reason::KEEP_ALIVE_TIMEOUT }));
+                self.fail(Malformed { what, reason: Reason::KEEP_ALIVE_TIMEOUT });
             }
             _ => self.set_timer(),
         }

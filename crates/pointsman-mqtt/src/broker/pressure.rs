@@ -24,7 +24,7 @@ pub(super) enum Gate {
 impl Core {
     pub(super) fn gate(&self, connection: Key) -> Gate {
         let Some(state) = self.connections.get(connection) else { return Gate::Shut };
-        if state.closing {
+        if state.closing || state.parked.is_some() {
             return Gate::Shut;
         }
         let Some(client) = state.client.and_then(|client| self.clients.get(client)) else { return Gate::Open };

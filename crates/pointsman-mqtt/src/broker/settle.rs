@@ -35,6 +35,7 @@ impl Core {
                 Work::Publish { from, publish } => self.publish_will(from, *publish, now),
                 Work::Again { shared, duty, owed } => self.again(&shared, duty, owed, now),
                 Work::Answer { duty, answer } => self.answer(duty, answer, now),
+                Work::Enter(connection) => self.enter(connection, now),
             }
         }
     }

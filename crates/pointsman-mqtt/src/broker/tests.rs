@@ -56,7 +56,12 @@ impl Bench {
         if let Packet::Connect(connect) = &packet {
             self.versions.insert(link, connect.version);
         }
+        let connects = matches!(packet, Packet::Connect(_));
         self.core.receive(link, std::iter::once(packet), self.now);
+        if connects {
+            // What was sent on an earlier connection of the client has been given already.
+            self.core.connections.keys().into_iter().for_each(|earlier| self.core.drained(earlier, self.now));
+        }
     }
 
     /// What the broker has written to a connection since.
