@@ -109,6 +109,18 @@ impl Broker {
     ///
     /// [`Error`]; nothing is left behind then.
     pub async fn start(options: Options) -> Result<Broker, Error> {
+        let broker = Broker::bind(options).await?;
+        broker.handle().open();
+        Ok(broker)
+    }
+
+    /// Starts a broker that serves only clients in this process until it is told to let others in ([`Handle::open`]): what they publish is
+    /// for a relay that has subscribed by then. Whoever connects before waits, at most some thousand connections.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; nothing is left behind then.
+    pub async fn bind(options: Options) -> Result<Broker, Error> {
         if options.users.is_none() && !options.listen.ip().is_loopback() {
             return Err(Error::Unprotected { address: options.listen });
         }
@@ -165,6 +177,11 @@ impl Handle {
         let (ours, theirs) = tokio::io::duplex(PIPE);
         self.0.serve("this process".into(), true, async move { Ok(ours) });
         theirs
+    }
+
+    /// Lets clients in from outside this process, for good.
+    pub fn open(&self) {
+        self.0.open();
     }
 
     /// What the broker is doing.

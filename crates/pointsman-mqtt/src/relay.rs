@@ -35,7 +35,7 @@ pub use metrics::Figures;
 pub use routes::Views;
 pub use settings::{Invalid, Route, RouteRole, Settings, Topics};
 
-use self::driver::{Command, Driver};
+use self::driver::{Command, Driver, Ready};
 use self::engine::Engine;
 use self::journal::Journal;
 use self::metrics::Metrics;
@@ -47,7 +47,7 @@ use crate::wire::Target;
 #[derive(Debug)]
 pub struct Relay {
     commands: mpsc::Sender<Command>,
-    ready: watch::Receiver<bool>,
+    ready: watch::Receiver<Ready>,
 }
 
 /// Why a relay cannot run.
@@ -130,8 +130,18 @@ impl Relay {
 
     /// [`Relay::ready`] for a task of its own.
     pub fn readiness(&self) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+        self.wait_for(|ready| ready.all)
+    }
+
+    /// Returns when everything is subscribed to on the broker in this process, whatever other brokers do: from then on it is in time
+    /// for that one to let senders in (see [`Handle::open`]).
+    pub fn receiving(&self) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+        self.wait_for(|ready| ready.embedded)
+    }
+
+    fn wait_for(&self, so: fn(&Ready) -> bool) -> impl Future<Output = Result<(), Error>> + Send + 'static {
         let mut ready = self.ready.clone();
-        async move { ready.wait_for(|ready| *ready).await.map(drop).map_err(|_| Error::Closed) }
+        async move { ready.wait_for(so).await.map(drop).map_err(|_| Error::Closed) }
     }
 
     /// Goes on with other routes, filters, limits and timeouts, without losing a message: what is under way ends under the

@@ -45,9 +45,9 @@ impl Messages {
     /// Starts them. The broker listens at `address`, or, if that is taken, at a free port.
     pub(super) async fn start(registry: &Registry, address: SocketAddr) -> Result<Self, Failure> {
         let free = SocketAddr::new(address.ip(), 0);
-        let broker = match Broker::start(Options::new(address)).await {
+        let broker = match Broker::bind(Options::new(address)).await {
             Ok(broker) => broker,
-            Err(_) => Broker::start(Options::new(free)).await.map_err(|error| failed("start the broker", &error))?,
+            Err(_) => Broker::bind(Options::new(free)).await.map_err(|error| failed("start the broker", &error))?,
         };
         let mut settings = Settings::new();
         settings.routes = vec![Route::new("^/login(/|$)", SERVICE)];

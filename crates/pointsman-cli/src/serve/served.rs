@@ -332,7 +332,7 @@ async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
     options.users = listen.users.as_ref().map(|file| file.users.clone());
     options.tls = listen.tls.clone().map(|tls| Tls { cert: tls.cert, key: tls.key });
     options.max_packet = mqtt.settings.max_packet;
-    Broker::start(options).await.map_err(|error| Failure::new(format!("embedded broker: {}", chain(&error))))
+    Broker::bind(options).await.map_err(|error| Failure::new(format!("embedded broker: {}", chain(&error))))
 }
 
 async fn start_relay(

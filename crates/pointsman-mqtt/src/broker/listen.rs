@@ -25,8 +25,9 @@ pub(super) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
     Ok((listener, bound))
 }
 
-/// Accepts, for ever.
+/// Accepts for ever, once clients are let in. Until then the system lets them wait.
 pub(super) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, broking: Arc<Broking>) {
+    broking.opened().await;
     let mut pause = AcceptPause::new("MQTT broker");
     loop {
         let Some((socket, peer)) = pause.take(listener.accept().await, || ()).await else { continue };

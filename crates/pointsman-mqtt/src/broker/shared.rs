@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -21,6 +21,8 @@ pub(super) struct Broking {
     runtime: Runtime,
     tasks: Mutex<Tasks>,
     clock: Clock,
+    /// Whether clients from outside this process are let in.
+    open: watch::Sender<bool>,
     pub(super) connect_timeout: Duration,
     max_connections: usize,
 }
@@ -49,6 +51,7 @@ impl Broking {
             runtime: Runtime::current(),
             tasks: Mutex::default(),
             clock: Clock::default(),
+            open: watch::Sender::new(false),
             connect_timeout,
             max_connections,
         })
@@ -57,6 +60,18 @@ impl Broking {
     pub(super) fn core(&self) -> MutexGuard<'_, Core> {
         // A panic within the core would be a defect; those that are left are still better served than not.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn open(&self) {
+        if !self.open.send_replace(true) {
+            tracing::info!("MQTT broker lets clients in");
+        }
+    }
+
+    /// Returns when clients from outside this process are let in.
+    pub(super) async fn opened(&self) {
+        // Fails only without a sender, which is here.
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
     }
 
     fn tasks(&self) -> MutexGuard<'_, Tasks> {

@@ -34,13 +34,23 @@ pub(super) enum Command {
     Close(oneshot::Sender<()>),
 }
 
+/// Which brokers are connected, with all subscriptions confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Ready {
+    /// The one in this process, if it is used.
+    pub(super) embedded: bool,
+    pub(super) all: bool,
+}
+
 pub(super) struct Driver {
     engine: Engine,
     settings: Settings,
     links: Vec<Link>,
     commands: mpsc::Receiver<Command>,
     changed: Pin<Box<dyn futures_util::Stream<Item = ()> + Send>>,
-    ready: watch::Sender<bool>,
+    ready: watch::Sender<Ready>,
+    /// Which links lead to the embedded broker.
+    embedded: Vec<bool>,
     timer: Pin<Box<Sleep>>,
     leaving: Option<Leaving>,
     pace: Pace,
@@ -62,10 +72,11 @@ impl Driver {
         engine: Engine,
         commands: mpsc::Receiver<Command>,
         changed: watch::Receiver<()>,
-    ) -> (Self, watch::Receiver<bool>) {
-        let may_sleep = !targets.iter().any(|target| matches!(target, Target::Embedded(_)));
+    ) -> (Self, watch::Receiver<Ready>) {
+        let embedded: Vec<bool> = targets.iter().map(|target| matches!(target, Target::Embedded(_))).collect();
+        let may_sleep = !embedded.contains(&true);
         let links = targets.into_iter().enumerate().map(|(index, target)| link(&settings, index, target)).collect();
-        let (ready, is_ready) = watch::channel(false);
+        let (ready, is_ready) = watch::channel(Ready::default());
         let changed = futures_util::stream::unfold(changed, |mut changed| async move {
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -79,6 +90,7 @@ impl Driver {
             commands,
             changed: Box::pin(changed),
             ready,
+            embedded,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             leaving: None,
             pace: Pace::new(may_sleep),
@@ -230,7 +242,8 @@ impl Driver {
     }
 
     fn tell_ready(&self) {
-        let ready = self.links.iter().all(Link::is_ready);
+        let embedded = self.links.iter().zip(&self.embedded).all(|(link, embedded)| !embedded || link.is_ready());
+        let ready = Ready { embedded, all: self.links.iter().all(Link::is_ready) };
         self.ready.send_if_modified(|before| std::mem::replace(before, ready) != ready);
     }
 

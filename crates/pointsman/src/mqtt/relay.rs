@@ -20,6 +20,8 @@ pub struct Relay {
     relay: relay::Relay,
     register_as: Option<String>,
     followed: Mutex<Followed>,
+    /// Lets clients into the embedded broker once the relay has subscribed.
+    _opening: JoinSet<()>,
     /// Registers once the relay is ready; and what has come of it.
     registering: JoinSet<Result<Registration, Error>>,
     registration: Option<Registration>,
@@ -28,7 +30,8 @@ pub struct Relay {
 impl Relay {
     /// Starts a relay. It connects, and connects again, by itself; as soon as all brokers are connected and all subscriptions
     /// are confirmed, it registers under `register_as`, with its code and its ingress broker's address. `embedded` is the
-    /// broker in this process, for settings that name none. With [several registries](Registries) routes may name others, and the relay
+    /// broker in this process, for settings that name none; it [lets clients in](pointsman_mqtt::broker::Handle::open) once the relay has
+    /// subscribed there, so that none of their messages comes before. With [several registries](Registries) routes may name others, and the relay
     /// itself may register in another.
     ///
     /// It returns once every service that a route names is followed. A registry that
@@ -61,7 +64,17 @@ impl Relay {
         let services = services(&settings, &registries, register_as);
         let followed = Followed::start(registries, services).await?;
         let handle = embedded.map(Broker::handle);
-        let relay = relay::Relay::start(settings, followed.views(), followed.changed(), handle)?;
+        let relay = relay::Relay::start(settings, followed.views(), followed.changed(), handle.clone())?;
+        let mut opening = JoinSet::new();
+        if let Some(handle) = handle {
+            let receiving = relay.receiving();
+            opening.spawn(async move {
+                // A relay that has ended before receives nothing.
+                if receiving.await.is_ok() {
+                    handle.open();
+                }
+            });
+        }
         let mut registering = JoinSet::new();
         if let Some(instance) = instance {
             let ready = relay.readiness();
@@ -71,7 +84,8 @@ impl Relay {
             });
         }
         let register_as = register_as.map(str::to_owned);
-        Ok(Self { relay, register_as, followed: Mutex::new(followed), registering, registration: None })
+        let followed = Mutex::new(followed);
+        Ok(Self { relay, register_as, followed, _opening: opening, registering, registration: None })
     }
 
     /// Returns when all brokers are connected, all subscriptions confirmed, and the relay is registered where it is to be.

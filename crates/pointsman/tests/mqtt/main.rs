@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod client;
+mod early;
 mod embedded;
 mod handover;
 mod service;
