@@ -11,7 +11,8 @@
 //!   is dropped in the end. Where there is no connection (the client is away), QoS 0 is lost as it is to everybody.
 //!
 //! Everything else is as in other brokers. What happens to messages is in `broker/core.rs`, which knows no sockets; there is
-//! one task for each connection (`broker/link.rs`).
+//! one task for each connection (`broker/link.rs`). They run on a thread of their own: whatever clients ask of the broker, nothing
+//! else in the process waits for it, and connections take turns instead of waiting for a lock.
 
 mod client;
 mod core;
@@ -26,6 +27,7 @@ mod options;
 mod pressure;
 mod retained;
 mod route;
+mod runtime;
 mod settle;
 mod shared;
 mod slots;
@@ -56,6 +58,7 @@ pub use users::{InvalidUsers, Users};
 
 use self::core::Core;
 use limits::Limits;
+use runtime::BrokerRuntime;
 use shared::Broking;
 
 /// How long farewells may take when the broker closes.
@@ -69,6 +72,7 @@ pub struct Broker {
     address: SocketAddr,
     broking: Arc<Broking>,
     tasks: Vec<JoinHandle<()>>,
+    runtime: BrokerRuntime,
 }
 
 /// A way into a running broker. Cheap to clone; keeps no broker running.
@@ -97,13 +101,19 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The thread that the broker runs on cannot be had.
+    #[error("start the broker's thread: {source}")]
+    Thread {
+        /// Why not.
+        source: io::Error,
+    },
     /// The certificate or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
 impl Broker {
-    /// Starts a broker on the current runtime. When it returns, clients can connect.
+    /// Starts a broker on a thread of its own. When it returns, clients can connect.
     ///
     /// # Errors
     ///
@@ -125,15 +135,16 @@ impl Broker {
             return Err(Error::Unprotected { address: options.listen });
         }
         let tls = options.tls.as_ref().map(listen::acceptor).transpose()?;
-        let (listener, address) = listen::bind(options.listen).await?;
         let limits = Limits::new(&options);
-        let broking = Broking::new(Core::new(limits, options.users), options.connect_timeout, options.max_connections);
+        let runtime = BrokerRuntime::new(options.runtime).map_err(|source| Error::Thread { source })?;
+        let (listener, address) = listen::bind(options.listen, runtime.handle()).await?;
+        let core = Core::new(limits, options.users);
+        let broking = Broking::new(core, runtime.handle().clone(), options.connect_timeout, options.max_connections);
         tracing::info!(%address, tls = tls.is_some(), "MQTT broker listening");
-        let tasks = vec![
-            tokio::spawn(listen::accept(listener, tls, Arc::clone(&broking))),
-            tokio::spawn(Arc::clone(&broking).run_clock()),
-        ];
-        Ok(Broker { address, broking, tasks })
+        let accepting = listen::accept(listener, tls, Arc::clone(&broking));
+        let clock = Arc::clone(&broking).run_clock();
+        let tasks = vec![runtime.handle().spawn(accepting), runtime.handle().spawn(clock)];
+        Ok(Broker { address, broking, tasks, runtime })
     }
 
     /// Where it listens.
@@ -151,9 +162,11 @@ impl Broker {
     /// Tells all clients (MQTT 5: DISCONNECT, server shutting down), and closes their connections. Takes three seconds at most;
     /// whoever has not read its farewell until then goes without. Wills are not published. Dropped before it is done, the rest
     /// goes as with a dropped broker.
-    pub async fn close(self) {
-        for task in &self.tasks {
+    pub async fn close(mut self) {
+        for task in self.tasks.drain(..) {
             task.abort();
+            // With it the listener goes, and its address is free.
+            let _ = task.await;
         }
         self.broking.shut_down(Instant::now() + CLOSING).await;
         tracing::info!(address = %self.address, "MQTT broker closed");
@@ -166,6 +179,7 @@ impl Drop for Broker {
             task.abort();
         }
         self.broking.stop();
+        self.runtime.stop();
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pointsman_net::accept::AcceptPause;
 use pointsman_net::tls::{self, ServerTls};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -17,10 +18,11 @@ use super::{Error, Tls};
 /// A client that is silent, and has not promised to speak, is asked by the kernel whether it is still there.
 const PROBE: Duration = Duration::from_secs(60);
 
-/// Binds, before anything is served.
-pub(super) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+/// Binds, before anything is served; on the runtime on which connections will be accepted.
+pub(super) async fn bind(address: SocketAddr, runtime: &Handle) -> Result<(TcpListener, SocketAddr), Error> {
     let failed = |source| Error::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener =
+        runtime.spawn(TcpListener::bind(address)).await.map_err(io::Error::other).flatten().map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use super::Users;
 
 /// What a broker is started with. Everything but the address has a default.
@@ -41,6 +43,9 @@ pub struct Options {
     pub high_watermark: usize,
     /// How long a client may take to connect, from the first byte (TLS included) to CONNECT. Default 10 s.
     pub connect_timeout: Duration,
+    /// The runtime to run on, for a test with a clock of its own. Default: a thread of the broker's own, so that nothing else in the process
+    /// waits while it is busy.
+    pub runtime: Option<Handle>,
 }
 
 /// The certificate of a broker that speaks TLS; read when it starts.
@@ -72,6 +77,7 @@ impl Options {
             outbox: 4 << 20,
             high_watermark: 8 << 20,
             connect_timeout: Duration::from_secs(10),
+            runtime: None,
         }
     }
 }

@@ -44,11 +44,11 @@ struct Clock {
 }
 
 impl Broking {
-    /// Within a runtime, on which all its tasks will run.
-    pub(super) fn new(core: Core, connect_timeout: Duration, max_connections: usize) -> Arc<Self> {
+    /// All its tasks will run on that runtime.
+    pub(super) fn new(core: Core, runtime: Runtime, connect_timeout: Duration, max_connections: usize) -> Arc<Self> {
         Arc::new(Self {
             core: Mutex::new(core),
-            runtime: Runtime::current(),
+            runtime,
             tasks: Mutex::default(),
             clock: Clock::default(),
             open: watch::Sender::new(false),

@@ -3,6 +3,7 @@
 mod acknowledgement;
 mod chaos;
 mod routing;
+mod runtime;
 mod sessions;
 
 use std::collections::HashMap;

@@ -129,9 +129,16 @@ async fn who_does_not_say_connect_is_shown_out() {
     }
 }
 
+/// A broker whose clock is the test's.
+async fn on_this_clock() -> Broker {
+    let mut options = options();
+    options.runtime = Some(tokio::runtime::Handle::current());
+    Broker::start(options).await.unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_says_nothing_is_shown_out_in_time() {
-    let broker = start().await;
+    let broker = on_this_clock().await;
     let began = tokio::time::Instant::now();
     let mut stream = broker.handle().connect();
     stream.write_all(&[0x10]).await.unwrap();
@@ -142,7 +149,7 @@ async fn who_says_nothing_is_shown_out_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn who_falls_silent_is_taken_for_lost() {
-    let broker = start().await;
+    let broker = on_this_clock().await;
     let mut client = Client::over(broker.handle().connect(), Version::V5);
     client.greet(Connect { keep_alive: 10, ..hello("a") }).await;
     let began = tokio::time::Instant::now();
@@ -157,7 +164,7 @@ async fn who_falls_silent_is_taken_for_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn the_clock_ends_sessions_and_sends_wills() {
-    let broker = start().await;
+    let broker = on_this_clock().await;
     let handle = broker.handle();
     let mut b = Client::local(handle.connect(), "b").await;
     b.subscribe("will", QOS0).await;
