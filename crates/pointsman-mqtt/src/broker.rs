@@ -15,16 +15,19 @@
 //! else in the process waits for it, and connections take turns instead of waiting for a lock.
 
 mod client;
+mod connection;
 mod core;
 mod duty;
 mod figures;
 mod greet;
+mod levels;
 mod limits;
 mod link;
 mod listen;
 mod message;
 mod options;
 mod pressure;
+mod replay;
 mod retained;
 mod route;
 mod runtime;

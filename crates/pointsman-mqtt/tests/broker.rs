@@ -14,6 +14,8 @@ mod crowd;
 mod pressure;
 #[path = "broker/sessions.rs"]
 mod sessions;
+#[path = "broker/stall.rs"]
+mod stall;
 #[path = "broker/takeover.rs"]
 mod takeover;
 #[path = "broker/throughput.rs"]

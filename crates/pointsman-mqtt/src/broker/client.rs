@@ -1,6 +1,6 @@
 //! One client as the broker knows it: its session, its subscriptions, and what waits for it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use bytestring::ByteString;
 
 use super::limits::Limits;
 use super::message::size;
+use super::replay::Replay;
 use super::slots::Key;
 use super::timers::TimerKey;
 use crate::packet::{Options, Publish, Qos, Will};
@@ -23,6 +24,8 @@ pub(super) struct Client {
     /// `None` while it is away.
     pub(super) connection: Option<Key>,
     pub(super) subscriptions: HashMap<ByteString, (Options, Option<u32>)>,
+    /// Retained messages that it has yet to be sent.
+    pub(super) replay: Option<Replay>,
     /// How long the session lasts without a connection.
     pub(super) expiry: Duration,
     pub(super) will: Option<Will>,
@@ -38,7 +41,7 @@ pub(super) struct Client {
     /// Messages of local clients that it has not acknowledged.
     pub(super) owed: usize,
     /// Connections that are not read until this client has caught up.
-    pub(super) waiters: Vec<Key>,
+    pub(super) waiters: BTreeSet<Key>,
     /// When a message for it was dropped last; `None` once none was for a while.
     pub(super) dropped: Option<Instant>,
     /// The last message that found this client, and its place among the targets: a client gets one copy.
@@ -100,6 +103,7 @@ impl Client {
             session: Session::new(u16::MAX),
             connection: None,
             subscriptions: HashMap::new(),
+            replay: None,
             expiry: Duration::ZERO,
             will: None,
             ends: None,
@@ -108,7 +112,7 @@ impl Client {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             owed: 0,
-            waiters: Vec::new(),
+            waiters: BTreeSet::new(),
             dropped: None,
             mark: (0, 0),
         }

@@ -14,6 +14,7 @@ use super::timers::Timer;
 use crate::packet::{Connack, Connect, Disconnect, Malformed, Packet, Properties, Publish, Qos, Version, Will};
 use crate::reason::Reason;
 use crate::session::Peer;
+use crate::topic;
 
 /// What a connection is refused with.
 struct Refused {
@@ -105,6 +106,7 @@ impl Core {
             client.session.connected(peer, now);
             client.sent();
         }
+        self.set_up(key, true);
         self.take_expired(key);
         self.touch(key);
         tracing::info!(client = %id, peer = %name, version = ?connect.version, session_present = present, "MQTT client connected");
@@ -205,6 +207,7 @@ impl Core {
     fn keep_session(&mut self, key: Key, now: Instant) {
         // What had yet to be written is gone with the connection: whoever waited for that may go on.
         self.relieve(key);
+        self.set_up(key, false);
         let Some(client) = self.clients.get(key) else { return };
         let ends = now + client.expiry;
         let delay = client.will.as_ref().map(|will| Duration::from_secs(u64::from(will.delay)));
@@ -224,6 +227,15 @@ impl Core {
         }
     }
 
+    /// The groups of a client are told that it is connected, or away.
+    fn set_up(&mut self, key: Key, is_up: bool) {
+        let Some(client) = self.clients.get(key) else { return };
+        for filter in client.subscriptions.keys().filter(|filter| filter.starts_with(topic::SHARE)) {
+            self.spent += 1;
+            self.tree.set_up(filter, key, is_up);
+        }
+    }
+
     pub(super) fn send_will(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.will_due = None;
@@ -239,12 +251,14 @@ impl Core {
         let Some(mut client) = self.clients.remove(key) else { return };
         self.by_id.remove(&client.id);
         [client.ends, client.will_due].into_iter().for_each(|timer| self.timers.stop(timer));
+        self.spent += client.subscriptions.len();
         for filter in client.subscriptions.keys() {
             self.tree.remove(filter, key);
         }
         self.figures.subscriptions -= client.subscriptions.len();
         self.release(&client.waiters);
         let waiting = client.session.queued();
+        self.spent += client.session.outstanding() / 8;
         let tokens = client.session.drain();
         let sent = tokens.len() - waiting;
         for (place, token) in tokens.into_iter().enumerate() {

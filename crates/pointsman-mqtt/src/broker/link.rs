@@ -1,5 +1,6 @@
 //! The task of one connection: reads, gives what it has read to the core, and writes what the core has for it.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -9,9 +10,11 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::core::{Core, Status};
+use super::connection::Status;
+use super::core::Core;
 use super::pressure::Gate;
 use super::shared::Broking;
 use super::slots::Key;
@@ -61,7 +64,7 @@ pub(super) struct Link<S> {
     /// Set while another connection waits for the session.
     last_reads: Option<LastReads>,
     /// Kept for their memory.
-    packets: Vec<Packet>,
+    packets: VecDeque<Packet>,
     woken: Vec<Arc<Wake>>,
     /// Not known to have ended.
     open: bool,
@@ -80,6 +83,8 @@ enum Happening {
     /// There is nothing more to be read, and another connection waits for that.
     Dry,
     Written,
+    /// There are more retained messages for the client, and it takes them.
+    Replay,
     Woken,
     Timer,
     End(&'static str),
@@ -110,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             status,
             heard: since,
             last_reads: None,
-            packets: Vec::new(),
+            packets: VecDeque::new(),
             woken: Vec::new(),
             open: true,
         }
@@ -119,6 +124,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Serves the client until the connection ends.
     pub(super) async fn run(mut self) {
         while !(self.status.closing && self.output.is_empty() && !self.unflushed) {
+            if !self.packets.is_empty() {
+                // What was read is more than is done in one go: others have their turn.
+                yield_now().await;
+                self.exchange(|_, _, _| ());
+                continue;
+            }
             let closing = self.status.closing;
             let next = poll_fn(|context| self.poll(context));
             let happening = if closing { timeout(FAREWELL, next).await } else { Ok(next.await) };
@@ -126,6 +137,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             match happening {
                 Happening::Read => self.take_in(),
                 Happening::Written | Happening::Woken => self.exchange(|_, _, _| ()),
+                Happening::Replay => {
+                    self.exchange(Core::replay_on);
+                    yield_now().await;
+                }
                 Happening::Dry => self.exchange(Core::drained),
                 Happening::Timer => self.overdue(),
                 Happening::End(why) => return self.over(why),
@@ -167,6 +182,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         }
         if self.wake.poll(context).is_ready() {
             return Poll::Ready(Happening::Woken);
+        }
+        if self.status.replays && self.output.len() < UNWRITTEN {
+            return Poll::Ready(Happening::Replay);
         }
         if (!self.status.greeted || self.status.keep_alive.is_some() || (trickle && !due)) && !self.status.closing {
             return self.timer.as_mut().poll(context).map(|()| Happening::Timer);
@@ -249,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         let mut malformed = stranger.then_some(Malformed::protocol("the first packet is not CONNECT"));
         while malformed.is_none() {
             match self.decoder.decode(&mut self.input) {
-                Ok(Some(packet)) => self.packets.push(packet),
+                Ok(Some(packet)) => self.packets.push_back(packet),
                 Ok(None) => break,
                 Err(error) => {
                     malformed = Some(error);
@@ -275,7 +293,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         {
             let mut core = self.broking.core();
             core.begin(self.key);
-            core.receive(self.key, self.packets.drain(..), now);
+            core.receive(self.key, &mut self.packets, now);
             step(&mut core, self.key, now);
             if self.output.is_empty() {
                 if self.taken > SPARE {

@@ -1,5 +1,6 @@
 //! Who may be read: nothing for a local client is dropped, so those who publish to it wait until it has caught up.
 
+use std::collections::BTreeSet;
 use std::mem;
 
 use super::core::Core;
@@ -59,7 +60,7 @@ impl Core {
         };
         if let Some(client) = self.clients.get_mut(on) {
             state.paused_on = Some(on);
-            client.waiters.push(connection);
+            client.waiters.insert(connection);
             self.figures.paused += 1;
         }
     }
@@ -73,7 +74,7 @@ impl Core {
         }
     }
 
-    pub(super) fn release(&mut self, waiters: &[Key]) {
+    pub(super) fn release(&mut self, waiters: &BTreeSet<Key>) {
         for &waiter in waiters {
             if let Some(state) = self.connections.get_mut(waiter) {
                 state.paused_on = None;

@@ -19,6 +19,9 @@ use crate::topic;
 /// A client for which nothing was dropped for so long has caught up. One that is always a little too slow is not to fill the log.
 const CAUGHT_UP: Duration = Duration::from_secs(10);
 
+/// A message for one client counts as one piece of work, and for each so many bytes as one more.
+const BYTES_OF_ONE: usize = 16 << 10;
+
 /// Who publishes.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -68,9 +71,8 @@ impl Core {
         }
         self.figures.messages_in += 1;
         let packet_id = publish.id;
-        let kept = !publish.retain || self.keep(&publish, &source.id, now);
         let waits = (publish.qos > Qos::AtMostOnce).then_some((key, packet_id));
-        let mut answer = self.distribute(&source, publish, waits, now);
+        let (mut answer, kept) = self.distribute_and_keep(&source, publish, waits, now);
         if !kept && answer == Some(Reason::NO_MATCHING_SUBSCRIBERS) {
             answer = Some(Reason::QUOTA_EXCEEDED);
         }
@@ -85,18 +87,26 @@ impl Core {
 
     pub(super) fn publish_will(&mut self, from: ByteString, publish: Publish, now: Instant) {
         self.figures.messages_in += 1;
-        if publish.retain {
-            self.keep(&publish, &from, now);
-        }
         let mut publish = publish;
         publish.properties.user.retain(|(name, _)| *name != CLIENT_ID_PROPERTY);
-        self.distribute(&Source { client: None, connection: None, local: false, id: from }, publish, None, now);
+        let source = Source { client: None, connection: None, local: false, id: from };
+        self.distribute_and_keep(&source, publish, None, now);
     }
 
-    fn keep(&mut self, publish: &Publish, from: &ByteString, now: Instant) -> bool {
-        let kept = self.retained.keep(publish, from, now).is_ok();
+    /// Gives a message to all who have subscribed, and then keeps it, if that is wanted: whoever still waits for the one that was
+    /// kept before has got that first. What its publisher is told, and whether it could be kept.
+    fn distribute_and_keep(
+        &mut self,
+        source: &Source,
+        publish: Publish,
+        waits: Option<(Key, u16)>,
+        now: Instant,
+    ) -> (Option<Reason>, bool) {
+        let lasting = publish.retain.then(|| publish.clone());
+        let answer = self.distribute(source, publish, waits, now);
+        let kept = lasting.is_none_or(|publish| self.retained.keep(&publish, &source.id, now).is_ok());
         self.figures.dropped_retained += u64::from(!kept);
-        kept
+        (answer, kept)
     }
 
     /// Gives a message to all who have subscribed. What its publisher is told; `None` if that has to wait for others.
@@ -152,7 +162,7 @@ impl Core {
         let Self { tree, clients, targets, limits, distributed, .. } = self;
         targets.clear();
         tree.matching(&publish.topic, &mut |leaf| {
-            for subscription in &leaf.plain {
+            for subscription in leaf.plain() {
                 if subscription.options.no_local && source.client == Some(subscription.client) {
                     continue;
                 }
@@ -160,9 +170,9 @@ impl Core {
                     add(targets, client, subscription, *distributed);
                 }
             }
-            for group in &mut leaf.groups {
-                let rank = |member: &Subscription| rank(clients, limits, member, publish, !source.local);
-                if let Some(member) = group.pick(rank) {
+            for group in leaf.groups() {
+                let takes = |member: &Subscription, up| takes(clients, limits, member, up, publish, !source.local);
+                if let Some(member) = group.pick(takes) {
                     let local = clients.get(member.client).is_some_and(|client| client.local);
                     targets.push(Target { group: Some(Arc::clone(&group.filter)), ..Target::new(&member, local) });
                 }
@@ -170,8 +180,7 @@ impl Core {
         });
     }
 
-    /// Gives a message to one client. `quality`: its QoS and its retain flag as they were published; `publish` is adapted to
-    /// the client.
+    /// Gives a message to one client, after the retained one of its topic, if the client still waits for that.
     pub(super) fn deliver(
         &mut self,
         source: &Source,
@@ -181,6 +190,24 @@ impl Core {
         duty: Option<Key>,
         now: Instant,
     ) -> Delivery {
+        if self.clients.get(target.client).is_some_and(|client| client.replay.is_some()) {
+            self.bring_forward(target.client, &publish.topic, now);
+        }
+        self.deliver_now(source, publish, quality, target, duty, now)
+    }
+
+    /// Gives a message to one client. `quality`: its QoS and its retain flag as they were published; `publish` is adapted to
+    /// the client.
+    pub(super) fn deliver_now(
+        &mut self,
+        source: &Source,
+        publish: &mut Publish,
+        quality: (Qos, bool),
+        target: Target,
+        duty: Option<Key>,
+        now: Instant,
+    ) -> Delivery {
+        self.spent += 1 + publish.payload.len() / BYTES_OF_ONE;
         publish.qos = quality.0.min(target.qos);
         let at_most_once = publish.qos == Qos::AtMostOnce;
         let pressed = if target.local && at_most_once { self.can_wait(source) } else { !source.local };
@@ -243,7 +270,7 @@ impl Core {
         let publish = &shared.publish;
         let member = tree
             .group(&shared.filter)
-            .and_then(|group| group.pick(|member| rank(clients, limits, member, publish, !owed)));
+            .and_then(|group| group.pick(|member, up| takes(clients, limits, member, up, publish, !owed)));
         let local = |member: &Subscription| self.clients.get(member.client).is_some_and(|client| client.local);
         let target = member.map(|member| {
             let group = Some(Arc::clone(&shared.filter));
@@ -293,24 +320,20 @@ fn add(targets: &mut Vec<Target>, client: &mut Client, subscription: &Subscripti
     targets.push(Target::new(subscription, client.local));
 }
 
-/// How good a member of a group is for a message.
-fn rank(
+/// Whether a member of a group can take a message.
+fn takes(
     clients: &Slots<Client>,
     limits: &Limits,
     member: &Subscription,
+    is_up: bool,
     publish: &Publish,
     pressed: bool,
-) -> Option<u8> {
-    let client = clients.get(member.client)?;
-    let acknowledged = publish.qos.min(member.options.qos) > Qos::AtMostOnce;
-    if acknowledged && client.is_full(2 * size(publish), limits, pressed) {
-        return None;
+) -> bool {
+    let Some(client) = clients.get(member.client) else { return false };
+    if publish.qos.min(member.options.qos) == Qos::AtMostOnce {
+        return is_up;
     }
-    match client.session.is_up() {
-        true => Some(0),
-        false if acknowledged => Some(1),
-        false => None,
-    }
+    !client.is_full(2 * size(publish), limits, pressed)
 }
 
 /// What no client may send, although it can be read.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::client::Token;
-use super::core::{Core, Work};
+use super::core::{Core, SLICE, Work};
 use super::duty::{Answer, Verdict};
 use super::slots::Key;
 use crate::packet::Version;
@@ -29,8 +29,12 @@ impl Core {
         }
     }
 
+    /// Does what follows from what has been done. What does not fit into the slice is left to the clock, and to whoever comes first.
     pub(super) fn work(&mut self, now: Instant) {
-        while let Some(work) = self.work.pop_front() {
+        while self.spent < SLICE
+            && let Some(work) = self.work.pop_front()
+        {
+            self.spent += 1;
             match work {
                 Work::Publish { from, publish } => self.publish_will(from, *publish, now),
                 Work::Again { shared, duty, owed } => self.again(&shared, duty, owed, now),

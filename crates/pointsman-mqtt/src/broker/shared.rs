@@ -126,7 +126,7 @@ impl Broking {
 
     /// Lets the clock know if something is due earlier than it thinks.
     pub(super) fn keep_time(&self, core: &Core) {
-        let Some(next) = core.timers.next() else { return };
+        let Some(next) = core.next_due(std::time::Instant::now()) else { return };
         let mut due = self.clock.due.lock().unwrap_or_else(PoisonError::into_inner);
         if due.is_none_or(|due| next < due) {
             *due = Some(next);
@@ -137,20 +137,21 @@ impl Broking {
     /// Does what is due, for ever.
     pub(super) async fn run_clock(self: Arc<Self>) {
         loop {
+            let (now, mut woken) = (Instant::now().into_std(), Vec::new());
             let next = {
-                let mut woken = Vec::new();
                 let mut core = self.core();
-                core.tick(Instant::now().into_std());
+                core.tick(now);
                 core.take_woken(&mut woken);
-                let next = core.timers.next();
+                let next = core.next_due(now);
                 *self.clock.due.lock().unwrap_or_else(PoisonError::into_inner) = next;
-                drop(core);
-                woken.into_iter().for_each(|wake| wake.wake());
                 next
             };
+            woken.into_iter().for_each(|wake| wake.wake());
             let changed = self.clock.changed.notified();
             match next {
                 None => changed.await,
+                // Others have their turn, however much is left to be done.
+                Some(next) if next <= now => tokio::task::yield_now().await,
                 Some(next) => drop(tokio::time::timeout_at(next.into(), changed).await),
             }
         }

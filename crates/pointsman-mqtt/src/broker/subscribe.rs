@@ -5,7 +5,6 @@ use std::time::Instant;
 use bytestring::ByteString;
 
 use super::core::Core;
-use super::route::{Source, Target};
 use super::slots::Key;
 use super::tree::{MAX_LEVELS, Subscription};
 use crate::packet::{Malformed, Options, Packet, Suback, Subscribe, Unsubscribe};
@@ -19,25 +18,27 @@ impl Core {
             return Err(Malformed::protocol("a shared subscription with no local"));
         }
         let id = subscribe.properties.subscription_id;
-        let mut fresh = Vec::new();
-        let reasons = subscribe.filters.iter().map(|(filter, options)| {
+        // No client has more, so the rest would be refused, or is there twice: it is not even looked at.
+        let most = self.limits.max_subscriptions;
+        self.spent += subscribe.filters.len().min(most);
+        let mut wanted = Vec::new();
+        let reasons = subscribe.filters.iter().enumerate().map(|(place, (filter, options))| {
+            if place >= most {
+                return Reason::QUOTA_EXCEEDED;
+            }
             let (reason, is_new) = self.add(key, filter, *options, id);
-            fresh.push(is_new);
+            let retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
+            if retained && !reason.is_error() && !filter.starts_with(topic::SHARE) {
+                wanted.push((filter, *options));
+            }
             reason
         });
         let suback = Suback { id: subscribe.id, reasons: reasons.collect(), ..Suback::default() };
-        let granted: Vec<bool> = suback.reasons.iter().map(|reason| !reason.is_error()).collect();
         self.send(key, &Packet::Suback(Box::new(suback)));
-        for (((filter, options), is_new), granted) in subscribe.filters.iter().zip(fresh).zip(granted) {
-            let wanted = match options.retain_handling {
-                0 => true,
-                1 => is_new,
-                _ => false,
-            };
-            if granted && wanted && !filter.starts_with(topic::SHARE) {
-                self.send_retained(key, filter, *options, id, now);
-            }
+        for (filter, options) in wanted {
+            self.replay_later(key, ByteString::from(filter.to_string()), options, id);
         }
+        self.replay(key, now);
         Ok(())
     }
 
@@ -57,26 +58,8 @@ impl Core {
         (Reason(options.qos.number()), is_new)
     }
 
-    fn send_retained(&mut self, key: Key, filter: &str, options: Options, id: Option<u32>, now: Instant) {
-        let Some(local) = self.clients.get(key).map(|client| client.local) else { return };
-        for kept in self.retained.matching(filter, now) {
-            let target = Target {
-                client: key,
-                local,
-                qos: options.qos,
-                // It has been kept, which is what the flag says.
-                retain_as_published: true,
-                ids: id.into_iter().collect(),
-                group: None,
-            };
-            let source = Source { client: None, connection: None, local: false, id: kept.from };
-            let mut publish = kept.publish;
-            let qos = publish.qos;
-            self.deliver(&source, &mut publish, (qos, true), target, None, now);
-        }
-    }
-
     pub(super) fn unsubscribe(&mut self, key: Key, unsubscribe: &Unsubscribe) {
+        self.spent += unsubscribe.filters.len();
         let reasons = unsubscribe.filters.iter().map(|filter| {
             let client = self.clients.get_mut(key);
             if client.and_then(|client| client.subscriptions.remove(filter)).is_none() {
@@ -84,6 +67,7 @@ impl Core {
             }
             self.figures.subscriptions -= 1;
             self.tree.remove(filter, key);
+            self.stop_replay(key, filter);
             Reason::SUCCESS
         });
         let unsuback = Suback { id: unsubscribe.id, reasons: reasons.collect(), ..Suback::default() };

@@ -5,13 +5,15 @@ mod chaos;
 mod routing;
 mod runtime;
 mod sessions;
+mod slices;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use bytestring::ByteString;
 
 use super::core::Core;
 use super::limits::Limits;
@@ -58,7 +60,7 @@ impl Bench {
             self.versions.insert(link, connect.version);
         }
         let connects = matches!(packet, Packet::Connect(_));
-        self.core.receive(link, std::iter::once(packet), self.now);
+        self.core.receive(link, &mut VecDeque::from([packet]), self.now);
         if connects {
             // What was sent on an earlier connection of the client has been given already.
             self.core.connections.keys().into_iter().for_each(|earlier| self.core.drained(earlier, self.now));
@@ -170,6 +172,9 @@ impl Bench {
     fn pass(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
         self.core.tick(self.now);
+        while self.core.next_due(self.now).is_some_and(|due| due <= self.now) {
+            self.core.tick(self.now);
+        }
     }
 }
 

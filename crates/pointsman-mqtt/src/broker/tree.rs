@@ -1,6 +1,7 @@
 //! Who has subscribed to what: a tree of the levels of the filters.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::str::Split;
 use std::sync::Arc;
 
@@ -10,6 +11,9 @@ use crate::topic;
 
 /// The most levels that a filter may have: the tree is walked by recursion.
 pub(super) const MAX_LEVELS: usize = 128;
+/// Maximum number of members of a group that are asked whether they take a message, of those that are connected and of those that are
+/// away: where that many in a row have no room, it is not looked for any further.
+const ASKED: usize = 64;
 
 /// All subscriptions.
 #[derive(Debug, Default)]
@@ -31,15 +35,24 @@ pub(super) struct Subscription {
 pub(super) struct Group {
     /// With `$share` and the group's name.
     pub(super) filter: Arc<str>,
-    members: Vec<Subscription>,
-    next: usize,
+    /// Those that are connected, and those that are away: whoever is connected has messages first.
+    up: Members,
+    away: Members,
 }
 
-/// The subscriptions to one filter.
+/// Members of a group that have their turn one after the other.
+#[derive(Debug, Default)]
+struct Members {
+    all: BTreeMap<Key, Subscription>,
+    /// Whose turn was last.
+    last: Option<Key>,
+}
+
+/// The subscriptions to one filter. However many there are, one more or less takes no longer.
 #[derive(Debug, Default)]
 pub(super) struct Leaf {
-    pub(super) plain: Vec<Subscription>,
-    pub(super) groups: Vec<Group>,
+    plain: BTreeMap<Key, Subscription>,
+    groups: BTreeMap<Arc<str>, Group>,
 }
 
 #[derive(Debug, Default)]
@@ -57,27 +70,41 @@ impl Tree {
     /// Subscribes, or changes the options of a subscription. The filter is a valid one.
     pub(super) fn insert(&mut self, filter: &str, subscription: Subscription) {
         let Some((_, inner)) = topic::split_share(filter) else {
-            return put(&mut self.root.leaf(filter).plain, subscription);
+            self.root.leaf(filter).plain.insert(subscription.client, subscription);
+            return;
         };
         let groups = &mut self.root.leaf(inner).groups;
-        match groups.iter_mut().find(|group| *group.filter == *filter) {
-            Some(group) => put(&mut group.members, subscription),
-            None => groups.push(Group { filter: filter.into(), members: vec![subscription], next: 0 }),
+        if let Some(group) = groups.get_mut(filter) {
+            return group.insert(subscription);
         }
+        let filter: Arc<str> = filter.into();
+        let mut group = Group { filter: Arc::clone(&filter), up: Members::default(), away: Members::default() };
+        group.insert(subscription);
+        groups.insert(filter, group);
     }
 
     pub(super) fn remove(&mut self, filter: &str, client: Key) {
         let shared = topic::split_share(filter);
         let inner = shared.map_or(filter, |(_, inner)| inner);
-        self.root.prune(inner.split('/'), &mut |leaf| match shared {
-            None => leaf.plain.retain(|subscription| subscription.client != client),
-            Some(_) => leaf.groups.retain_mut(|group| {
-                if *group.filter == *filter {
-                    group.members.retain(|subscription| subscription.client != client);
+        self.root.prune(inner.split('/'), &mut |leaf| {
+            if shared.is_none() {
+                leaf.plain.remove(&client);
+            } else if let Some(group) = leaf.groups.get_mut(filter) {
+                group.up.all.remove(&client);
+                group.away.all.remove(&client);
+                if group.up.all.is_empty() && group.away.all.is_empty() {
+                    leaf.groups.remove(filter);
                 }
-                !group.members.is_empty()
-            }),
+            }
         });
+    }
+
+    /// A client that has subscribed is connected again, or away.
+    pub(super) fn set_up(&mut self, filter: &str, client: Key, is_up: bool) {
+        if let Some(group) = self.group(filter) {
+            let (from, to) = if is_up { (&mut group.away, &mut group.up) } else { (&mut group.up, &mut group.away) };
+            to.all.extend(from.all.remove_entry(&client));
+        }
     }
 
     /// Calls `found` with the subscriptions to each filter that matches the topic.
@@ -93,34 +120,48 @@ impl Tree {
     /// The group of that whole filter.
     pub(super) fn group(&mut self, filter: &str) -> Option<&mut Group> {
         let (_, inner) = topic::split_share(filter)?;
-        let leaf = self.root.find(inner)?;
-        leaf.groups.iter_mut().find(|group| *group.filter == *filter)
+        self.root.find(inner)?.groups.get_mut(filter)
     }
 }
 
 impl Group {
-    /// The next member in turn that is as good as any: `rank` says how good each is, the lowest being the best; `None` for one
-    /// that cannot take the message.
-    pub(super) fn pick(&mut self, mut rank: impl FnMut(&Subscription) -> Option<u8>) -> Option<Subscription> {
-        let count = self.members.len();
-        let mut best: Option<(u8, usize)> = None;
-        for step in 0..count {
-            let place = (self.next + step) % count;
-            let Some(rank) = rank(&self.members[place]) else { continue };
-            if best.is_none_or(|(least, _)| rank < least) {
-                best = Some((rank, place));
-            }
-            if rank == 0 {
-                break;
+    /// Only whoever is connected can subscribe.
+    fn insert(&mut self, subscription: Subscription) {
+        self.up.all.insert(subscription.client, subscription);
+    }
+
+    /// The next member in turn that can take a message. `takes` is told whether the member is connected.
+    pub(super) fn pick(&mut self, mut takes: impl FnMut(&Subscription, bool) -> bool) -> Option<Subscription> {
+        let up = self.up.pick(|member| takes(member, true));
+        up.or_else(|| self.away.pick(|member| takes(member, false)))
+    }
+}
+
+impl Members {
+    fn pick(&mut self, mut takes: impl FnMut(&Subscription) -> bool) -> Option<Subscription> {
+        let last = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.all.range((last, Bound::Unbounded));
+        let before = self.last.into_iter().flat_map(|last| self.all.range(..=last));
+        let asked = behind.chain(before).take(ASKED);
+        for (&client, member) in asked {
+            self.last = Some(client);
+            if takes(member) {
+                return Some(*member);
             }
         }
-        let (_, place) = best?;
-        self.next = (place + 1) % count;
-        Some(self.members[place])
+        None
     }
 }
 
 impl Leaf {
+    pub(super) fn plain(&self) -> impl Iterator<Item = &Subscription> {
+        self.plain.values()
+    }
+
+    pub(super) fn groups(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.groups.values_mut()
+    }
+
     fn is_empty(&self) -> bool {
         self.plain.is_empty() && self.groups.is_empty()
     }
@@ -198,13 +239,6 @@ impl Node {
     }
 }
 
-fn put(all: &mut Vec<Subscription>, new: Subscription) {
-    match all.iter_mut().find(|old| old.client == new.client) {
-        Some(old) => *old = new,
-        None => all.push(new),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -239,9 +273,9 @@ mod tests {
     fn found(tree: &mut Tree, topic: &str) -> Vec<(String, Key)> {
         let mut found = Vec::new();
         tree.matching(topic, &mut |leaf| {
-            found.extend(leaf.plain.iter().map(|subscription| (String::new(), subscription.client)));
-            for group in &leaf.groups {
-                found.extend(group.members.iter().map(|member| (group.filter.to_string(), member.client)));
+            found.extend(leaf.plain().map(|subscription| (String::new(), subscription.client)));
+            for group in leaf.groups() {
+                found.extend(group.up.all.keys().map(|client| (group.filter.to_string(), *client)));
             }
         });
         found.sort();
@@ -291,15 +325,43 @@ mod tests {
         for &client in &keys {
             tree.insert("$share/g/t", Subscription { client, options: Options::default(), id: None });
         }
-        let group = tree.group("$share/g/t").unwrap();
-        let mut pick = |ranks: [Option<u8>; 3]| {
-            let rank = |member: &Subscription| ranks[keys.iter().position(|key| *key == member.client).unwrap()];
-            group.pick(rank).map(|member| keys.iter().position(|key| *key == member.client).unwrap())
+        let mut pick = |takes: [bool; 3]| {
+            let takes = |member: &Subscription, _| takes[keys.iter().position(|key| *key == member.client).unwrap()];
+            let picked = tree.group("$share/g/t").unwrap().pick(takes);
+            picked.map(|member| keys.iter().position(|key| *key == member.client).unwrap())
         };
-        let all = [Some(0); 3];
+        let all = [true; 3];
         assert_eq!([pick(all), pick(all), pick(all), pick(all)], [Some(0), Some(1), Some(2), Some(0)]);
-        assert_eq!(pick([Some(0), Some(1), Some(1)]), Some(0));
-        assert_eq!(pick([None, Some(1), Some(1)]), Some(1));
-        assert_eq!(pick([None; 3]), None);
+        assert_eq!(pick([true, false, false]), Some(0));
+        assert_eq!(pick([false, true, true]), Some(1));
+        assert_eq!(pick([false; 3]), None);
+        // Those who are away come last.
+        tree.set_up("$share/g/t", keys[1], false);
+        let mut pick = |takes: [bool; 3]| {
+            let takes = |member: &Subscription, _| takes[keys.iter().position(|key| *key == member.client).unwrap()];
+            let picked = tree.group("$share/g/t").unwrap().pick(takes);
+            picked.map(|member| keys.iter().position(|key| *key == member.client).unwrap())
+        };
+        assert_eq!([pick(all), pick(all), pick(all)], [Some(2), Some(0), Some(2)]);
+        assert_eq!(pick([false, true, false]), Some(1));
+    }
+
+    /// However many members there are that take nothing.
+    #[test]
+    fn a_bounded_number_is_asked() {
+        let (mut slots, mut tree) = (Slots::default(), Tree::default());
+        for number in 0..10_000 {
+            let client = slots.insert(());
+            tree.insert("$share/g/t", Subscription { client, options: Options::default(), id: None });
+            if number % 2 == 0 {
+                tree.set_up("$share/g/t", client, false);
+            }
+        }
+        let mut asked = 0;
+        let picked = tree.group("$share/g/t").unwrap().pick(|_, _| {
+            asked += 1;
+            false
+        });
+        assert_eq!((picked, asked), (None, 2 * ASKED));
     }
 }
