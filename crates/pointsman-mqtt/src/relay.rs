@@ -9,6 +9,7 @@
 //! | which topic filters cover what routes can match | `prefix.rs` |
 //! | how topics name codes; go-micro-service's envelopes | `address.rs` |
 //! | which message is for whom | `routes.rs` |
+//! | to which topics answers go | `engine/response_topic.rs` |
 //! | what is done with a message | `engine.rs`: `forward.rs` there, `respond.rs` back, `dead_letter.rs` nowhere |
 //! | messages that wait for the next master | `engine/waiting.rs`, and behind which others: `engine/unsettled.rs` |
 //! | what a gone instance has not acknowledged to the embedded broker | `engine/take_back.rs` |

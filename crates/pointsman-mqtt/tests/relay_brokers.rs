@@ -146,6 +146,7 @@ async fn relays_may_stand_one_behind_the_other() {
     let relay_a = front.relay(between(&first.url(), &second.url(), vec![Route::new("^/login(/|$)", "relays")])).await;
     let mut behind = between(&second.url(), &second.url(), vec![Route::new("^relay-b/login(/|$)", "cfgs")]);
     behind.code = "relay-b".into();
+    behind.response_topics = vec!["pointsman/reply/#".to_owned()];
     let relay_b = back.relay(behind).await;
     let (service, sender) = (support::service(&second, "svc-a").await, client(&first).await);
     sender.subscribe("inbox", 2).await;

@@ -37,6 +37,7 @@ pub struct Mosquitto {
 pub struct MosquittoOptions {
     persistence: bool,
     passwords: Vec<(String, String)>,
+    acl: Option<String>,
     tls: bool,
     bridges: Vec<Bridge>,
     settings: Vec<(String, String)>,
@@ -54,6 +55,7 @@ impl Default for MosquittoOptions {
         let options = MosquittoOptions {
             persistence: false,
             passwords: Vec::new(),
+            acl: None,
             tls: false,
             bridges: Vec::new(),
             settings: Vec::new(),
@@ -78,6 +80,12 @@ impl MosquittoOptions {
     pub fn password(mut self, user: &str, password: &str) -> MosquittoOptions {
         self.passwords.push((user.to_owned(), password.to_owned()));
         self.set("allow_anonymous", "false")
+    }
+
+    /// What users may read and write: the text of an `acl_file`.
+    #[must_use]
+    pub fn acl(self, lines: &str) -> MosquittoOptions {
+        MosquittoOptions { acl: Some(lines.to_owned()), ..self }
     }
 
     /// A second port that speaks TLS; see [`Mosquitto::tls`] and [`Mosquitto::secure_address`].
@@ -316,6 +324,10 @@ impl BrokerConfig {
         }
         if !options.passwords.is_empty() {
             writeln!(text, "password_file {}", config.write_passwords(&options.passwords).display()).unwrap();
+        }
+        if let Some(lines) = &options.acl {
+            fs::write(config.path("acl"), lines).unwrap();
+            writeln!(text, "acl_file {}", config.path("acl").display()).unwrap();
         }
         if options.tls {
             let (address, files) = (local(free_port()), TlsFiles::create(config.folder.path()));

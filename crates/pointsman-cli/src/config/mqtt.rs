@@ -100,7 +100,7 @@ fn settings() -> Vec<Setting<Reading>> {
 }
 
 /// Settings of the brokers and topics.
-fn brokers() -> [Setting<Reading>; 4] {
+fn brokers() -> [Setting<Reading>; 5] {
     let url = "a broker's url";
     let example = "\"mqtt://127.0.0.1:1883\"";
     [
@@ -136,6 +136,15 @@ fn brokers() -> [Setting<Reading>; 4] {
                 let stopgap =
                     |(index, filter): (usize, Option<String>)| filter.unwrap_or_else(|| format!("{index}/unreadable"));
                 it.mqtt.settings.filters = filters.into_iter().enumerate().map(stopgap).collect();
+            }),
+        list("response_topics", "a topic filter", |_, text| Ok(text.to_owned()))
+            .default("what is not reserved, not routed, and no instance's")
+            .example("\"reply/#\"")
+            .help("Topic filters of the response topics to which answers may go.")
+            .to(|it: &mut Reading, filters| {
+                let stopgap =
+                    |(index, filter): (usize, Option<String>)| filter.unwrap_or_else(|| format!("{index}/unreadable"));
+                it.mqtt.settings.response_topics = filters.into_iter().enumerate().map(stopgap).collect();
             }),
     ]
 }

@@ -7,6 +7,7 @@
 mod dead_letter;
 mod forward;
 mod respond;
+mod response_topic;
 mod take_back;
 mod unsettled;
 mod waiting;
@@ -54,6 +55,8 @@ pub(super) struct Engine {
     /// what it has subscribed to.
     marks: bool,
     limits: Limits,
+    /// Filters of the topics to which answers may go; empty: any that has no meaning of its own.
+    response_topics: Vec<String>,
     pub(super) routes: Routes,
     flights: Slab<Flight>,
     /// What is on its way to instances: so much, and no more, is taken from senders. What goes back to senders does not count,
@@ -194,6 +197,7 @@ impl Engine {
             topics: settings.topics,
             marks: !settings.has_one_broker(),
             limits: Limits::of(settings),
+            response_topics: settings.response_topics.clone(),
             routes,
             flights: Slab::new(),
             forwards: 0,
@@ -267,6 +271,7 @@ impl Engine {
     /// Goes on with other routes and limits. What is under way is not touched.
     pub(super) fn reload(&mut self, settings: &Settings, routes: Routes, now: Instant) {
         self.limits = Limits::of(settings);
+        self.response_topics.clone_from(&settings.response_topics);
         self.routes = routes;
         self.look_for_orphans(now);
         self.release_waiting(now);

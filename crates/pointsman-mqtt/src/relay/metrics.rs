@@ -231,7 +231,8 @@ impl Inner {
 }
 
 /// Every reason by which something is counted.
-pub(super) const REASONS: [&str; 13] = [
+pub(super) const REASONS: [&str; 14] = [
+    "response-topic",
     "no-route",
     "no-instance",
     "no-subscriber",

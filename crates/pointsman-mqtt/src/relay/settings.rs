@@ -32,6 +32,8 @@ pub struct Settings {
     pub group: String,
     /// The topic filters that are subscribed to on the ingress broker; empty: what the routes can match.
     pub filters: Vec<String>,
+    /// Filters of the topics to which answers may go; empty: any that is not reserved, not routed, and no instance's.
+    pub response_topics: Vec<String>,
     /// First match wins.
     pub routes: Vec<Route>,
     /// How many messages may be under way: not acknowledged by the service's broker yet, or not answered. Beyond that
@@ -136,6 +138,7 @@ impl Settings {
             advertise: None,
             group: "pointsman".to_owned(),
             filters: Vec::new(),
+            response_topics: Vec::new(),
             routes: Vec::new(),
             max_in_flight: 10_000,
             max_packet: 1 << 20,
@@ -242,6 +245,14 @@ impl Settings {
                 );
             } else if let Some(other) = self.filters[..index].iter().find(|other| topic::intersect(other, filter)) {
                 wrong(key(), format!("{filter:?} overlaps with {other:?}: what matches both would be delivered twice"));
+            }
+        }
+        for (index, filter) in self.response_topics.iter().enumerate() {
+            let key = || format!("response_topics.{index}");
+            if let Err(reason) = topic::check_filter(filter) {
+                wrong(key(), format!("{filter:?} {reason}"));
+            } else if filter.starts_with('$') {
+                wrong(key(), format!("{filter:?} begins with $: no answer goes there"));
             }
         }
         if self.topics == Topics::GoEnvelope && !self.filters.is_empty() {
@@ -438,7 +449,9 @@ mod tests {
         assert_eq!(keys(&bad), ["code", "route.0.service", "max_in_flight", "queue_timeout"]);
         let mut bad = settings(&["^/a"]);
         bad.filters = ["a/#", "a#", "a/b", "$SYS/#"].map(str::to_owned).to_vec();
-        assert_eq!(keys(&bad), ["filters.1", "filters.2", "filters.3"]);
+        bad.response_topics = ["reply/#", "a#", "$share/g/a"].map(str::to_owned).to_vec();
+        let expected = ["filters.1", "filters.2", "filters.3", "response_topics.1", "response_topics.2"];
+        assert_eq!(keys(&bad), expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use super::{Engine, Flight, Origin, Reply, SENDERS, What};
+use super::{Engine, Flight, Origin, Reply, SENDERS, What, response_topic};
 use crate::packet::Publish;
 use crate::problem;
 use crate::relay::address;
@@ -51,6 +51,9 @@ impl Engine {
         out.properties.topic_alias = None;
         out.properties.subscription_ids.clear();
         out.properties.response_topic = None;
+        // What a sender has called so is not the relay's word.
+        let own = [problem::REASON, problem::DETAIL, TOPIC, CUT];
+        out.properties.user.retain(|(name, _)| !own.contains(&&**name));
         out.properties.user.extend(letter.properties());
         if address::DEAD_LETTER.len() + 1 + topic.len() <= MAX_TEXT_BYTES {
             out.topic = format!("{}/{topic}", address::DEAD_LETTER).into();
@@ -98,6 +101,12 @@ impl Engine {
         detail: &str,
         now: Instant,
     ) {
+        if self.leads_to_instance(&reply.topic) {
+            // It did not when the request came.
+            number.into_iter().for_each(|number| self.journal.answered(number));
+            self.metrics.dropped(response_topic::REASON, 1);
+            return self.acknowledge(origin);
+        }
         self.metrics.error_told(reason);
         let mut out = problem::message(reply.topic.clone(), reply.correlation.clone(), reason, detail);
         out.qos = reply.qos;

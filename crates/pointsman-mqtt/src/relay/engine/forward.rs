@@ -9,6 +9,7 @@ use bytestring::ByteString;
 use pointsman_balance::Outcome;
 
 use super::dead_letter::DeadLetter;
+use super::response_topic::{REASON, response_topic};
 use super::waiting::Deadline;
 use super::{Engine, Flight, Forward, Origin, Received, Reply, SENDERS, What};
 use crate::packet::{Publish, Qos};
@@ -18,7 +19,6 @@ use crate::relay::journal::{Kept, Place};
 use crate::relay::requests::Request;
 use crate::relay::routes::{Endpoint, Route};
 use crate::relay::settings::Topics;
-use crate::topic::is_topic;
 
 /// The user property by which the client id of a sender is known.
 pub(super) const CLIENT_ID: &str = "pointsman-client-id";
@@ -64,10 +64,10 @@ struct Way {
 /// What a sender's topic says.
 pub(super) struct Inquiry<'a> {
     /// What routes are matched against.
-    matched: Cow<'a, str>,
+    pub(super) matched: Cow<'a, str>,
     /// The code that the sender names.
     pub(super) code: Option<&'a str>,
-    envelope: Option<Envelope<'a>>,
+    pub(super) envelope: Option<Envelope<'a>>,
     /// Without the code.
     topic: &'a str,
 }
@@ -91,6 +91,10 @@ impl Engine {
         };
         if self.has_been_here(&topic, &publish) {
             let letter = DeadLetter::new("loop", "a relay has sent this message already");
+            return self.dead_letter(origin, &topic, &publish, &letter, now);
+        }
+        if let Some(letter) = self.refused_request(&inquiry, &publish) {
+            self.restored(origin).into_iter().for_each(|(place, _)| self.release(place));
             return self.dead_letter(origin, &topic, &publish, &letter, now);
         }
         let Some(route) = self.routes.find(&inquiry.matched).cloned() else {
@@ -157,14 +161,21 @@ impl Engine {
             return self.acknowledge(origin);
         }
         let letter = DeadLetter::new("too-large", "it is larger than max_packet; its payload is left out");
-        match self.inquire(&publish.topic, |code| self.names(code)) {
+        let inquiry = self.inquire(&publish.topic, |code| self.names(code));
+        match inquiry.filter(|inquiry| self.refused_request(inquiry, publish).is_none()) {
             Some(inquiry) => self.undeliverable(origin, &inquiry, publish, &letter, now),
             None => self.dead_letter(origin, &publish.topic, publish, &letter, now),
         }
     }
 
+    /// Why a request is not passed on, if it names a response topic to which the relay does not answer.
+    fn refused_request(&self, inquiry: &Inquiry<'_>, publish: &Publish) -> Option<DeadLetter> {
+        let problem = self.response_topic_problem(inquiry, publish)?;
+        Some(DeadLetter::new(REASON, problem))
+    }
+
     /// Whether a level at the end of a topic is the code of an instance, or of this relay.
-    fn names(&self, code: &str) -> bool {
+    pub(super) fn names(&self, code: &str) -> bool {
         code == &*self.code || self.routes.knows(code)
     }
 
@@ -203,16 +214,9 @@ impl Engine {
 
     /// Where the sender waits for an answer, if it does.
     pub(super) fn reply_of(inquiry: &Inquiry<'_>, publish: &Publish) -> Option<Reply> {
-        let (topic, correlation) = match inquiry.envelope {
-            Some(envelope) if envelope.waits() => (ByteString::from(envelope.response_topic()), None),
-            Some(_) => return None,
-            None => {
-                let properties = &publish.properties;
-                let copied = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-                let topic = properties.response_topic.as_ref().filter(|topic| is_topic(topic))?;
-                (ByteString::from(topic.to_string()), properties.correlation.as_ref().map(copied))
-            }
-        };
+        let topic = ByteString::from(response_topic(inquiry, publish)?.into_owned());
+        let correlation = publish.properties.correlation.as_ref().filter(|_| inquiry.envelope.is_none());
+        let correlation = correlation.map(|bytes| Bytes::copy_from_slice(bytes));
         Some(Reply { topic, correlation, qos: publish.qos })
     }
 
@@ -235,7 +239,7 @@ impl Engine {
             let letter = DeadLetter::new("refused", "the service's broker speaks MQTT 3.1.1, which has no requests");
             return self.undeliverable(origin, inquiry, &publish, &letter, now);
         }
-        let (number, nonce) = known.unwrap_or_else(|| (self.requests.next_number(), fastrand::u64(..)));
+        let (number, nonce) = known.unwrap_or_else(|| (self.requests.next_number(), nonce()));
         let (qos, topic) = (publish.qos, Arc::<str>::from(&*publish.topic));
         let mut out = publish;
         let id = (number, nonce);
@@ -534,6 +538,11 @@ impl Engine {
         }
         self.dead_letter(origin, &publish.topic, publish, letter, now);
     }
+}
+
+/// A number that nobody can guess, whatever other ones it has seen: who knew it could answer in the place of an instance.
+fn nonce() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().1
 }
 
 fn kept(request: &Request) -> Kept {

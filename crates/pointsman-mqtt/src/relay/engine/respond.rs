@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pointsman_balance::Outcome;
 
-use super::{Engine, Flight, SENDERS, What};
+use super::{Engine, Flight, SENDERS, What, response_topic};
 use crate::packet::Publish;
 use crate::relay::address;
 use crate::relay::settings::Topics;
@@ -29,6 +29,12 @@ impl Engine {
         request.endpoint.report(Outcome::Success);
         request.route.metrics.responses.inc();
         request.route.metrics.response.observe(now.saturating_duration_since(request.received.at).as_secs_f64());
+        if self.leads_to_instance(&request.reply.topic) {
+            // It did not when the request came.
+            self.journal.answered(number);
+            self.metrics.dropped(response_topic::REASON, 1);
+            return self.acknowledge(origin);
+        }
         let mut out = publish;
         out.topic = request.reply.topic;
         (out.dup, out.id, out.retain) = (false, 0, false);
