@@ -166,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             Ok(true) => return Poll::Ready(Happening::Written),
             Ok(false) => {}
         }
-        if let Some(last) = self.last_reads {
+        if let Some(last) = self.last_reads.filter(|_| !self.status.closing) {
             return self.poll_last(last, context);
         }
         let trickle = self.status.gate == Gate::Trickle;

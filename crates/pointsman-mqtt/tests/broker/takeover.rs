@@ -133,6 +133,23 @@ async fn a_connection_that_is_not_read_is_taken_over() {
     flood.await.unwrap();
 }
 
+#[tokio::test]
+async fn a_connection_that_does_not_read_is_taken_over() {
+    let broker = start().await;
+    let mut old = Client::new(broker.address(), "a").await;
+    old.subscribe("t", QOS0).await;
+    let mut from = Client::new(broker.address(), "from").await;
+    let large = Publish { payload: vec![0; 60_000].into(), ..message("t", "", QOS0, 0) };
+    // More than the buffers on the way hold.
+    while broker.handle().figures().dropped_slow == 0 {
+        from.send(&Packet::Publish(large.clone())).await;
+    }
+    Client::new(broker.address(), "a").await.settle().await;
+    from.settle().await;
+    // And its end comes, although it does not read its farewell.
+    until(|| broker.handle().figures().connections == 1).await;
+}
+
 /// A third one may come while the second waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_connections_at_once_leave_one() {
