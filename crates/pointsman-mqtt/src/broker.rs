@@ -24,6 +24,7 @@ mod levels;
 mod limits;
 mod link;
 mod listen;
+mod memory;
 mod message;
 mod options;
 mod pressure;

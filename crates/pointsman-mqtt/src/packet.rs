@@ -9,7 +9,7 @@ use bytestring::ByteString;
 
 pub use decode::{Decoder, Malformed};
 pub use encode::{Unencodable, encode, encode_publish};
-pub(crate) use encode::{put_varint, varint_len};
+pub(crate) use encode::{encode_publish_head, put_varint, varint_len};
 pub use properties::{MessageProperties, Properties};
 
 use crate::reason::Reason;

@@ -153,6 +153,24 @@ impl<T: Clone> Session<T> {
         self.outbound.sent.pop_front()
     }
 
+    /// Keeps larger payloads as they are given, instead of copying them: they have memory of their own, and other sessions may have them too.
+    pub fn share_payloads(&mut self, share: bool) {
+        self.outbound.shares = share;
+    }
+
+    /// Lets messages with an acknowledgement wait while that many bytes are in the output: where a peer does not read, they stay
+    /// where they can be shared. They go on by [`Session::refill`].
+    pub fn limit_output(&mut self, bytes: usize) {
+        self.outbound.output = bytes;
+    }
+
+    /// The output has been taken: goes on with what waits.
+    pub fn refill(&mut self, now: Instant) {
+        if self.up {
+            self.outbound.pump(&self.peer, now, &mut self.out);
+        }
+    }
+
     /// Whether there is a connection.
     #[must_use]
     pub fn is_up(&self) -> bool {

@@ -10,6 +10,8 @@ mod bytes;
 mod client;
 #[path = "broker/crowd.rs"]
 mod crowd;
+#[path = "broker/memory.rs"]
+mod memory;
 #[path = "broker/pressure.rs"]
 mod pressure;
 #[path = "broker/sessions.rs"]

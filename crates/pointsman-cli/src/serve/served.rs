@@ -349,6 +349,7 @@ fn write_broker(text: &mut String, figures: &Figures) {
     text.gauge("sessions", "Sessions now, of clients that are connected or away", figures.sessions);
     text.gauge("subscriptions", "Subscriptions now", figures.subscriptions);
     text.gauge("retained", "Retained messages now", figures.retained);
+    text.gauge("memory_bytes", "What messages take that wait or are retained", figures.memory);
     text.counter("messages_received", "Messages that clients have published", figures.messages_in);
     text.counter("messages_sent", "Messages given out to subscribers", figures.messages_out);
     text.counter("connections_refused", "Connections that were refused", figures.refused);

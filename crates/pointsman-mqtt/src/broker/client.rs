@@ -6,13 +6,17 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
-use super::limits::Limits;
-use super::message::size;
+use super::limits::{Limits, OUTPUT};
+use super::memory::Charge;
+use super::message::{own_size, size};
 use super::replay::Replay;
 use super::slots::Key;
 use super::timers::TimerKey;
 use crate::packet::{Options, Publish, Qos, Will};
 use crate::session::{Refusal, Session};
+
+/// A queue that has become empty keeps room for that many messages.
+const SPARE: usize = 64;
 
 /// A client, connected or not, for as long as its session lasts.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub(super) struct Client {
     pub(super) ends: Option<TimerKey>,
     /// When the will is published; set while it is away.
     pub(super) will_due: Option<TimerKey>,
+    /// What the messages of QoS 0 take that are put out for it.
+    pub(super) outgoing: Charge,
     /// What the messages that it has not acknowledged take, in bytes.
     bytes: usize,
     /// The sizes of those that have not been sent, in their order, and their sum.
@@ -52,6 +58,8 @@ pub(super) struct Client {
 #[derive(Debug, Clone)]
 pub(super) struct Token {
     size: usize,
+    /// What it takes of that which is not shared with other sessions.
+    _charge: Charge,
     /// Who waits for it.
     pub(super) duty: Option<Key>,
     /// Whether it is a local client that waits.
@@ -95,12 +103,15 @@ pub(super) enum Drop {
 }
 
 impl Client {
-    pub(super) fn new(id: ByteString, local: bool) -> Self {
+    pub(super) fn new(id: ByteString, local: bool, limits: &Limits) -> Self {
+        // Clients of 3.1.1 know no receive maximum; it is kept where it was announced.
+        let mut session = Session::new(u16::MAX);
+        session.share_payloads(true);
+        session.limit_output(OUTPUT);
         Self {
             id,
             local,
-            // Clients of 3.1.1 know no receive maximum; it is kept where it was announced.
-            session: Session::new(u16::MAX),
+            session,
             connection: None,
             subscriptions: HashMap::new(),
             replay: None,
@@ -108,6 +119,7 @@ impl Client {
             will: None,
             ends: None,
             will_due: None,
+            outgoing: limits.memory.charge(0),
             bytes: 0,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -140,12 +152,15 @@ impl Client {
         while self.waiting.len() > self.session.queued() {
             self.waiting_bytes -= self.waiting.pop_front().unwrap_or_default();
         }
+        if self.waiting.is_empty() {
+            self.waiting.shrink_to(SPARE);
+        }
     }
 
     /// Whether a message with an acknowledgement would be dropped. `pressed`: its publisher can be made to wait instead.
     pub(super) fn is_full(&self, bytes: usize, limits: &Limits, pressed: bool) -> bool {
-        let full = self.session.queued() >= limits.max_queued || self.bytes + bytes > limits.max_queued_bytes;
-        full && !(self.local && pressed)
+        let queued = self.session.queued() >= limits.max_queued || self.bytes + bytes > limits.max_queued_bytes;
+        (queued || limits.memory.is_full()) && !(self.local && pressed)
     }
 
     /// Sends a message, or lets it wait.
@@ -162,11 +177,16 @@ impl Client {
                 return Delivery::Away;
             }
             let limit = if self.local { limits.most() } else { limits.outbox };
-            if self.session.output_len() > limit && !(self.local && pressed) {
+            let waiting = self.session.output_len();
+            let full = waiting > limit || (waiting > 0 && limits.memory.is_full());
+            if full && !(self.local && pressed) {
                 return Delivery::Dropped(Drop::Slow);
             }
             return match self.session.publish(publish, token, now) {
-                Ok(_) => Delivery::Sent,
+                Ok(_) => {
+                    self.outgoing.add(self.session.output_len() - waiting);
+                    Delivery::Sent
+                }
                 Err(Refusal::TooLarge { .. } | Refusal::Unencodable(_)) => Delivery::Dropped(Drop::TooLarge),
             };
         }
@@ -196,8 +216,16 @@ impl Client {
 }
 
 impl Token {
-    pub(super) fn new(publish: &Publish, duty: Option<Key>, owed: bool, shared: Option<Arc<Shared>>) -> Self {
+    pub(super) fn new(
+        publish: &Publish,
+        duty: Option<Key>,
+        owed: bool,
+        shared: Option<Arc<Shared>>,
+        limits: &Limits,
+    ) -> Self {
         let copies = if shared.is_some() { 2 } else { 1 };
-        Self { size: copies * size(publish), duty, owed: owed && duty.is_some(), shared }
+        let own = if publish.qos > Qos::AtMostOnce { copies * own_size(publish) } else { 0 };
+        let owed = owed && duty.is_some();
+        Self { size: copies * size(publish), _charge: limits.memory.charge(own), duty, owed, shared }
     }
 }

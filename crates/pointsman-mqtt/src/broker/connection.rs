@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::core::Core;
+use super::memory::Charge;
 use super::pressure::Gate;
 use super::slots::Key;
 use super::takeover::{Parked, Successors};
@@ -128,23 +129,29 @@ impl Core {
         self.touch_connection(connection);
     }
 
-    /// Takes what is to be written to a connection. `out` is empty, and left there for its memory.
-    pub(super) fn take_output(&mut self, connection: Key, out: &mut BytesMut) {
-        let Some(state) = self.connections.get_mut(connection) else { return };
+    /// Takes what is to be written to a connection, and lets what waits for that follow. `out` is empty, and left there for its
+    /// memory. What is returned is to live until it is written.
+    pub(super) fn take_output(&mut self, connection: Key, out: &mut BytesMut, now: Instant) -> Option<Charge> {
+        let state = self.connections.get_mut(connection)?;
         if !state.out.is_empty() {
             mem::swap(&mut state.out, out);
             state.out = BytesMut::new();
         }
         let closing = state.closing;
-        let Some(key) = state.client.filter(|_| !closing) else { return };
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let key = state.client.filter(|_| !closing)?;
+        let client = self.clients.get_mut(key)?;
         if out.is_empty() {
             mem::swap(client.session.output(), out);
         } else {
             out.unsplit(mem::take(client.session.output()));
         }
         client.session.written();
+        client.session.refill(now);
+        client.sent();
+        let charge = client.outgoing.take();
+        self.take_expired(key);
         self.relieve(key);
+        Some(charge)
     }
 
     pub(super) fn status(&self, connection: Key) -> Status {

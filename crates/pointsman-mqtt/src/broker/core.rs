@@ -239,6 +239,7 @@ impl Core {
             connections: self.connections.len(),
             sessions: self.clients.len(),
             retained: self.retained.len(),
+            memory: self.limits.memory.used(),
             ..self.figures.clone()
         }
     }

@@ -12,6 +12,8 @@ pub struct Figures {
     pub subscriptions: usize,
     /// Retained messages now.
     pub retained: usize,
+    /// The memory that messages take which wait or are retained, in bytes.
+    pub memory: usize,
     /// Messages that clients have published, wills included.
     pub messages_in: u64,
     /// Messages given out to subscribers: written, or waiting.

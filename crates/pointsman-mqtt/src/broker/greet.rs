@@ -154,7 +154,7 @@ impl Core {
         if self.clients.len() >= self.limits.max_sessions {
             return Err(Refused { reason: Reason::QUOTA_EXCEEDED, why: "there are too many sessions" });
         }
-        let key = self.clients.insert(Client::new(id.clone(), local));
+        let key = self.clients.insert(Client::new(id.clone(), local, &self.limits));
         self.by_id.insert(id.clone(), key);
         Ok((key, false))
     }
@@ -189,6 +189,7 @@ impl Core {
     pub(super) fn detach(&mut self, key: Key, lost: bool, now: Instant) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.session.disconnected();
+        drop(client.outgoing.take());
         let connection = client.connection.take();
         if !lost {
             client.will = None;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::connection::Status;
 use super::core::Core;
+use super::memory::Charge;
 use super::pressure::Gate;
 use super::shared::Broking;
 use super::slots::Key;
@@ -53,6 +54,8 @@ pub(super) struct Link<S> {
     /// How much is read at once: more where more comes.
     chunk: usize,
     output: BytesMut,
+    /// What the messages of QoS 0 in it take.
+    charge: Option<Charge>,
     /// How large `output` was when it was taken: what was written is gone from its capacity, not from its memory.
     taken: usize,
     /// Whether something may still be in the stream's own buffer.
@@ -110,6 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             input: BytesMut::new(),
             chunk: LITTLE,
             output: BytesMut::new(),
+            charge: None,
             taken: 0,
             unflushed: false,
             status,
@@ -299,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 if self.taken > SPARE {
                     self.output = BytesMut::new();
                 }
-                core.take_output(self.key, &mut self.output);
+                self.charge = core.take_output(self.key, &mut self.output, now);
                 self.taken = self.output.capacity();
             }
             self.status = core.status(self.key);

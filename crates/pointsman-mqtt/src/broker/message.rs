@@ -11,21 +11,33 @@ use crate::packet::{MessageProperties, Publish};
 pub const CLIENT_ID_PROPERTY: &str = "pointsman-client-id";
 
 /// What a message that waits takes beside its bytes, about.
-const OVERHEAD: usize = 128;
+const OVERHEAD: usize = 256;
+/// Payloads up to this size, in bytes, are copied for each session: to share one takes as much.
+pub(super) const SMALL: usize = 64;
 
 /// How much memory a message takes where it waits, in bytes.
 pub(super) fn size(publish: &Publish) -> usize {
-    OVERHEAD + publish.topic.len() + publish.properties.len() + publish.payload.len()
+    own_size(publish) + publish.payload.len()
+}
+
+/// The same without the payload, which it may share with others.
+pub(super) fn own_size(publish: &Publish) -> usize {
+    OVERHEAD + publish.topic.len() + publish.properties.len()
 }
 
 /// The message in memory of its own: a message that is kept must not keep the whole chunk that it was read with.
 pub(super) fn detached(publish: &Publish) -> Publish {
+    detached_around(publish, Bytes::copy_from_slice(&publish.payload))
+}
+
+/// The same around a payload that has memory of its own already.
+pub(super) fn detached_around(publish: &Publish, payload: Bytes) -> Publish {
     let text = |text: &ByteString| ByteString::from(text.to_string());
     let bytes = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
     let properties = &publish.properties;
     Publish {
         topic: text(&publish.topic),
-        payload: bytes(&publish.payload),
+        payload,
         properties: MessageProperties {
             content_type: properties.content_type.as_ref().map(text),
             response_topic: properties.response_topic.as_ref().map(text),

@@ -28,7 +28,7 @@ pub struct Options {
     pub max_subscriptions: usize,
     /// Messages of QoS 1 and 2 that wait for one client. Default 10,000.
     pub max_queued: usize,
-    /// The memory that they take, in bytes, those that are under way included. Default 64 MiB.
+    /// What they take, in bytes, those that are under way included, and payloads that others have too. Default 64 MiB.
     pub max_queued_bytes: usize,
     /// How long a session may be kept for a client that is away. Default 1 h.
     pub max_session_expiry: Duration,
@@ -36,6 +36,9 @@ pub struct Options {
     pub max_retained: usize,
     /// The memory that they take, in bytes. Default 64 MiB.
     pub max_retained_bytes: usize,
+    /// The memory that all messages take which wait or are retained, in bytes; a payload counts once, however many clients it waits for. Beyond
+    /// it no more are taken for clients outside this process, as where too many wait for one. Default 512 MiB.
+    pub max_memory: usize,
     /// What may wait to be written to one client before messages of QoS 0 are dropped, in bytes. Default 4 MiB.
     pub outbox: usize,
     /// What may wait for a client in this process before those who publish to it have to wait, in bytes. They go on when it is
@@ -74,6 +77,7 @@ impl Options {
             max_session_expiry: Duration::from_secs(3600),
             max_retained: 10_000,
             max_retained_bytes: 64 << 20,
+            max_memory: 512 << 20,
             outbox: 4 << 20,
             high_watermark: 8 << 20,
             connect_timeout: Duration::from_secs(10),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytestring::ByteString;
 
 use super::levels::{Step, levels, step};
-use super::message::{detached, expired, size};
+use super::message::{expired, size};
 use crate::packet::Publish;
 
 /// Number of expired messages that are forgotten with each one that is kept, at most: more than one, so that they become fewer.
@@ -78,14 +78,15 @@ impl Retained {
     }
 
     /// Keeps a message in place of the one that its topic has; one without a payload only removes that.
-    pub(super) fn keep(&mut self, publish: &Publish, from: &ByteString, now: Instant) -> Result<(), Full> {
+    /// It has memory of its own.
+    pub(super) fn keep(&mut self, publish: Publish, from: &ByteString, now: Instant) -> Result<(), Full> {
         let place = levels(&publish.topic);
         self.remove(&place);
         self.sweep(now);
         if publish.payload.is_empty() {
             return Ok(());
         }
-        let bytes = size(publish);
+        let bytes = size(&publish);
         if self.messages.len() >= self.max_messages || self.bytes + bytes > self.max_bytes {
             return Err(Full);
         }
@@ -97,7 +98,7 @@ impl Retained {
         if let Some(expires) = expires {
             self.expiring.insert((expires, Arc::clone(&place)));
         }
-        let publish = Publish { retain: true, dup: false, id: 0, ..detached(publish) };
+        let publish = Publish { retain: true, dup: false, id: 0, ..publish };
         let from = ByteString::from(from.to_string());
         self.messages.insert(place, Kept { publish, from, serial: self.serial, since: now, expires });
         Ok(())
@@ -194,7 +195,7 @@ mod tests {
         let mut retained = Retained::new(100_000, 64 << 20);
         for topic in topics {
             let publish = Publish { topic: topic.into(), payload: "x".into(), ..Publish::default() };
-            retained.keep(&publish, &ByteString::new(), Instant::now()).unwrap();
+            retained.keep(publish, &ByteString::new(), Instant::now()).unwrap();
         }
         retained
     }
@@ -265,7 +266,7 @@ mod tests {
         let mut keep = |topic: &'static str, expiry, after| {
             let mut publish = Publish { topic: topic.into(), payload: "x".into(), ..Publish::default() };
             publish.properties.expiry = expiry;
-            retained.keep(&publish, &ByteString::new(), now + Duration::from_secs(after))
+            retained.keep(publish, &ByteString::new(), now + Duration::from_secs(after))
         };
         assert_eq!((keep("a", Some(5), 0), keep("b", None, 0)), (Ok(()), Ok(())));
         assert_eq!((keep("c", None, 4), keep("a", Some(5), 4)), (Err(Full), Ok(())));

@@ -9,7 +9,7 @@ use super::client::{Client, Delivery, Drop, Shared, Token};
 use super::core::Core;
 use super::duty::{Answer, Duty, Rule};
 use super::limits::Limits;
-use super::message::{CLIENT_ID_PROPERTY, detached, expired, size};
+use super::message::{CLIENT_ID_PROPERTY, SMALL, detached_around, expired, size};
 use super::slots::{Key, Slots};
 use super::tree::Subscription;
 use crate::packet::{Malformed, Publish, Qos};
@@ -102,9 +102,13 @@ impl Core {
         waits: Option<(Key, u16)>,
         now: Instant,
     ) -> (Option<Reason>, bool) {
-        let lasting = publish.retain.then(|| publish.clone());
-        let answer = self.distribute(source, publish, waits, now);
-        let kept = lasting.is_none_or(|publish| self.retained.keep(&publish, &source.id, now).is_ok());
+        if !publish.retain {
+            return (self.distribute(source, publish, waits, now), true);
+        }
+        let payload = self.limits.memory.own(&publish.payload);
+        let lasting = detached_around(&publish, payload.clone());
+        let answer = self.distribute(source, Publish { payload, ..publish }, waits, now);
+        let kept = self.retained.keep(lasting, &source.id, now).is_ok();
         self.figures.dropped_retained += u64::from(!kept);
         (answer, kept)
     }
@@ -119,6 +123,9 @@ impl Core {
     ) -> Option<Reason> {
         self.collect(source, &publish);
         let mut targets = std::mem::take(&mut self.targets);
+        if publish.qos > Qos::AtMostOnce && targets.iter().any(|target| target.keeps(&publish)) {
+            publish.payload = self.limits.memory.own(&publish.payload);
+        }
         let (qos, retain) = (publish.qos, publish.retain);
         (publish.dup, publish.id) = (false, 0);
         let awaited = |target: &Target| source.local || target.local;
@@ -214,16 +221,16 @@ impl Core {
         let Some(client) = self.clients.get_mut(target.client) else { return Delivery::Away };
         publish.retain = quality.1 && target.retain_as_published;
         publish.properties.subscription_ids = target.ids;
-        let shared = target
-            .group
-            .filter(|_| publish.qos > Qos::AtMostOnce)
-            .map(|filter| Arc::new(Shared { filter, publish: detached(publish), from: source.id.clone(), since: now }));
+        let shared = target.group.filter(|_| publish.qos > Qos::AtMostOnce).map(|filter| {
+            let publish = detached_around(publish, publish.payload.clone());
+            Arc::new(Shared { filter, publish, from: source.id.clone(), since: now })
+        });
         let named = target.local && publish.properties.user.iter().all(|(name, _)| *name != CLIENT_ID_PROPERTY);
         if named {
             let name = ByteString::from_static(CLIENT_ID_PROPERTY);
             publish.properties.user.push((name, source.id.clone()));
         }
-        let token = Token::new(publish, duty, source.local, shared);
+        let token = Token::new(publish, duty, source.local, shared, &self.limits);
         let delivery = client.deliver(publish, token, &self.limits, pressed, now);
         if named {
             publish.properties.user.pop();
@@ -298,6 +305,11 @@ impl Core {
 }
 
 impl Target {
+    /// Whether its session will keep the payload of a message of QoS 1 or 2 as it is.
+    fn keeps(&self, publish: &Publish) -> bool {
+        self.qos > Qos::AtMostOnce && (publish.payload.len() > SMALL || self.group.is_some())
+    }
+
     fn new(subscription: &Subscription, local: bool) -> Self {
         let Subscription { client, options, id } = *subscription;
         let ids = id.into_iter().collect();

@@ -2,6 +2,7 @@
 
 mod acknowledgement;
 mod chaos;
+mod memory;
 mod routing;
 mod runtime;
 mod sessions;
@@ -70,7 +71,14 @@ impl Bench {
     /// What the broker has written to a connection since.
     fn read(&mut self, link: Link) -> Vec<Packet> {
         let mut out = BytesMut::new();
-        self.core.take_output(link, &mut out);
+        loop {
+            let mut more = BytesMut::new();
+            self.core.take_output(link, &mut more, self.now);
+            if more.is_empty() {
+                break;
+            }
+            out.unsplit(more);
+        }
         let mut decoder = Decoder::new(self.versions[&link], usize::MAX);
         let mut packets = Vec::new();
         while let Some(packet) = decoder.decode(&mut out).unwrap() {
@@ -132,11 +140,11 @@ impl Bench {
         let subscribe = Subscribe { id: 77, filters: vec![(filter.into(), options)], properties };
         // What follows the SUBACK is left to be read.
         let mut before = BytesMut::new();
-        self.core.take_output(link, &mut before);
+        self.core.take_output(link, &mut before, self.now);
         assert!(before.is_empty(), "unread before SUBSCRIBE");
         self.give(link, Packet::Subscribe(Box::new(subscribe)));
         let mut out = BytesMut::new();
-        self.core.take_output(link, &mut out);
+        self.core.take_output(link, &mut out, self.now);
         let packet = Decoder::new(self.versions[&link], usize::MAX).decode(&mut out).unwrap();
         let Some(Packet::Suback(suback)) = packet else { panic!("{packet:?}") };
         let Suback { id: 77, reasons, .. } = &*suback else { panic!("{suback:?}") };

@@ -100,6 +100,17 @@ pub fn encode(packet: &Packet, version: Version, out: &mut BytesMut) -> Result<(
 ///
 /// [`Unencodable`]; `out` is as it was then.
 pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -> Result<usize, Unencodable> {
+    let id_at = encode_publish_head(publish, version, out)?;
+    out.extend_from_slice(&publish.payload);
+    Ok(id_at)
+}
+
+/// The same without the payload, which is to follow.
+pub(crate) fn encode_publish_head(
+    publish: &Publish,
+    version: Version,
+    out: &mut BytesMut,
+) -> Result<usize, Unencodable> {
     let v5 = version == Version::V5;
     let Publish { topic, properties, payload, .. } = publish;
     check(topic.len())?;
@@ -120,7 +131,7 @@ pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -
     if remaining > MAX_REMAINING {
         return Err(Unencodable::Packet);
     }
-    out.reserve(5 + remaining);
+    out.reserve(5 + remaining - payload.len());
     // With QoS 0 nothing is sent twice.
     let dup = publish.dup && with_id;
     out.put_u8(0x30 | u8::from(dup) << 3 | publish.qos.number() << 1 | u8::from(publish.retain));
@@ -133,7 +144,6 @@ pub fn encode_publish(publish: &Publish, version: Version, out: &mut BytesMut) -
         put_varint(out, properties_len);
         properties.put(out);
     }
-    out.extend_from_slice(payload);
     Ok(1 + varint_len(remaining) + 2 + topic.len())
 }
 

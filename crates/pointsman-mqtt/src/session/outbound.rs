@@ -14,6 +14,9 @@ use crate::reason::Reason;
 /// UNSUBSCRIBE.
 const MAX_IN_FLIGHT: u16 = u16::MAX - 15;
 
+/// A queue that has become empty keeps room for that many messages.
+const SPARE: usize = 64;
+
 /// How many messages may be under way to a peer; no identifier is higher.
 pub(super) fn window(peer: &Peer) -> u16 {
     peer.receive_maximum.min(MAX_IN_FLIGHT)
@@ -37,6 +40,10 @@ pub(super) struct Outbound<T> {
     pub(super) unwritten: usize,
     pub(super) hold: bool,
     pub(super) sent: VecDeque<T>,
+    /// Whether payloads have memory of their own, and are kept as they are.
+    pub(super) shares: bool,
+    /// How much may be in the output, in bytes, before messages with an acknowledgement wait for it to be written.
+    pub(super) output: usize,
 }
 
 #[derive(Debug)]
@@ -70,6 +77,8 @@ impl<T> Default for Outbound<T> {
             unwritten: 0,
             hold: false,
             sent: VecDeque::new(),
+            shares: false,
+            output: usize::MAX,
         }
     }
 }
@@ -95,8 +104,8 @@ impl<T: Clone> Outbound<T> {
             }
             return Ok(Some(token));
         }
-        let stored = Stored::new(publish, qos, token, peer, now)?;
-        if up && self.queue.is_empty() && self.has_room(peer) {
+        let stored = Stored::new(publish, qos, token, peer, self.shares, now)?;
+        if up && self.queue.is_empty() && self.has_room(peer) && out.len() < self.output {
             self.launch(stored, out);
         } else {
             self.queue.push_back(stored);
@@ -111,11 +120,14 @@ impl<T: Clone> Outbound<T> {
     /// Sends what waits, as far as the receive maximum allows.
     pub(super) fn pump(&mut self, peer: &Peer, now: Instant, out: &mut BytesMut) {
         while let Some(next) = self.queue.front() {
-            if next.qos.min(peer.max_qos) > Qos::AtMostOnce && !self.has_room(peer) {
+            if next.qos.min(peer.max_qos) > Qos::AtMostOnce && (!self.has_room(peer) || out.len() >= self.output) {
                 return;
             }
             let Some(next) = self.queue.pop_front() else { return };
             self.launch_waiting(next, peer, now, out);
+        }
+        if self.queue.capacity() > SPARE {
+            self.queue.shrink_to(SPARE);
         }
     }
 
@@ -155,7 +167,7 @@ impl<T: Clone> Outbound<T> {
 
     fn launch(&mut self, mut stored: Stored<T>, out: &mut BytesMut) {
         if stored.qos == Qos::AtMostOnce {
-            out.extend_from_slice(stored.bytes());
+            stored.put(out);
             self.unwritten += 1;
             self.sent.push_back(stored.token);
             return;
@@ -169,7 +181,7 @@ impl<T: Clone> Outbound<T> {
     }
 
     fn fly(&mut self, id: u16, stored: Stored<T>, out: &mut BytesMut) {
-        out.extend_from_slice(stored.bytes());
+        stored.put(out);
         self.sequence += 1;
         self.flights[usize::from(id) - 1] = Some(Flight { sequence: self.sequence, stage: Stage::Sent(stored) });
     }
@@ -279,7 +291,7 @@ impl<T: Clone> Outbound<T> {
                 // Its time may be over, but its delivery has begun.
                 stored.age(now);
                 stored.set_dup(true);
-                out.extend_from_slice(stored.bytes());
+                stored.put(out);
             }
             Stage::Sent(_) => {
                 // The specification wants it to be taken for sent. QoS 2: the peer may have it, and has to let it go.
@@ -399,11 +411,11 @@ impl<T: Clone> Outbound<T> {
             self.sent.extend(sent);
             return Ok(());
         };
-        let mut stored = Stored::new(publish, Qos::ExactlyOnce, token, to.0, now)?;
+        let mut stored = Stored::new(publish, Qos::ExactlyOnce, token, to.0, self.shares, now)?;
         stored.set_id(id);
         stored.set_dup(true);
         if to.1 {
-            out.extend_from_slice(stored.bytes());
+            stored.put(out);
         }
         self.sequence += 1;
         *flight = Flight { sequence: self.sequence, stage: Stage::Sent(stored) };

@@ -500,3 +500,77 @@ fn what_the_peer_has_taken_back_is_not_received() {
     b.receive(release(1), now).unwrap();
     assert!(!b.has_received(1));
 }
+
+#[derive(Debug, Clone)]
+enum Sharing {
+    Publish { qos: Qos, length: usize, expiry: Option<u32> },
+    Connect { version: Version, session_present: bool, max_qos: Qos, max_packet: usize },
+    Lose,
+    Acknowledge,
+    Pass(u64),
+}
+
+fn sharing() -> impl Strategy<Value = Sharing> {
+    let qos = prop_oneof![Just(Qos::AtMostOnce), Just(Qos::AtLeastOnce), Just(Qos::ExactlyOnce)];
+    let version = prop_oneof![Just(Version::V311), Just(Version::V5)];
+    prop_oneof![
+        4 => (qos.clone(), 0..200_usize, proptest::option::of(0..5_u32))
+            .prop_map(|(qos, length, expiry)| Sharing::Publish { qos, length, expiry }),
+        2 => (version, any::<bool>(), qos, prop_oneof![Just(usize::MAX), Just(100)]).prop_map(
+            |(version, session_present, max_qos, max_packet)| Sharing::Connect {
+                version,
+                session_present,
+                max_qos,
+                max_packet
+            }
+        ),
+        1 => Just(Sharing::Lose),
+        2 => Just(Sharing::Acknowledge),
+        1 => (0..3_u64).prop_map(Sharing::Pass),
+    ]
+}
+
+/// One step of a session; what it has written.
+fn step(session: &mut Session<u32>, step: &Sharing, now: Instant) -> Vec<Packet> {
+    match *step {
+        Sharing::Publish { qos, length, expiry } => {
+            let mut publish = Publish { payload: vec![b'x'; length].into(), ..message("a/topic", qos) };
+            publish.properties.expiry = expiry;
+            let _ = session.publish(&publish, 1, now);
+        }
+        Sharing::Connect { version, session_present, max_qos, max_packet } => {
+            session.disconnected();
+            let peer = Peer { version, session_present, max_qos, max_packet, receive_maximum: 3 };
+            session.connected(peer, now);
+        }
+        Sharing::Lose => drop(session.disconnected()),
+        Sharing::Acknowledge => {
+            for (id, kind) in (1..=3).flat_map(|id| [(id, AckKind::Pubrec), (id, AckKind::Puback)]) {
+                let _ =
+                    session.receive(Packet::Ack(Ack { kind, id, reason: Reason::SUCCESS, reason_string: None }), now);
+            }
+        }
+        Sharing::Pass(_) => {}
+    }
+    sent(session)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    /// Whether payloads are shared cannot be seen.
+    #[test]
+    fn what_is_sent_is_the_same_with_shared_payloads(steps in proptest::collection::vec(sharing(), 0..40)) {
+        let mut now = Instant::now();
+        let (mut plain, mut shares) = (Session::new(10), Session::new(10));
+        shares.share_payloads(true);
+        for one in &steps {
+            if let Sharing::Pass(seconds) = one {
+                now += Duration::from_secs(*seconds);
+            }
+            prop_assert_eq!(step(&mut plain, one, now), step(&mut shares, one, now));
+            prop_assert_eq!(plain.take_refused(), shares.take_refused());
+        }
+        prop_assert_eq!(plain.take_back(now, |_, _| true), shares.take_back(now, |_, _| true));
+    }
+}
