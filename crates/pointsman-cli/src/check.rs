@@ -320,7 +320,7 @@ impl<'a> ProxyRoute<'a> {
 
 impl<'a> Relay<'a> {
     fn new(mqtt: &'a Mqtt, default: Option<&str>) -> Self {
-        let Mqtt { settings, registries, code, register_as, listen } = mqtt;
+        let Mqtt { settings, registries, code, register_as, listen, .. } = mqtt;
         let routes = settings.routes.iter().map(|route| RouteJson {
             r#match: &route.pattern,
             service: &route.service,

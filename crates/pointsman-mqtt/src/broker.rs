@@ -61,6 +61,7 @@ pub use options::{Options, Tls};
 pub use users::{InvalidUsers, Users};
 
 use self::core::Core;
+use crate::relay::Invalid;
 use limits::Limits;
 use runtime::BrokerRuntime;
 use shared::Broking;
@@ -105,6 +106,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// Limits are outside their bounds.
+    #[error("the broker's limits: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Invalid>),
     /// The thread that the broker runs on cannot be had.
     #[error("start the broker's thread: {source}")]
     Thread {
@@ -137,6 +141,10 @@ impl Broker {
     pub async fn bind(options: Options) -> Result<Broker, Error> {
         if options.users.is_none() && !options.listen.ip().is_loopback() {
             return Err(Error::Unprotected { address: options.listen });
+        }
+        let problems = options.problems();
+        if !problems.is_empty() {
+            return Err(Error::Invalid(problems));
         }
         let tls = options.tls.as_ref().map(listen::acceptor).transpose()?;
         let limits = Limits::new(&options);

@@ -1,10 +1,12 @@
 //! The section `[mqtt]`.
 
+mod broker;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pointsman::mqtt::broker::Users;
+use pointsman::mqtt::broker::{Options as BrokerOptions, Users};
 use pointsman::mqtt::{BrokerUrl, Route as RelayRoute, Settings};
 use pointsman::proxy::Tls as ServerTls;
 use pointsman::{Algorithm, check_name};
@@ -35,6 +37,8 @@ pub(crate) struct Mqtt {
     pub(crate) register_as: Option<String>,
     /// The embedded broker, if there is to be one.
     pub(crate) listen: Option<Listen>,
+    /// The embedded broker's limits.
+    broker: BrokerOptions,
 }
 
 /// The embedded broker.
@@ -66,8 +70,6 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7482
 const LONGEST_QUEUE_TIMEOUT: u128 = 3600 * 1_000_000_000;
 /// What MQTT can count: four bytes of seven bits, and the header.
 const LARGEST_PACKET: u128 = 268_435_460;
-/// The keys that are about the embedded broker.
-const EMBEDDED: [&str; 4] = ["listen", "users_file", "tls_cert", "tls_key"];
 
 /// The section, while it is read.
 #[derive(Debug)]
@@ -90,6 +92,7 @@ fn settings() -> Vec<Setting<Reading>> {
     settings.extend(registries::settings(|it: &mut Reading| &mut it.mqtt.registries));
     settings.extend(identity());
     settings.extend(limits());
+    settings.extend(broker::limits());
     settings.push(
         tables("route", route_settings(), Route::new, |_| Route::new(), check_route)
             .example("[[mqtt.route]]")
@@ -104,14 +107,14 @@ fn brokers() -> [Setting<Reading>; 5] {
     let url = "a broker's url";
     let example = "\"mqtt://127.0.0.1:1883\"";
     [
-        located("ingress", Value::Text(url), broker)
+        located("ingress", Value::Text(url), broker_url)
             .default("the embedded broker")
             .example(example)
             .restart()
             .secret()
             .help("URL of the broker where senders publish.")
             .to(|it: &mut Reading, url| it.mqtt.settings.ingress = Some(url)),
-        list("egress", url, broker)
+        list("egress", url, broker_url)
             .default("the ingress broker")
             .example(example)
             .restart()
@@ -314,7 +317,14 @@ pub(super) fn section() -> Draft<Mqtt> {
 impl Reading {
     fn new() -> Self {
         let (settings, registries) = (Settings::new(), SectionRegistries::default());
-        let mqtt = Mqtt { settings, registries, code: None, register_as: None, listen: None };
+        let mqtt = Mqtt {
+            settings,
+            registries,
+            code: None,
+            register_as: None,
+            listen: None,
+            broker: BrokerOptions::new(LISTEN),
+        };
         Self { mqtt, has_group: false, address: None, users: None, tls: TlsFiles::default(), routes: Vec::new() }
     }
 }
@@ -334,7 +344,7 @@ fn finish(section: &mut Section<'_>, mut reading: Reading, document: &Document<'
     }
     note_what_is_hardly_meant(section, &mqtt);
     mqtt.registries.check(section);
-    check(section, document, &mqtt.settings);
+    check(section, document, &mqtt);
     mqtt
 }
 
@@ -354,7 +364,7 @@ fn note_what_is_hardly_meant(section: &mut Section<'_>, mqtt: &Mqtt) {
     }
 }
 
-fn broker(folder: &Folder, text: &str) -> Result<BrokerUrl, String> {
+fn broker_url(folder: &Folder, text: &str) -> Result<BrokerUrl, String> {
     let url = folder.url(text, &["auth_file", "ca", "cert", "key"]);
     let url: BrokerUrl = url.parse().map_err(|error: pointsman::mqtt::InvalidUrl| error.to_string())?;
     url.check_files().map(|()| url)
@@ -363,7 +373,7 @@ fn broker(folder: &Folder, text: &str) -> Result<BrokerUrl, String> {
 /// The embedded broker, if there is to be one.
 fn listen(section: &mut Section<'_>, reading: &mut Reading) -> Option<Listen> {
     if section.has("ingress") {
-        for key in EMBEDDED {
+        for key in broker::KEYS {
             if section.has(key) {
                 section
                     .wrong(key, "is about the embedded broker, but ingress names a broker of your own; leave out one");
@@ -397,11 +407,13 @@ fn users(path: &Path) -> Result<UsersFile, String> {
     Ok(UsersFile { path: path.to_owned(), users })
 }
 
-/// What the relay has to say of its settings.
-fn check(section: &mut Section<'_>, document: &Document<'_>, settings: &Settings) {
+/// What the relay and the embedded broker have to say of their settings.
+fn check(section: &mut Section<'_>, document: &Document<'_>, mqtt: &Mqtt) {
+    let settings = &mqtt.settings;
     let sound = section.is_sound();
     let mut faults = Vec::new();
-    for problem in settings.problems() {
+    let of_broker = mqtt.broker_options(LISTEN).problems();
+    for problem in settings.problems().into_iter().chain(of_broker) {
         let key = problem.key.as_str();
         // Whether the relay's messages come back to it cannot be told before everything has been read; and routes that are
         // misspelt are told as that.

@@ -211,6 +211,8 @@ fn a_value_that_cannot_be_is_told_with_what_would_be_right() {
         ("max_packet = '1MB'", 14, "1MiB"),
         ("max_packet = 1000", 14, "1024"),
         ("max_packet = '1GiB'", 14, "268435460"),
+        ("max_queued = 0", 14, "1 to 10000000"),
+        ("max_memory = '1KiB'", 14, "1048576"),
         ("response_timeout = '30'", 20, "10s"),
         ("response_timeout = '0s'", 20, "is 0"),
         ("drain_timeout = '-1s'", 17, "10s"),
@@ -221,6 +223,7 @@ fn a_value_that_cannot_be_is_told_with_what_would_be_right() {
         ("advertise = 'h'", 13, "host:port"),
         ("tls_cert = '/dev/null'", 12, "tls_key"),
         ("ingress = 'mqtt://h'\nlisten = '127.0.0.1:1'", 10, "leave out one"),
+        ("ingress = 'mqtt://h'\nmax_memory = '1GiB'", 14, "leave out one"),
     ] {
         let problem = error(&with_mqtt(line));
         assert_eq!(problem.column, column, "{line}: {problem:?}");

@@ -3,7 +3,7 @@
 use pointsman::Registry;
 use pointsman::agent::{self, Agent};
 use pointsman::mqtt::Relay;
-use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
+use pointsman::mqtt::broker::{Broker, Figures, Tls};
 use pointsman::proxy::Proxy;
 use pointsman_net::metrics::{Kind, MetricsText};
 use tokio::task::JoinSet;
@@ -328,10 +328,9 @@ async fn start_proxy(
 }
 
 async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
-    let mut options = Options::new(listen.address);
+    let mut options = mqtt.broker_options(listen.address);
     options.users = listen.users.as_ref().map(|file| file.users.clone());
     options.tls = listen.tls.clone().map(|tls| Tls { cert: tls.cert, key: tls.key });
-    options.max_packet = mqtt.settings.max_packet;
     Broker::bind(options).await.map_err(|error| Failure::new(format!("embedded broker: {}", chain(&error))))
 }
 

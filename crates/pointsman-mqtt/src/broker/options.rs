@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::Users;
+use crate::relay::Invalid;
 
 /// What a broker is started with. Everything but the address has a default.
 #[derive(Debug, Clone)]
@@ -51,6 +52,12 @@ pub struct Options {
     pub runtime: Option<Handle>,
 }
 
+/// Maximum of every number of something, and of a memory in bytes: more than any machine has room for.
+const MOST: usize = 10_000_000;
+const MOST_MEMORY: usize = 1 << 40;
+/// Minimum of a memory in bytes: room for a packet of the usual size.
+const LEAST_MEMORY: usize = 1 << 20;
+
 /// The certificate of a broker that speaks TLS; read when it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
@@ -83,5 +90,28 @@ impl Options {
             connect_timeout: Duration::from_secs(10),
             runtime: None,
         }
+    }
+
+    /// The limits that are outside their bounds, by the names of the configuration file.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Invalid> {
+        let counts = [
+            ("max_connections", self.max_connections),
+            ("max_sessions", self.max_sessions),
+            ("max_subscriptions", self.max_subscriptions),
+            ("max_queued", self.max_queued),
+            ("max_retained", self.max_retained),
+        ];
+        let sizes = [
+            ("max_queued_bytes", self.max_queued_bytes),
+            ("max_retained_bytes", self.max_retained_bytes),
+            ("max_memory", self.max_memory),
+        ];
+        let wrong = |key: &str, reason| Invalid { key: key.to_owned(), reason };
+        let counts = counts.into_iter().filter(|(_, count)| !(1..=MOST).contains(count));
+        let counts = counts.map(|(key, count)| wrong(key, format!("is {count}; it can be 1 to {MOST}")));
+        let sizes = sizes.into_iter().filter(|(_, size)| !(LEAST_MEMORY..=MOST_MEMORY).contains(size));
+        let bounds = format!("it can be {LEAST_MEMORY} to {MOST_MEMORY}");
+        counts.chain(sizes.map(|(key, size)| wrong(key, format!("is {size} bytes; {bounds}")))).collect()
     }
 }
