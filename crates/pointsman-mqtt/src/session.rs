@@ -306,6 +306,13 @@ impl<T: Clone> Session<T> {
         self.inbound.pending()
     }
 
+    /// How many messages of the peer count against the receive maximum that it was told: those that have come on this connection, and of which
+    /// those of QoS 1 are not acknowledged, and those of QoS 2 not through.
+    #[must_use]
+    pub fn exchanging(&self) -> usize {
+        self.inbound.open()
+    }
+
     /// Whether nothing is remembered, so that a new session would do as well.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn is_blank(&self) -> bool {

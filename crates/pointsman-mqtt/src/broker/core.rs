@@ -125,8 +125,12 @@ impl Core {
         match event {
             Event::Message(publish) => {
                 let v5 = client.session.peer().version == Version::V5;
-                let most = if v5 { RECEIVE_MAXIMUM } else { RECEIVE_LIMIT };
-                if !client.local && client.session.unacknowledged() > usize::from(most) {
+                // Of version 3.1.1, which knows no maximum, only what is not acknowledged matters: it takes memory.
+                let (open, most) = match v5 {
+                    true => (client.session.exchanging(), RECEIVE_MAXIMUM),
+                    false => (client.session.unacknowledged(), RECEIVE_LIMIT),
+                };
+                if !client.local && open > usize::from(most) {
                     let what = "more messages than the receive maximum";
                     return Err(Malformed { what, reason: Reason::RECEIVE_MAXIMUM_EXCEEDED });
                 }

@@ -1,5 +1,6 @@
 //! How clients come and go: CONNECT, DISCONNECT, sessions and wills.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
@@ -8,7 +9,9 @@ use super::client::Client;
 use super::core::{Core, Work};
 use super::duty::Answer;
 use super::limits::{IN_FLIGHT, RECEIVE_MAXIMUM};
-use super::message::detached;
+use super::memory::Memory;
+use super::message::detached_around;
+use super::route;
 use super::slots::Key;
 use super::timers::Timer;
 use crate::packet::{Connack, Connect, Disconnect, Malformed, Packet, Properties, Publish, Qos, Version, Will};
@@ -76,7 +79,7 @@ impl Core {
         let id = assigned.clone().unwrap_or_else(|| ByteString::from(connect.client_id.to_string()));
         let (key, present) = self.take_up(&id, connect.clean_start, local)?;
         let (expiry, capped) = self.expiry(&connect);
-        let will = connect.will.take().map(own);
+        let will = connect.will.take().map(|will| own(will, &self.limits.memory));
         if let Some(state) = self.connections.get_mut(connection) {
             state.client = Some(key);
             let keep_alive = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
@@ -117,6 +120,10 @@ impl Core {
         let local = self.connections.get(connection).is_some_and(|state| state.local);
         if self.closed {
             return Err(Refused { reason: Reason::SERVER_SHUTTING_DOWN, why: "the broker is shutting down" });
+        }
+        let will = connect.will.as_ref().map(|will| route::check(&will.properties));
+        if let Some(Err(Malformed { reason, what })) = will {
+            return Err(Refused { reason, why: what });
         }
         if connect.properties.authentication_method.is_some() {
             let why = "there is no extended authentication here";
@@ -279,8 +286,8 @@ impl Core {
 }
 
 /// A will in memory of its own.
-fn own(will: Will) -> Will {
+fn own(will: Will, memory: &Arc<Memory>) -> Will {
     let Will { topic, payload, qos, retain, delay, properties } = will;
-    let publish = detached(&Publish { topic, payload, properties, ..Publish::default() });
+    let publish = detached_around(&Publish { topic, properties, ..Publish::default() }, memory.own(&payload));
     Will { topic: publish.topic, payload: publish.payload, qos, retain, delay, properties: publish.properties }
 }

@@ -25,12 +25,8 @@ pub(super) fn own_size(publish: &Publish) -> usize {
     OVERHEAD + publish.topic.len() + publish.properties.len()
 }
 
-/// The message in memory of its own: a message that is kept must not keep the whole chunk that it was read with.
-pub(super) fn detached(publish: &Publish) -> Publish {
-    detached_around(publish, Bytes::copy_from_slice(&publish.payload))
-}
-
-/// The same around a payload that has memory of its own already.
+/// The message in memory of its own, around a payload that has such already: a message that is kept must not keep the whole chunk that it was
+/// read with.
 pub(super) fn detached_around(publish: &Publish, payload: Bytes) -> Publish {
     let text = |text: &ByteString| ByteString::from(text.to_string());
     let bytes = |bytes: &Bytes| Bytes::copy_from_slice(bytes);

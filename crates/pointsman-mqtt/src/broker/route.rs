@@ -12,7 +12,7 @@ use super::limits::Limits;
 use super::message::{CLIENT_ID_PROPERTY, SMALL, detached_around, expired, size};
 use super::slots::{Key, Slots};
 use super::tree::Subscription;
-use crate::packet::{Malformed, Publish, Qos};
+use crate::packet::{Malformed, MessageProperties, Publish, Qos};
 use crate::reason::Reason;
 use crate::topic;
 
@@ -62,7 +62,7 @@ impl Core {
         mut publish: Publish,
         now: Instant,
     ) -> Result<(), Malformed> {
-        check(&publish)?;
+        check(&publish.properties)?;
         let Some(client) = self.clients.get(key) else { return Ok(()) };
         let (local, id) = (client.local, client.id.clone());
         let source = Source { client: Some(key), connection: Some(connection), local, id };
@@ -348,15 +348,15 @@ fn takes(
     !client.is_full(2 * size(publish), limits, pressed)
 }
 
-/// What no client may send, although it can be read.
-fn check(publish: &Publish) -> Result<(), Malformed> {
-    if publish.properties.topic_alias.is_some() {
+/// What no client may send, although it can be read: in a message, or in a will.
+pub(super) fn check(properties: &MessageProperties) -> Result<(), Malformed> {
+    if properties.topic_alias.is_some() {
         return Err(Malformed { what: "a topic alias, where none is allowed", reason: Reason::TOPIC_ALIAS_INVALID });
     }
-    if !publish.properties.subscription_ids.is_empty() {
+    if !properties.subscription_ids.is_empty() {
         return Err(Malformed::protocol("a subscription identifier from a publisher"));
     }
-    if publish.properties.response_topic.as_ref().is_some_and(|topic| !topic::is_topic(topic)) {
+    if properties.response_topic.as_ref().is_some_and(|topic| !topic::is_topic(topic)) {
         let what = "a response topic that is no topic";
         return Err(Malformed { what, reason: Reason::TOPIC_NAME_INVALID });
     }

@@ -232,3 +232,30 @@ fn a_will_is_for_those_who_vanish() {
     bench.connect_as(hello("a"));
     assert_eq!(bench.payloads(b), ["gone"]);
 }
+
+/// Nothing comes into the broker by a will that would not come in by a message.
+#[test]
+fn a_will_is_checked_like_a_message() {
+    let mut options = options();
+    options.max_retained = 1;
+    let mut bench = Bench::with(&options, None);
+    let with = |id, will| Connect { will: Some(will), ..hello(id) };
+    let mut bad = Will { topic: "t".into(), ..Will::default() };
+    bad.properties.response_topic = Some("no/#".into());
+    let (link, connack) = bench.connect_as(with("a", bad));
+    assert_eq!((connack.reason, bench.is_closing(link)), (Reason::TOPIC_NAME_INVALID, true));
+    let watcher = bench.client("watcher");
+    bench.subscribe(watcher, "#", QOS0);
+    for id in ["a", "b"] {
+        let will = Will { topic: id.into(), payload: id.into(), retain: true, ..Will::default() };
+        let (link, connack) = bench.connect_as(with(id, will));
+        assert_eq!(connack.reason, Reason::SUCCESS);
+        bench.lose(link);
+    }
+    assert_eq!(bench.payloads(watcher), ["a", "b"]);
+    let figures = bench.core.figures();
+    assert_eq!((figures.retained, figures.dropped_retained), (1, 1));
+    let late = bench.client("late");
+    bench.subscribe(late, "#", QOS0);
+    assert_eq!(bench.payloads(late), ["a"]);
+}

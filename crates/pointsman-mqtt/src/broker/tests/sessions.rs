@@ -115,6 +115,31 @@ fn there_is_an_end_to_sessions() {
     assert_eq!(bench.connect_as(hello("a")).1.reason, Reason::SUCCESS);
 }
 
+/// The quota begins anew with each connection, and grows again with each message that is through.
+#[test]
+fn whoever_keeps_to_the_receive_maximum_may_go_on() {
+    let mut bench = Bench::new();
+    let (first, _) = bench.connect_as(staying("a", 100));
+    (1..=1024).for_each(|id| bench.publish(first, "t", "1", QOS2, id));
+    bench.lose(first);
+    let (a, connack) = bench.connect_as(staying("a", 100));
+    assert!(connack.session_present);
+    // One that comes again counts, as does each new one.
+    bench.give(a, Packet::Publish(Publish { dup: true, ..message("t", "1", QOS2, 1) }));
+    (2001..=3023).for_each(|id| bench.publish(a, "t", "1", QOS2, id));
+    for id in [1, 2, 2001] {
+        bench.ack(a, AckKind::Pubrel, id);
+    }
+    for id in 4001..=4002 {
+        bench.publish(a, "t", "1", QOS2, id);
+    }
+    (5001..=5100).for_each(|id| bench.publish(a, "t", "1", QOS0, id));
+    assert!(!bench.is_closing(a));
+    bench.publish(a, "t", "1", QOS1, 6000);
+    let Some(Packet::Disconnect(end)) = bench.read(a).pop() else { panic!("not disconnected") };
+    assert_eq!(end.reason, Reason::RECEIVE_MAXIMUM_EXCEEDED);
+}
+
 type Misdeed = fn(&mut Bench, Link);
 
 #[test]
@@ -155,6 +180,8 @@ fn what_breaks_the_protocol_ends_the_connection_with_a_reason() {
             },
             Reason::RECEIVE_MAXIMUM_EXCEEDED,
         ),
+        // Of QoS 2 a message counts until it is through.
+        (|bench, a| (1..=1025).for_each(|id| bench.publish(a, "t", "1", QOS2, id)), Reason::RECEIVE_MAXIMUM_EXCEEDED),
     ];
     for (break_it, reason) in bad {
         let mut bench = Bench::new();
