@@ -22,6 +22,19 @@ fn resident(process: &str) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
 }
 
+/// The processor time that a broker has had, in ms: a process, or in this one a thread.
+fn processor(process: &str) -> u64 {
+    let folder = format!("/proc/{process}/task");
+    let threads = std::fs::read_dir(folder).unwrap().map(|thread| thread.unwrap().path().join("stat"));
+    let times = threads.filter_map(|stat| {
+        let stat = std::fs::read_to_string(stat).ok()?;
+        let (name, rest) = stat.split_once(") ")?;
+        let fields: Vec<u64> = rest.split(' ').skip(11).take(2).map(|field| field.parse().unwrap()).collect();
+        (process != "self" || name.ends_with("(mqtt-broker")).then(|| 10 * (fields[0] + fields[1]))
+    });
+    times.sum()
+}
+
 async fn subscribed(address: SocketAddr, count: usize) -> Vec<Client> {
     let mut clients = Vec::new();
     for number in 0..count {
@@ -48,12 +61,16 @@ async fn publish_all(address: SocketAddr) {
 #[allow(clippy::print_stdout)] // It is what is wanted of it.
 async fn measure(what: &str, address: SocketAddr, process: &str, count: usize, away: bool) {
     let mut clients = subscribed(address, count).await;
-    let before = resident(process);
+    let (before, time) = (resident(process), processor(process));
     if away {
         clients.clear();
     }
     publish_all(address).await;
-    println!("{what}: {before} MiB before, {} MiB with 36 MB for {count} sessions", resident(process));
+    println!(
+        "{what}: {before} MiB before, {} MiB with 36 MB for {count} sessions, {} ms of processor time",
+        resident(process),
+        processor(process) - time
+    );
     for number in 0..count {
         let mut client = Client::new(address, &format!("a{number}")).await;
         client.settle_after_messages().await;
