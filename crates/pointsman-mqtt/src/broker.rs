@@ -14,6 +14,7 @@
 //! one task for each connection (`broker/link.rs`). They run on a thread of their own: whatever clients ask of the broker, nothing
 //! else in the process waits for it, and connections take turns instead of waiting for a lock.
 
+mod aliases;
 mod client;
 mod connection;
 mod core;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use super::aliases::Aliases;
 use super::core::Core;
 use super::memory::Charge;
 use super::pressure::Gate;
@@ -34,6 +35,7 @@ pub(super) struct Connection {
     pub(super) closing: bool,
     /// The local client that has to catch up before this connection is read on.
     pub(super) paused_on: Option<Key>,
+    pub(super) aliases: Aliases,
     /// Those that wait for its session.
     pub(super) successors: Successors,
     /// What has come, while it waits itself for a session.
@@ -78,6 +80,7 @@ impl Core {
             out: BytesMut::new(),
             closing: self.closed,
             paused_on: None,
+            aliases: Aliases::default(),
             successors: Successors::new(),
             parked: None,
             awake: false,

@@ -118,7 +118,13 @@ impl Core {
         Ok(())
     }
 
-    fn packet(&mut self, connection: Key, key: Key, packet: Packet, now: Instant) -> Result<(), Malformed> {
+    fn packet(&mut self, connection: Key, key: Key, mut packet: Packet, now: Instant) -> Result<(), Malformed> {
+        // Also of one that comes again: later ones may name their topic by its alias.
+        if let Packet::Publish(publish) = &mut packet
+            && let Some(state) = self.connections.get_mut(connection)
+        {
+            state.aliases.resolve(publish)?;
+        }
         let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
         let event = client.session.receive(packet, now)?;
         client.sent();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
+use super::aliases::MAX_ALIASES;
 use super::client::Client;
 use super::core::{Core, Work};
 use super::duty::Answer;
@@ -90,7 +91,7 @@ impl Core {
             assigned_client_id: assigned,
             receive_maximum: Some(if local { u16::MAX } else { RECEIVE_MAXIMUM }),
             maximum_packet: u32::try_from(self.limits.max_packet).ok(),
-            topic_alias_maximum: Some(0),
+            topic_alias_maximum: Some(MAX_ALIASES),
             shared_available: Some(true),
             ..Properties::default()
         };

@@ -10,7 +10,7 @@ use crate::packet::Options;
 use crate::topic;
 
 /// The most levels that a filter may have: the tree is walked by recursion.
-pub(super) const MAX_LEVELS: usize = 128;
+pub(super) const MAX_LEVELS: usize = 256;
 /// Maximum number of members of a group that are asked whether they take a message, of those that are connected and of those that are
 /// away: where that many in a row have no room, it is not looked for any further.
 const ASKED: usize = 64;

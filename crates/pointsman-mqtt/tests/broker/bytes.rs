@@ -127,6 +127,12 @@ async fn who_does_not_say_connect_is_shown_out() {
         assert_eq!(connack.reason, Reason::UNSUPPORTED_VERSION);
         assert_eq!(client.next().await, None);
     }
+    // As clients of 3.1 say it: return code 1.
+    let mut client = Client::tcp(broker.address(), Version::V311).await;
+    client.write(b"\x10\x0f\0\x06MQIsdp\x03\x02\0\0\0\x01a").await;
+    let mut answer = [0; 4];
+    client.stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, [0x20, 2, 0, 1]);
 }
 
 /// A broker whose clock is the test's.

@@ -135,7 +135,7 @@ fn filters_are_checked_and_counted() {
     let up_to = Subscription::up_to(QOS1);
     assert_eq!(bench.subscribe_with(b, "a/#/b", up_to, None), Reason::TOPIC_FILTER_INVALID);
     assert_eq!(bench.subscribe_with(b, "$share/g", up_to, None), Reason::TOPIC_FILTER_INVALID);
-    let deep: &'static str = "x/".repeat(200).leak();
+    let deep: &'static str = "x/".repeat(300).leak();
     assert_eq!(bench.subscribe_with(b, deep, up_to, None), Reason::TOPIC_FILTER_INVALID);
     assert_eq!(bench.subscribe_with(b, "a", up_to, None), Reason::GRANTED_QOS_1);
     assert_eq!(bench.subscribe_with(b, "a", up_to, None), Reason::GRANTED_QOS_1);
@@ -258,4 +258,44 @@ fn a_will_is_checked_like_a_message() {
     let late = bench.client("late");
     bench.subscribe(late, "#", QOS0);
     assert_eq!(bench.payloads(late), ["a"]);
+}
+
+/// As deep as filters may be, with a wildcard at each level, and a topic that is deeper still.
+#[test]
+fn a_filter_may_have_two_hundred_levels() {
+    let mut bench = Bench::new();
+    let (from, to) = (bench.client("from"), bench.client("to"));
+    let deep: &'static str = format!("{}#", "+/".repeat(200)).leak();
+    assert_eq!(bench.subscribe_with(to, deep, Subscription::up_to(QOS0), None), Reason::SUCCESS);
+    bench.publish(from, "x/".repeat(300).leak(), "1", QOS0, 0);
+    bench.publish(from, "x/".repeat(30_000).leak(), "2", QOS0, 0);
+    bench.publish(from, "x/".repeat(198).leak(), "3", QOS0, 0);
+    assert_eq!(bench.payloads(to), ["1", "2"]);
+}
+
+#[test]
+fn a_client_may_name_topics_by_aliases() {
+    let mut bench = Bench::new();
+    let (from, to) = (bench.client("from"), bench.client("to"));
+    bench.subscribe(to, "#", QOS1);
+    let send = |bench: &mut Bench, link, topic: &'static str, alias, qos, id| {
+        let mut publish = message(topic, "x", qos, id);
+        publish.properties.topic_alias = Some(alias);
+        bench.give(link, Packet::Publish(publish));
+    };
+    send(&mut bench, from, "a/b", 32, QOS0, 0);
+    send(&mut bench, from, "", 32, QOS1, 1);
+    send(&mut bench, from, "c", 32, QOS0, 0);
+    send(&mut bench, from, "", 32, QOS0, 0);
+    // Another connection's are its own.
+    send(&mut bench, to, "d", 1, QOS0, 0);
+    let got = bench.messages(to);
+    assert_eq!(got.iter().map(|publish| &*publish.topic).collect::<Vec<_>>(), ["a/b", "a/b", "c", "c", "d"]);
+    assert!(got.iter().all(|publish| publish.properties.topic_alias.is_none()));
+    for (topic, alias, reason) in [("", 1, Reason::PROTOCOL_ERROR), ("a", 33, Reason::TOPIC_ALIAS_INVALID)] {
+        let link = bench.client("other");
+        send(&mut bench, link, topic, alias, QOS0, 0);
+        let Some(Packet::Disconnect(end)) = bench.read(link).pop() else { panic!("not disconnected") };
+        assert_eq!(end.reason, reason);
+    }
 }

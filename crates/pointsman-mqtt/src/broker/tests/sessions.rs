@@ -81,7 +81,7 @@ fn ids_are_assigned_where_that_is_allowed() {
     let assigned = connack.properties.assigned_client_id.clone().unwrap();
     assert_eq!(assigned.len(), 36);
     let properties = connack.properties;
-    assert_eq!((properties.topic_alias_maximum, properties.shared_available), (Some(0), Some(true)));
+    assert_eq!((properties.topic_alias_maximum, properties.shared_available), (Some(32), Some(true)));
     assert_eq!((properties.receive_maximum, properties.maximum_packet), (Some(1024), Some(1 << 20)));
     assert_eq!(bench.connect_as(old("", true)).1.reason, Reason::SUCCESS);
     let (link, connack) = bench.connect_as(old("", false));
@@ -151,7 +151,7 @@ fn what_breaks_the_protocol_ends_the_connection_with_a_reason() {
         (
             |bench, a| {
                 let mut publish = message("t", "1", QOS0, 0);
-                publish.properties.topic_alias = Some(1);
+                publish.properties.topic_alias = Some(33);
                 bench.give(a, Packet::Publish(publish));
             },
             Reason::TOPIC_ALIAS_INVALID,
