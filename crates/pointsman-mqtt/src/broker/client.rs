@@ -59,7 +59,7 @@ pub(super) struct Client {
 pub(super) struct Token {
     size: usize,
     /// What it takes of that which is not shared with other sessions.
-    _charge: Charge,
+    _charge: Option<Charge>,
     /// Who waits for it.
     pub(super) duty: Option<Key>,
     /// Whether it is a local client that waits.
@@ -224,8 +224,9 @@ impl Token {
         limits: &Limits,
     ) -> Self {
         let copies = if shared.is_some() { 2 } else { 1 };
-        let own = if publish.qos > Qos::AtMostOnce { copies * own_size(publish) } else { 0 };
+        let charge = || limits.memory.charge(copies * own_size(publish));
+        let _charge = (publish.qos > Qos::AtMostOnce).then(charge);
         let owed = owed && duty.is_some();
-        Self { size: copies * size(publish), _charge: limits.memory.charge(own), duty, owed, shared }
+        Self { size: copies * size(publish), _charge, duty, owed, shared }
     }
 }

@@ -1,4 +1,6 @@
-//! The task of one connection: reads, gives what it has read to the core, and writes what the core has for it.
+//! The task of one connection: reads (`link/read.rs`), gives what it has read to the core, and writes what the core has for it.
+
+mod read;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -22,26 +24,14 @@ use super::slots::Key;
 use super::wake::Wake;
 use crate::packet::{Decoder, Malformed, Packet, Version};
 use crate::reason::Reason;
+use read::{LITTLE, LastReads, QUIET, TRICKLE};
 
-/// How much is read at once, in bytes: at most, and from a connection that has little to say.
-const CHUNK: usize = 64 << 10;
-const LITTLE: usize = 4 << 10;
 /// What may wait to be written before no more is read, in bytes.
 const UNWRITTEN: usize = 1 << 20;
-/// How often something is read where only a little may be ([`Gate::Trickle`]), and how much, in bytes.
-const TRICKLE: Duration = Duration::from_millis(10);
-const DRAUGHT: usize = 16 << 10;
-/// What a connection begins with.
-const CONNECT: u8 = 0x10;
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Buffers larger than that, in bytes, are not kept.
 const SPARE: usize = 64 << 10;
-/// How long a connection is read while another waits for its session, and how much of it, in bytes: more than the system's buffers
-/// hold for a socket. It is over earlier when nothing has come for a while: what is in the buffers of both ends arrives in less.
-const LAST_READS: Duration = Duration::from_millis(500);
-const LAST_BYTES: usize = 8 << 20;
-const QUIET: Duration = Duration::from_millis(20);
 
 /// A connection, from its first byte to its last.
 pub(super) struct Link<S> {
@@ -71,13 +61,6 @@ pub(super) struct Link<S> {
     woken: Vec<Arc<Wake>>,
     /// Not known to have ended.
     open: bool,
-}
-
-/// What may still be read from a connection whose session another one waits for.
-#[derive(Debug, Clone, Copy)]
-struct LastReads {
-    until: Instant,
-    bytes: usize,
 }
 
 /// What happens to a connection.
@@ -152,7 +135,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             }
         }
         self.over("closed");
-        let _ = timeout(FAREWELL, self.linger()).await;
+        // In memory of its own, which no connection needs before its end.
+        let _ = timeout(FAREWELL, Box::pin(self.linger())).await;
     }
 
     /// Waits for the other end to close as well: bytes that nobody has read when a socket is closed make the kernel throw away
@@ -196,29 +180,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         Poll::Pending
     }
 
-    /// Reads what the client had sent when it connected anew. Whether its own end reads does not matter any more; but where a local
-    /// client has to catch up, that is waited for.
-    fn poll_last(&mut self, last: LastReads, context: &mut Context<'_>) -> Poll<Happening> {
-        if last.bytes == 0 || Instant::now() >= last.until {
-            return Poll::Ready(Happening::Dry);
-        }
-        if self.status.gate != Gate::Shut {
-            match self.poll_read(context) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Happening::End("closed by the client")),
-                Poll::Ready(Ok(count)) => {
-                    self.last_reads = Some(LastReads { bytes: last.bytes.saturating_sub(count), ..last });
-                    return Poll::Ready(Happening::Read);
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Happening::Broken(error)),
-                Poll::Pending => {}
-            }
-        }
-        if self.wake.poll(context).is_ready() {
-            return Poll::Ready(Happening::Woken);
-        }
-        self.timer.as_mut().poll(context).map(|()| Happening::Dry)
-    }
-
     /// Writes as much as goes; whether that was the last of it.
     fn poll_write(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
         if self.output.is_empty() && !self.unflushed {
@@ -243,47 +204,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         }
         self.unflushed = false;
         Ok(true)
-    }
-
-    /// The future of `read_buf` keeps no state, so that a new one each time does no harm.
-    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let chunk = if self.status.gate == Gate::Trickle { DRAUGHT } else { self.chunk };
-        self.input.reserve(chunk);
-        let room = self.input.capacity() - self.input.len();
-        let read = std::pin::pin!(self.stream.read_buf(&mut self.input)).poll(context);
-        if let Poll::Ready(Ok(count)) = read {
-            self.chunk = match count {
-                all if all == room => (self.chunk * 4).min(CHUNK),
-                few if few < self.chunk / 16 => (self.chunk / 2).max(LITTLE),
-                _ => self.chunk,
-            };
-        }
-        read
-    }
-
-    fn take_in(&mut self) {
-        self.heard = Instant::now();
-        if self.last_reads.is_some() {
-            self.set_timer();
-        }
-        // Who speaks another protocol is told so by its first byte, not by the connect timeout.
-        let stranger = !self.status.greeted && self.input.first().is_some_and(|&first| first != CONNECT);
-        let mut malformed = stranger.then_some(Malformed::protocol("the first packet is not CONNECT"));
-        while malformed.is_none() {
-            match self.decoder.decode(&mut self.input) {
-                Ok(Some(packet)) => self.packets.push_back(packet),
-                Ok(None) => break,
-                Err(error) => {
-                    malformed = Some(error);
-                    break;
-                }
-            }
-        }
-        match malformed {
-            Some(malformed) => self.fail(malformed),
-            None if self.packets.is_empty() => {}
-            None => self.exchange(|_, _, _| ()),
-        }
     }
 
     fn fail(&mut self, malformed: Malformed) {
@@ -311,8 +231,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             core.take_woken(&mut self.woken);
             self.broking.keep_time(&core);
         }
+        if self.packets.is_empty() && self.chunk == LITTLE {
+            // A connection that has little to say keeps no room for it.
+            self.packets = VecDeque::new();
+        }
         if self.status.yields && self.last_reads.is_none() {
-            self.last_reads = Some(LastReads { until: Instant::now() + LAST_READS, bytes: LAST_BYTES });
+            self.last_reads = Some(LastReads::begin());
             self.set_timer();
         } else if self.status.greeted != before.greeted || self.status.gate != before.gate {
             self.set_timer();
