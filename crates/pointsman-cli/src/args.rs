@@ -154,6 +154,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Look after the embedded MQTT broker
+    #[command(after_help = AFTER_MQTT)]
+    Mqtt {
+        #[command(subcommand)]
+        command: MqttCommand,
+    },
     /// Keep an instance registered, alone or for as long as a command runs
     Register(Register),
     /// List the services
@@ -267,6 +273,37 @@ pub(crate) enum ConfigCommand {
         /// A setting or a section, such as http.route; all when left out
         key: Option<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MqttCommand {
+    /// Add a user to a users file, or change or delete one
+    #[command(after_help = AFTER_PASSWD)]
+    Passwd(Passwd),
+}
+
+const AFTER_MQTT: &str = "\
+Examples:
+  pointsman mqtt passwd /etc/pointsman/users anna";
+
+const AFTER_PASSWD: &str = "\
+The password is asked for on the terminal, or read from stdin, up to the end of its first line. The file is what `users_file` of [mqtt] \
+names; it is made if it is not there, holds hashes only (Argon2id), and is taken up by a running `pointsman serve` at once.
+
+Examples:
+  pointsman mqtt passwd /etc/pointsman/users anna
+  openssl rand -hex 16 | tee anna.password | pointsman mqtt passwd /etc/pointsman/users anna
+  pointsman mqtt passwd /etc/pointsman/users anna --delete";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Passwd {
+    /// The users file
+    pub(crate) file: PathBuf,
+    /// The user
+    pub(crate) user: String,
+    /// Delete the user
+    #[arg(long)]
+    pub(crate) delete: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -33,6 +33,7 @@ mod log;
 mod memory;
 mod operate;
 mod output;
+mod passwd;
 mod pick;
 mod register;
 mod serve;
@@ -50,7 +51,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory as _;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, MqttCommand};
 use crate::failure::Failure;
 
 /// How a command ends when nothing has gone wrong.
@@ -100,6 +101,7 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::Serve(serve) => serve::run(&serve, global).await,
         Command::Config { command } => settings::run(&command, global),
         Command::Check(check) => check::run(&check, global),
+        Command::Mqtt { command: MqttCommand::Passwd(passwd) } => passwd::run(&passwd),
         Command::Register(register) => register::run(register, global).await,
         Command::Services => list::services(global).await,
         Command::Instances(instances) => list::instances(&instances, global).await,

@@ -28,6 +28,8 @@ service = 'ress'
 check = 'tcp'
 [mqtt]
 listen = '127.0.0.1:0'
+[[mqtt.allow]]
+publish = 'x/#'
 [[mqtt.route]]
 match = '^/login/'
 service = 'cfgs'
@@ -188,13 +190,11 @@ async fn a_file_that_cannot_be_used_is_refused_by_both() {
             ("tls_cert = 'client.pem'\ntls_key = 'plain'", "tls_key"),
             ("tls_cert = 'client.pem'\ntls_key = 'client-key.pem'\nclient_ca = 'client-key.pem'", "client_ca"),
         ] {
-            if section != "mqtt" || key != "client_ca" {
-                cases.push((format!("[{section}]\n"), format!("[{section}]\n{files}\n"), format!("{section}.{key}")));
-            }
+            cases.push((format!("[{section}]\n"), format!("[{section}]\n{files}\n"), format!("{section}.{key}")));
         }
     }
     let with = |header: &str, line: &str, key: &str| (header.to_owned(), format!("{header}{line}\n"), key.to_owned());
-    let listen = "[mqtt]\nlisten = '127.0.0.1:0'\n";
+    let listen = "[mqtt]\nlisten = '127.0.0.1:0'\n[[mqtt.allow]]\npublish = 'x/#'\n";
     cases.extend([
         with("[http]\n", "hand_over = 'plain'", "http.hand_over"),
         with("[http.services.ress]\n", "tls.ca = 'client-key.pem'", "http.services.ress.tls.ca"),

@@ -223,7 +223,8 @@ async fn the_commands_of_the_chinese_readme() {
 }
 
 /// Examples of `--help` that are not run here, and why.
-const NOT_RUN: [(&str, &str); 5] = [
+const NOT_RUN: [(&str, &str); 6] = [
+    ("pointsman mqtt passwd", "tests/mqtt_users.rs runs it: it asks for a password"),
     ("pointsman resign", "tests/agent.rs runs it: only an agent can"),
     ("pointsman deregister", "tests/agent.rs runs it: only an agent can"),
     ("pointsman dev", "tests/usage.rs runs dev and its tour"),

@@ -14,10 +14,13 @@
 //! one task for each connection (`broker/link.rs`). They run on a thread of their own: whatever clients ask of the broker, nothing
 //! else in the process waits for it, and connections take turns instead of waiting for a lock.
 
+mod access;
 mod aliases;
+mod certificate;
 mod client;
 mod connection;
 mod core;
+mod deny;
 mod duty;
 mod figures;
 mod greet;
@@ -25,6 +28,7 @@ mod levels;
 mod limits;
 mod link;
 mod listen;
+mod login;
 mod memory;
 mod message;
 mod options;
@@ -40,6 +44,7 @@ mod subscribe;
 mod takeover;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod timers;
 mod tree;
 mod users;
@@ -56,6 +61,7 @@ use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub use access::AccessRule;
 pub use figures::Figures;
 pub use message::CLIENT_ID_PROPERTY;
 pub use options::{Options, Tls};
@@ -63,6 +69,7 @@ pub use users::{InvalidUsers, Users};
 
 use self::core::Core;
 use crate::relay::Invalid;
+pub(crate) use access::Routed;
 use limits::Limits;
 use runtime::BrokerRuntime;
 use shared::Broking;
@@ -140,24 +147,44 @@ impl Broker {
     ///
     /// [`Error`]; nothing is left behind then.
     pub async fn bind(options: Options) -> Result<Broker, Error> {
-        if options.users.is_none() && !options.listen.ip().is_loopback() {
+        if !options.has_users() && !options.listen.ip().is_loopback() {
             return Err(Error::Unprotected { address: options.listen });
         }
         let problems = options.problems();
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }
-        let tls = options.tls.as_ref().map(listen::acceptor).transpose()?;
+        let tls = options.tls.as_ref().map(listen::tls_config).transpose()?;
         let limits = Limits::new(&options);
-        let runtime = BrokerRuntime::new(options.runtime).map_err(|source| Error::Thread { source })?;
+        let runtime = BrokerRuntime::new(options.runtime.clone()).map_err(|source| Error::Thread { source })?;
         let (listener, address) = listen::bind(options.listen, runtime.handle()).await?;
-        let core = Core::new(limits, options.users);
-        let broking = Broking::new(core, runtime.handle().clone(), options.connect_timeout, options.max_connections);
-        tracing::info!(%address, tls = tls.is_some(), "MQTT broker listening");
-        let accepting = listen::accept(listener, tls, Arc::clone(&broking));
+        tracing::info!(%address, tls = tls.is_some(), users = options.has_users(), "MQTT broker listening");
+        if !options.has_users() {
+            tracing::info!(%address, "MQTT broker has no users: every client on this machine may publish and subscribe anything");
+        }
+        let mut core = Core::new(limits);
+        core.set_access(&options, Instant::now().into_std());
+        let broking = Broking::new(core, runtime.handle().clone(), &options, tls);
+        let accepting = listen::accept(listener, Arc::clone(&broking));
         let clock = Arc::clone(&broking).run_clock();
         let tasks = vec![runtime.handle().spawn(accepting), runtime.handle().spawn(clock)];
         Ok(Broker { address, broking, tasks, runtime })
+    }
+
+    /// Goes on with the users, rules and certificates of these options; what else they say is not looked at. New connections are secured
+    /// by the certificate as it is in its file now. Clients of users that are gone, or whose password is another, are disconnected;
+    /// sessions with a subscription that is not allowed any more end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tls`], [`Error::Unprotected`]; everything stays as it was then.
+    pub fn reload(&self, options: &Options) -> Result<(), Error> {
+        if !options.has_users() && !self.address.ip().is_loopback() {
+            return Err(Error::Unprotected { address: self.address });
+        }
+        let tls = options.tls.as_ref().map(listen::tls_config).transpose()?;
+        self.broking.reload(options, tls);
+        Ok(())
     }
 
     /// Where it listens.
@@ -202,13 +229,18 @@ impl Handle {
     #[must_use]
     pub fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE);
-        self.0.serve("this process".into(), true, async move { Ok(ours) });
+        self.0.serve("this process".into(), true, async move { Ok((ours, None)) });
         theirs
     }
 
     /// Lets clients in from outside this process, for good.
     pub fn open(&self) {
         self.0.open();
+    }
+
+    /// Says what the relay in this process takes from senders, which they may therefore publish.
+    pub(crate) fn set_routed(&self, routed: Routed) {
+        self.0.core().access.routed = routed;
     }
 
     /// What the broker is doing.

@@ -41,13 +41,14 @@ use self::engine::Engine;
 use self::journal::Journal;
 use self::metrics::Metrics;
 use self::routes::Routes;
-use crate::broker::Handle;
+use crate::broker::{Handle, Routed};
 use crate::wire::Target;
 
 /// A running relay. Dropped, it leaves as by [`Relay::close`], without anybody waiting for it.
 #[derive(Debug)]
 pub struct Relay {
     commands: mpsc::Sender<Command>,
+    embedded: Option<Handle>,
     ready: watch::Receiver<Ready>,
 }
 
@@ -90,7 +91,8 @@ impl Relay {
         embedded: Option<Handle>,
     ) -> Result<Self, Error> {
         check(&settings)?;
-        let ingress = match (&settings.ingress, embedded) {
+        let embedded = embedded.inspect(|handle| handle.set_routed(routed(&settings)));
+        let ingress = match (&settings.ingress, embedded.clone()) {
             (Some(url), _) => Target::Url(url.clone()),
             (None, Some(handle)) => Target::Embedded(handle),
             (None, None) => return Err(Error::NoBroker),
@@ -117,7 +119,7 @@ impl Relay {
         let (commands, receiver) = mpsc::channel(16);
         let (driver, ready) = Driver::new(settings, targets, engine, receiver, changed);
         tokio::spawn(driver.run());
-        Ok(Self { commands, ready })
+        Ok(Self { commands, embedded, ready })
     }
 
     /// Returns when all brokers are connected and all subscriptions confirmed; at once if they are.
@@ -153,8 +155,11 @@ impl Relay {
     /// [`Error::Invalid`]: everything stays as it was. [`Error::Closed`].
     pub async fn reload(&self, settings: Settings, views: Views) -> Result<(), Error> {
         check(&settings)?;
+        let routed = routed(&settings);
         let answer = self.ask(|answer| Command::Reload(Box::new(settings), views, answer)).await?;
-        answer.map_err(|problem| Error::Invalid(vec![problem]))
+        answer.map_err(|problem| Error::Invalid(vec![problem]))?;
+        self.embedded.iter().for_each(|handle| handle.set_routed(routed.clone()));
+        Ok(())
     }
 
     /// What it has done so far.
@@ -187,6 +192,11 @@ impl Relay {
         self.commands.send(command(sender)).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)
     }
+}
+
+/// What senders may publish to the embedded broker.
+fn routed(settings: &Settings) -> Routed {
+    Routed { topics: settings.topics, filters: settings.subscriptions() }
 }
 
 fn check(settings: &Settings) -> Result<(), Error> {

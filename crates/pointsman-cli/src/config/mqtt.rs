@@ -1,18 +1,18 @@
 //! The section `[mqtt]`.
 
+mod access;
 mod broker;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pointsman::mqtt::broker::{Options as BrokerOptions, Users};
+use pointsman::mqtt::broker::{AccessRule, Options as BrokerOptions};
 use pointsman::mqtt::{BrokerUrl, Route as RelayRoute, Settings};
-use pointsman::proxy::Tls as ServerTls;
 use pointsman::{Algorithm, check_name};
 
+pub(crate) use self::access::Listen;
+use self::access::UsersFile;
 use super::document::Document;
-use super::is_loopback;
 use super::paths::Folder;
 use super::problem::Fault;
 use super::registries::{self, SectionRegistries};
@@ -20,8 +20,8 @@ use super::section::Section;
 use super::setting::{Draft, Setting, Value};
 use super::tls::TlsFiles;
 use super::values::{
-    self, MOST, address, algorithm, count, duration, duration_within, flag, list, located, parsed, positive_duration,
-    registry, size, tables, text, word,
+    self, MOST, algorithm, count, duration, duration_within, flag, list, located, parsed, positive_duration, registry,
+    size, tables, text, word,
 };
 
 /// What the file says of MQTT.
@@ -41,30 +41,7 @@ pub(crate) struct Mqtt {
     broker: BrokerOptions,
 }
 
-/// The embedded broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Listen {
-    pub(crate) address: SocketAddr,
-    pub(crate) users: Option<UsersFile>,
-    pub(crate) tls: Option<ServerTls>,
-}
-
-/// Who may connect to the embedded broker, by the file that says so.
-#[derive(Debug, Clone)]
-pub(crate) struct UsersFile {
-    path: PathBuf,
-    pub(crate) users: Users,
-}
-
-/// Only by their files: what is in them is read again with the next start.
-impl PartialEq for UsersFile {
-    fn eq(&self, other: &Self) -> bool {
-        self.path == other.path
-    }
-}
-
-impl Eq for UsersFile {}
-
+/// Where the embedded broker listens.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7482);
 /// Maximum of `queue_timeout` in nanoseconds: an hour.
 const LONGEST_QUEUE_TIMEOUT: u128 = 3600 * 1_000_000_000;
@@ -78,6 +55,7 @@ struct Reading {
     has_group: bool,
     address: Option<SocketAddr>,
     users: Option<UsersFile>,
+    rules: Vec<AccessRule>,
     tls: TlsFiles,
     routes: Vec<Route>,
 }
@@ -88,7 +66,9 @@ struct Route(RelayRoute, Option<String>);
 
 fn settings() -> Vec<Setting<Reading>> {
     let mut settings = Vec::from(brokers());
-    settings.extend(embedded());
+    settings.extend(access::settings());
+    settings.extend(super::tls::settings(|it: &mut Reading| &mut it.tls));
+    settings.push(access::rules());
     settings.extend(registries::settings(|it: &mut Reading| &mut it.mqtt.registries));
     settings.extend(identity());
     settings.extend(limits());
@@ -149,33 +129,6 @@ fn brokers() -> [Setting<Reading>; 5] {
                     |(index, filter): (usize, Option<String>)| filter.unwrap_or_else(|| format!("{index}/unreadable"));
                 it.mqtt.settings.response_topics = filters.into_iter().enumerate().map(stopgap).collect();
             }),
-    ]
-}
-
-/// The embedded broker.
-fn embedded() -> [Setting<Reading>; 4] {
-    let file = |key| located(key, Value::File("a PEM file"), Folder::readable).restart();
-    [
-        address("listen")
-            .default("\"127.0.0.1:7482\"")
-            .restart()
-            .help("Address and port of the embedded broker. Off loopback it needs a `users_file`.")
-            .to(|it: &mut Reading, address| it.address = Some(address)),
-        located("users_file", Value::File("a file of lines user:password"), |folder, text| {
-            users(&folder.readable(text)?)
-        })
-        .example("\"users\"")
-        .restart()
-        .help("File with the users of the embedded broker, a line `user:password` each.")
-        .to(|it: &mut Reading, users| it.users = Some(users)),
-        file("tls_cert")
-            .example("\"broker.pem\"")
-            .help("Certificate of the embedded broker with its chain, a PEM file. `tls_key` goes with it.")
-            .to(|it: &mut Reading, path| it.tls.cert = Some(path)),
-        file("tls_key")
-            .example("\"broker.key\"")
-            .help("Private key of `tls_cert`, a PEM file.")
-            .to(|it: &mut Reading, path| it.tls.key = Some(path)),
     ]
 }
 
@@ -325,13 +278,21 @@ impl Reading {
             listen: None,
             broker: BrokerOptions::new(LISTEN),
         };
-        Self { mqtt, has_group: false, address: None, users: None, tls: TlsFiles::default(), routes: Vec::new() }
+        Self {
+            mqtt,
+            has_group: false,
+            address: None,
+            users: None,
+            rules: Vec::new(),
+            tls: TlsFiles::default(),
+            routes: Vec::new(),
+        }
     }
 }
 
 fn finish(section: &mut Section<'_>, mut reading: Reading, document: &Document<'_>) -> Mqtt {
     let routes = std::mem::take(&mut reading.routes);
-    let listen = listen(section, &mut reading);
+    let listen = access::listen(section, &mut reading);
     let Reading { mut mqtt, has_group, .. } = reading;
     mqtt.listen = listen;
     for Route(mut route, url) in routes {
@@ -368,43 +329,6 @@ fn broker_url(folder: &Folder, text: &str) -> Result<BrokerUrl, String> {
     let url = folder.url(text, &["auth_file", "ca", "cert", "key"]);
     let url: BrokerUrl = url.parse().map_err(|error: pointsman::mqtt::InvalidUrl| error.to_string())?;
     url.check_files().map(|()| url)
-}
-
-/// The embedded broker, if there is to be one.
-fn listen(section: &mut Section<'_>, reading: &mut Reading) -> Option<Listen> {
-    if section.has("ingress") {
-        for key in broker::KEYS {
-            if section.has(key) {
-                section
-                    .wrong(key, "is about the embedded broker, but ingress names a broker of your own; leave out one");
-            }
-        }
-        return None;
-    }
-    let tls = std::mem::take(&mut reading.tls).checked(section);
-    let Reading { address, users, .. } = reading;
-    if address.is_some_and(|address| !is_loopback(address.ip())) {
-        if !section.has("users_file") {
-            section.wrong(
-                "listen",
-                "is not on loopback, where every client could publish; name a users_file, or use 127.0.0.1",
-            );
-        } else if !section.has("tls_cert") {
-            section.warn(
-                "listen",
-                "is not on loopback: without tls_cert and tls_key passwords go over the network as they are",
-            );
-        }
-    }
-    Some(Listen { address: address.unwrap_or(LISTEN), users: users.take(), tls })
-}
-
-/// Who may connect to the embedded broker.
-fn users(path: &Path) -> Result<UsersFile, String> {
-    let fail = |error: &dyn std::fmt::Display| format!("{} cannot be used: {error}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
-    let users = Users::parse(&text).map_err(|error| fail(&error))?;
-    Ok(UsersFile { path: path.to_owned(), users })
 }
 
 /// What the relay and the embedded broker have to say of their settings.

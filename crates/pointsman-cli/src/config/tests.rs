@@ -149,7 +149,7 @@ fn a_value_of_a_wrong_type_is_told_with_what_is_expected() {
         ("drain_timeout = 10", 17, "\"10s\""),
         ("session_expiry = 1", 18, "\"1h\""),
         ("state = 1", 9, "a folder"),
-        ("users_file = 1", 14, "user:password"),
+        ("users_file = 1", 14, "USER:HASH"),
         ("tls_cert = 1\ntls_key = '/dev/null'", 12, "a PEM file"),
         ("tls_key = 1\ntls_cert = '/dev/null'", 11, "a PEM file"),
     ] {
@@ -442,7 +442,7 @@ fn what_is_hardly_meant_is_a_warning() {
     assert_eq!(warnings(&with_mqtt("state = 'x'")), ["3:9 mqtt.state"]);
     let folder = tempfile::tempdir().unwrap();
     let users = folder.path().join("users");
-    std::fs::write(&users, "u:p\n").unwrap();
+    std::fs::write(&users, format!("u:{}\n", pointsman::mqtt::broker::Users::hash(b"p").unwrap())).unwrap();
     let open = format!("listen = '0.0.0.0:1'\nusers_file = '{}'\nregister_as = 'x'", users.display());
     assert_eq!(warnings(&with_mqtt(&open)), ["3:10 mqtt.listen", "5:15 mqtt.register_as"]);
     assert_eq!(warnings(&with_mqtt(&format!("{open}\nadvertise = 'h:1'"))), ["3:10 mqtt.listen"]);

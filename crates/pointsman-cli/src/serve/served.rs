@@ -3,7 +3,7 @@
 use pointsman::Registry;
 use pointsman::agent::{self, Agent};
 use pointsman::mqtt::Relay;
-use pointsman::mqtt::broker::{Broker, Figures, Tls};
+use pointsman::mqtt::broker::{Broker, Figures, Options, Tls};
 use pointsman::proxy::Proxy;
 use pointsman_net::metrics::{Kind, MetricsText};
 use tokio::task::JoinSet;
@@ -187,6 +187,13 @@ impl Served {
             let registries = of(&http.registries)?;
             proxy.reload_with(&http.settings, registries).await.map_err(|error| chain(&error))?;
         }
+        if let (Some(broker), Some(mqtt)) = (&self.broker, &config.mqtt)
+            && let Some(listen) = &mqtt.listen
+        {
+            broker
+                .reload(&broker_options(listen, mqtt))
+                .map_err(|error| format!("embedded broker: {}", chain(&error)))?;
+        }
         if let (Some(relay), Some(mqtt)) = (&self.relay, &config.mqtt) {
             let registries = of(&mqtt.registries)?;
             relay.reload_with(&mqtt.settings, registries).await.map_err(|error| chain(&error))?;
@@ -328,10 +335,16 @@ async fn start_proxy(
 }
 
 async fn start_broker(listen: &Listen, mqtt: &Mqtt) -> Result<Broker, Failure> {
+    let options = broker_options(listen, mqtt);
+    Broker::bind(options).await.map_err(|error| Failure::new(format!("embedded broker: {}", chain(&error))))
+}
+
+fn broker_options(listen: &Listen, mqtt: &Mqtt) -> Options {
     let mut options = mqtt.broker_options(listen.address);
     options.users = listen.users.as_ref().map(|file| file.users.clone());
-    options.tls = listen.tls.clone().map(|tls| Tls { cert: tls.cert, key: tls.key });
-    Broker::bind(options).await.map_err(|error| Failure::new(format!("embedded broker: {}", chain(&error))))
+    options.rules.clone_from(&listen.rules);
+    options.tls = listen.tls.clone().map(|tls| Tls { cert: tls.cert, key: tls.key, client_ca: tls.client_ca });
+    options
 }
 
 async fn start_relay(
@@ -352,6 +365,10 @@ fn write_broker(text: &mut String, figures: &Figures) {
     text.counter("messages_received", "Messages that clients have published", figures.messages_in);
     text.counter("messages_sent", "Messages given out to subscribers", figures.messages_out);
     text.counter("connections_refused", "Connections that were refused", figures.refused);
+    text.counter("wrong_passwords", "Passwords that were wrong", figures.wrong_passwords);
+    text.counter("denied_publishes", "Messages that their publishers might not publish", figures.denied_publishes);
+    let denied = figures.denied_subscriptions;
+    text.counter("denied_subscriptions", "Subscriptions that clients might not have", denied);
     text.counter("pauses", "How often a publisher had to wait for the relay", figures.paused);
     let mut family = text.family("messages_dropped", Kind::Counter, "Messages lost to a subscriber");
     for (reason, count) in [

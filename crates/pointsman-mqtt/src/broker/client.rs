@@ -24,6 +24,10 @@ pub(super) struct Client {
     pub(super) id: ByteString,
     /// Whether it is in this process: nothing for it is dropped, and who publishes to it is acknowledged by it.
     pub(super) local: bool,
+    /// `None` where there are no users.
+    pub(super) user: Option<Arc<str>>,
+    /// Whether something was refused to it: told once.
+    pub(super) is_denied: bool,
     pub(super) session: Session<Token>,
     /// `None` while it is away.
     pub(super) connection: Option<Key>,
@@ -103,7 +107,7 @@ pub(super) enum Drop {
 }
 
 impl Client {
-    pub(super) fn new(id: ByteString, local: bool, limits: &Limits) -> Self {
+    pub(super) fn new(id: ByteString, local: bool, user: Option<Arc<str>>, limits: &Limits) -> Self {
         // Clients of 3.1.1 know no receive maximum; it is kept where it was announced.
         let mut session = Session::new(u16::MAX);
         session.share_payloads(true);
@@ -111,6 +115,8 @@ impl Client {
         Self {
             id,
             local,
+            user,
+            is_denied: false,
             session,
             connection: None,
             subscriptions: HashMap::new(),

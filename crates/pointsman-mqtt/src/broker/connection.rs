@@ -8,6 +8,7 @@ use bytes::BytesMut;
 
 use super::aliases::Aliases;
 use super::core::Core;
+use super::login::{Login, WRONG};
 use super::memory::Charge;
 use super::pressure::Gate;
 use super::slots::Key;
@@ -25,6 +26,8 @@ pub(super) struct Connection {
     /// Whether its other end is in this process.
     pub(super) local: bool,
     version: Version,
+    /// Who the client is.
+    pub(super) login: Login,
     /// Once CONNECT has come.
     pub(super) client: Option<Key>,
     /// One and a half of what the client has promised.
@@ -75,6 +78,7 @@ impl Core {
             name,
             local,
             version: Version::V311,
+            login: Login::Anonymous,
             client: None,
             keep_alive: None,
             out: BytesMut::new(),
@@ -85,6 +89,16 @@ impl Core {
             parked: None,
             awake: false,
         })
+    }
+
+    /// It is known who the client is that is about to connect.
+    pub(super) fn identify(&mut self, connection: Key, login: Login) {
+        if let Login::Refused { why: WRONG, .. } = login {
+            self.figures.wrong_passwords += 1;
+        }
+        if let Some(state) = self.connections.get_mut(connection) {
+            state.login = login;
+        }
     }
 
     /// The bytes of a connection have come to their end.

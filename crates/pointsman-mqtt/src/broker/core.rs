@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use bytestring::ByteString;
 
+use super::access::Access;
 use super::client::{Client, Shared};
 use super::connection::Connection;
 use super::duty::{Answer, Duty};
@@ -23,7 +24,6 @@ use super::route::Target;
 use super::slots::{Key, Slots};
 use super::timers::{Timer, Timers};
 use super::tree::Tree;
-use super::users::Users;
 use super::wake::Wake;
 use crate::packet::{Malformed, Packet, Publish, Version};
 use crate::reason::Reason;
@@ -36,7 +36,7 @@ pub(super) const SLICE: usize = 1000;
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) limits: Limits,
-    pub(super) users: Option<Users>,
+    pub(super) access: Access,
     pub(super) connections: Slots<Connection>,
     pub(super) clients: Slots<Client>,
     pub(super) by_id: HashMap<ByteString, Key>,
@@ -71,11 +71,11 @@ pub(super) enum Work {
 }
 
 impl Core {
-    pub(super) fn new(limits: Limits, users: Option<Users>) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
             retained: Retained::new(limits.max_retained, limits.max_retained_bytes),
             limits,
-            users,
+            access: Access::default(),
             connections: Slots::default(),
             clients: Slots::default(),
             by_id: HashMap::new(),

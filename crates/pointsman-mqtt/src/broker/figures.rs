@@ -20,6 +20,12 @@ pub struct Figures {
     pub messages_out: u64,
     /// Connections that were refused.
     pub refused: u64,
+    /// Passwords that were wrong.
+    pub wrong_passwords: u64,
+    /// Messages that their publishers might not publish.
+    pub denied_publishes: u64,
+    /// Subscriptions that clients might not have.
+    pub denied_subscriptions: u64,
     /// Messages of QoS 0 lost to a subscriber that does not read fast enough.
     pub dropped_slow: u64,
     /// Messages of QoS 1 and 2 lost to a subscriber for which too many wait already.

@@ -10,6 +10,7 @@ use super::client::Client;
 use super::core::{Core, Work};
 use super::duty::Answer;
 use super::limits::{IN_FLIGHT, RECEIVE_MAXIMUM};
+use super::login::Login;
 use super::memory::Memory;
 use super::message::detached_around;
 use super::route;
@@ -21,9 +22,9 @@ use crate::session::Peer;
 use crate::topic;
 
 /// What a connection is refused with.
-struct Refused {
-    reason: Reason,
-    why: &'static str,
+pub(super) struct Refused {
+    pub(super) reason: Reason,
+    pub(super) why: &'static str,
 }
 
 impl Core {
@@ -41,6 +42,9 @@ impl Core {
 
     /// A client may connect. While another connection has its session, it waits.
     pub(super) fn admitted(&mut self, connection: Key, connect: Box<Connect>, now: Instant) {
+        if let Err(refused) = self.check_owner(connection, &connect.client_id) {
+            return self.turn_away(connection, connect.version, &refused);
+        }
         if let Some(predecessor) = self.predecessor(&connect.client_id) {
             return self.park(connection, predecessor, connect);
         }
@@ -66,7 +70,7 @@ impl Core {
 
     fn connect(&mut self, connection: Key, mut connect: Connect, now: Instant) -> Result<(), Refused> {
         let Some(state) = self.connections.get(connection) else { return Ok(()) };
-        let (local, name) = (state.local, state.name.clone());
+        let (local, name, user) = (state.local, state.name.clone(), state.login.user().cloned());
         let assigned = if connect.client_id.is_empty() {
             if connect.version == Version::V311 && !connect.clean_start {
                 let why = "an empty client id needs a clean session";
@@ -78,7 +82,7 @@ impl Core {
         };
         // In memory of its own, as everything that outlives the packet.
         let id = assigned.clone().unwrap_or_else(|| ByteString::from(connect.client_id.to_string()));
-        let (key, present) = self.take_up(&id, connect.clean_start, local)?;
+        let (key, present) = self.take_up(&id, connect.clean_start, local, user)?;
         let (expiry, capped) = self.expiry(&connect);
         let will = connect.will.take().map(|will| own(will, &self.limits.memory));
         if let Some(state) = self.connections.get_mut(connection) {
@@ -130,11 +134,16 @@ impl Core {
             let why = "there is no extended authentication here";
             return Err(Refused { reason: Reason::BAD_AUTHENTICATION_METHOD, why });
         }
-        if let Some(users) = self.users.as_ref().filter(|_| !local) {
-            let password = connect.password.as_deref().unwrap_or_default();
-            let bad = |why| Refused { reason: Reason::BAD_CREDENTIALS, why };
-            let user = connect.user.as_ref().ok_or(bad("a user name and password are needed"))?;
-            users.admits(user, password).then_some(()).ok_or(bad("wrong user name or password"))?;
+        let state = self.connections.get(connection).map(|state| &state.login);
+        match state {
+            Some(&Login::Refused { reason, why }) => return Err(Refused { reason, why }),
+            Some(Login::User(user)) if !local => self.check_will(connect, user)?,
+            // The users may be there since a moment ago.
+            _ if !local && self.access.is_on => {
+                let why = "a user name and password are needed";
+                return Err(Refused { reason: Reason::BAD_CREDENTIALS, why });
+            }
+            _ => {}
         }
         let known = self.by_id.get(&connect.client_id).and_then(|&client| self.clients.get(client));
         if !local && known.is_some_and(|client| client.local) {
@@ -145,7 +154,13 @@ impl Core {
     }
 
     /// The client of that id, and whether its session is an earlier one. No other connection has it.
-    fn take_up(&mut self, id: &ByteString, clean: bool, local: bool) -> Result<(Key, bool), Refused> {
+    fn take_up(
+        &mut self,
+        id: &ByteString,
+        clean: bool,
+        local: bool,
+        user: Option<Arc<str>>,
+    ) -> Result<(Key, bool), Refused> {
         if let Some(&old) = self.by_id.get(id)
             && self.clients.get(old).is_some_and(|client| clean || client.local != local)
         {
@@ -155,14 +170,14 @@ impl Core {
             && let Some(client) = self.clients.get_mut(key)
         {
             let timers = [client.ends.take(), client.will_due.take()];
-            client.will = None;
+            (client.will, client.user) = (None, user);
             timers.into_iter().for_each(|timer| self.timers.stop(timer));
             return Ok((key, true));
         }
         if self.clients.len() >= self.limits.max_sessions {
             return Err(Refused { reason: Reason::QUOTA_EXCEEDED, why: "there are too many sessions" });
         }
-        let key = self.clients.insert(Client::new(id.clone(), local, &self.limits));
+        let key = self.clients.insert(Client::new(id.clone(), local, user, &self.limits));
         self.by_id.insert(id.clone(), key);
         Ok((key, false))
     }

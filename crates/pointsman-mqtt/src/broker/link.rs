@@ -5,6 +5,7 @@ mod read;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,10 +14,11 @@ use std::time::Duration;
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::yield_now;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 use super::connection::Status;
 use super::core::Core;
+use super::login::Login;
 use super::memory::Charge;
 use super::pressure::Gate;
 use super::shared::Broking;
@@ -36,6 +38,8 @@ const SPARE: usize = 64 << 10;
 /// A connection, from its first byte to its last.
 pub(super) struct Link<S> {
     broking: Arc<Broking>,
+    /// While it is not known who the client is: the user that its certificate names, and its address.
+    login: Option<(Option<Arc<str>>, Option<IpAddr>)>,
     key: Key,
     wake: Arc<Wake>,
     stream: S,
@@ -63,6 +67,19 @@ pub(super) struct Link<S> {
     open: bool,
 }
 
+/// Where a connection comes from.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// For the log; the address, if there is one.
+    pub(super) name: Arc<str>,
+    /// Whether its other end is in this process.
+    pub(super) local: bool,
+    /// The user that the client's certificate names.
+    pub(super) certificate: Option<Arc<str>>,
+    /// When the client began to connect.
+    pub(super) since: Instant,
+}
+
 /// What happens to a connection.
 enum Happening {
     Read,
@@ -78,8 +95,9 @@ enum Happening {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
-    /// `since`: when the client began to connect.
-    pub(super) fn new(broking: Arc<Broking>, name: Arc<str>, local: bool, stream: S, since: Instant) -> Self {
+    pub(super) fn new(broking: Arc<Broking>, origin: Origin, stream: S) -> Self {
+        let Origin { name, local, certificate, since } = origin;
+        let address = name.parse::<SocketAddr>().ok().map(|address| address.ip());
         let wake = Arc::new(Wake::default());
         let (key, status, max_packet) = {
             let mut core = broking.core();
@@ -89,6 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         Self {
             timer: Box::pin(sleep_until(since + broking.connect_timeout)),
             broking,
+            login: (!local).then_some((certificate, address)),
             key,
             wake,
             stream,
@@ -122,7 +141,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             let happening = if closing { timeout(FAREWELL, next).await } else { Ok(next.await) };
             let Ok(happening) = happening else { break };
             match happening {
-                Happening::Read => self.take_in(),
+                Happening::Read => {
+                    let malformed = self.decode();
+                    if self.login.is_some() && !self.packets.is_empty() {
+                        // In memory of its own, which no connection needs later.
+                        Box::pin(self.log_in()).await;
+                    }
+                    self.take_in(malformed);
+                }
                 Happening::Written | Happening::Woken => self.exchange(|_, _, _| ()),
                 Happening::Replay => {
                     self.exchange(Core::replay_on);
@@ -204,6 +230,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         }
         self.unflushed = false;
         Ok(true)
+    }
+
+    /// Finds out who a client is that has sent its CONNECT. Nothing is read meanwhile.
+    async fn log_in(&mut self) {
+        let Some(Packet::Connect(connect)) = self.packets.front() else { return };
+        let Some((certificate, address)) = self.login.take() else { return };
+        let broking = &self.broking;
+        let check = broking.logins.check(connect, certificate, address, broking.runtime());
+        let why = "there was no time to check the password";
+        let late = Login::Refused { reason: Reason::SERVER_BUSY, why };
+        let login = timeout_at(self.timer.deadline(), check).await.unwrap_or(late);
+        broking.core().identify(self.key, login);
     }
 
     fn fail(&mut self, malformed: Malformed) {

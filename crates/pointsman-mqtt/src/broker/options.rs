@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::Users;
+use super::{AccessRule, Users};
 use crate::relay::Invalid;
 
 /// What a broker is started with. Everything but the address has a default.
@@ -17,8 +17,11 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Speak TLS. Default: no.
     pub tls: Option<Tls>,
-    /// Who may connect. Default: everybody, which is possible on loopback only.
+    /// Who may connect. Default: everybody, which is possible on loopback only; or whoever has a certificate, where [`Tls::client_ca`]
+    /// asks for one.
     pub users: Option<Users>,
+    /// What users may publish and subscribe besides what goes without saying. Default: nothing.
+    pub rules: Vec<AccessRule>,
     /// The largest packet that is taken, in bytes. Default 1 MiB.
     pub max_packet: usize,
     /// Connections at a time. Default 10,000.
@@ -58,16 +61,24 @@ const MOST_MEMORY: usize = 1 << 40;
 /// Minimum of a memory in bytes: room for a packet of the usual size.
 const LEAST_MEMORY: usize = 1 << 20;
 
-/// The certificate of a broker that speaks TLS; read when it starts.
+/// The certificate of a broker that speaks TLS; read when it starts, and with each [`Broker::reload`](super::Broker::reload).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
     /// PEM: the certificate, and after it those that lead to its authority.
     pub cert: PathBuf,
     /// PEM: its key.
     pub key: PathBuf,
+    /// PEM: the authorities of clients. If set, a client without a certificate of one of them is refused; the certificate's subject
+    /// (its common name, or else its first alternative name) is the user.
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Options {
+    /// Whether clients have to say who they are.
+    pub(super) fn has_users(&self) -> bool {
+        self.users.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
     /// The defaults.
     #[must_use]
     pub fn new(listen: SocketAddr) -> Self {
@@ -75,6 +86,7 @@ impl Options {
             listen,
             tls: None,
             users: None,
+            rules: Vec::new(),
             max_packet: 1 << 20,
             max_connections: 10_000,
             max_sessions: 50_000,

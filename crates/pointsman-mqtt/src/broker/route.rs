@@ -69,8 +69,12 @@ impl Core {
         if !local {
             publish.properties.user.retain(|(name, _)| *name != CLIENT_ID_PROPERTY);
         }
-        self.figures.messages_in += 1;
         let packet_id = publish.id;
+        if self.denies_publish(key, &publish) {
+            self.acknowledge_to(key, &publish, Reason::NOT_AUTHORIZED);
+            return Ok(());
+        }
+        self.figures.messages_in += 1;
         let waits = (publish.qos > Qos::AtMostOnce).then_some((key, packet_id));
         let (mut answer, kept) = self.distribute_and_keep(&source, publish, waits, now);
         if !kept && answer == Some(Reason::NO_MATCHING_SUBSCRIBERS) {

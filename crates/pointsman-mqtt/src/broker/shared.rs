@@ -9,9 +9,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Options;
 use super::core::Core;
-use super::link::Link;
+use super::link::{Link, Origin};
+use super::login::Logins;
 use super::slots::Key;
+use tokio_rustls::rustls::ServerConfig;
 
 /// The core behind its lock, and the tasks around it.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(super) struct Broking {
     open: watch::Sender<bool>,
     pub(super) connect_timeout: Duration,
     max_connections: usize,
+    pub(super) logins: Logins,
+    tls: Mutex<Option<Arc<ServerConfig>>>,
 }
 
 #[derive(Debug, Default)]
@@ -45,15 +50,17 @@ struct Clock {
 
 impl Broking {
     /// All its tasks will run on that runtime.
-    pub(super) fn new(core: Core, runtime: Runtime, connect_timeout: Duration, max_connections: usize) -> Arc<Self> {
+    pub(super) fn new(core: Core, runtime: Runtime, options: &Options, tls: Option<Arc<ServerConfig>>) -> Arc<Self> {
         Arc::new(Self {
+            logins: Logins::new(options.users.clone()),
+            tls: Mutex::new(tls),
             core: Mutex::new(core),
             runtime,
             tasks: Mutex::default(),
             clock: Clock::default(),
             open: watch::Sender::new(false),
-            connect_timeout,
-            max_connections,
+            connect_timeout: options.connect_timeout,
+            max_connections: options.max_connections,
         })
     }
 
@@ -74,17 +81,41 @@ impl Broking {
         let _ = self.open.subscribe().wait_for(|open| *open).await;
     }
 
+    pub(super) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// How new connections are secured, if they are.
+    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Goes on with other users, rules and certificates. Clients that would not be let in any more are disconnected.
+    pub(super) fn reload(&self, options: &Options, tls: Option<Arc<ServerConfig>>) {
+        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = tls;
+        self.logins.set_users(options.users.clone());
+        let mut woken = Vec::new();
+        {
+            let mut core = self.core();
+            core.set_access(options, Instant::now().into_std());
+            core.take_woken(&mut woken);
+            self.keep_time(&core);
+        }
+        woken.into_iter().for_each(|wake| wake.wake());
+    }
+
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a connection by a task of its own. `prepare` makes the stream (a TLS handshake) within the connect timeout.
+    /// Serves a connection by a task of its own. `prepare` makes the stream (a TLS handshake), and says which user
+    /// the client's certificate names, within the connect timeout.
     /// Whether there was room for it.
     pub(super) fn serve<S>(
         self: &Arc<Self>,
         name: Arc<str>,
         local: bool,
-        prepare: impl Future<Output = std::io::Result<S>> + Send + 'static,
+        prepare: impl Future<Output = std::io::Result<(S, Option<Arc<str>>)>> + Send + 'static,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -104,7 +135,10 @@ impl Broking {
         let since = Instant::now();
         let task = async move {
             match timeout(broking.connect_timeout, prepare).await {
-                Ok(Ok(stream)) => Link::new(broking, name, local, stream, since).run().await,
+                Ok(Ok((stream, certificate))) => {
+                    let origin = Origin { name, local, certificate, since };
+                    Link::new(broking, origin, stream).run().await;
+                }
                 Ok(Err(error)) => tracing::warn!(peer = %name, %error, "MQTT connection refused"),
                 Err(_) => tracing::warn!(peer = %name, "MQTT connection refused: no TLS handshake in time"),
             }

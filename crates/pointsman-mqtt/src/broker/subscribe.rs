@@ -47,6 +47,9 @@ impl Core {
         if topic::check_filter(filter).is_err() || filter.split('/').count() > MAX_LEVELS {
             return (Reason::TOPIC_FILTER_INVALID, false);
         }
+        if self.denies_subscription(key, filter) {
+            return (Reason::NOT_AUTHORIZED, false);
+        }
         let Some(client) = self.clients.get_mut(key) else { return (Reason::UNSPECIFIED_ERROR, false) };
         let is_new = !client.subscriptions.contains_key(filter);
         if is_new && client.subscriptions.len() >= self.limits.max_subscriptions {

@@ -20,7 +20,6 @@ use super::core::Core;
 use super::limits::Limits;
 use super::pressure::Gate;
 use super::slots::Key;
-use super::users::Users;
 use super::wake::Wake;
 use super::{CLIENT_ID_PROPERTY, Options};
 use crate::packet::{
@@ -45,11 +44,11 @@ fn options() -> Options {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(&options(), None)
+        Self::with(&options())
     }
 
-    fn with(options: &Options, users: Option<Users>) -> Self {
-        Self { core: Core::new(Limits::new(options), users), now: Instant::now(), versions: HashMap::new() }
+    fn with(options: &Options) -> Self {
+        Self { core: Core::new(Limits::new(options)), now: Instant::now(), versions: HashMap::new() }
     }
 
     fn open(&mut self, local: bool) -> Link {

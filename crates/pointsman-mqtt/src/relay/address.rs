@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 /// Where answers come back to a relay of `code-last` topics: `pointsman/reply/CODE/ID`.
-pub(super) const REPLY: &str = "pointsman/reply/";
+pub(crate) const REPLY: &str = "pointsman/reply/";
 /// Where messages go that no instance takes: `pointsman/dead-letter/TOPIC`.
 pub(super) const DEAD_LETTER: &str = "pointsman/dead-letter";
 /// What begins with this is the relays' own.
-pub(super) const RESERVED: &str = "pointsman/";
+pub(crate) const RESERVED: &str = "pointsman/";
 
 /// The topic and the code of `TOPIC/CODE`. The last level is a code when it is a UUID or a code that is known.
 pub(super) fn split_code(topic: &str, is_known: impl Fn(&str) -> bool) -> (&str, Option<&str>) {
@@ -57,7 +57,7 @@ pub(super) struct Envelope<'a> {
 }
 
 /// The name and the version by which go-micro-service's relays send.
-pub(super) const ENVELOPE_SENDER: &str = "/1.0/zk-mqtt-loadblance/";
+pub(crate) const ENVELOPE_SENDER: &str = "/1.0/zk-mqtt-loadblance/";
 
 impl<'a> Envelope<'a> {
     pub(super) fn parse(topic: &'a str) -> Option<Self> {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pointsman::mqtt::broker::{Broker, Options};
-use pointsman::mqtt::{Client, Relay, Reply, Request, Route, Service, Settings};
+use pointsman::mqtt::broker::{Broker, Options, Users};
+use pointsman::mqtt::{Client, Credentials, Qos, Relay, Reply, Request, Route, Service, Settings, Topics};
 use pointsman::{Instance, Registry};
 
 /// A broker with a relay that takes so many at a time, a service behind it, and a sender.
@@ -28,6 +28,47 @@ async fn all(name: &str, max_in_flight: usize) -> (Broker, Relay, Service, Clien
         .unwrap();
     let client = Client::builder(&registry, "mqtt-balancer").start().await.unwrap();
     (broker, relay, service, client)
+}
+
+/// With the rules that go without saying, and no other.
+#[tokio::test]
+async fn services_and_clients_of_users_need_no_rules() {
+    for topics in [Topics::CodeLast, Topics::GoEnvelope] {
+        let registry = Registry::connect(&format!("memory://embedded-users-{topics}")).await.unwrap();
+        let mut options = Options::new(([127, 0, 0, 1], 0).into());
+        options.users = Some(Users::default().with("cfgs", "c").with("anna", "a"));
+        let broker = Broker::start(options).await.unwrap();
+        let mut settings = Settings::new();
+        settings.topics = topics;
+        settings.routes = vec![Route::new("^/?login(/|$)", "cfgs")];
+        settings.filters = if topics == Topics::CodeLast { vec!["/login/#".to_owned()] } else { Vec::new() };
+        let mut relay = Relay::start(&registry, settings, Some("mqtt-balancer"), Some(&broker)).await.unwrap();
+        relay.ready().await.unwrap();
+        let service = Service::builder(&registry, Instance::new("cfgs"))
+            .broker(format!("mqtt://cfgs:c@{}", broker.address()).parse().unwrap())
+            .topics(topics)
+            .on("/login/user", |request: Request| async move { Ok(Reply::new(request.payload().clone())) })
+            .start()
+            .await
+            .unwrap();
+        let client = Client::builder(&registry, "mqtt-balancer")
+            .credentials(Credentials::new("anna", "a"))
+            // What answers to envelopes come to: the user's name.
+            .name("anna")
+            .topics(topics)
+            .start()
+            .await
+            .unwrap();
+        client.publish("/login/user", "x", Qos::AtLeastOnce).await.unwrap();
+        let reply = client.request("/login/user", "y", Duration::from_secs(20)).await.unwrap();
+        assert_eq!(*reply.payload, *b"y");
+        let figures = broker.handle().figures();
+        assert_eq!((figures.denied_publishes, figures.denied_subscriptions), (0, 0));
+        client.close().await;
+        service.close().await.unwrap();
+        relay.close().await;
+        broker.close().await;
+    }
 }
 
 /// The acknowledgements that a request waits for come behind the requests that wait for room.

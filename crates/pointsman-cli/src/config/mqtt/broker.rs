@@ -12,11 +12,13 @@ use super::{Mqtt, Reading};
 type Field = fn(&mut Options) -> &mut usize;
 
 /// The keys that are about the embedded broker.
-pub(super) const KEYS: [&str; 12] = [
+pub(super) const KEYS: [&str; 14] = [
     "listen",
     "users_file",
     "tls_cert",
     "tls_key",
+    "client_ca",
+    "allow",
     "max_connections",
     "max_sessions",
     "max_subscriptions",

@@ -96,7 +96,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         Poll::Ready(Ok(read.filled().len()))
     }
 
-    pub(super) fn take_in(&mut self) {
+    /// Reads the packets out of what has come, up to what makes no sense.
+    pub(super) fn decode(&mut self) -> Option<Malformed> {
         self.heard = Instant::now();
         if self.last_reads.is_some() {
             self.set_timer();
@@ -114,6 +115,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 }
             }
         }
+        malformed
+    }
+
+    pub(super) fn take_in(&mut self, malformed: Option<Malformed>) {
         match malformed {
             Some(malformed) => self.fail(malformed),
             None if self.packets.is_empty() => {}

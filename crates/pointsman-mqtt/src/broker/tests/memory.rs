@@ -55,7 +55,7 @@ fn a_payload_is_kept_once_however_many_wait_for_it() {
 fn there_is_one_budget_for_all() {
     let mut options = options();
     options.max_memory = 10 * PAYLOAD.len();
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let ids = bench.away(2);
     let (from, relay) = (bench.client("from"), bench.local("relay"));
     let mut reasons = Vec::new();

@@ -79,7 +79,7 @@ fn retained_messages_are_replaced_deleted_and_sent_as_wanted() {
 fn retained_messages_grow_old_and_are_bounded() {
     let mut options = options();
     options.max_retained = 1;
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let (a, b) = (bench.client("a"), bench.client("b"));
     let mut keep = Publish { retain: true, ..message("t", "1", QOS0, 0) };
     keep.properties.expiry = Some(10);
@@ -130,7 +130,7 @@ fn an_unsubscribed_client_gets_nothing_more() {
 fn filters_are_checked_and_counted() {
     let mut options = options();
     options.max_subscriptions = 1;
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let b = bench.client("b");
     let up_to = Subscription::up_to(QOS1);
     assert_eq!(bench.subscribe_with(b, "a/#/b", up_to, None), Reason::TOPIC_FILTER_INVALID);
@@ -238,7 +238,7 @@ fn a_will_is_for_those_who_vanish() {
 fn a_will_is_checked_like_a_message() {
     let mut options = options();
     options.max_retained = 1;
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let with = |id, will| Connect { will: Some(will), ..hello(id) };
     let mut bad = Will { topic: "t".into(), ..Will::default() };
     bad.properties.response_topic = Some("no/#".into());

@@ -90,26 +90,10 @@ fn ids_are_assigned_where_that_is_allowed() {
 }
 
 #[test]
-fn users_are_asked_for_their_passwords_and_local_clients_are_not() {
-    let mut bench = Bench::with(&options(), Some(Users::parse("anna:secret").unwrap()));
-    let named = |connect: Connect, user: &'static str, password: &'static str| Connect {
-        user: Some(user.into()),
-        password: Some(password.into()),
-        ..connect
-    };
-    assert_eq!(bench.connect_as(hello("a")).1.reason, Reason::BAD_CREDENTIALS);
-    assert_eq!(bench.connect_as(old("a", true)).1.reason, Reason::BAD_CREDENTIALS);
-    assert_eq!(bench.connect_as(named(hello("a"), "anna", "wrong")).1.reason, Reason::BAD_CREDENTIALS);
-    assert_eq!(bench.connect_as(named(hello("a"), "bert", "secret")).1.reason, Reason::BAD_CREDENTIALS);
-    assert_eq!(bench.connect_as(named(hello("a"), "anna", "secret")).1.reason, Reason::SUCCESS);
-    bench.local("relay");
-}
-
-#[test]
 fn there_is_an_end_to_sessions() {
     let mut options = options();
     options.max_sessions = 1;
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     bench.client("a");
     assert_eq!(bench.connect_as(hello("b")).1.reason, Reason::QUOTA_EXCEEDED);
     assert_eq!(bench.connect_as(hello("a")).1.reason, Reason::SUCCESS);
@@ -222,7 +206,7 @@ fn the_receive_maximum_of_a_client_is_kept() {
 fn what_waits_for_a_client_is_bounded() {
     let mut options = options();
     (options.max_queued, options.outbox) = (2, 100);
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let a = bench.client("a");
     let (b, _) = bench.connect_as(staying("b", 100));
     bench.subscribe(b, "t", QOS1);
@@ -261,7 +245,7 @@ fn time_passes_for_what_waits() {
 fn publishers_wait_for_a_local_client_and_lose_nothing() {
     let mut options = options();
     (options.high_watermark, options.outbox, options.max_queued) = (10_000, 100, 10);
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let (relay, a, b, other) = (bench.local("relay"), bench.client("a"), bench.client("b"), bench.client("other"));
     bench.subscribe(relay, "t", QOS1);
     let mut sent = 0;
@@ -308,7 +292,7 @@ fn farewell() {
 fn publishers_do_not_wait_for_what_was_lost_with_a_connection() {
     let mut options = options();
     options.high_watermark = 1_000;
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let relay = bench.open(true);
     bench.give(relay, Packet::Connect(Box::new(staying("relay", 100))));
     bench.connack(relay);
@@ -335,7 +319,7 @@ fn publishers_do_not_wait_for_what_was_lost_with_a_connection() {
 fn what_is_read_only_for_its_acknowledgements_has_an_end() {
     let mut options = options();
     options.high_watermark = 1_000;
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     let (relay, a) = (bench.local("relay"), bench.client("a"));
     let (b, _) = bench.connect_as(old("b", true));
     bench.subscribe(relay, "t", QOS1);

@@ -129,7 +129,7 @@ fn new_messages_do_not_overtake_retained_ones() {
 fn retained_messages_wait_for_a_client_that_does_not_read() {
     let mut options = options();
     options.outbox = 16 << 10;
-    let mut bench = Bench::with(&options, None);
+    let mut bench = Bench::with(&options);
     bench.keep(2_000);
     let (a, _) = bench.connect_as(staying("a", 100));
     bench.subscribe_to(a, vec![("#".into(), Subscription::up_to(QOS0))]);
