@@ -34,6 +34,9 @@ Tasks:
   bench all                    all of them
   soak [http] [--requests N]   the long runs, in release: the proxy under reloads, hand-overs, killed origins and more, with N requests
                                each (default 1000000); any that fails fails it. The tests have the short form
+  soak mqtt [--messages N] [--faults N]
+                               the same of the relay: N messages of QoS 1 (default 1000000) while relays, both brokers and services are
+                               killed (default 50 times); each that was acknowledged and is lost is shown, and fails it
   soak chaos [--seed N] [--for T]
                                a fleet under load, in release, while its processes, its registry and its proxies are killed, stopped,
                                drained and restarted for T (such as 90s or 5m; default 5m); each request that fails although it could
@@ -60,6 +63,8 @@ const FEATURES: [&str; 14] = [
     "zookeeper",
 ];
 const SOAK_REQUESTS: &str = "1000000";
+const SOAK_MESSAGES: &str = "1000000";
+const SOAK_FAULTS: &str = "50";
 const CHAOS_FOR: &str = "5m";
 const FUZZ_TARGETS: [&str; 3] = ["http", "packets", "session"];
 const FUZZ_SECONDS: &str = "180";
@@ -77,6 +82,7 @@ fn main() -> ExitCode {
         ["soak", "--requests", count] | ["soak", "http", "--requests", count] if count.parse::<u64>().is_ok() => {
             soak(count)
         }
+        ["soak", "mqtt", ref rest @ ..] => soak_mqtt(rest),
         ["soak", "chaos", ref rest @ ..] => chaos(rest),
         ["fuzz"] => FUZZ_TARGETS.into_iter().try_for_each(|target| fuzz(target, FUZZ_SECONDS)),
         ["fuzz", target] if FUZZ_TARGETS.contains(&target) => fuzz(target, FUZZ_SECONDS),
@@ -141,7 +147,22 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), Failure> {
 }
 
 fn soak(requests: &str) -> Result<(), Failure> {
-    long_run("soak", &[("SOAK_REQUESTS", requests)])
+    long_run("soak", &["--skip", "mqtt::"], &[("SOAK_REQUESTS", requests)])
+}
+
+fn soak_mqtt(arguments: &[&str]) -> Result<(), Failure> {
+    let [mut messages, mut faults] = [SOAK_MESSAGES, SOAK_FAULTS];
+    for pair in arguments.chunks(2) {
+        match pair {
+            ["--messages", count] if count.parse::<u64>().is_ok() => messages = count,
+            ["--faults", count] if count.parse::<u64>().is_ok() => faults = count,
+            _ => {
+                let message = format!("soak mqtt: what is {}?\n\n{}", pair.join(" "), USAGE.trim_end());
+                return Err(Failure { message, code: 2 });
+            }
+        }
+    }
+    long_run("soak", &["mqtt::"], &[("SOAK_MESSAGES", messages), ("SOAK_FAULTS", faults)])
 }
 
 fn chaos(arguments: &[&str]) -> Result<(), Failure> {
@@ -155,7 +176,7 @@ fn chaos(arguments: &[&str]) -> Result<(), Failure> {
             _ => return Err(wrong(format!("soak chaos: what is {}?", pair.join(" ")))),
         }
     }
-    long_run("chaos", &[("CHAOS_SEED", &seed.to_string()), ("CHAOS_FOR", length)])
+    long_run("chaos", &[], &[("CHAOS_SEED", &seed.to_string()), ("CHAOS_FOR", length)])
 }
 
 fn is_time(text: &str) -> bool {
@@ -163,12 +184,12 @@ fn is_time(text: &str) -> bool {
     number.is_some_and(|number| number.parse::<u64>().is_ok())
 }
 
-fn long_run(test: &str, environment: &[(&str, &str)]) -> Result<(), Failure> {
+fn long_run(test: &str, which: &[&str], environment: &[(&str, &str)]) -> Result<(), Failure> {
     needs::install_missing()?;
     let test = ["test", "--release", "--all-features", "--package", "pointsman-cli", "--test", test];
     // One after the other, each with the machine for itself.
     let run = ["--no-fail-fast", "--", "--nocapture", "--test-threads", "1"];
-    cargo_with(environment, &[&test[..], &run].concat())
+    cargo_with(environment, &[&test[..], &run, which].concat())
 }
 
 fn fuzz(target: &str, seconds: &str) -> Result<(), Failure> {

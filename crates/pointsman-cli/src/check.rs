@@ -397,5 +397,5 @@ fn subscriptions(settings: &Settings, has_code: bool) -> Vec<String> {
     if has_code {
         return filters;
     }
-    filters.into_iter().map(|filter| filter.replace(&*settings.code, "CODE")).collect()
+    filters.into_iter().map(|filter| filter.replace(&*settings.code(), "CODE")).collect()
 }

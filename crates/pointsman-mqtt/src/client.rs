@@ -33,7 +33,7 @@ pub struct Settings {
     pub receive_maximum: u16,
     /// How many messages may be published without being acknowledged; the next has to wait. Default 1000.
     pub max_outstanding: usize,
-    /// The largest packet that is taken, in bytes. Default 1 MiB.
+    /// The largest packet that is taken, in bytes; a larger message is logged, acknowledged and thrown away. Default 256 MiB.
     pub max_packet: usize,
     /// How long the broker keeps the session, with what comes for it, while the client is away. Zero: 3.1.1 begins a new session
     /// with each connection, MQTT 5 with each that is not a reconnection in time. Default 1 h.
@@ -50,7 +50,7 @@ impl Settings {
             filters: Vec::new(),
             receive_maximum: 64,
             max_outstanding: 1000,
-            max_packet: 1 << 20,
+            max_packet: 256 << 20,
             session_expiry: Duration::from_secs(3600),
         }
     }

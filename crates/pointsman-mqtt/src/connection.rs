@@ -228,9 +228,12 @@ impl Connection {
         self.backoff.failures() > 1
     }
 
-    /// Ends it for good.
-    pub(crate) fn close(&mut self) {
-        self.state = State::Closed;
+    /// Ends it for good. What is returned is the connection, where there is one.
+    pub(crate) fn close(&mut self) -> Option<Wire> {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Up(wire) => Some(wire),
+            _ => None,
+        }
     }
 
     fn start(&mut self) {
@@ -264,6 +267,8 @@ impl Connection {
                 Some(true) => Qos::AtLeastOnce,
                 Some(false) => Qos::AtMostOnce,
             },
+            takes_subscription_ids: self.connect.version == Version::V5
+                && properties.subscription_ids_available != Some(false),
         })
     }
 

@@ -10,10 +10,10 @@ use pointsman_net::backoff::Backoff;
 use tokio::time::Instant;
 
 use crate::connection::{Connection, Signal};
-use crate::packet::{Connect, Disconnect, Options, Packet, Properties, Suback, Subscribe, Unsubscribe};
+use crate::packet::{Connect, Disconnect, Options, Packet, Properties, Suback, Subscribe, Unsubscribe, Version};
 use crate::reason::Reason;
 use crate::session::{Peer, Session};
-use crate::wire::Target;
+use crate::wire::{Target, Wire};
 
 /// The identifiers of packets that are not about messages; sessions leave them alone.
 const SUBSCRIBE_ID: u16 = u16::MAX;
@@ -30,7 +30,9 @@ pub(crate) type Filter = (ByteString, Options);
 pub(crate) struct Link {
     /// Names the broker in logs and metrics.
     name: String,
-    client_id: ByteString,
+    target: Target,
+    connect: Connect,
+    max_packet: usize,
     connection: Connection,
     /// What is to be subscribed to.
     filters: Vec<Filter>,
@@ -38,6 +40,12 @@ pub(crate) struct Link {
     is_subscribed: bool,
     /// What may still be subscribed to from before.
     gone: Vec<ByteString>,
+    /// How many UNSUBSCRIBEs the broker has not answered on this connection.
+    unsubscribing: usize,
+    /// Goes with the next subscription, and comes with each message by it; 0: none.
+    subscription_id: u32,
+    /// Whether the broker takes such identifiers.
+    takes_ids: bool,
     up_since: Option<Instant>,
     /// Two clients of one name must not come back at the same time.
     takeovers: Backoff,
@@ -67,11 +75,16 @@ impl Link {
     pub(crate) fn new(name: String, target: Target, connect: Connect, max_packet: usize, filters: Vec<Filter>) -> Self {
         Self {
             name,
-            client_id: connect.client_id.clone(),
-            connection: Connection::new(target, connect, max_packet),
+            connection: Connection::new(target.clone(), connect.clone(), max_packet),
+            target,
+            connect,
+            max_packet,
             filters,
             is_subscribed: false,
             gone: Vec::new(),
+            unsubscribing: 0,
+            subscription_id: 0,
+            takes_ids: false,
             up_since: None,
             takeovers: Backoff::new(TAKEOVER_PAUSE, LONGEST_PAUSE).with_jitter(0.75..1.25),
         }
@@ -92,6 +105,23 @@ impl Link {
     /// Whether it is up, and all subscriptions are confirmed.
     pub(crate) fn is_ready(&self) -> bool {
         self.is_up() && self.is_subscribed
+    }
+
+    /// Whether it is ready, and nothing else is subscribed to any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_ready() && self.gone.is_empty()
+    }
+
+    /// Whether the broker takes subscription identifiers.
+    pub(crate) fn takes_ids(&self) -> bool {
+        self.takes_ids
+    }
+
+    /// What an earlier life may have subscribed to, and is to be unsubscribed with the first connection; messages by the subscriptions of
+    /// that connection carry the identifier, where the broker takes it.
+    pub(crate) fn unsubscribe_first(&mut self, filters: impl IntoIterator<Item = ByteString>, subscription_id: u32) {
+        self.gone.extend(filters);
+        self.subscription_id = subscription_id;
     }
 
     /// Why the broker has refused the last attempt to connect; `None` if it has not.
@@ -116,6 +146,7 @@ impl Link {
     pub(crate) fn connected(&mut self, peer: &Peer, now: Instant) -> Vec<Packet> {
         tracing::info!(broker = self.name, session_present = peer.session_present, "connected");
         self.up_since = Some(now);
+        (self.takes_ids, self.unsubscribing) = (peer.takes_subscription_ids, 0);
         if !peer.session_present {
             self.gone.clear();
         }
@@ -127,7 +158,13 @@ impl Link {
         match packet {
             Packet::Suback(suback) => self.subscribed(suback),
             Packet::Unsuback(unsuback) if unsuback.id == BARRIER_ID => Control::Barrier,
-            Packet::Unsuback(_) => Control::Unsubscribed,
+            Packet::Unsuback(_) => {
+                self.unsubscribing = self.unsubscribing.saturating_sub(1);
+                if self.unsubscribing == 0 {
+                    self.gone.clear();
+                }
+                Control::Unsubscribed
+            }
             Packet::Disconnect(end) if end.reason == Reason::SESSION_TAKEN_OVER => {
                 Control::TakenOver(format!("disconnected by the broker: {}", end.reason))
             }
@@ -153,7 +190,7 @@ impl Link {
 
     /// The connection is lost, or could not be made: notes and logs it, once and not with each attempt.
     pub(crate) fn lost(&mut self, reason: &str, taken_over: bool, now: Instant) {
-        let (broker, client_id) = (&self.name, &*self.client_id);
+        let (broker, client_id) = (&self.name, &*self.connect.client_id);
         let since = self.up_since.take();
         self.is_subscribed = false;
         match since {
@@ -176,8 +213,10 @@ impl Link {
         }
     }
 
-    /// Subscribes to other filters: returns what is to be sent.
-    pub(crate) fn subscribe_to(&mut self, filters: Vec<Filter>) -> Vec<Packet> {
+    /// Subscribes to other filters: returns what is to be sent. Messages by them carry the identifier, where there is one (from 1) and the
+    /// broker takes it, until the next connection.
+    pub(crate) fn subscribe_to(&mut self, filters: Vec<Filter>, subscription_id: u32) -> Vec<Packet> {
+        self.subscription_id = subscription_id;
         let before = std::mem::replace(&mut self.filters, filters);
         self.gone.extend(before.into_iter().map(|(filter, _)| filter));
         let filters = &self.filters;
@@ -192,10 +231,14 @@ impl Link {
         self.is_subscribed = filters.is_empty();
         let mut packets = Vec::new();
         if !filters.is_empty() {
-            let subscribe = Subscribe { id: SUBSCRIBE_ID, filters, properties: Properties::default() };
+            let id = std::mem::take(&mut self.subscription_id);
+            let subscription_id = (id > 0 && self.takes_ids).then_some(id);
+            let properties = Properties { subscription_id, ..Properties::default() };
+            let subscribe = Subscribe { id: SUBSCRIBE_ID, filters, properties };
             packets.push(Packet::Subscribe(Box::new(subscribe)));
         }
         if !gone.is_empty() {
+            self.unsubscribing += 1;
             packets.push(unsubscribe(UNSUBSCRIBE_ID, gone));
         }
         packets
@@ -228,16 +271,32 @@ impl Link {
         }
     }
 
-    /// Disconnects for good. With `forget` the broker need not keep the session.
-    pub(crate) fn close<T: Clone>(&mut self, session: &mut Session<T>, forget: bool) {
+    /// Disconnects for good: done when the broker has read it, after 2 s at most. With `forget` the broker need not keep the session.
+    pub(crate) fn close<T: Clone>(
+        &mut self,
+        session: &mut Session<T>,
+        forget: bool,
+    ) -> impl Future<Output = ()> + Send + 'static + use<T> {
         let properties = Properties { session_expiry: forget.then_some(0), ..Properties::default() };
         let goodbye = Packet::Disconnect(Box::new(Disconnect { properties, ..Disconnect::default() }));
         if let Err(error) = session.send(&goodbye) {
             tracing::error!(%error, "a control packet cannot be sent");
         }
-        // It fits into the socket's buffer, or the broker has not read for so long that it does not matter.
-        let _ = self.connection.poll_flush(&mut Context::from_waker(std::task::Waker::noop()), session.output());
-        self.connection.close();
+        let (wire, out) = (self.connection.close(), session.output().split());
+        let forgets_by_another = forget && self.connect.version == Version::V311 && !self.connect.clean_start;
+        let another = forgets_by_another.then(|| {
+            let connect = Connect { clean_start: true, ..self.connect.clone() };
+            Wire::connect(self.target.clone(), connect, self.max_packet)
+        });
+        async move {
+            if let Some(wire) = wire {
+                wire.finish(out).await;
+            }
+            if let Some(another) = another {
+                // 3.1.1 forgets a session only for another one. If that does not come to be, an empty one is left.
+                let _ = another.await;
+            }
+        }
     }
 }
 

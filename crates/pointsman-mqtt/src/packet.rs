@@ -17,6 +17,9 @@ use crate::reason::Reason;
 /// The longest packet that MQTT can express, in bytes, without its fixed header.
 pub const MAX_REMAINING: usize = 268_435_455;
 
+/// The longest packet that MQTT can express, in bytes, with its fixed header: a byte, and four for the length.
+pub const LARGEST_PACKET: usize = MAX_REMAINING + 5;
+
 /// The version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Version {

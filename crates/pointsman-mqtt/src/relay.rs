@@ -11,15 +11,18 @@
 //! | which message is for whom | `routes.rs` |
 //! | to which topics answers go | `engine/response_topic.rs` |
 //! | what is done with a message | `engine.rs`: `forward.rs` there, `respond.rs` back, `dead_letter.rs` nowhere |
+//! | messages for instances that are away for a moment | `engine/away.rs` |
 //! | messages that wait for the next master | `engine/waiting.rs`, and behind which others: `engine/unsettled.rs` |
 //! | what a gone instance has not acknowledged to the embedded broker | `engine/take_back.rs` |
 //! | requests that wait for an answer | `requests.rs` |
 //! | reading and writing, connecting, leaving | `driver.rs` |
 //! | what survives the process | `journal.rs` |
+//! | from alone to a group, and back | `changeover.rs` |
 //! | how it lets messages gather when very busy | `pace.rs` |
 //! | what is counted | `metrics.rs` |
 
 pub(crate) mod address;
+mod changeover;
 mod driver;
 mod engine;
 mod journal;
@@ -36,7 +39,7 @@ pub use metrics::Figures;
 pub use routes::Views;
 pub use settings::{Invalid, Route, RouteRole, Settings, Topics};
 
-use self::driver::{Command, Driver, Ready};
+use self::driver::{Command, Driver, Leave, Ready};
 use self::engine::Engine;
 use self::journal::Journal;
 use self::metrics::Metrics;
@@ -44,7 +47,7 @@ use self::routes::Routes;
 use crate::broker::{Handle, Routed};
 use crate::wire::Target;
 
-/// A running relay. Dropped, it leaves as by [`Relay::close`], without anybody waiting for it.
+/// A running relay. Dropped, it ends as by [`Relay::close`], without anybody waiting for it.
 #[derive(Debug)]
 pub struct Relay {
     commands: mpsc::Sender<Command>,
@@ -85,12 +88,13 @@ impl Relay {
     ///
     /// [`Error::Invalid`] with all problems of the settings, [`Error::NoBroker`], [`Error::State`].
     pub fn start(
-        settings: Settings,
+        mut settings: Settings,
         views: Views,
         changed: watch::Receiver<()>,
         embedded: Option<Handle>,
     ) -> Result<Self, Error> {
         check(&settings)?;
+        settings.code = Some(settings.code());
         let embedded = embedded.inspect(|handle| handle.set_routed(routed(&settings)));
         let ingress = match (&settings.ingress, embedded.clone()) {
             (Some(url), _) => Target::Url(url.clone()),
@@ -111,9 +115,8 @@ impl Relay {
         let routes = Routes::new(&settings, views, &metrics, None).map_err(|problem| Error::Invalid(vec![problem]))?;
         let journal = match &settings.state {
             None => Journal::default(),
-            Some(folder) => {
-                Journal::open(folder, &settings.code).map_err(|source| Error::State { path: folder.clone(), source })?
-            }
+            Some(folder) => Journal::open(folder, &settings.code())
+                .map_err(|source| Error::State { path: folder.clone(), source })?,
         };
         let engine = Engine::new(&settings, routes, brokers, metrics, journal);
         let (commands, receiver) = mpsc::channel(16);
@@ -129,6 +132,39 @@ impl Relay {
     /// [`Error::Closed`].
     pub async fn ready(&self) -> Result<(), Error> {
         self.readiness().await
+    }
+
+    /// Subscribes as a member of its group (`$share/…`), which shares the messages of its broker, or alone. Returns when messages come by the
+    /// new subscriptions alone; what comes by both meanwhile is passed on once (MQTT 5; with 3.1.1 it may come twice).
+    ///
+    /// A relay that is alone subscribes plainly because brokers forget less of that: mosquitto 2.0 loses shared subscriptions when it is
+    /// restarted, and what is published until the relay is back is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub async fn share(&self, shared: bool) -> Result<(), Error> {
+        self.sharing().share(shared).await
+    }
+
+    /// [`Relay::share`] for a task of its own. Keeps no relay running.
+    #[must_use]
+    pub fn sharing(&self) -> Sharing {
+        Sharing { commands: self.commands.downgrade() }
+    }
+
+    /// Takes what the brokers have kept for a relay that is gone: `settings` are that one's, with its code. Returns when it is passed on and
+    /// the sessions are forgotten; at once where there are none. Where that relay comes back meanwhile, this leaves everything to it. Returns
+    /// whether the ingress broker had kept a session.
+    ///
+    /// Cancelled, that goes on in the background.
+    ///
+    /// # Errors
+    ///
+    /// As [`Relay::start`].
+    pub async fn inherit(settings: Settings, views: Views, changed: watch::Receiver<()>) -> Result<bool, Error> {
+        let relay = Self::start(settings, views, changed, None)?;
+        relay.ask(|answer| Command::Close(Leave::Inherited, answer)).await
     }
 
     /// [`Relay::ready`] for a task of its own.
@@ -180,11 +216,19 @@ impl Relay {
         self.ask(Command::Metrics).await
     }
 
-    /// Takes nothing new, sees through what is under way (no longer than the drain timeout), and disconnects. If it is
-    /// cancelled, that goes on in the background.
+    /// Takes nothing new, completes what is under way (no longer than the drain timeout), and disconnects. The brokers keep its sessions
+    /// and subscriptions for the session expiry: what senders publish meanwhile waits there for the next relay with this code. If this
+    /// is cancelled, it goes on in the background.
     pub async fn close(self) {
         // A relay that has ended already is closed.
-        let _ = self.ask(Command::Close).await;
+        let _ = self.ask(|answer| Command::Close(Leave::ToNext, answer)).await;
+    }
+
+    /// As [`Relay::close`], but first unsubscribes, and takes what its broker has already sent to it; the brokers need not keep its
+    /// sessions. What senders publish from then on is for the other relays of its group: without any it is lost.
+    pub async fn leave_group(self) {
+        // A relay that has ended already is closed.
+        let _ = self.ask(|answer| Command::Close(Leave::ToGroup, answer)).await;
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
@@ -197,6 +241,27 @@ impl Relay {
 /// What senders may publish to the embedded broker.
 fn routed(settings: &Settings) -> Routed {
     Routed { topics: settings.topics, filters: settings.subscriptions() }
+}
+
+/// Changes how a relay subscribes; see [`Relay::share`].
+#[derive(Debug, Clone)]
+pub struct Sharing {
+    commands: mpsc::WeakSender<Command>,
+}
+
+impl Sharing {
+    /// See [`Relay::share`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub async fn share(&self, shared: bool) -> Result<(), Error> {
+        let (sender, answer) = oneshot::channel();
+        let commands = self.commands.upgrade().ok_or(Error::Closed)?;
+        commands.send(Command::Share(shared, sender)).await.map_err(|_| Error::Closed)?;
+        drop(commands);
+        answer.await.map_err(|_| Error::Closed)
+    }
 }
 
 fn check(settings: &Settings) -> Result<(), Error> {

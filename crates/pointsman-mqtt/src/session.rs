@@ -41,6 +41,8 @@ pub struct Peer {
     pub max_packet: usize,
     /// The highest quality it takes; what is higher is sent with this one.
     pub max_qos: Qos,
+    /// Whether it takes subscription identifiers.
+    pub takes_subscription_ids: bool,
 }
 
 impl Default for Peer {
@@ -51,6 +53,7 @@ impl Default for Peer {
             receive_maximum: u16::MAX,
             max_packet: usize::MAX,
             max_qos: Qos::ExactlyOnce,
+            takes_subscription_ids: true,
         }
     }
 }

@@ -24,6 +24,8 @@ use crate::url::BrokerUrl;
 const CHUNK: usize = 64 << 10;
 /// How long a broker may take to accept and to answer CONNECT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a broker may take to read the last packets and to close the connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where a client connects to.
 #[derive(Debug, Clone)]
@@ -160,6 +162,23 @@ impl Wire {
             out.advance(written);
         }
         Pin::new(&mut self.stream).poll_flush(context)
+    }
+}
+
+impl Wire {
+    /// Writes the last packets, DISCONNECT among them, and closes the connection when the broker has. A socket that is closed while
+    /// something waits in it to be read would be reset, and the broker might never read what has been written.
+    pub(crate) async fn finish(mut self, mut out: BytesMut) {
+        let finished = async {
+            self.stream.write_all_buf(&mut out).await?;
+            self.stream.shutdown().await?;
+            while self.stream.read_buf(&mut self.input).await? > 0 {
+                self.input.clear();
+            }
+            io::Result::Ok(())
+        };
+        // A broker that has gone, or does not read, has not heard it; that ends nothing that has not ended.
+        let _ = timeout(CLOSE_TIMEOUT, finished).await;
     }
 }
 

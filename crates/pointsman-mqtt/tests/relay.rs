@@ -58,7 +58,7 @@ async fn the_relay_sits_inside_the_embedded_broker() {
     let address = broker.address().to_string();
     let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
     let mut settings = Settings::new();
-    (settings.code, settings.routes) = (RELAY.into(), vec![Route::new("^/login(/|$)", "cfgs")]);
+    (settings.code, settings.routes) = (Some(RELAY.into()), vec![Route::new("^/login(/|$)", "cfgs")]);
     let relay = Relay::start(settings, fleet.views(), fleet.changed(), Some(broker.handle())).unwrap();
     tokio::time::timeout(SOON, relay.ready()).await.unwrap().unwrap();
     let (service, sender) = (Paho::start().await, Paho::start().await);

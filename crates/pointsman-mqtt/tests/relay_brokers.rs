@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use pointsman_core::Instance;
@@ -51,7 +52,7 @@ async fn each_instance_is_reached_at_its_own_broker() {
 /// A relay of a group on one broker.
 fn member(broker: &Mosquitto, number: usize) -> Settings {
     let mut settings = settings(broker);
-    settings.code = format!("{number:08}-529c-4752-a264-553aa0c7f989").into();
+    settings.code = Some(format!("{number:08}-529c-4752-a264-553aa0c7f989").into());
     settings
 }
 
@@ -109,12 +110,12 @@ async fn a_relay_that_leaves_its_group_takes_nothing_along() {
     let (service, sender) = (everyone(&broker, &["svc-a"]).await, client(&broker).await);
     for qos in [1, 2] {
         let mut relays = group(&fleet, &broker, 3).await;
-        let (closed, dropped) = (relays.remove(0), relays.remove(0));
+        let (closed, second) = (relays.remove(0), relays.remove(0));
         tokio::join!(publish_all(&sender, numbered("/login/x", 0..600, qos)), async {
             until(&closed, "in the middle", |figures| figures.received >= 50).await;
-            closed.close().await;
-            until(&dropped, "in the middle", |figures| figures.received >= 100).await;
-            drop(dropped);
+            closed.leave_group().await;
+            until(&second, "in the middle", |figures| figures.received >= 100).await;
+            second.leave_group().await;
         });
         assert_eq!(collect(&service, 600).await.1, 0, "QoS {qos}");
         assert_eq!(rest(&service, &sender, "svc-a").await, 0);
@@ -145,7 +146,7 @@ async fn relays_may_stand_one_behind_the_other() {
     let (front, back) = (Fleet::new(&[("relays", &["relay-b"])]), Fleet::new(&[("cfgs", &["svc-a"])]));
     let relay_a = front.relay(between(&first.url(), &second.url(), vec![Route::new("^/login(/|$)", "relays")])).await;
     let mut behind = between(&second.url(), &second.url(), vec![Route::new("^relay-b/login(/|$)", "cfgs")]);
-    behind.code = "relay-b".into();
+    behind.code = Some("relay-b".into());
     behind.response_topics = vec!["pointsman/reply/#".to_owned()];
     let relay_b = back.relay(behind).await;
     let (service, sender) = (support::service(&second, "svc-a").await, client(&first).await);
@@ -170,7 +171,7 @@ async fn two_relays_that_send_to_each_other_stop() {
     let (there, back) = (Fleet::new(&[("x", &["code-x"])]), Fleet::new(&[("y", &["code-y"])]));
     let everything = |ingress: &Mosquitto, egress: &Mosquitto, service: &str, code: &str| {
         let mut settings = between(&ingress.url(), &egress.url(), vec![Route::new("login", service)]);
-        settings.code = code.into();
+        settings.code = Some(code.into());
         settings
     };
     let relay_there = there.relay(everything(&first, &second, "x", "relay-there")).await;
@@ -239,5 +240,108 @@ async fn a_broker_that_is_away_does_not_hold_the_others_up() {
     assert_eq!(there.try_next_message(Duration::from_millis(10)).await, None);
     proxy.mend();
     assert_eq!(collect(&there, 50).await, ((0..50).collect(), 0));
+    relay.close().await;
+}
+
+/// A mosquitto that is restarted has forgotten shared subscriptions, and acknowledges what nobody gets.
+#[tokio::test]
+async fn a_relay_that_is_alone_loses_nothing_while_its_broker_restarts() {
+    let mut broker = Mosquitto::options().nodelay().persistence().start().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let egress = self::broker().await;
+    let proxy = CuttingProxy::start(broker.socket_address());
+    let ingress = format!("mqtt://{}", proxy.address());
+    let mut settings = between(&ingress, &egress.url(), vec![Route::new("^/login(/|$)", "cfgs")]);
+    settings.shared = false;
+    let relay = fleet.relay(settings).await;
+    let service = everyone(&egress, &["svc-a"]).await;
+    for round in 0..3 {
+        proxy.cut();
+        connected(&relay, &proxy.address(), false).await;
+        broker.stop().await;
+        broker.restart().await;
+        let sender = client(&broker).await;
+        publish_all(&sender, numbered("/login/x", round * 50..round * 50 + 50, 1)).await;
+        proxy.mend();
+    }
+    assert_eq!(collect(&service, 150).await.1, 0);
+    relay.close().await;
+}
+
+#[tokio::test]
+async fn a_relay_goes_from_alone_to_its_group_and_back_without_loss_or_double() {
+    let broker = broker().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let (service, sender) = (everyone(&broker, &["svc-a"]).await, client(&broker).await);
+    let mut settings = member(&broker, 0);
+    settings.shared = false;
+    let first = fleet.relay(settings).await;
+    for qos in 0..3 {
+        let (mut sent, changing) = (0, Cell::new(true));
+        let publishing = async {
+            while changing.get() {
+                publish_all(&sender, numbered("/login/x", sent..sent + 50, qos)).await;
+                sent += 50;
+            }
+        };
+        tokio::join!(publishing, async {
+            for _ in 0..5 {
+                first.share(true).await.unwrap();
+                let second = fleet.relay(member(&broker, 1)).await;
+                until(&second, "having a share", |figures| figures.received >= 20).await;
+                second.leave_group().await;
+                first.share(false).await.unwrap();
+                let begun = figures(&first).await.received;
+                until(&first, "further", |figures| figures.received > begun + 20).await;
+            }
+            changing.set(false);
+        });
+        let (numbers, again) = collect(&service, sent).await;
+        assert_eq!((numbers.len(), again), (sent, 0), "QoS {qos}");
+        assert_eq!(rest(&service, &sender, "svc-a").await, 0);
+    }
+    first.close().await;
+}
+
+#[tokio::test]
+async fn what_was_kept_for_a_relay_that_is_gone_is_passed_on_by_another() {
+    let broker = broker().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let (service, sender) = (everyone(&broker, &["svc-a"]).await, client(&broker).await);
+    for shared in [true, false] {
+        let mut dead = member(&broker, 1);
+        dead.shared = shared;
+        let mortal = Mortal::start(&fleet, dead.clone()).await;
+        tokio::join!(publish_all(&sender, numbered("/login/x", 0..400, 1)), async {
+            until(mortal.relay(), "in the middle", |figures| figures.received >= 50).await;
+            mortal.kill();
+        });
+        let inherited = Relay::inherit(member(&broker, 1), fleet.views(), fleet.changed());
+        tokio::time::timeout(SOON, inherited).await.unwrap().unwrap();
+        collect(&service, 400).await;
+        // Nothing is left there, and nothing is kept for it any more.
+        let inherited = Relay::inherit(member(&broker, 1), fleet.views(), fleet.changed());
+        tokio::time::timeout(SOON, inherited).await.unwrap().unwrap();
+        assert_eq!(sender.publish(PahoMessage::new("/login/x", "nobody").qos(1)).await, 0x10);
+    }
+}
+
+#[tokio::test]
+async fn a_relay_that_lives_keeps_its_session() {
+    let broker = broker().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let (service, sender) = (everyone(&broker, &["svc-a"]).await, client(&broker).await);
+    let relay = fleet.relay(member(&broker, 1)).await;
+    for round in 0..3 {
+        tokio::join!(publish_all(&sender, numbered("/login/x", 0..200, 1)), async {
+            until(&relay, "in the middle", |figures| figures.received >= 200 * round + 50).await;
+            let inherited = Relay::inherit(member(&broker, 1), fleet.views(), fleet.changed());
+            tokio::time::timeout(SOON, inherited).await.unwrap().unwrap();
+        });
+        tokio::time::timeout(SOON, relay.ready()).await.unwrap().unwrap();
+        // What was sent to nobody meanwhile was acknowledged as such; the rest comes at least once.
+        sender.publish(PahoMessage::new("/login/x", "end").qos(1)).await;
+        service.messages_until(|message| message.text() == "end", SOON).await;
+    }
     relay.close().await;
 }

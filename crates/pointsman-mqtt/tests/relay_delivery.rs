@@ -423,3 +423,39 @@ async fn what_is_retained_is_passed_on_once_and_kept_by_the_senders_broker_alone
     assert_eq!(rest(&service, &sender, "svc-a").await, 0);
     relay.close().await;
 }
+
+/// It connects anew, or its broker has lost its session.
+#[tokio::test]
+async fn what_is_for_an_instance_that_is_away_for_a_moment_is_held() {
+    let broker = Mosquitto::options().nodelay().start().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let mut settings = settings(&broker);
+    settings.away_timeout = SOON;
+    let relay = fleet.relay(settings.clone()).await;
+    let (sender, dead) = (client(&broker).await, dead_letters(&broker).await);
+    let service = client(&broker).await;
+    tokio::join!(publish_all(&sender, numbered("/login/x", 0..10, 1)), async {
+        until(&relay, "held", |figures| figures.received == 10 && figures.in_flight == 10).await;
+        // The sender of a request is told at once.
+        sender.subscribe("inbox", 1).await;
+        sender.publish(PahoMessage::new("/login/x", "q").qos(1).response_topic("inbox")).await;
+        assert_eq!(property(&sender.next_message(SOON).await, "pointsman-reason"), Some("no-subscriber"));
+        assert_eq!(dead.next_message(SOON).await.text(), "q");
+        service.subscribe("svc-a/#", 1).await;
+    });
+    assert_eq!(collect(&service, 10).await.1, 0);
+    let figures = until(&relay, "idle", |figures| figures.in_flight == 0).await;
+    assert_eq!(figures.dead_letters, 1);
+    relay.close().await;
+
+    // Not for ever, and not for one that is not registered.
+    service.unsubscribe("svc-a/#").await;
+    settings.away_timeout = Duration::from_millis(200);
+    let relay = fleet.relay(settings).await;
+    sender.publish(PahoMessage::new("/login/x", "late").qos(1)).await;
+    assert_eq!(property(&dead.next_message(SOON).await, "pointsman-reason"), Some("no-subscriber"));
+    fleet.leave("cfgs", "svc-a");
+    sender.publish(PahoMessage::new("/login/x", "nobody").qos(1)).await;
+    assert_eq!(property(&dead.next_message(SOON).await, "pointsman-reason"), Some("no-instance"));
+    relay.close().await;
+}

@@ -24,7 +24,7 @@ impl World {
         let broker = Broker::start(Options::new("127.0.0.1:0".parse().unwrap())).await.unwrap();
         let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
         let mut settings = Settings::new();
-        settings.code = RELAY.into();
+        settings.code = Some(RELAY.into());
         settings.routes = ["^/login(/|$)", "^/again(/|$)", "^/jobs(/|$)"].map(|path| Route::new(path, "cfgs")).to_vec();
         settings.routes[1].redispatch = true;
         settings.routes[2].role = RouteRole::Master;

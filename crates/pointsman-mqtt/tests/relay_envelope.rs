@@ -25,7 +25,7 @@ fn response_topic(action: &str) -> String {
 fn over(ingress: &Mosquitto, egress: &Mosquitto) -> Settings {
     let routes = vec![Route::new("^configs/serverinfo/$", "configs"), Route::new("^none/", "none")];
     let mut settings = between(&ingress.url(), &egress.url(), routes);
-    (settings.topics, settings.code) = (Topics::GoEnvelope, CODE.into());
+    (settings.topics, settings.code) = (Topics::GoEnvelope, Some(CODE.into()));
     settings
 }
 
@@ -213,7 +213,7 @@ async fn a_relay_of_go_and_others_answers_on_the_same_broker_are_let_be() {
     let fleet = fleet();
     let relay = fleet.relay(over(&broker, &broker)).await;
     let mut second = over(&broker, &broker);
-    second.code = "00000000-f37e-4987-a6d7-3782f90c6288".into();
+    second.code = Some("00000000-f37e-4987-a6d7-3782f90c6288".into());
     let second = fleet.relay(second).await;
     // Go's relay, which listens to the same answers.
     let (go, sender, service) = (client(&broker).await, cgws(&broker).await, configs(&broker, "svc-c").await);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pointsman_mqtt::relay::{Route, Settings};
 use pointsman_testkit::{CuttingProxy, Direction, Mosquitto, Paho, PahoMessage, PahoOptions};
-use support::{Fleet, RELAY, SOON, between, client, service};
+use support::{Fleet, RELAY, SOON, between, client, collect, everyone, numbered, publish_all, service, until};
 
 /// A relay on a thread of its own, which can be killed: everything of it stops at once, wherever it is.
 struct Killable {
@@ -233,4 +233,32 @@ async fn requests_without_correlation_data_are_not_mixed_up_when_they_come_again
     }
     assert_eq!(answers, ["svc-a:q1", "svc-a:q2"].map(str::to_owned).into());
     relay.kill();
+}
+
+/// An ordinary upgrade: what senders publish while there is no relay waits for it.
+#[tokio::test]
+async fn a_relay_that_is_closed_and_started_again_loses_nothing() {
+    for version in ["5", "3.1.1"] {
+        let broker = Mosquitto::options().nodelay().start().await;
+        let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+        let service = everyone(&broker, &["svc-a"]).await;
+        let sender = Paho::start().await;
+        let options = PahoOptions::new(&broker.address());
+        sender.connect(if version == "5" { options } else { options.v3() }).await;
+        let url = format!("{}?version={version}", broker.url());
+        let mut relay = Some(fleet.relay(settings(&url, &url, None)).await);
+        for round in 0..3 {
+            let numbers = (round * 300)..(round * 300 + 300);
+            tokio::join!(publish_all(&sender, numbered("/login/x", numbers, 1)), async {
+                until(relay.as_ref().unwrap(), "in the middle", |figures| figures.received >= 50).await;
+                relay.take().unwrap().close().await;
+                // Something is published while there is none.
+                sender.publish(PahoMessage::new("/login/x", (900 + round).to_string()).qos(1)).await;
+                relay = Some(fleet.relay(settings(&url, &url, None)).await);
+            });
+        }
+        let (numbers, again) = collect(&service, 903).await;
+        assert_eq!((numbers.len(), again), (903, 0), "{version}");
+        relay.unwrap().close().await;
+    }
 }

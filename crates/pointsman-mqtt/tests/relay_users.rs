@@ -37,7 +37,7 @@ impl World {
         let broker = Broker::start(options.clone()).await.unwrap();
         let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
         let mut settings = Settings::new();
-        settings.code = RELAY.into();
+        settings.code = Some(RELAY.into());
         settings.drain_timeout = std::time::Duration::ZERO;
         settings.routes = vec![Route::new("^/login(/|$)", "cfgs")];
         let relay = Relay::start(settings, fleet.views(), fleet.changed(), Some(broker.handle())).unwrap();

@@ -244,7 +244,7 @@ async fn a_reload_without_a_connection_holds_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn who_closes_sees_requests_through_and_leaves_no_session() {
+async fn a_relay_that_leaves_its_group_completes_requests_and_leaves_no_session() {
     let (ingress, egress) = (broker().await, broker().await);
     let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
     let relay = fleet.relay(over(&ingress.address(), &egress.address())).await;
@@ -254,7 +254,7 @@ async fn who_closes_sees_requests_through_and_leaves_no_session() {
     let requests = numbered("/login", 0..50, 2).into_iter().map(|message| message.response_topic("inbox"));
     publish_all(&sender, requests).await;
     until(&relay, "asked", |figures| figures.received > 0).await;
-    relay.close().await;
+    relay.leave_group().await;
     let (mut numbers, again) = collect(&sender, 50).await;
     numbers.sort_unstable();
     assert_eq!((numbers, again), ((0..50).collect(), 0));
@@ -299,7 +299,7 @@ async fn a_connection_lost_while_leaving_keeps_nobody() {
     // It is back before the answers are there.
     let before = proxy.accepted();
     let (_, ()) = tokio::join!(collect(&sender, 10), async {
-        let closing = relay.close();
+        let closing = relay.leave_group();
         tokio::pin!(closing);
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut closing).await.is_err());
         proxy.cut_once();

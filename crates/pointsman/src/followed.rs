@@ -145,6 +145,12 @@ impl Followed {
         self.used.iter().map(|(id, one)| (id.clone(), one.service.view())).collect()
     }
 
+    /// A service of this configuration.
+    #[cfg(feature = "mqtt")]
+    pub(crate) fn service(&self, id: &ServiceId) -> Option<Service> {
+        self.used.get(id).map(|one| one.service.clone())
+    }
+
     /// Marked as changed when the instances of a service have changed: of this configuration, and of every one after it.
     #[cfg(feature = "mqtt")]
     pub(crate) fn changed(&self) -> watch::Receiver<()> {

@@ -18,7 +18,7 @@ pub use client::{Client, ClientBuilder};
 pub use message::{HandlerError, Message, Reply, Request};
 pub use pointsman_mqtt::client::PublishError;
 pub use pointsman_mqtt::envelope::Action;
-pub use pointsman_mqtt::packet::{Qos, Version};
+pub use pointsman_mqtt::packet::{LARGEST_PACKET, Qos, Version};
 pub use pointsman_mqtt::relay::{Figures, Invalid, Route, RouteRole, Settings, Topics};
 pub use pointsman_mqtt::{BrokerUrl, Credentials, InvalidUrl, broker};
 pub use relay::Relay;

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use pointsman::mqtt::broker::{AccessRule, Options as BrokerOptions};
-use pointsman::mqtt::{BrokerUrl, Route as RelayRoute, Settings};
+use pointsman::mqtt::{BrokerUrl, LARGEST_PACKET, Route as RelayRoute, Settings};
 use pointsman::{Algorithm, check_name};
 
 pub(crate) use self::access::Listen;
@@ -27,7 +27,7 @@ use super::values::{
 /// What the file says of MQTT.
 #[derive(Debug, Clone)]
 pub(crate) struct Mqtt {
-    /// The relay's; its code is generated anew with each reading where the file has none.
+    /// The relay's.
     pub(crate) settings: Settings,
     /// Where its services are found, and where it registers.
     pub(crate) registries: SectionRegistries,
@@ -45,8 +45,6 @@ pub(crate) struct Mqtt {
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7482);
 /// Maximum of `queue_timeout` in nanoseconds: an hour.
 const LONGEST_QUEUE_TIMEOUT: u128 = 3600 * 1_000_000_000;
-/// What MQTT can count: four bytes of seven bits, and the header.
-const LARGEST_PACKET: u128 = 268_435_460;
 
 /// The section, while it is read.
 #[derive(Debug)]
@@ -142,7 +140,7 @@ fn identity() -> [Setting<Reading>; 4] {
             .help("Service that the relay registers itself as.")
             .to(|it: &mut Reading, name| it.mqtt.register_as = Some(name)),
         text("code", "a name, such as a UUID")
-            .default("generated")
+            .default("the first one of the group that is free in the registry")
             .restart()
             .help("The relay's own code, by which the brokers keep its sessions over a restart.")
             .to(|it: &mut Reading, code| it.mqtt.code = Some(code.into())),
@@ -158,7 +156,7 @@ fn identity() -> [Setting<Reading>; 4] {
     ]
 }
 
-fn limits() -> [Setting<Reading>; 7] {
+fn limits() -> [Setting<Reading>; 8] {
     [
         count("max_in_flight", 1, MOST)
             .default("10000")
@@ -167,10 +165,10 @@ fn limits() -> [Setting<Reading>; 7] {
                  answered. Beyond it none is taken from the ingress broker.",
             )
             .to(|it: &mut Reading, limit| it.mqtt.settings.max_in_flight = limit),
-        size("max_packet", 1 << 10, LARGEST_PACKET)
-            .default("\"1MiB\"")
+        size("max_packet", 1 << 10, LARGEST_PACKET as u128)
+            .default("\"256MiB\"")
             .restart()
-            .help("Maximum size of a packet.")
+            .help("Maximum size of a packet from a broker; of a larger message the payload is not read, and it becomes a dead letter without it.")
             .to(|it: &mut Reading, limit| it.mqtt.settings.max_packet = limit),
         positive_duration("response_timeout")
             .default("\"30s\"")
@@ -180,6 +178,10 @@ fn limits() -> [Setting<Reading>; 7] {
             .default("\"1s\"")
             .help("Time that a message for a master waits for the next one; 0 for not at all.")
             .to(|it: &mut Reading, time| it.mqtt.settings.queue_timeout = time),
+        duration_within("away_timeout", 0, LONGEST_QUEUE_TIMEOUT)
+            .default("\"5s\"")
+            .help("Maximum wait of a message for an instance that is registered while nobody subscribes under its code.")
+            .to(|it: &mut Reading, time| it.mqtt.settings.away_timeout = time),
         duration("drain_timeout")
             .default("\"10s\"")
             .help("Time that messages under way may take when the relay ends.")
@@ -299,7 +301,7 @@ fn finish(section: &mut Section<'_>, mut reading: Reading, document: &Document<'
         route.registry = url.map(|url| mqtt.registries.name(url));
         mqtt.settings.routes.push(route);
     }
-    mqtt.settings.code = mqtt.code.clone().unwrap_or(mqtt.settings.code);
+    mqtt.settings.code = mqtt.code.clone();
     if let Some(name) = mqtt.register_as.clone().filter(|_| !has_group) {
         mqtt.settings.group = name;
     }
@@ -310,12 +312,6 @@ fn finish(section: &mut Section<'_>, mut reading: Reading, document: &Document<'
 }
 
 fn note_what_is_hardly_meant(section: &mut Section<'_>, mqtt: &Mqtt) {
-    if section.has("state") && !section.has("code") {
-        section.warn(
-            "state",
-            "cannot be found again after a restart, since the relay's code is then another; give a code",
-        );
-    }
     let everywhere = mqtt.listen.as_ref().is_some_and(|listen| listen.address.ip().is_unspecified());
     if everywhere && mqtt.register_as.is_some() && mqtt.settings.advertise.is_none() {
         section.warn(

@@ -68,8 +68,6 @@ impl Plan {
         }
         if let (Some(old), Some(kept)) = (&old.mqtt, &mut config.mqtt) {
             keep("mqtt", &old.registries, new.mqtt.as_ref().map(|new| &new.registries), &mut kept.registries);
-            // A generated code is another with each reading.
-            kept.settings.code = old.settings.code.clone();
         }
     }
 }
@@ -294,7 +292,10 @@ mod tests {
         let keys = ["mqtt.ingress", "mqtt.register_as", "mqtt.code", "metrics", "mqtt.register_in"];
         assert_eq!(plan.restart, keys);
         let mqtt = plan.config.mqtt.as_ref().unwrap();
-        assert_eq!((mqtt.register_as.as_deref(), &*mqtt.settings.group, &*mqtt.settings.code), (Some("x"), "x", "a"));
+        assert_eq!(
+            (mqtt.register_as.as_deref(), &*mqtt.settings.group, mqtt.settings.code.as_deref()),
+            (Some("x"), "x", Some("a"))
+        );
         assert_eq!(plan.config.metrics, None);
         let SectionRegistries { own, register_in, .. } = &mqtt.registries;
         assert_eq!((own.as_deref(), register_in.as_deref()), (Some("zookeeper://h/q"), Some("zookeeper://h/p")));
@@ -326,10 +327,10 @@ mod tests {
     #[test]
     fn what_is_only_written_in_another_way_needs_no_restart() {
         let text = |lines: &str| config(&format!("registry = 'zookeeper://h/p'\n[mqtt]\ncode = 'a'\n{lines}"));
-        let old = text("session_expiry = '60m'\nmax_packet = 1048576\negress = 'mqtt://h'");
+        let old = text("session_expiry = '60m'\nmax_packet = 268435456\negress = 'mqtt://h'");
         for same in [
-            "session_expiry = '1h'\nmax_packet = '1MiB'\negress = ['mqtt://h']",
-            "max_packet = '1024KiB'\negress = 'mqtt://h'\n# a comment",
+            "session_expiry = '1h'\nmax_packet = '256MiB'\negress = ['mqtt://h']",
+            "max_packet = '262144KiB'\negress = 'mqtt://h'\n# a comment",
         ] {
             assert_eq!(planned(&old, &text(same)).restart, [""; 0], "{same}");
         }

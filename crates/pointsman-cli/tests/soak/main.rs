@@ -9,6 +9,7 @@ mod setup;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod mqtt;
 mod origins;
 
 use std::collections::HashMap;

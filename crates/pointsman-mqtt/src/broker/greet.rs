@@ -16,7 +16,9 @@ use super::message::detached_around;
 use super::route;
 use super::slots::Key;
 use super::timers::Timer;
-use crate::packet::{Connack, Connect, Disconnect, Malformed, Packet, Properties, Publish, Qos, Version, Will};
+use crate::packet::{
+    Connack, Connect, Disconnect, MAX_REMAINING, Malformed, Packet, Properties, Publish, Qos, Version, Will,
+};
 use crate::reason::Reason;
 use crate::session::Peer;
 use crate::topic;
@@ -94,7 +96,8 @@ impl Core {
             session_expiry: capped.then(|| u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX)),
             assigned_client_id: assigned,
             receive_maximum: Some(if local { u16::MAX } else { RECEIVE_MAXIMUM }),
-            maximum_packet: u32::try_from(self.limits.max_packet).ok(),
+            // Some clients take no more for a size.
+            maximum_packet: u32::try_from(self.limits.max_packet.min(MAX_REMAINING)).ok(),
             topic_alias_maximum: Some(MAX_ALIASES),
             shared_available: Some(true),
             ..Properties::default()
@@ -108,6 +111,7 @@ impl Core {
             receive_maximum: connect.properties.receive_maximum.unwrap_or(u16::MAX).min(most),
             max_packet: connect.properties.maximum_packet.map_or(usize::MAX, |size| size as usize),
             max_qos: Qos::ExactlyOnce,
+            takes_subscription_ids: connect.version == Version::V5,
         };
         if let Some(client) = self.clients.get_mut(key) {
             (client.connection, client.will, client.expiry) = (Some(connection), will, expiry);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::{AccessRule, Users};
+use crate::packet::LARGEST_PACKET;
 use crate::relay::Invalid;
 
 /// What a broker is started with. Everything but the address has a default.
@@ -60,6 +61,8 @@ const MOST: usize = 10_000_000;
 const MOST_MEMORY: usize = 1 << 40;
 /// Minimum of a memory in bytes: room for a packet of the usual size.
 const LEAST_MEMORY: usize = 1 << 20;
+/// Minimum of the size of a packet.
+const LEAST_PACKET: usize = 1 << 10;
 
 /// The certificate of a broker that speaks TLS; read when it starts, and with each [`Broker::reload`](super::Broker::reload).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +127,10 @@ impl Options {
         let counts = counts.map(|(key, count)| wrong(key, format!("is {count}; it can be 1 to {MOST}")));
         let sizes = sizes.into_iter().filter(|(_, size)| !(LEAST_MEMORY..=MOST_MEMORY).contains(size));
         let bounds = format!("it can be {LEAST_MEMORY} to {MOST_MEMORY}");
-        counts.chain(sizes.map(|(key, size)| wrong(key, format!("is {size} bytes; {bounds}")))).collect()
+        let sizes = sizes.map(|(key, size)| wrong(key, format!("is {size} bytes; {bounds}")));
+        let packet = Some(self.max_packet).filter(|size| !(LEAST_PACKET..=LARGEST_PACKET).contains(size)).map(|size| {
+            wrong("max_client_packet", format!("is {size} bytes; it can be {LEAST_PACKET} to {LARGEST_PACKET}"))
+        });
+        counts.chain(sizes).chain(packet).collect()
     }
 }

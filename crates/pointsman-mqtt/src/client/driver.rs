@@ -15,7 +15,7 @@ use crate::link::{Control, Link};
 use crate::packet::{Connect, Options, Packet, Properties, Publish, Qos, Version};
 use crate::reason::Reason;
 use crate::session::{Event, Peer, Session};
-use crate::wire::{Target, Wire};
+use crate::wire::Target;
 
 /// So many passes are made before other tasks have their turn.
 const PASSES: u32 = 64;
@@ -41,9 +41,6 @@ pub(super) struct Pending {
 }
 
 pub(super) struct Driver {
-    target: Target,
-    connect: Connect,
-    max_packet: usize,
     link: Link,
     session: Session<u32>,
     /// How often the broker has lost the session: identifiers from before are void.
@@ -87,7 +84,6 @@ impl Driver {
             properties: Properties {
                 session_expiry: Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)),
                 receive_maximum: Some(window),
-                maximum_packet: u32::try_from(settings.max_packet).ok(),
                 ..Properties::default()
             },
             ..Connect::default()
@@ -96,10 +92,7 @@ impl Driver {
         let options = Options { retain_handling: 2, ..Options::up_to(Qos::ExactlyOnce) };
         let filters = settings.filters.into_iter().map(|filter| (filter, options)).collect();
         Self {
-            link: Link::new(name, target.clone(), connect.clone(), settings.max_packet, filters),
-            target,
-            connect,
-            max_packet: settings.max_packet,
+            link: Link::new(name, target, connect, settings.max_packet, filters),
             session,
             epoch: 0,
             unsubscribing: Vec::new(),
@@ -116,12 +109,9 @@ impl Driver {
     /// Runs until it is closed, or nobody is left who could close it.
     pub(super) async fn run(mut self) {
         std::future::poll_fn(|context| self.poll(context)).await;
+        let forget = self.leaving.as_ref().is_some_and(|leaving| leaving.forget);
+        self.link.close(&mut self.session, forget).await;
         let Some(leaving) = self.leaving.take() else { return };
-        if leaving.forget && self.connect.version == Version::V311 && !self.connect.clean_start {
-            self.connect.clean_start = true;
-            // 3.1.1 forgets a session only for another one. If that does not come to be, an empty one is left.
-            let _ = Wire::connect(self.target, self.connect, self.max_packet).await;
-        }
         if let Some(done) = leaving.done {
             let _ = done.send(());
         }
@@ -134,7 +124,6 @@ impl Driver {
             progress |= self.poll_connection(now, context);
             self.flush(now, context);
             if self.has_left(now, context) {
-                self.end();
                 return Poll::Ready(());
             }
             if !progress {
@@ -253,8 +242,10 @@ impl Driver {
     fn hand_out(&mut self, publish: Publish) {
         let (id, qos, retained) = (publish.id, publish.qos, publish.retain);
         let incoming = Incoming { publish, epoch: self.epoch, commands: self.acknowledge.clone() };
-        // A retained message was kept from before: it is no news.
-        if (retained || self.outlet.put(incoming).is_err()) && qos != Qos::AtMostOnce {
+        if !retained {
+            self.outlet.put(incoming);
+        } else if qos != Qos::AtMostOnce {
+            // It was kept from before: it is no news.
             self.session.acknowledge(id, Reason::SUCCESS);
         }
     }
@@ -317,7 +308,7 @@ impl Driver {
 
     fn unsubscribe(&mut self, done: oneshot::Sender<()>) {
         let is_subscribed = !self.link.filters().is_empty();
-        let packets = self.link.subscribe_to(Vec::new());
+        let packets = self.link.subscribe_to(Vec::new(), 0);
         if self.session.is_up() && is_subscribed {
             packets.iter().for_each(|packet| self.send(packet));
             self.unsubscribing.push(done);
@@ -349,12 +340,6 @@ impl Driver {
             self.timer.as_mut().reset(leaving.deadline);
         }
         self.timer.as_mut().poll(context).is_ready()
-    }
-
-    /// Says goodbye.
-    fn end(&mut self) {
-        let forget = self.leaving.as_ref().is_some_and(|leaving| leaving.forget);
-        self.link.close(&mut self.session, forget);
     }
 }
 

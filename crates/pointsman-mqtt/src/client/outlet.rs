@@ -37,9 +37,7 @@ impl Outlet {
             ready!(self.poll_permit(context));
             let Some(next) = self.ahead.pop_front() else { return Poll::Ready(()) };
             self.ahead_bytes -= size(&next);
-            if let Err(unwanted) = self.hand_out(next) {
-                unwanted.acknowledge();
-            }
+            self.hand_out(next);
         }
     }
 
@@ -70,26 +68,25 @@ impl Outlet {
         Poll::Ready(())
     }
 
-    /// Hands a message out, or holds it; gives it back when nobody takes messages any more.
-    pub(super) fn put(&mut self, incoming: Incoming) -> Result<(), Incoming> {
-        let is_wanted = self.sender.as_ref().is_some_and(|sender| !sender.is_closed());
-        if is_wanted && (self.room.is_none() || !self.ahead.is_empty()) {
+    /// Hands a message out, or holds it. Where nobody takes messages any more it is acknowledged and thrown away.
+    pub(super) fn put(&mut self, incoming: Incoming) {
+        if self.is_wanted() && (self.room.is_none() || !self.ahead.is_empty()) {
             self.ahead_bytes += size(&incoming);
             self.ahead.push_back(incoming);
-            return Ok(());
+        } else {
+            self.hand_out(incoming);
         }
-        self.hand_out(incoming)
     }
 
-    fn hand_out(&mut self, incoming: Incoming) -> Result<(), Incoming> {
-        let is_wanted = self.sender.as_ref().is_some_and(|sender| !sender.is_closed());
+    fn hand_out(&mut self, incoming: Incoming) {
         match self.room.take() {
-            Some(room) if is_wanted => {
-                room.send(incoming);
-                Ok(())
-            }
-            _ => Err(incoming),
+            Some(room) if self.is_wanted() => drop(room.send(incoming)),
+            _ => incoming.acknowledge(),
         }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.sender.as_ref().is_some_and(|sender| !sender.is_closed())
     }
 }
 

@@ -454,6 +454,7 @@ fn any_peer(dice: &mut Dice<'_>) -> Peer {
         receive_maximum: u16::from(dice.byte() % 8),
         max_packet: if dice.flip() { usize::MAX } else { usize::from(dice.byte()) },
         max_qos: QUALITIES[2 - dice.below(3)],
+        takes_subscription_ids: true,
     }
 }
 

@@ -52,8 +52,8 @@ impl Decoder {
         Self { version, max_packet, cuts: false, cut: false, skip: 0 }
     }
 
-    /// Reads messages that are too large without their payload, instead of failing: for peers that cannot be told the largest
-    /// packet, and would send the same message again.
+    /// Reads messages that are too large without their payload, and without their properties where these alone are too large, instead of
+    /// failing: the peer would send the same message again.
     #[must_use]
     pub fn cutting(self) -> Self {
         Self { cuts: true, ..self }
@@ -81,7 +81,7 @@ impl Decoder {
         self.skip -= skipped;
         let Some((header, length)) = frame(bytes)? else { return Ok(None) };
         if header + length > self.max_packet {
-            if self.cuts && self.version == Version::V311 && bytes[0] >> 4 == 3 {
+            if self.cuts && bytes[0] >> 4 == 3 {
                 return self.decode_cut(header, length, bytes);
             }
             return Err(Malformed { what: "the packet is larger than allowed", reason: Reason::PACKET_TOO_LARGE });
@@ -100,17 +100,30 @@ impl Decoder {
         let flags = bytes[0] & 0x0f;
         let Some(&[high, low]) = bytes.get(header..header + 2) else { return Ok(None) };
         let with_id = flags & 0b110 != 0;
-        let head = 2 + usize::from(u16::from_be_bytes([high, low])) + if with_id { 2 } else { 0 };
+        let topic = 2 + usize::from(u16::from_be_bytes([high, low])) + if with_id { 2 } else { 0 };
+        let is_v5 = self.version == Version::V5;
+        let mut head = topic;
+        let mut has_properties = false;
+        if is_v5 {
+            // The length of the properties has the form of a packet's.
+            let Some(from) = bytes.get(header + topic - 1..) else { return Ok(None) };
+            let Some((width, properties)) = frame(from)? else { return Ok(None) };
+            has_properties = header + topic + width - 1 + properties <= self.max_packet;
+            head += if has_properties { width - 1 + properties } else { 0 };
+        }
         if head > length {
             return Err(SHORT);
         }
         if bytes.len() < header + head {
             return Ok(None);
         }
-        let mut packet = bytes.split_to(header + head).freeze();
+        let mut packet = bytes.split_to(header + head);
         packet.advance(header);
+        if is_v5 && !has_properties {
+            packet.extend_from_slice(&[0]);
+        }
         (self.cut, self.skip) = (true, length - head);
-        publish(flags, Reader::new(packet), false).map(|publish| Some(Packet::Publish(publish)))
+        publish(flags, Reader::new(packet.freeze()), is_v5).map(|publish| Some(Packet::Publish(publish)))
     }
 
     fn packet(&mut self, first: u8, mut reader: Reader) -> Result<Packet, Malformed> {

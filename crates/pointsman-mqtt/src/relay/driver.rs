@@ -9,9 +9,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytestring::ByteString;
+use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
+use super::changeover::Changeover;
 use super::engine::{self, Engine, SENDERS};
 use super::pace::Pace;
 use super::routes::{Routes, Views};
@@ -19,7 +21,7 @@ use super::settings::{Invalid, Settings, Topics};
 use super::{Figures, address};
 use crate::connection::Signal;
 use crate::link::{Control, Filter, Link};
-use crate::packet::{Connect, Options, Packet, Properties, Qos, Version};
+use crate::packet::{Connect, Options, Packet, Properties, Publish, Qos, Version};
 use crate::topic;
 use crate::wire::Target;
 
@@ -31,7 +33,20 @@ pub(super) enum Command {
     Reload(Box<Settings>, Views, oneshot::Sender<Result<(), Invalid>>),
     Figures(oneshot::Sender<Figures>),
     Metrics(oneshot::Sender<String>),
-    Close(oneshot::Sender<()>),
+    Close(Leave, oneshot::Sender<bool>),
+    /// Subscribes as a member of the group, or alone.
+    Share(bool, oneshot::Sender<()>),
+}
+
+/// For whom a relay that ends leaves what senders publish from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// The next relay with its code: it waits in the session.
+    ToNext,
+    /// The other relays of its group: it unsubscribes, and takes what its broker has already sent to it.
+    ToGroup,
+    /// The same, for another relay that is gone: it connects first. Where its broker has kept nothing for that one, there is nothing to do.
+    Inherited,
 }
 
 /// Which brokers are connected, with all subscriptions confirmed.
@@ -53,16 +68,30 @@ pub(super) struct Driver {
     embedded: Vec<bool>,
     timer: Pin<Box<Sleep>>,
     leaving: Option<Leaving>,
+    sharing: Sharing,
     pace: Pace,
 }
 
 struct Leaving {
-    done: Option<oneshot::Sender<()>>,
+    leave: Leave,
+    /// Is told whether the ingress broker had kept the session.
+    done: Option<oneshot::Sender<bool>>,
+    had_session: bool,
     deadline: Instant,
     /// The arrivals when the last barrier was sent; `None` while none is under way.
     barrier: Option<u64>,
     /// Nothing more will come from senders.
     dry: bool,
+}
+
+/// A change of how the ingress broker is subscribed to.
+#[derive(Default)]
+struct Sharing {
+    /// Whether the broker has been told, of an earlier life that may have subscribed the other way, that it is over.
+    is_known: bool,
+    /// Who waits for it to be confirmed.
+    waiting: Vec<oneshot::Sender<()>>,
+    changeover: Option<Changeover>,
 }
 
 impl Driver {
@@ -93,6 +122,7 @@ impl Driver {
             embedded,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             leaving: None,
+            sharing: Sharing::default(),
             pace: Pace::new(may_sleep),
         };
         (driver, is_ready)
@@ -101,6 +131,7 @@ impl Driver {
     /// Runs until it is closed.
     pub(super) async fn run(mut self) {
         std::future::poll_fn(|context| self.poll(context)).await;
+        self.end().await;
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
@@ -119,7 +150,6 @@ impl Driver {
             self.engine.write_journal();
             self.flush(now, context);
             if left {
-                self.end();
                 return Poll::Ready(());
             }
             // Whoever was not read because of it has not been asked to wake us.
@@ -153,11 +183,12 @@ impl Driver {
                     self.engine.metrics.write(&mut text);
                     let _ = answer.send(text);
                 }
-                Some(Command::Close(answer)) => self.begin_leaving(Some(answer)),
+                Some(Command::Share(shared, answer)) => self.share(shared, answer),
+                Some(Command::Close(leave, answer)) => self.begin_leaving(leave, Some(answer)),
                 None => {
-                    // The relay was dropped: nobody waits, but what is under way is seen through.
+                    // The relay was dropped: nobody waits, but what is under way is completed.
                     if self.leaving.is_none() {
-                        self.begin_leaving(None);
+                        self.begin_leaving(Leave::ToNext, None);
                         return true;
                     }
                     return false;
@@ -189,14 +220,25 @@ impl Driver {
                 let packets = self.links[index].connected(&peer, now);
                 self.engine.metrics.connected(self.links[index].name(), true);
                 self.engine.connected(index, peer, &packets, now.into_std());
+                if index == SENDERS {
+                    self.met_session(peer.session_present);
+                }
                 self.tell_ready();
             }
             Signal::Down(reason) => self.lost(index, &reason, false, now),
+            // It is not acknowledged, and comes again to the next relay with this code.
+            Signal::Packet(Packet::Publish(publish)) if self.leaves_to_next(index, &publish) => {}
+            Signal::Packet(Packet::Publish(publish)) if self.is_second_copy(index, &publish) => {
+                if let Err(error) = self.engine.receive_copy(index, publish, now.into_std()) {
+                    self.fail(index, error.to_string(), false, now);
+                }
+            }
             Signal::Packet(packet) => match self.engine.receive(index, packet, now.into_std()) {
                 Ok(None) => {}
                 Ok(Some(packet)) => self.control(index, &packet, now),
                 Err(error) => self.fail(index, error.to_string(), false, now),
             },
+            Signal::Cut(publish) if self.leaves_to_next(index, &publish) => {}
             Signal::Cut(publish) => {
                 if let Err(error) = self.engine.receive_cut(index, publish, now.into_std()) {
                     self.fail(index, error.to_string(), false, now);
@@ -212,6 +254,7 @@ impl Driver {
             Control::Subscribed => {
                 tracing::info!(broker = link.name(), filters = link.filters().len(), "subscribed");
                 self.tell_ready();
+                self.tell_shared();
             }
             Control::Barrier => {
                 if let Some(leaving) = &mut self.leaving {
@@ -219,8 +262,17 @@ impl Driver {
                 }
             }
             Control::Refused(reason) | Control::Broken(reason) => self.fail(index, reason, false, now),
-            Control::TakenOver(reason) => self.fail(index, reason, true, now),
-            Control::Unsubscribed | Control::Nothing => {}
+            Control::TakenOver(reason) => {
+                self.fail(index, reason, true, now);
+                self.is_not_dead(now);
+            }
+            Control::Unsubscribed => {
+                if let Some(changeover) = self.sharing.changeover.as_mut().filter(|_| index == SENDERS) {
+                    changeover.old_has_ended();
+                }
+                self.tell_shared();
+            }
+            Control::Nothing => {}
         }
     }
 
@@ -266,60 +318,141 @@ impl Driver {
         }
     }
 
-    fn reload(&mut self, settings: Settings, views: Views) -> Result<(), Invalid> {
+    fn reload(&mut self, mut settings: Settings, views: Views) -> Result<(), Invalid> {
+        settings.code.clone_from(&self.settings.code);
+        settings.shared = self.settings.shared;
         let routes = Routes::new(&settings, views, &self.engine.metrics, Some(&self.engine.routes))?;
         self.engine.reload(&settings, routes, Instant::now().into_std());
         let filters = filters_of(&settings, SENDERS);
         self.settings = settings;
         if self.links[SENDERS].filters() != filters && self.leaving.is_none() {
-            self.subscribe_to(filters);
+            self.subscribe_to(filters, 0);
             self.tell_ready();
         }
         Ok(())
     }
 
-    fn subscribe_to(&mut self, filters: Vec<Filter>) {
-        let packets = self.links[SENDERS].subscribe_to(filters);
+    fn share(&mut self, shared: bool, answer: oneshot::Sender<()>) {
+        self.sharing.waiting.push(answer);
+        if self.settings.shared != shared && self.leaving.is_none() {
+            self.settings.shared = shared;
+            let id = id_of(shared);
+            self.sharing.changeover = self.links[SENDERS].takes_ids().then(|| Changeover::new(id, shared));
+            self.subscribe_to(filters_of(&self.settings, SENDERS), id);
+            self.tell_ready();
+        }
+        self.tell_shared();
+    }
+
+    /// Tells those who have asked that messages come by the new subscriptions alone.
+    fn tell_shared(&mut self) {
+        if self.links[SENDERS].is_settled() {
+            // Who has asked may have given up.
+            for answer in self.sharing.waiting.drain(..) {
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    /// Whether a message comes for the second time because of a change of subscriptions.
+    fn is_second_copy(&mut self, index: usize, publish: &Publish) -> bool {
+        let Some(changeover) = self.sharing.changeover.as_mut().filter(|_| index == SENDERS) else { return false };
+        let is_second = changeover.is_second(publish);
+        if changeover.has_only_new() && self.links[SENDERS].is_settled() {
+            self.sharing.changeover = None;
+        }
+        is_second
+    }
+
+    fn subscribe_to(&mut self, filters: Vec<Filter>, subscription_id: u32) {
+        let packets = self.links[SENDERS].subscribe_to(filters, subscription_id);
         packets.iter().for_each(|packet| self.engine.control(SENDERS, packet));
     }
 
-    fn begin_leaving(&mut self, done: Option<oneshot::Sender<()>>) {
-        let deadline = Instant::now() + self.settings.drain_timeout;
-        self.leaving = Some(Leaving { done, deadline, barrier: None, dry: false });
-        tracing::info!("leaving: nothing new is taken, what is under way is seen through");
-        self.subscribe_to(Vec::new());
+    fn begin_leaving(&mut self, leave: Leave, done: Option<oneshot::Sender<bool>>) {
+        // A session that does not outlive the connection keeps nothing for anybody.
+        let has_session = !self.settings.session_expiry.is_zero();
+        let leave = if leave == Leave::ToNext && !has_session { Leave::ToGroup } else { leave };
+        let patience = match leave {
+            Leave::ToNext | Leave::ToGroup => self.settings.drain_timeout,
+            // However long its broker is away: what it has kept is kept for so long.
+            Leave::Inherited => self.settings.session_expiry,
+        };
+        let deadline = Instant::now() + patience;
+        self.leaving = Some(Leaving { leave, done, had_session: false, deadline, barrier: None, dry: false });
+        match leave {
+            Leave::ToNext => {}
+            Leave::ToGroup => self.subscribe_to(Vec::new(), 0),
+            Leave::Inherited => return self.subscribe_to(Vec::new(), 0),
+        }
+        tracing::info!("leaving: nothing new is taken, what is under way is completed");
     }
 
-    /// Whether everything is seen through, or the time for it is over. That the broker has nothing left shows by a question
-    /// (a second UNSUBSCRIBE) that it answers without having sent a message before.
+    /// The ingress broker has kept the session from before, or has not.
+    fn met_session(&mut self, is_present: bool) {
+        if is_present && !self.sharing.is_known && self.links[SENDERS].takes_ids() {
+            self.sharing.changeover = Some(Changeover::new(id_of(self.settings.shared), self.settings.shared));
+        }
+        self.sharing.is_known = true;
+        if let Some(leaving) = self.leaving.as_mut().filter(|leaving| leaving.leave == Leave::Inherited) {
+            leaving.had_session |= is_present;
+            leaving.dry |= !is_present;
+        }
+    }
+
+    /// A relay for which this one has come lives: it has its session back.
+    fn is_not_dead(&mut self, now: Instant) {
+        if let Some(leaving) = self.leaving.as_mut().filter(|leaving| leaving.leave == Leave::Inherited) {
+            leaving.deadline = now;
+        }
+    }
+
+    /// Whether a message is left to the next relay with this code.
+    fn leaves_to_next(&self, index: usize, publish: &Publish) -> bool {
+        let leaves = || self.leaving.as_ref().is_some_and(|leaving| leaving.leave == Leave::ToNext);
+        index == SENDERS && publish.qos > Qos::AtMostOnce && leaves()
+    }
+
+    /// Whether everything is completed, or the time for it is over. That the broker has nothing left for a relay that has unsubscribed
+    /// shows by a question that it answers without having sent a message before.
     fn leave(&mut self, now: Instant) -> bool {
         let under_way = self.engine.under_way();
         let arrivals = self.engine.arrivals;
         let up = self.links[SENDERS].is_up();
         let Some(leaving) = &mut self.leaving else { return false };
-        let idle = under_way == (0, 0);
-        if now >= leaving.deadline || (idle && (leaving.dry || !up)) {
+        let is_idle = under_way == (0, 0);
+        let awaits_barrier = match leaving.leave {
+            Leave::ToNext => false,
+            Leave::ToGroup => !leaving.dry && up,
+            Leave::Inherited => !leaving.dry,
+        };
+        if now >= leaving.deadline || (is_idle && !awaits_barrier) {
             return true;
         }
-        if idle && leaving.barrier.is_none() && !leaving.dry {
+        if is_idle && leaving.barrier.is_none() && up {
             leaving.barrier = Some(arrivals);
             self.engine.control(SENDERS, &Link::barrier());
         }
         false
     }
 
-    /// Says goodbye. The brokers may forget the sessions if nothing is left in them.
-    fn end(&mut self) {
+    /// Disconnects. The brokers need not keep the sessions if nothing is left in them, and nothing is to be kept in them.
+    async fn end(mut self) {
         let (flights, requests) = self.engine.under_way();
-        let clean = flights == 0 && self.leaving.as_ref().is_some_and(|leaving| leaving.dry);
+        let forget = flights == 0 && self.leaving.as_ref().is_some_and(|leaving| leaving.dry);
+        let is_for_the_dead = self.leaving.as_ref().is_some_and(|leaving| leaving.leave == Leave::Inherited);
+        if is_for_the_dead && self.engine.arrivals > 0 {
+            let (code, messages) = (self.settings.code(), self.engine.arrivals);
+            tracing::info!(code = &*code, messages, "took what its broker had kept for a relay that is gone");
+        }
         if flights + requests > 0 {
-            tracing::warn!(flights, requests, "left before everything was seen through");
+            tracing::warn!(flights, requests, "left before everything was completed");
         }
-        for (link, session) in self.links.iter_mut().zip(&mut self.engine.sessions) {
-            link.close(session, clean);
-        }
-        if let Some(done) = self.leaving.take().and_then(|leaving| leaving.done) {
-            let _ = done.send(());
+        let sides = self.links.iter_mut().zip(&mut self.engine.sessions);
+        join_all(sides.map(|(link, session)| link.close(session, forget)).collect::<Vec<_>>()).await;
+        if let Some(Leaving { done: Some(done), had_session, .. }) = self.leaving.take() {
+            // Who has asked may have given up.
+            let _ = done.send(had_session);
         }
     }
 }
@@ -331,19 +464,32 @@ fn link(settings: &Settings, index: usize, target: Target) -> Link {
         Target::Embedded(_) => (format!("{side} embedded"), Version::V5),
     };
     let end = if index == SENDERS { "in".to_owned() } else { format!("out{index}") };
+    // No maximum packet size is announced: a broker acknowledges what is larger to its sender, and drops it without a word.
     let connect = Connect {
         version,
         clean_start: false,
-        client_id: format!("pointsman-{}-{end}", settings.code).into(),
+        client_id: format!("pointsman-{}-{end}", settings.code()).into(),
         properties: Properties {
             session_expiry: Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)),
             receive_maximum: Some(engine::window(settings, index)),
-            maximum_packet: u32::try_from(settings.max_packet).ok(),
             ..Properties::default()
         },
         ..Connect::default()
     };
-    Link::new(name, target, connect, settings.max_packet, filters_of(settings, index))
+    let is_embedded = matches!(target, Target::Embedded(_));
+    let mut link = Link::new(name, target, connect, settings.max_packet, filters_of(settings, index));
+    if index == SENDERS && settings.topics == Topics::CodeLast && !is_embedded {
+        let other_way = Settings { shared: !settings.shared, ..settings.clone() };
+        let filters = filters_of(&other_way, SENDERS).into_iter().map(|(filter, _)| filter);
+        link.unsubscribe_first(filters, id_of(settings.shared));
+    }
+    link
+}
+
+/// The subscription identifier, by which a change is followed: another than that of the subscription before, which is there for a moment
+/// longer.
+fn id_of(shared: bool) -> u32 {
+    if shared { 1 } else { 2 }
 }
 
 /// What is subscribed to on a side, each filter once.
@@ -352,10 +498,11 @@ fn filters_of(settings: &Settings, side: usize) -> Vec<Filter> {
     let filters: BTreeSet<String> = match (side, settings.topics) {
         (SENDERS, Topics::CodeLast) => {
             let share = |filter: String| format!("{}{}/{filter}", topic::SHARE, settings.group);
-            settings.subscriptions().into_iter().map(share).collect()
+            let filters = settings.subscriptions().into_iter();
+            if settings.shared { filters.map(share).collect() } else { filters.collect() }
         }
         (SENDERS, Topics::GoEnvelope) => settings.subscriptions().into_iter().collect(),
-        (_, Topics::CodeLast) => [format!("{}{}/#", address::REPLY, settings.code)].into(),
+        (_, Topics::CodeLast) => [format!("{}{}/#", address::REPLY, settings.code())].into(),
         (_, Topics::GoEnvelope) => [format!("{}+/+", address::ENVELOPE_SENDER)].into(),
     };
     filters.into_iter().map(|filter| (ByteString::from(filter), options)).collect()

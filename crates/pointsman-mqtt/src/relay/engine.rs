@@ -4,6 +4,7 @@
 //! (sides 1 and up). A message that is to be passed on is a *flight* until the next broker has taken it over; only then is it
 //! acknowledged where it came from.
 
+mod away;
 mod dead_letter;
 mod forward;
 mod respond;
@@ -29,6 +30,7 @@ use crate::packet::{Malformed, Packet, Publish, Qos, Version};
 use crate::reason::Reason;
 use crate::session::{Event, Peer, Session};
 use crate::url::BrokerUrl;
+use away::Away;
 use unsettled::Unsettled;
 use waiting::Waiting;
 
@@ -66,6 +68,8 @@ pub(super) struct Engine {
     pub(super) requests: Requests,
     /// Messages for masters that are to come.
     waiting: Waiting,
+    /// Messages for instances that are away for a moment.
+    away: Away,
     unsettled: Unsettled,
     pub(super) metrics: Metrics,
     pub(super) journal: Journal,
@@ -80,6 +84,7 @@ struct Limits {
     max_in_flight: usize,
     response_timeout: Duration,
     queue_timeout: Duration,
+    away_timeout: Duration,
 }
 
 /// A message on its way from one session to another.
@@ -131,6 +136,8 @@ struct Forward {
     received: Received,
     /// Whether its master has gone while it was under way.
     is_unsettled: bool,
+    /// For how long it has been held for an instance that is away.
+    held: Option<away::Held>,
 }
 
 /// When a message came from its sender, and as which of all.
@@ -153,6 +160,7 @@ impl Forward {
             qos,
             received,
             is_unsettled: false,
+            held: None,
         }
     }
 }
@@ -192,8 +200,8 @@ impl Engine {
             epochs: vec![0; brokers.len()],
             sessions,
             brokers,
-            code: settings.code.clone(),
-            own_code: ByteString::from(&*settings.code),
+            own_code: ByteString::from(&*settings.code()),
+            code: settings.code(),
             topics: settings.topics,
             marks: !settings.has_one_broker(),
             limits: Limits::of(settings),
@@ -204,6 +212,7 @@ impl Engine {
             forward_bytes: 0,
             requests: Requests::default(),
             waiting: Waiting::default(),
+            away: Away::default(),
             unsettled: Unsettled::default(),
             metrics,
             journal,
@@ -330,6 +339,14 @@ impl Engine {
         Ok(None)
     }
 
+    /// A message has come for the second time, by another subscription: the first is passed on.
+    pub(super) fn receive_copy(&mut self, side: usize, publish: Publish, now: Instant) -> Result<(), Malformed> {
+        if let Event::Message(publish) = self.take_in(side, Packet::Publish(publish), now)? {
+            self.acknowledge(self.origin(side, &publish));
+        }
+        Ok(())
+    }
+
     /// A message has come of which the payload is left out: it is too large, and would come for ever if it was not taken.
     pub(super) fn receive_cut(&mut self, side: usize, publish: Publish, now: Instant) -> Result<(), Malformed> {
         match self.take_in(side, Packet::Publish(publish), now)? {
@@ -372,13 +389,14 @@ impl Engine {
 
     /// Messages and requests under way.
     pub(super) fn under_way(&self) -> (usize, usize) {
-        (self.flights.len() + self.waiting.len(), self.requests.len())
+        (self.flights.len() + self.waiting.len() + self.away.len(), self.requests.len())
     }
 
     /// When something is to be done although nothing comes.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let deadlines = [self.requests.next_deadline(), self.waiting.next_deadline(), self.unsettled.next_deadline()];
-        deadlines.into_iter().flatten().min()
+        let held = [self.waiting.next_deadline(), self.away.next_deadline()];
+        let deadlines = [self.requests.next_deadline(), self.unsettled.next_deadline()];
+        deadlines.into_iter().chain(held).flatten().min()
     }
 
     /// Messages that had to wait may have gone out, or be worth nothing any more.
@@ -563,6 +581,7 @@ impl Limits {
             max_in_flight: settings.max_in_flight,
             response_timeout: settings.response_timeout,
             queue_timeout: settings.queue_timeout,
+            away_timeout: settings.away_timeout,
         }
     }
 }

@@ -11,6 +11,7 @@ use pointsman_core::{ServiceId, check_address, check_name};
 use regex::{RegexSet, RegexSetBuilder};
 
 use super::prefix;
+use crate::packet::LARGEST_PACKET;
 use crate::topic;
 use crate::url::BrokerUrl;
 
@@ -24,12 +25,15 @@ pub struct Settings {
     pub egress: Vec<BrokerUrl>,
     /// How topics name services and instances.
     pub topics: Topics,
-    /// The relay's own code.
-    pub code: Arc<str>,
+    /// The relay's own code; `None`: one that is derived, see [`Settings::code`]. It names the sessions at the brokers, so a relay that is started
+    /// again with the same code finds what has waited for it.
+    pub code: Option<Arc<str>>,
     /// `host:port` at which senders reach the ingress broker, as the relay registers it; `None`: as the relay reaches it.
     pub advertise: Option<String>,
     /// Relays of one group share the messages of one broker. Default `pointsman`.
     pub group: String,
+    /// Whether it subscribes as a member of its group (`$share/…`) at the start; see [`Relay::share`](super::Relay::share). Default: yes.
+    pub shared: bool,
     /// The topic filters that are subscribed to on the ingress broker; empty: what the routes can match.
     pub filters: Vec<String>,
     /// Filters of the topics to which answers may go; empty: any that is not reserved, not routed, and no instance's.
@@ -39,12 +43,16 @@ pub struct Settings {
     /// How many messages may be under way: not acknowledged by the service's broker yet, or not answered. Beyond that
     /// none is taken from the ingress broker. Default 10,000.
     pub max_in_flight: usize,
-    /// The largest packet that is taken, in bytes. Default 1 MiB.
+    /// The largest packet that is taken from a broker, in bytes; of a larger message the payload is not read, and it becomes a dead letter
+    /// without it. Default 256 MiB.
     pub max_packet: usize,
     /// How long a request may take; then its sender is told so. Default 30 s.
     pub response_timeout: Duration,
     /// How long a message for a master waits for the next one where there was one a moment ago; zero: not at all. Default 1 s.
     pub queue_timeout: Duration,
+    /// How long a message waits for an instance that is registered while nobody subscribes under its code, and no other takes it; zero: not at
+    /// all. Default 5 s.
+    pub away_timeout: Duration,
     /// How long messages under way may take when the relay leaves. Default 10 s.
     pub drain_timeout: Duration,
     /// How long the brokers keep the relay's sessions while it is away. Default 1 h.
@@ -111,7 +119,9 @@ pub struct Invalid {
     pub reason: String,
 }
 
-/// Maximum of `queue_timeout`: what waits takes the place of what could be delivered.
+/// The namespace of derived codes (RFC 9562, section 5.5), made once at random.
+const CODES: uuid::Uuid = uuid::uuid!("6f0d3c1e-8a54-4b0e-9c37-2f5d1be4a9d2");
+/// Maximum of `queue_timeout` and `away_timeout`: what waits takes the place of what could be delivered.
 const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Maximum of any other length of time: what is longer is a slip, and would not fit on every clock.
 const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -119,35 +129,56 @@ const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 const MOST_IN_FLIGHT: usize = 10_000_000;
 /// Maximum of `key_level`: a topic has at most 65,535 bytes.
 const MOST_LEVELS: usize = 65_535;
-/// Maximum of `max_packet`: what MQTT can count, four bytes of seven bits, and the header.
-const LARGEST_PACKET: usize = 268_435_460;
 /// The memory that all expressions together may take when compiled.
 const PATTERNS_BYTES: usize = 16 << 20;
 /// The longest expression.
 const PATTERN_BYTES: usize = 64 << 10;
 
 impl Settings {
-    /// The defaults, with a generated code and without routes.
+    /// The defaults, without routes.
     #[must_use]
     pub fn new() -> Self {
         Self {
             ingress: None,
             egress: Vec::new(),
             topics: Topics::default(),
-            code: uuid::Uuid::new_v4().to_string().into(),
+            code: None,
             advertise: None,
             group: "pointsman".to_owned(),
+            shared: true,
             filters: Vec::new(),
             response_topics: Vec::new(),
             routes: Vec::new(),
             max_in_flight: 10_000,
-            max_packet: 1 << 20,
+            max_packet: 256 << 20,
             response_timeout: Duration::from_secs(30),
             queue_timeout: Duration::from_secs(1),
+            away_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
             session_expiry: Duration::from_secs(3600),
             state: None,
         }
+    }
+
+    /// Returns the relay's code: the one that is set, or one that is the same for each start on this host with this group and ingress broker.
+    /// Of two relays that would have one code each needs a code that is set.
+    #[must_use]
+    pub fn code(&self) -> Arc<str> {
+        let of_host = || self.derived_code(&format!("host {}", rustix::system::uname().nodename().to_string_lossy()));
+        self.code.clone().unwrap_or_else(of_host)
+    }
+
+    /// Returns the code of a slot (from 0) of this group at this ingress broker, for relays that agree on who has which.
+    #[must_use]
+    pub fn code_of_slot(&self, slot: usize) -> Arc<str> {
+        self.derived_code(&format!("slot {slot}"))
+    }
+
+    /// A UUID, as clients take it for a code.
+    fn derived_code(&self, of: &str) -> Arc<str> {
+        let ingress = self.ingress.as_ref().map(BrokerUrl::address).unwrap_or_default();
+        let name = format!("{}\n{ingress}\n{of}", self.group);
+        uuid::Uuid::new_v5(&CODES, name.as_bytes()).to_string().into()
     }
 
     /// Everything that is wrong with them.
@@ -155,7 +186,7 @@ impl Settings {
     pub fn problems(&self) -> Vec<Invalid> {
         let mut problems = Vec::new();
         let mut wrong = |key: String, reason: String| problems.push(Invalid { key, reason });
-        if let Err(error) = check_name("code", &self.code) {
+        if let Some(Err(error)) = self.code.as_ref().map(|code| check_name("code", code)) {
             wrong("code".to_owned(), error.to_string());
         }
         if let Some(Err(error)) = self.advertise.as_deref().map(check_address) {
@@ -201,8 +232,10 @@ impl Settings {
         if !(1024..=LARGEST_PACKET).contains(&self.max_packet) {
             wrong("max_packet", format!("is {} bytes; it can be 1024 to {LARGEST_PACKET}", self.max_packet));
         }
-        if self.queue_timeout > LONGEST_QUEUE_TIMEOUT {
-            wrong("queue_timeout", "is longer than an hour".to_owned());
+        for (key, time) in [("queue_timeout", self.queue_timeout), ("away_timeout", self.away_timeout)] {
+            if time > LONGEST_QUEUE_TIMEOUT {
+                wrong(key, "is longer than an hour".to_owned());
+            }
         }
         let of_routes =
             self.routes.iter().enumerate().filter_map(|(index, route)| {
@@ -299,7 +332,7 @@ impl Settings {
     #[must_use]
     pub fn subscriptions(&self) -> Vec<String> {
         match self.topics {
-            Topics::GoEnvelope => vec![format!("/+/+/+/+/{}/#", self.code)],
+            Topics::GoEnvelope => vec![format!("/+/+/+/+/{}/#", self.code())],
             Topics::CodeLast if self.filters.is_empty() => {
                 prefix::filters(self.routes.iter().map(|route| route.pattern.as_str()))
             }
@@ -443,7 +476,7 @@ mod tests {
         assert_eq!(keys(&settings(&[&"x".repeat(70_000)])), ["route.0.match"]);
         let mut bad = settings(&["^/a"]);
         bad.routes[0].service = "a/b".into();
-        bad.code = "x+".into();
+        bad.code = Some("x+".into());
         bad.max_in_flight = 0;
         bad.queue_timeout = Duration::from_secs(3601);
         assert_eq!(keys(&bad), ["code", "route.0.service", "max_in_flight", "queue_timeout"]);

@@ -540,7 +540,7 @@ fn step(session: &mut Session<u32>, step: &Sharing, now: Instant) -> Vec<Packet>
         }
         Sharing::Connect { version, session_present, max_qos, max_packet } => {
             session.disconnected();
-            let peer = Peer { version, session_present, max_qos, max_packet, receive_maximum: 3 };
+            let peer = Peer { version, session_present, max_qos, max_packet, receive_maximum: 3, ..Peer::default() };
             session.connected(peer, now);
         }
         Sharing::Lose => drop(session.disconnected()),

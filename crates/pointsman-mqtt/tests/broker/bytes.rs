@@ -77,7 +77,7 @@ async fn a_conversation_may_come_byte_by_byte() {
 #[tokio::test]
 async fn what_is_too_large_is_refused_before_it_is_there() {
     let mut options = options();
-    options.max_packet = 1000;
+    options.max_packet = 1024;
     let broker = Broker::start(options).await.unwrap();
     let mut client = Client::new(broker.address(), "a").await;
     // Only the header of a packet of 200 MiB.

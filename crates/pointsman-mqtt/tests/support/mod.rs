@@ -99,8 +99,10 @@ pub fn between(ingress: &str, egress: &str, routes: Vec<Route>) -> Settings {
     let mut settings = Settings::new();
     settings.ingress = Some(ingress.parse().unwrap());
     settings.egress = vec![egress.parse().unwrap()];
-    settings.code = RELAY.into();
+    settings.code = Some(RELAY.into());
     settings.routes = routes;
+    // Most tests are about what comes after that.
+    settings.away_timeout = Duration::ZERO;
     settings
 }
 

@@ -239,19 +239,14 @@ impl Agents {
             Some(refusal) => (Outlook::Refused, refusal),
             None => match (error.downcast_ref::<io::Error>(), error.downcast_ref::<hyper::Error>()) {
                 (Some(io), _) => (outlook(io, address), error.to_string()),
-                (_, Some(http)) if http.is_parse() => (
+                // One that speaks before it is asked is seen one way or the other; hyper has no other sign of that.
+                (_, Some(http)) if http.is_parse() || http.to_string().contains("unexpected message") => (
                     Outlook::NoServer,
-                    format!(
-                        "another kind of server is there: it does not answer in HTTP ({http}); if it is an agent with TLS, its url begins with https://"
-                    ),
+                    "another kind of server is there: it does not speak HTTP; if it is an agent with TLS, its url begins with https://".to_owned(),
                 ),
                 // An agent that is about to end, or short of something, closes connections as well.
                 (_, Some(http)) if http.is_incomplete_message() || http.is_canceled() => {
                     (Outlook::MayPass, "closes the connection without an answer (is it an agent?)".to_owned())
-                }
-                // hyper has no other sign of it.
-                (_, Some(http)) if http.to_string().contains("unexpected message") => {
-                    (Outlook::NoServer, "another kind of server is there: it speaks before it is asked".to_owned())
                 }
                 _ => (Outlook::MayPass, error.to_string()),
             },

@@ -103,7 +103,7 @@ impl Service {
             drain_timeout: DRAIN_TIMEOUT,
             connect_timeout: CONNECT_TIMEOUT,
             session_expiry: SESSION_EXPIRY,
-            max_packet: 1 << 20,
+            max_packet: 256 << 20,
             handlers: Handlers::default(),
         }
     }
@@ -211,7 +211,7 @@ impl ServiceBuilder {
         self
     }
 
-    /// The largest packet that is taken, in bytes. Default 1 MiB.
+    /// The largest packet that is taken, in bytes; a larger message is logged, acknowledged and thrown away. Default 256 MiB.
     pub fn max_packet(mut self, bytes: usize) -> Self {
         self.max_packet = bytes.max(1024);
         self

@@ -242,7 +242,7 @@ async fn two_brokers() -> TwoBrokers {
         let mut settings = Settings::new();
         settings.ingress = Some(broker.url().parse().unwrap());
         settings.egress = vec![egress.url().parse::<BrokerUrl>().unwrap()];
-        settings.code = code.into();
+        settings.code = Some(code.into());
         settings.routes = vec![route()];
         started(&registry, settings)
     };

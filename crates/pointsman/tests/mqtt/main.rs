@@ -5,6 +5,7 @@
 mod client;
 mod early;
 mod embedded;
+mod group;
 mod handover;
 mod service;
 mod support;

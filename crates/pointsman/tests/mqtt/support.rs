@@ -26,7 +26,7 @@ pub(crate) async fn relay(registry: &Registry, broker: &str, topics: Topics, cod
     let mut settings = Settings::new();
     settings.ingress = Some(broker.parse().unwrap());
     settings.topics = topics;
-    settings.code = code.into();
+    settings.code = Some(code.into());
     settings.response_timeout = Duration::from_secs(10);
     settings.routes = vec![Route::new(pattern, "cfgs")];
     started(registry, settings).await

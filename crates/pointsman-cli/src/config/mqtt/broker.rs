@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use pointsman::mqtt::LARGEST_PACKET;
 use pointsman::mqtt::broker::Options;
 
 use super::super::setting::{Draft, Setting};
@@ -12,13 +13,14 @@ use super::{Mqtt, Reading};
 type Field = fn(&mut Options) -> &mut usize;
 
 /// The keys that are about the embedded broker.
-pub(super) const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 15] = [
     "listen",
     "users_file",
     "tls_cert",
     "tls_key",
     "client_ca",
     "allow",
+    "max_client_packet",
     "max_connections",
     "max_sessions",
     "max_subscriptions",
@@ -37,13 +39,12 @@ impl Mqtt {
     pub(crate) fn broker_options(&self, listen: SocketAddr) -> Options {
         let mut options = self.broker.clone();
         options.listen = listen;
-        options.max_packet = self.settings.max_packet;
         options
     }
 }
 
 /// Limits of the embedded broker.
-pub(super) fn limits() -> [Setting<Reading>; 8] {
+pub(super) fn limits() -> [Setting<Reading>; 9] {
     fn counted(key: &'static str, default: &'static str, help: &'static str, field: Field) -> Setting<Reading> {
         limited(count(key, 1, MOST), default, help, field)
     }
@@ -54,7 +55,11 @@ pub(super) fn limits() -> [Setting<Reading>; 8] {
         let to = move |it: &mut Reading, value| *field(&mut it.mqtt.broker) = value;
         draft.default(default).restart().help(help).to(to)
     }
+    let packet = size("max_client_packet", 1 << 10, LARGEST_PACKET as u128);
     [
+        limited(packet, "\"1MiB\"", "Maximum size of a packet from a client of the embedded broker.", |options| {
+            &mut options.max_packet
+        }),
         counted("max_connections", "10000", "Maximum number of connections to the embedded broker.", |options| {
             &mut options.max_connections
         }),

@@ -42,8 +42,6 @@ pub(crate) async fn run() {
     // Like everything that a supervisor keeps running, it ends when it cannot start, and is started again.
     let registry = Registry::connect(words[2]).await.unwrap();
     let service = Service::builder(&registry, Instance::new(SERVICE).code(code)).broker(words[3].parse().unwrap());
-    // Known, and not what this looks for: a service for which more messages wait than it takes at a time cannot start.
-    let service = service.concurrency(5000);
     let own_code = Arc::<str>::from(code);
     let answer = move |request: Request| answer(journal.clone(), own_code.clone(), request);
     let service = service.on(format!("{NORMAL}/#"), answer.clone()).on(format!("{MASTER}/#"), answer);

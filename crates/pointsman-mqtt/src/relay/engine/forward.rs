@@ -407,6 +407,9 @@ impl Engine {
                 if let Some(waits) = self.may_wait(&route, &error, waits, now) {
                     return self.hold_refused(refused, waits);
                 }
+                if self.may_be_back(&route, &refused, now) {
+                    return self.hold_away(refused, now);
+                }
                 let Refused { origin, forward, reason, ref mut message, .. } = refused;
                 let letter =
                     DeadLetter::new("no-subscriber", format!("{reason} at the instances that were tried; {error}"));
@@ -504,6 +507,7 @@ impl Engine {
     pub(crate) fn tick(&mut self, now: Instant) {
         self.release_followers(now);
         self.give_up_waiting(now);
+        self.release_away(now);
         while let Some(number) = self.requests.overdue(now) {
             self.requests.get_mut(number).into_iter().for_each(|request| request.endpoint.report(Outcome::Failure));
             self.give_up(number, "no-answer", "no answer in time", now);

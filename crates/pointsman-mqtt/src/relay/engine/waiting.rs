@@ -36,8 +36,13 @@ impl Deadline {
         self.until <= now
     }
 
+    /// That moment, or the end of the wait where it comes first.
+    pub(super) fn no_later_than(&self, at: Instant) -> Instant {
+        at.min(self.until)
+    }
+
     /// Counts a message's expiry down by the time that it has waited; whether it is still worth something.
-    fn age(&mut self, publish: &mut Publish, now: Instant) -> bool {
+    pub(super) fn age(&mut self, publish: &mut Publish, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.aged).as_secs();
         self.aged += Duration::from_secs(waited);
         let Some(seconds) = &mut publish.properties.expiry else { return true };
@@ -183,6 +188,15 @@ impl Engine {
         }
     }
 
+    /// A message that an instance did not take has expired.
+    pub(super) fn give_up_expired(&mut self, refused: &Refused, now: Instant) {
+        if let Some(number) = refused.forward.request {
+            self.give_up(number, "expired", EXPIRED, now);
+        }
+        self.metrics.dropped("expired", 1);
+        self.acknowledge(refused.origin);
+    }
+
     /// Sends a message that has waited, holds it again, or, when its time is over, gives it up.
     fn try_again(&mut self, held: Held, now: Instant) {
         if held.counts() {
@@ -196,11 +210,7 @@ impl Engine {
                 if deadline.age(&mut refused.message, now) {
                     return self.send_to_another(refused, Some(deadline), now);
                 }
-                if let Some(number) = refused.forward.request {
-                    self.give_up(number, "expired", EXPIRED, now);
-                }
-                self.metrics.dropped("expired", 1);
-                self.acknowledge(refused.origin);
+                self.give_up_expired(&refused, now);
             }
             What::Arrival(mut arrival, code) => {
                 let topic = arrival.publish.topic.clone();
@@ -222,7 +232,7 @@ impl Engine {
 
 const EXPIRED: &str = "the message has expired before it could be delivered";
 
-fn size(publish: &Publish) -> usize {
+pub(super) fn size(publish: &Publish) -> usize {
     publish.payload.len() + publish.topic.len()
 }
 
