@@ -67,18 +67,23 @@ pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
 
 /// JSON with every character escaped that cannot be seen, or that changes the order of others: such stand only in its strings.
 pub(crate) fn json_escaped(json: &str) -> Cow<'_, str> {
-    if !json.chars().any(is_invisible) {
+    if !json.chars().any(is_hidden) {
         return json.into();
     }
     let mut escaped = String::with_capacity(json.len() + 16);
     for c in json.chars() {
-        if is_invisible(c) {
+        if is_hidden(c) {
             c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
         } else {
             escaped.push(c);
         }
     }
     escaped.into()
+}
+
+/// Whether JSON may have a character as it is, which a terminal does not show, or takes for a command.
+pub(crate) fn is_hidden(c: char) -> bool {
+    is_invisible(c) || matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}')
 }
 
 /// Writes bytes as they are.

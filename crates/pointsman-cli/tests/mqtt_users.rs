@@ -105,3 +105,22 @@ async fn a_running_broker_takes_users_and_its_certificate_up() {
     check_metrics(&seen);
     assert!(seen.contains("pointsman_broker_wrong_passwords_total 2"), "{seen}");
 }
+
+#[tokio::test]
+async fn a_client_id_forges_no_line_of_the_log() {
+    let port = free_port();
+    let file = File::new(&format!(
+        "registry = 'memory://mqtt-log'\n[mqtt]\nlisten = '127.0.0.1:{port}'\n\
+         [[mqtt.route]]\nmatch = '^/login(/|$)'\nservice = 'cfgs'\n"
+    ));
+    let mut running = serve(&file.path);
+    logged(&mut running, "MQTT broker lets clients in").await;
+    let paho = Paho::start().await;
+    let id = "x\n2026-12-01T00:00:00Z ERROR forged\u{1b}[2J";
+    paho.connect(PahoOptions::new(&format!("127.0.0.1:{port}")).client_id(id)).await;
+    let line = logged(&mut running, "forged").await;
+    assert!(
+        line.contains("MQTT client connected") && line.contains(r"x\n2026") && line.contains(r"\u{1b}[2J"),
+        "{line}"
+    );
+}
