@@ -159,7 +159,7 @@ pub async fn child(arguments: &[String], say: fn(&str)) -> Result<()> {
 /// One route, to the service `cfgs`; nobody's answer is missed while a benchmark runs.
 fn settings(code: &str) -> Settings {
     let mut settings = Settings::new();
-    settings.code = code.into();
+    settings.code = Some(code.into());
     settings.routes = vec![Route::new("^/login(/|$)", "cfgs")];
     settings.response_timeout = Duration::from_secs(3600);
     settings
