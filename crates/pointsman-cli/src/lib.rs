@@ -101,7 +101,7 @@ async fn carry_out(command: Command, global: &args::Global) -> Outcome {
         Command::Serve(serve) => serve::run(&serve, global).await,
         Command::Config { command } => settings::run(&command, global),
         Command::Check(check) => check::run(&check, global),
-        Command::Mqtt { command: MqttCommand::Passwd(passwd) } => passwd::run(&passwd),
+        Command::Mqtt { command: MqttCommand::Passwd(passwd) } => passwd::run(&passwd).await,
         Command::Register(register) => register::run(register, global).await,
         Command::Services => list::services(global).await,
         Command::Instances(instances) => list::instances(&instances, global).await,

@@ -5,19 +5,22 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 
 use pointsman::mqtt::broker::Users;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use tokio::sync::oneshot;
 
 use crate::args::Passwd;
 use crate::failure::Failure;
+use crate::signals::Signals;
 use crate::{Outcome, output};
 
 /// Maximum length of a password in bytes: what MQTT can send.
 const MAX_PASSWORD: usize = 65_535;
 
 /// Changes a user's line, and leaves all others as they are.
-pub(crate) fn run(args: &Passwd) -> Outcome {
+pub(crate) async fn run(args: &Passwd) -> Outcome {
     let Passwd { file, user, delete } = args;
     check(user)?;
     let fail = |error: io::Error| Failure::new(format!("{}: {error}", file.display()));
@@ -29,7 +32,7 @@ pub(crate) fn run(args: &Passwd) -> Outcome {
     if *delete && !is_known {
         return Err(Failure::new(format!("{} has no user {user:?}", file.display())));
     }
-    let hash = if *delete { None } else { Some(hash(&password(user)?)?) };
+    let hash = if *delete { None } else { Some(hash(&password(user).await?)?) };
     write(file, &edited(&before, user, hash.as_deref())).map_err(fail)?;
     let done = match (delete, is_known) {
         (true, _) => "deleted from",
@@ -93,11 +96,11 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 /// Reads the password: twice from a terminal, which does not show it, or a line from whatever else stdin is.
-fn password(user: &str) -> Result<Vec<u8>, Failure> {
+async fn password(user: &str) -> Result<Vec<u8>, Failure> {
     let is_terminal = io::stdin().is_terminal();
     let password = if is_terminal {
-        let password = asked(&format!("Password of {}: ", output::shown(user)))?;
-        if asked("The same again: ")? != password {
+        let password = asked(&format!("Password of {}: ", output::shown(user))).await?;
+        if asked("The same again: ").await? != password {
             return Err(Failure::new("the two are not the same: nothing is changed"));
         }
         password
@@ -122,13 +125,20 @@ fn line() -> Result<Vec<u8>, Failure> {
     Ok(line)
 }
 
-/// Asks on the terminal, which shows nothing meanwhile, whatever happens.
-fn asked(question: &str) -> Result<Vec<u8>, Failure> {
+/// Asks on the terminal, which shows nothing meanwhile. A signal ends that, and leaves the terminal as it was.
+async fn asked(question: &str) -> Result<Vec<u8>, Failure> {
     let fail = |error: io::Error| Failure::new(format!("read the password from the terminal: {error}"));
+    let mut signals = Signals::listen()?;
     let _silence = Silence::new().map_err(fail)?;
     let mut stderr = io::stderr();
     stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()).map_err(fail)?;
-    let line = line();
+    // On a thread that may be left behind: nothing else ends a read from a terminal.
+    let (sender, read) = oneshot::channel();
+    thread::spawn(move || sender.send(line()));
+    let line = tokio::select! {
+        line = read => line.unwrap_or_else(|_| Err(Failure::hurried())),
+        _ = signals.next() => Err(Failure::hurried()),
+    };
     output::note("");
     line
 }

@@ -1,4 +1,4 @@
-//! `dev` on a terminal, under a shell with job control.
+//! `dev`, and what asks for passwords, on a terminal, under a shell with job control.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -164,6 +164,33 @@ fn a_terminal_that_cannot_be_drawn_on_gets_lines() {
     // Ctrl-C.
     shell.types("\x03");
     shell.until_it_listens();
+}
+
+#[test]
+fn a_password_is_asked_for_and_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users");
+    let mut shell = Shell::start(folder.path(), &[]);
+    let asks = format!("{POINTSMAN} mqtt passwd {} anna\r", file.display());
+    let mut seen = String::new();
+    for (again, end) in [("hidden", "added to"), ("another", "not the same")] {
+        shell.types(&asks);
+        for (question, answer) in [("Password of anna: ", "hidden"), ("The same again: ", again)] {
+            seen += &shell.until(question);
+            shell.types(&format!("{answer}\r"));
+        }
+        seen += &shell.until(end);
+    }
+    assert!(!seen.contains("hidden") && !seen.contains("another"), "{seen:?}");
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("anna:$argon2id$"));
+    // Ctrl-C leaves a terminal that shows what is typed.
+    shell.types(&asks);
+    shell.until("Password of anna: ");
+    shell.types("\x03");
+    shell.until("$ ");
+    shell.types("echo shown-$((1+1))\r");
+    shell.until("echo shown-$((1+1))");
+    shell.until("shown-2");
 }
 
 #[test]
