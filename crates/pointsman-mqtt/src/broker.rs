@@ -42,6 +42,7 @@ mod shared;
 mod slots;
 mod subscribe;
 mod takeover;
+mod target;
 #[cfg(test)]
 mod tests;
 mod throttle;

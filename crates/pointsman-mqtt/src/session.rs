@@ -4,6 +4,7 @@
 //! [`Session::receive`]; what is to be sent gathers in [`Session::output`]. A session outlives its connections:
 //! [`Session::connected`] sends again what the specification wants to be sent again (section 4.4).
 
+mod encoded;
 mod inbound;
 mod outbound;
 mod stored;
@@ -14,6 +15,7 @@ use bytes::BytesMut;
 
 use crate::packet::{Ack, AckKind, Malformed, Packet, Publish, Qos, Unencodable, Version, encode};
 use crate::reason::Reason;
+pub use encoded::Encodings;
 use inbound::Inbound;
 use outbound::Outbound;
 
@@ -216,8 +218,24 @@ impl<T: Clone> Session<T> {
     ///
     /// [`Refusal`]; nothing is sent then.
     pub fn publish(&mut self, publish: &Publish, token: T, now: Instant) -> Result<Option<T>, Refusal> {
+        self.publish_shared(publish, token, &mut Encodings::default(), now)
+    }
+
+    /// The same for a message that goes to other sessions too, with the same topic, properties and payload: where payloads are shared
+    /// ([`Session::share_payloads`]), what is encoded once is kept once.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`]; nothing is sent then.
+    pub fn publish_shared(
+        &mut self,
+        publish: &Publish,
+        token: T,
+        encodings: &mut Encodings,
+        now: Instant,
+    ) -> Result<Option<T>, Refusal> {
         let up = self.up;
-        self.outbound.publish(publish, token, (&self.peer, up), now, &mut self.out)
+        self.outbound.publish(publish, token, (&self.peer, up), encodings, now, &mut self.out)
     }
 
     /// Takes a packet of the peer in.

@@ -13,7 +13,7 @@ use super::replay::Replay;
 use super::slots::Key;
 use super::timers::TimerKey;
 use crate::packet::{Options, Publish, Qos, Will};
-use crate::session::{Refusal, Session};
+use crate::session::{Encodings, Refusal, Session};
 
 /// A queue that has become empty keeps room for that many messages.
 const SPARE: usize = 64;
@@ -175,6 +175,7 @@ impl Client {
         publish: &Publish,
         token: Token,
         limits: &Limits,
+        encodings: &mut Encodings,
         pressed: bool,
         now: Instant,
     ) -> Delivery {
@@ -200,7 +201,7 @@ impl Client {
             return Delivery::Dropped(Drop::QueueFull);
         }
         let (bytes, owed) = (token.size, usize::from(token.owed));
-        match self.session.publish(publish, token, now) {
+        match self.session.publish_shared(publish, token, encodings, now) {
             Ok(_) => {
                 self.bytes += bytes;
                 self.owed += owed;

@@ -1,7 +1,7 @@
 //! The broker without its sockets: packets go in, bytes come out. Synchronous; the time is an argument.
 //!
 //! Its parts: `connection.rs`, `greet.rs` (CONNECT, and how sessions begin and end), `takeover.rs` (a client with two connections),
-//! `subscribe.rs`, `replay.rs` (retained messages for a new subscriber), `route.rs` (from a publisher to the subscribers),
+//! `subscribe.rs`, `replay.rs` (retained messages for a new subscriber), `route.rs` (from a publisher to the subscribers, who are in `target.rs`),
 //! `settle.rs` (what comes back), `pressure.rs` (who has to wait), and what they share here. Whatever follows from a step and could
 //! lead to the next (a will, a message for another member of a group) is put into `work`, so that no step calls itself.
 //!
@@ -20,14 +20,14 @@ use super::duty::{Answer, Duty};
 use super::figures::Figures;
 use super::limits::{Limits, RECEIVE_LIMIT, RECEIVE_MAXIMUM};
 use super::retained::Retained;
-use super::route::Target;
 use super::slots::{Key, Slots};
+use super::target::Target;
 use super::timers::{Timer, Timers};
 use super::tree::Tree;
 use super::wake::Wake;
 use crate::packet::{Malformed, Packet, Publish, Version};
 use crate::reason::Reason;
-use crate::session::Event;
+use crate::session::{Encodings, Event};
 
 /// How much is done before the lock is let go and others have their turn: messages given to clients, retained messages looked at, filters, and
 /// what else takes about a microsecond. Only what belongs to one packet is not divided any further.
@@ -51,6 +51,8 @@ pub(super) struct Core {
     pub(super) woken: Vec<Arc<Wake>>,
     /// Kept for its memory.
     pub(super) targets: Vec<Target>,
+    /// Of the message that is being given to clients.
+    pub(super) encodings: Encodings,
     /// Counts the messages that were distributed.
     pub(super) distributed: u64,
     pub(super) figures: Figures,
@@ -86,6 +88,7 @@ impl Core {
             spent: 0,
             woken: Vec::new(),
             targets: Vec::new(),
+            encodings: Encodings::default(),
             distributed: 0,
             figures: Figures::default(),
             closed: false,

@@ -12,8 +12,9 @@ use bytestring::ByteString;
 
 use super::core::{Core, SLICE};
 use super::retained::{Found, Kept, Place};
-use super::route::{Source, Target};
+use super::route::Source;
 use super::slots::Key;
+use super::target::Target;
 use crate::packet::{Options, Qos};
 use crate::topic;
 
@@ -169,6 +170,9 @@ impl Core {
         let source = Source { client: None, connection: None, local: false, id: kept.from };
         let mut publish = kept.publish;
         let qos = publish.qos;
+        // A message between two others: neither is encoded like it.
+        self.encodings.clear();
         self.deliver_now(&source, &mut publish, (qos, true), target, None, now);
+        self.encodings.clear();
     }
 }

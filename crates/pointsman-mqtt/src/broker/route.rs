@@ -5,15 +5,16 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
-use super::client::{Client, Delivery, Drop, Shared, Token};
+use super::client::{Delivery, Drop, Shared, Token};
 use super::core::Core;
 use super::duty::{Answer, Duty, Rule};
-use super::limits::Limits;
-use super::message::{CLIENT_ID_PROPERTY, SMALL, detached_around, expired, size};
-use super::slots::{Key, Slots};
+use super::message::{CLIENT_ID_PROPERTY, detached_around, expired};
+use super::slots::Key;
+use super::target::{Target, takes};
 use super::tree::Subscription;
 use crate::packet::{Malformed, MessageProperties, Publish, Qos};
 use crate::reason::Reason;
+use crate::session::Encodings;
 use crate::topic;
 
 /// A client for which nothing was dropped for so long has caught up. One that is always a little too slow is not to fill the log.
@@ -30,20 +31,6 @@ pub(super) struct Source {
     pub(super) connection: Option<Key>,
     pub(super) local: bool,
     pub(super) id: ByteString,
-}
-
-/// A client that is to get a message, and how.
-#[derive(Debug)]
-pub(super) struct Target {
-    pub(super) client: Key,
-    pub(super) local: bool,
-    /// At most.
-    pub(super) qos: Qos,
-    pub(super) retain_as_published: bool,
-    /// The identifiers of the subscriptions by which it comes.
-    pub(super) ids: Vec<u32>,
-    /// The shared subscription by which it comes.
-    pub(super) group: Option<Arc<str>>,
 }
 
 /// How a message has fared.
@@ -137,6 +124,7 @@ impl Core {
             let rule = if source.local { Rule::Any } else { Rule::All };
             self.duties.insert(Duty::new(publisher, id, rule))
         });
+        self.encodings.clear();
         let mut tally = Tally::default();
         for target in targets.drain(..) {
             let own_duty = duty.filter(|_| awaited(&target));
@@ -153,6 +141,7 @@ impl Core {
             }
         }
         self.targets = targets;
+        self.encodings.clear();
         if let Some(key) = duty {
             if self.duties.get(key).is_some_and(Duty::is_waiting) {
                 return None;
@@ -164,31 +153,6 @@ impl Core {
             Tally { dropped: true, .. } => Reason::QUOTA_EXCEEDED,
             Tally { .. } => Reason::NO_MATCHING_SUBSCRIBERS,
         })
-    }
-
-    /// Finds out who is to get a message: each client once for all its own subscriptions, and once for each group in which it
-    /// is its turn.
-    fn collect(&mut self, source: &Source, publish: &Publish) {
-        self.distributed += 1;
-        let Self { tree, clients, targets, limits, distributed, .. } = self;
-        targets.clear();
-        tree.matching(&publish.topic, &mut |leaf| {
-            for subscription in leaf.plain() {
-                if subscription.options.no_local && source.client == Some(subscription.client) {
-                    continue;
-                }
-                if let Some(client) = clients.get_mut(subscription.client) {
-                    add(targets, client, subscription, *distributed);
-                }
-            }
-            for group in leaf.groups() {
-                let takes = |member: &Subscription, up| takes(clients, limits, member, up, publish, !source.local);
-                if let Some(member) = group.pick(takes) {
-                    let local = clients.get(member.client).is_some_and(|client| client.local);
-                    targets.push(Target { group: Some(Arc::clone(&group.filter)), ..Target::new(&member, local) });
-                }
-            }
-        });
     }
 
     /// Gives a message to one client, after the retained one of its topic, if the client still waits for that.
@@ -224,18 +188,23 @@ impl Core {
         let pressed = if target.local && at_most_once { self.can_wait(source) } else { !source.local };
         let Some(client) = self.clients.get_mut(target.client) else { return Delivery::Away };
         publish.retain = quality.1 && target.retain_as_published;
+        // With properties of its own it is encoded for this client alone.
+        let mut encodings = Encodings::default();
+        let mut is_own = !target.ids.is_empty();
         publish.properties.subscription_ids = target.ids;
         let shared = target.group.filter(|_| publish.qos > Qos::AtMostOnce).map(|filter| {
             let publish = detached_around(publish, publish.payload.clone());
             Arc::new(Shared { filter, publish, from: source.id.clone(), since: now })
         });
         let named = target.local && publish.properties.user.iter().all(|(name, _)| *name != CLIENT_ID_PROPERTY);
+        is_own |= named;
         if named {
             let name = ByteString::from_static(CLIENT_ID_PROPERTY);
             publish.properties.user.push((name, source.id.clone()));
         }
         let token = Token::new(publish, duty, source.local, shared, &self.limits);
-        let delivery = client.deliver(publish, token, &self.limits, pressed, now);
+        let encodings = if is_own { &mut encodings } else { &mut self.encodings };
+        let delivery = client.deliver(publish, token, &self.limits, encodings, pressed, now);
         if named {
             publish.properties.user.pop();
         }
@@ -295,8 +264,10 @@ impl Core {
                 return Delivery::Away;
             }
             let quality = (publish.qos, publish.retain);
+            self.encodings.clear();
             self.deliver(&source, &mut publish, quality, target, duty, now)
         });
+        self.encodings.clear();
         let answer = match delivery {
             Some(Delivery::Waits) => return,
             Some(Delivery::Sent) => Answer::Taken,
@@ -306,50 +277,6 @@ impl Core {
             self.answer(duty, answer, now);
         }
     }
-}
-
-impl Target {
-    /// Whether its session will keep the payload of a message of QoS 1 or 2 as it is.
-    fn keeps(&self, publish: &Publish) -> bool {
-        self.qos > Qos::AtMostOnce && (publish.payload.len() > SMALL || self.group.is_some())
-    }
-
-    fn new(subscription: &Subscription, local: bool) -> Self {
-        let Subscription { client, options, id } = *subscription;
-        let ids = id.into_iter().collect();
-        Self { client, local, qos: options.qos, retain_as_published: options.retain_as_published, ids, group: None }
-    }
-}
-
-/// Adds a subscription to the targets; a client that is among them already gets no second copy.
-fn add(targets: &mut Vec<Target>, client: &mut Client, subscription: &Subscription, message: u64) {
-    let Subscription { options, id, .. } = *subscription;
-    if client.mark.0 == message
-        && let Some(target) = targets.get_mut(client.mark.1)
-    {
-        target.qos = target.qos.max(options.qos);
-        target.retain_as_published |= options.retain_as_published;
-        target.ids.extend(id);
-        return;
-    }
-    client.mark = (message, targets.len());
-    targets.push(Target::new(subscription, client.local));
-}
-
-/// Whether a member of a group can take a message.
-fn takes(
-    clients: &Slots<Client>,
-    limits: &Limits,
-    member: &Subscription,
-    is_up: bool,
-    publish: &Publish,
-    pressed: bool,
-) -> bool {
-    let Some(client) = clients.get(member.client) else { return false };
-    if publish.qos.min(member.options.qos) == Qos::AtMostOnce {
-        return is_up;
-    }
-    !client.is_full(2 * size(publish), limits, pressed)
 }
 
 /// What no client may send, although it can be read: in a message, or in a will.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::encoded::Encodings;
 use super::stored::{Stored, check_size};
 use super::{Event, Peer, Refusal, put_ack};
 use crate::packet::{Ack, AckKind, Malformed, Publish, Qos, Version, encode_publish};
@@ -93,6 +94,7 @@ impl<T: Clone> Outbound<T> {
         publish: &Publish,
         token: T,
         (peer, up): (&Peer, bool),
+        encodings: &mut Encodings,
         now: Instant,
         out: &mut BytesMut,
     ) -> Result<Option<T>, Refusal> {
@@ -104,7 +106,7 @@ impl<T: Clone> Outbound<T> {
             }
             return Ok(Some(token));
         }
-        let stored = Stored::new(publish, qos, token, peer, self.shares, now)?;
+        let stored = Stored::new((publish, qos), token, peer, (self.shares, encodings), now)?;
         if up && self.queue.is_empty() && self.has_room(peer) && out.len() < self.output {
             self.launch(stored, out);
         } else {
@@ -407,11 +409,12 @@ impl<T: Clone> Outbound<T> {
     ) -> Result<(), Refusal> {
         let flight = usize::from(id).checked_sub(1).and_then(|index| self.flights.get_mut(index)?.as_mut());
         let Some(flight) = flight.filter(|flight| matches!(flight.stage, Stage::Restored)) else {
-            let sent = self.publish(publish, token, to, now, out)?;
+            let sent = self.publish(publish, token, to, &mut Encodings::default(), now, out)?;
             self.sent.extend(sent);
             return Ok(());
         };
-        let mut stored = Stored::new(publish, Qos::ExactlyOnce, token, to.0, self.shares, now)?;
+        let mut stored =
+            Stored::new((publish, Qos::ExactlyOnce), token, to.0, (self.shares, &mut Encodings::default()), now)?;
         stored.set_id(id);
         stored.set_dup(true);
         if to.1 {

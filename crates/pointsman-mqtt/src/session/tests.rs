@@ -531,12 +531,12 @@ fn sharing() -> impl Strategy<Value = Sharing> {
 }
 
 /// One step of a session; what it has written.
-fn step(session: &mut Session<u32>, step: &Sharing, now: Instant) -> Vec<Packet> {
+fn step(session: &mut Session<u32>, step: &Sharing, encodings: &mut Encodings, now: Instant) -> Vec<Packet> {
     match *step {
         Sharing::Publish { qos, length, expiry } => {
             let mut publish = Publish { payload: vec![b'x'; length].into(), ..message("a/topic", qos) };
             publish.properties.expiry = expiry;
-            let _ = session.publish(&publish, 1, now);
+            let _ = session.publish_shared(&publish, 1, encodings, now);
         }
         Sharing::Connect { version, session_present, max_qos, max_packet } => {
             session.disconnected();
@@ -558,17 +558,24 @@ fn step(session: &mut Session<u32>, step: &Sharing, now: Instant) -> Vec<Packet>
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
-    /// Whether payloads are shared cannot be seen.
+    /// Whether payloads, and what is encoded, are shared with another session cannot be seen.
     #[test]
     fn what_is_sent_is_the_same_with_shared_payloads(steps in proptest::collection::vec(sharing(), 0..40)) {
         let mut now = Instant::now();
-        let (mut plain, mut shares) = (Session::new(10), Session::new(10));
+        let (mut plain, mut shares, mut other) = (Session::new(10), Session::new(10), Session::new(10));
         shares.share_payloads(true);
+        other.share_payloads(true);
+        other.connected(Peer { receive_maximum: 5, ..Peer::default() }, now);
         for one in &steps {
             if let Sharing::Pass(seconds) = one {
                 now += Duration::from_secs(*seconds);
             }
-            prop_assert_eq!(step(&mut plain, one, now), step(&mut shares, one, now));
+            let mut encodings = Encodings::default();
+            if matches!(one, Sharing::Publish { .. } | Sharing::Acknowledge) {
+                step(&mut other, one, &mut encodings, now);
+            }
+            let expected = step(&mut plain, one, &mut Encodings::default(), now);
+            prop_assert_eq!(expected, step(&mut shares, one, &mut encodings, now));
             prop_assert_eq!(plain.take_refused(), shares.take_refused());
         }
         prop_assert_eq!(plain.take_back(now, |_, _| true), shares.take_back(now, |_, _| true));
