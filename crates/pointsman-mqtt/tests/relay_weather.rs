@@ -308,3 +308,29 @@ async fn a_connection_lost_while_leaving_keeps_nobody() {
     assert!(proxy.accepted() > before);
     assert_eq!(sender.publish(PahoMessage::new("/login", "nobody")).await, 0x10);
 }
+
+#[tokio::test]
+async fn routes_that_are_gone_leave_the_metrics() {
+    let broker = broker().await;
+    let fleet = Fleet::new(&[("cfgs", &["svc-a"])]);
+    let with = |reload: usize| {
+        let of_reload = (0..20).map(|route| format!("^/reload{reload}/route{route}/"));
+        let routes = of_reload.chain(["^/kept/".to_owned()]).map(|pattern| Route::new(pattern, "cfgs")).collect();
+        between(&broker.url(), &broker.url(), routes)
+    };
+    let relay = fleet.relay(with(10)).await;
+    let (service, sender) = (everyone(&broker, &["svc-a"]).await, client(&broker).await);
+    sender.publish(PahoMessage::new("/kept/x", "").qos(1)).await;
+    service.next_message(SOON).await;
+    let size = relay.metrics().await.unwrap().len();
+    for reload in 11..30 {
+        relay.reload(with(reload), fleet.views()).await.unwrap();
+    }
+    let metrics = relay.metrics().await.unwrap();
+    assert!(metrics.len() < size + size / 10, "{size} bytes have become {}", metrics.len());
+    assert!(metrics.contains("reload29") && !metrics.contains("reload28"));
+    // What stays goes on counting.
+    let received = "messages_received_total{route=\"^/kept/\",service=\"cfgs\",qos=\"1\"} 1";
+    assert!(metrics.contains(received), "{metrics}");
+    relay.close().await;
+}

@@ -281,7 +281,8 @@ impl Engine {
     pub(super) fn reload(&mut self, settings: &Settings, routes: Routes, now: Instant) {
         self.limits = Limits::of(settings);
         self.response_topics.clone_from(&settings.response_topics);
-        self.routes = routes;
+        let before = std::mem::replace(&mut self.routes, routes);
+        self.metrics.forget_gone(before.all(), self.routes.all());
         self.look_for_orphans(now);
         self.release_waiting(now);
     }

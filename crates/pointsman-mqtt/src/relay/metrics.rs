@@ -66,6 +66,7 @@ struct Broker {
 /// The handles of one route.
 #[derive(Debug)]
 pub(super) struct RouteMetrics {
+    label: RouteOnly,
     received: [Count; 3],
     delivered: [Count; 3],
     pub(super) responses: Count,
@@ -152,6 +153,24 @@ impl Metrics {
             redispatched: inner.redispatched.get_or_create_owned(&label),
             delivery: inner.delivery.get_or_create_owned(&label),
             response: inner.response.get_or_create_owned(&label),
+            label,
+        }
+    }
+
+    /// Forgets the routes that are in `before` and not in `now`: what of theirs is still under way is counted no more.
+    pub(super) fn forget_gone(&self, before: &[Arc<super::routes::Route>], now: &[Arc<super::routes::Route>]) {
+        let inner = &*self.0;
+        let is_gone = |label: &&RouteOnly| !now.iter().any(|route| route.metrics.label == **label);
+        for label in before.iter().map(|route| &route.metrics.label).filter(is_gone) {
+            for qos in 0..3 {
+                let label = RouteQos { of: label.clone(), qos };
+                inner.received.remove(&label);
+                inner.delivered.remove(&label);
+            }
+            inner.responses.remove(label);
+            inner.redispatched.remove(label);
+            inner.delivery.remove(label);
+            inner.response.remove(label);
         }
     }
 

@@ -10,7 +10,7 @@ use pointsman::{Registry, Snapshot};
 use pointsman_testkit::{CuttingProxy, Mosquitto, Paho, PahoMessage};
 use tokio::runtime::Runtime;
 
-use crate::support::{SOON, paho, registry, route, started, within};
+use crate::support::{SOON, eventually, paho, registry, route, started, within};
 
 fn settings(broker: &str) -> Settings {
     let mut settings = Settings::new();
@@ -192,7 +192,8 @@ async fn an_ordinary_upgrade_loses_nothing() {
 /// It has forgotten shared subscriptions then.
 #[tokio::test]
 async fn a_broker_that_restarts_loses_nothing_of_a_relay_that_is_alone() {
-    let (mut broker, registry) = (Mosquitto::options().nodelay().persistence().start().await, registry().await);
+    let options = Mosquitto::options().nodelay().persistence().verbose();
+    let (mut broker, registry) = (options.start().await, registry().await);
     let egress = Mosquitto::start().await;
     let (_registration, service) = service(&registry, &egress).await;
     let proxy = CuttingProxy::start(broker.socket_address());
@@ -200,6 +201,8 @@ async fn a_broker_that_restarts_loses_nothing_of_a_relay_that_is_alone() {
     settings.egress = vec![egress.url().parse().unwrap()];
     let relay = started(&registry, settings).await;
     alone(&registry).await;
+    // It says so before it subscribes plainly.
+    eventually("subscribed plainly", || broker.log().lines().any(|line| line.ends_with("-in 2 /login/#"))).await;
     for round in 0..3_usize {
         proxy.cut();
         broker.stop().await;
