@@ -149,6 +149,8 @@ impl Link {
         (self.takes_ids, self.unsubscribing) = (peer.takes_subscription_ids, 0);
         if !peer.session_present {
             self.gone.clear();
+            // There is no other subscription to tell this one from, and an identifier with each message costs time.
+            self.subscription_id = 0;
         }
         self.subscriptions()
     }

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 use pointsman::mqtt::{Reply, Request, Service};
-use pointsman::{Instance, Registry};
-use pointsman_testkit::{Mosquitto, Paho, PahoMessage, PahoOptions, ZooKeeper, unique_prefix};
+use pointsman::{Instance, Registry, Snapshot};
+use pointsman_testkit::{CuttingProxy, Mosquitto, Paho, PahoMessage, PahoOptions, ZooKeeper, unique_prefix};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::{RwLock, watch};
@@ -37,6 +37,8 @@ struct World {
     registry: String,
     ingress: Mosquitto,
     egress: Mosquitto,
+    /// Between the relays and the brokers of services.
+    way: CuttingProxy,
     relays: Vec<Option<Running>>,
     services: Vec<Option<Child>>,
     folder: tempfile::TempDir,
@@ -57,8 +59,9 @@ impl World {
         let registry = format!("zookeeper://{zookeeper}/{}?session_timeout=2s", unique_prefix());
         let options = || Mosquitto::options().nodelay().persistence();
         let (ingress, egress) = (options().start().await, options().start().await);
+        let way = CuttingProxy::start(egress.socket_address());
         let folder = tempfile::tempdir().unwrap();
-        let mut world = Self { registry, ingress, egress, relays: Vec::new(), services: Vec::new(), folder };
+        let mut world = Self { registry, ingress, egress, way, relays: Vec::new(), services: Vec::new(), folder };
         for number in 0..2 {
             world.services.push(Some(world.service(number)));
         }
@@ -74,7 +77,7 @@ impl World {
         let settings = [
             format!("registry={}", self.registry),
             format!("mqtt.ingress={}", self.ingress.url()),
-            format!("mqtt.egress={}", self.egress.url()),
+            format!("mqtt.egress=mqtt://{}", self.way.address()),
             "mqtt.register_as=mqtt-balancer".to_owned(),
             "mqtt.route.0.match=^/jobs(/|$)".to_owned(),
             "mqtt.route.0.service=jobs".to_owned(),
@@ -113,18 +116,18 @@ impl World {
                 relay.ended().await;
                 self.relays[number] = Some(self.relay().await);
             }
-            // What it has acknowledged is on the disk, as a broker has to see to that keeps its promises.
+            // Mosquitto forgets shared subscriptions, so that relays are alone when it is killed. What it has acknowledged is on the disk, as a broker has to see to that keeps its promises.
             Fault::KillIngress => {
+                self.alone().await;
                 self.ingress.save().await;
                 self.ingress.restart().await;
             }
             Fault::KillEgress => {
-                self.signal_relays(Signal::STOP);
-                // The second time also what was still to be read from the relays.
-                self.egress.save().await;
+                // What it acknowledges from here on reaches nobody.
+                self.way.cut();
                 self.egress.save().await;
                 self.egress.restart().await;
-                self.signal_relays(Signal::CONT);
+                self.way.mend();
             }
             Fault::KillService(number) => {
                 let mut service = self.services[number].take().unwrap();
@@ -136,8 +139,17 @@ impl World {
         }
     }
 
-    fn signal_relays(&self, signal: Signal) {
-        self.relays.iter().flatten().for_each(|relay| relay.signal(signal));
+    /// Waits until the relay is alone, and knows it.
+    async fn alone(&self) {
+        let registry = Registry::connect(&self.registry).await.unwrap();
+        let group = registry.discover("mqtt-balancer").await.unwrap();
+        let is_alone = |group: &Snapshot| {
+            let mut there = group.instances().iter().filter(|relay| !relay.is_guarded());
+            let relay = there.next();
+            there.next().is_none()
+                && relay.is_some_and(|relay| relay.tags.get("subscribed").is_some_and(|how| how == "alone"))
+        };
+        timeout(DEADLINE, group.wait_for(is_alone)).await.expect("a relay that is alone").unwrap();
     }
 
     /// The numbers that have arrived.

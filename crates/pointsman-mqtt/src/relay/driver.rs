@@ -360,6 +360,8 @@ impl Driver {
         let is_second = changeover.is_second(publish);
         if changeover.has_only_new() && self.links[SENDERS].is_settled() {
             self.sharing.changeover = None;
+            // Again, without the identifier, which costs time with each message.
+            self.subscribe_to(self.links[SENDERS].filters().to_vec(), 0);
         }
         is_second
     }
@@ -394,6 +396,9 @@ impl Driver {
             self.sharing.changeover = Some(Changeover::new(id_of(self.settings.shared), self.settings.shared));
         }
         self.sharing.is_known = true;
+        if !is_present {
+            self.sharing.changeover = None;
+        }
         if let Some(leaving) = self.leaving.as_mut().filter(|leaving| leaving.leave == Leave::Inherited) {
             leaving.had_session |= is_present;
             leaving.dry |= !is_present;

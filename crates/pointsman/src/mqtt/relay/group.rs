@@ -8,16 +8,22 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::Snapshot;
+use pointsman_core::{ObservedInstance, Role, Snapshot};
 use pointsman_mqtt::relay::{self, Settings, Sharing, Views};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{Error, Instance, Registration, Registry, Service};
 
-/// The tag of a relay that gets every message, and its value. Another one is to wait until it is gone.
-const ALONE: (&str, &str) = ("subscribed", "alone");
+/// The tag of a relay that gets every message, or is about to. Another one is to wait until it is gone.
+const SUBSCRIBED: &str = "subscribed";
+/// Its value while the subscriptions change, and afterwards.
+const CHANGING: &str = "changing";
+const ALONE: &str = "alone";
+/// A relay that is guarded counts as one that is registered until this one has been registered for so long: where the registry has lost all, the
+/// others are about to register anew as well.
+const DOUBT: Duration = Duration::from_secs(5);
 /// How long a relay that starts waits for one that is alone to share the messages.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the registry may take to register the code of a slot that looked free before the next one is tried.
@@ -26,6 +32,9 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Maximum number of slots.
 const SLOTS: usize = 10_000;
+/// So many slots in a row without a session are the last ones: the relay that ended last may have had a higher slot than those that ended
+/// before it.
+const EMPTY_SLOTS: usize = 16;
 
 /// Registers a relay, with its code or that of the first free slot, before it has touched a broker. It is not to be found by clients yet.
 /// Sets the code in the settings.
@@ -62,8 +71,8 @@ pub(super) async fn claim(
 /// Waits until no other relay gets every message.
 pub(super) async fn until_shared(relays: &Service, own: &str) {
     let shared = |snapshot: &Snapshot| {
-        let mut others = snapshot.instances().iter().filter(|relay| *relay.code != *own);
-        !others.any(|relay| relay.tags.get(ALONE.0).is_some_and(|value| value == ALONE.1))
+        let mut others = snapshot.instances().iter().filter(|relay| *relay.code != *own && !relay.is_guarded());
+        !others.any(|relay| relay.tags.contains_key(SUBSCRIBED))
     };
     if timeout(PATIENCE, relays.wait_for(shared)).await.is_err() {
         tracing::warn!("another relay does not share its messages: until it does, some come twice");
@@ -84,11 +93,12 @@ pub(super) struct Member {
     gone: BTreeSet<Arc<str>>,
     inheriting: JoinSet<()>,
     is_alone: bool,
+    /// Since when it is registered without a break, as far as it knows.
+    registered_since: Option<Instant>,
 }
 
 impl Member {
-    /// `is_in_slot`: its code is that of a slot. Then those of lower slots that are not registered may have left a session, and those of
-    /// higher ones, up to the first that has not.
+    /// `is_in_slot`: its code is that of a slot. Then those of other slots that are not registered may have left a session.
     pub(super) fn new(
         (relays, registration, sharing): (Service, Arc<Registration>, Sharing),
         current: watch::Receiver<(Settings, Views)>,
@@ -105,6 +115,7 @@ impl Member {
             gone: BTreeSet::new(),
             inheriting: JoinSet::new(),
             is_alone: false,
+            registered_since: None,
         };
         if is_in_slot {
             member.look_into_slots();
@@ -127,6 +138,10 @@ impl Member {
 
     /// Does what is to be done as things are. Whether that is done.
     async fn look(&mut self) -> bool {
+        self.registered_since = match self.registration.role() {
+            Role::Detached => None,
+            _ => self.registered_since.or_else(|| Some(Instant::now())),
+        };
         let others = self.others();
         self.gone.extend(self.known.difference(&others).cloned());
         self.gone.retain(|code| !others.contains(code));
@@ -139,7 +154,8 @@ impl Member {
         }
         let wants_alone = self.known.is_empty() && self.gone.is_empty() && self.inheriting.is_empty();
         if wants_alone == self.is_alone {
-            return true;
+            // Whether one that is guarded counts changes with time.
+            return !self.relays.snapshot().is_guarded();
         }
         let changed = if wants_alone { self.be_alone().await } else { self.share().await };
         match changed {
@@ -156,31 +172,39 @@ impl Member {
     }
 
     fn others(&self) -> BTreeSet<Arc<str>> {
-        let own = self.own();
-        let snapshot = self.relays.snapshot();
-        snapshot.instances().iter().map(|relay| relay.code.clone()).filter(|code| *code != own).collect()
+        let (own, snapshot) = (self.own(), self.relays.snapshot());
+        let is_sure = self.registered_since.is_some_and(|since| since.elapsed() >= DOUBT);
+        let counts = |relay: &&Arc<ObservedInstance>| relay.code != own && !(relay.is_guarded() && is_sure);
+        snapshot.instances().iter().filter(counts).map(|relay| relay.code.clone()).collect()
     }
 
     /// First it says so, so that whoever comes waits; whoever has come meanwhile is seen before messages come plainly.
     async fn be_alone(&mut self) -> Result<(), String> {
-        let (tag, value) = ALONE;
-        let told = self.registration.update(move |relay| drop(relay.tags.insert(tag.to_owned(), value.to_owned())));
-        told.await.map_err(|error| error.to_string())?;
+        self.tell(Some(CHANGING)).await?;
         self.is_alone = true;
         if !self.others().is_empty() {
             return self.share().await;
         }
         tracing::info!("alone in its group: subscribes to all messages");
-        self.sharing.share(false).await.map_err(|error| error.to_string())
+        self.sharing.share(false).await.map_err(|error| error.to_string())?;
+        self.tell(Some(ALONE)).await
     }
 
     async fn share(&mut self) -> Result<(), String> {
         self.sharing.share(true).await.map_err(|error| error.to_string())?;
         tracing::info!("shares the messages with the others of its group");
-        let told = self.registration.update(|relay| drop(relay.tags.remove(ALONE.0)));
-        told.await.map_err(|error| error.to_string())?;
+        self.tell(None).await?;
         self.is_alone = false;
         Ok(())
+    }
+
+    /// Tells the others how it is subscribed.
+    async fn tell(&self, how: Option<&'static str>) -> Result<(), String> {
+        let told = self.registration.update(move |relay| match how {
+            Some(how) => drop(relay.tags.insert(SUBSCRIBED.to_owned(), how.to_owned())),
+            None => drop(relay.tags.remove(SUBSCRIBED)),
+        });
+        told.await.map_err(|error| error.to_string())
     }
 
     /// Takes over what the broker has kept for a relay that is gone.
@@ -198,8 +222,11 @@ impl Member {
         let (current, changed) = (self.current.clone(), self.changed.clone());
         self.inheriting.spawn(async move {
             let higher = (slot + 1..SLOTS).map(|slot| settings.code_of_slot(slot));
+            let mut empty = 0;
             for code in higher.filter(|code| !others.contains(code)) {
-                if !inherited(code, &current, changed.clone()).await {
+                let had_session = inherited(code, &current, changed.clone()).await;
+                empty = if had_session { 0 } else { empty + 1 };
+                if empty == EMPTY_SLOTS {
                     return;
                 }
             }
