@@ -4,7 +4,7 @@
 //! before it connects; whoever has the least code of those that are registered takes over the sessions of those that are gone; and only where
 //! nobody else is registered, and nothing is to be taken over, a relay subscribes plainly instead of sharing the messages of its group.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,9 @@ const DOUBT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the registry may take to register the code of a slot that looked free before the next one is tried.
 const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+/// Time before the sessions of a relay that is gone are taken over: one that is started again with its code has registered by then, and takes
+/// them up itself. Requests that are under way would not survive that.
+const GRACE: Duration = Duration::from_secs(2);
 /// Time until a change is tried again that the registry or the broker has not confirmed.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Maximum number of slots.
@@ -89,8 +92,8 @@ pub(super) struct Member {
     pub(super) changed: watch::Receiver<()>,
     /// Relays that were registered when last looked.
     known: BTreeSet<Arc<str>>,
-    /// Relays that are gone, and may have left a session.
-    gone: BTreeSet<Arc<str>>,
+    /// Relays that are gone, and may have left a session; and since when.
+    gone: BTreeMap<Arc<str>, Instant>,
     inheriting: JoinSet<()>,
     is_alone: bool,
     /// Since when it is registered without a break, as far as it knows.
@@ -112,7 +115,7 @@ impl Member {
             current,
             changed,
             known: BTreeSet::new(),
-            gone: BTreeSet::new(),
+            gone: BTreeMap::new(),
             inheriting: JoinSet::new(),
             is_alone: false,
             registered_since: None,
@@ -143,19 +146,24 @@ impl Member {
             _ => self.registered_since.or_else(|| Some(Instant::now())),
         };
         let others = self.others();
-        self.gone.extend(self.known.difference(&others).cloned());
-        self.gone.retain(|code| !others.contains(code));
+        let now = Instant::now();
+        self.gone.extend(self.known.difference(&others).map(|code| (code.clone(), now)));
+        self.gone.retain(|code, _| !others.contains(code));
         self.known = others;
         let own = self.own();
         if self.known.iter().all(|other| own < *other) {
-            for code in std::mem::take(&mut self.gone) {
+            let is_due = |since: &Instant| now.duration_since(*since) >= GRACE;
+            let due: Vec<_> =
+                self.gone.iter().filter(|(_, since)| is_due(since)).map(|(code, _)| code.clone()).collect();
+            for code in due {
+                self.gone.remove(&code);
                 self.inherit(code);
             }
         }
         let wants_alone = self.known.is_empty() && self.gone.is_empty() && self.inheriting.is_empty();
         if wants_alone == self.is_alone {
             // Whether one that is guarded counts changes with time.
-            return !self.relays.snapshot().is_guarded();
+            return self.gone.is_empty() && !self.relays.snapshot().is_guarded();
         }
         let changed = if wants_alone { self.be_alone().await } else { self.share().await };
         match changed {
@@ -218,7 +226,8 @@ impl Member {
     fn look_into_slots(&mut self) {
         let (settings, others, own) = (self.current.borrow().0.clone(), self.others(), self.own());
         let Some(slot) = (0..SLOTS).position(|slot| settings.code_of_slot(slot) == own) else { return };
-        self.gone.extend((0..slot).map(|lower| settings.code_of_slot(lower)).filter(|code| !others.contains(code)));
+        let lower = (0..slot).map(|lower| settings.code_of_slot(lower)).filter(|code| !others.contains(code));
+        self.gone.extend(lower.map(|code| (code, Instant::now())));
         let (current, changed) = (self.current.clone(), self.changed.clone());
         self.inheriting.spawn(async move {
             let higher = (slot + 1..SLOTS).map(|slot| settings.code_of_slot(slot));
