@@ -130,7 +130,7 @@ async fn another_kind_of_server_is_told_at_once() {
         (ZOOKEEPER, html, true, "it answers \"HTTP/1.1 200 OK\""),
         (ZOOKEEPER, ssh, false, "it answers \"SSH-2.0-OpenSSH_9.2p1\""),
         (AGENT, html, true, "it does not answer as an agent"),
-        (AGENT, ssh, true, "it does not speak HTTP ("),
+        (AGENT, ssh, true, "it does not speak HTTP"),
     ] {
         let error = error(&url(other_server(says, is_asked).await)).await;
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
